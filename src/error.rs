@@ -1,0 +1,99 @@
+//! The one error type of the crate. Every variant names what was being read or done, which part of it was wrong, and,
+//! in `problem`, what to do about it. Nothing a user, a file or a network can cause ends in a panic.
+
+use std::path::{Path, PathBuf};
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that can go wrong, grouped by what the reader of the message has to look at.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused to read, map, write or rename a file.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was attempted: "read", "write", ...
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The reason the system gave.
+        source: std::io::Error,
+    },
+    /// A file was read, but its content is not a picture this crate can use.
+    #[error("{}: {problem}", path.display())]
+    Image {
+        /// The picture, or "<memory>".
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// A checkpoint, a model directory or one field of them is malformed.
+    #[error("{}: {field}: {problem}", path.display())]
+    Weights {
+        /// The checkpoint or model file.
+        path: PathBuf,
+        /// The tensor, the configuration field or the part of the container.
+        field: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// Speech units that the model cannot speak.
+    #[error("units: {problem}")]
+    Units {
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// The asked-for device cannot be used.
+    #[error("device {device}: {problem}")]
+    Device {
+        /// As the user named it.
+        device: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// An option has a value that makes no sense here.
+    #[error("option {option}: {problem}")]
+    Option {
+        /// The option's name, without dashes.
+        option: &'static str,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// An operation was handed tensors that do not fit together.
+    #[error("{op}: {problem}")]
+    Shape {
+        /// The operation of the backend.
+        op: &'static str,
+        /// The shapes, and what was expected.
+        problem: String,
+    },
+    /// The model produced something that is not a number.
+    #[error("{stage}: the model produced NaN; its weights are damaged: convert the checkpoint again")]
+    NotANumber {
+        /// Where it was noticed.
+        stage: &'static str,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] in the form `map_err` wants.
+    pub fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> Error + use<'a> {
+        move |source| Error::Io { action, path: path.to_owned(), source }
+    }
+
+    /// An [`Error::Weights`].
+    pub fn weights(path: &Path, field: impl Into<String>, problem: impl Into<String>) -> Error {
+        Error::Weights { path: path.to_owned(), field: field.into(), problem: problem.into() }
+    }
+
+    /// An [`Error::Image`].
+    pub fn image(path: &Path, problem: impl Into<String>) -> Error {
+        Error::Image { path: path.to_owned(), problem: problem.into() }
+    }
+
+    /// An [`Error::Shape`].
+    pub fn shape(op: &'static str, problem: impl Into<String>) -> Error {
+        Error::Shape { op, problem: problem.into() }
+    }
+}

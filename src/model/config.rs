@@ -1,0 +1,239 @@
+//! The dimensions of every model, as they stand in a model directory's `config.json`. Everything else in the crate is
+//! generic over them. Deserialisation refuses unknown fields; [`ModelConfig::check`] refuses values that cannot be.
+
+use serde::{Deserialize, Serialize};
+
+/// The value of `format` this version reads and writes.
+pub const FORMAT: &str = "im2sp-1";
+
+/// A whole model: what `config.json` holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Always [`FORMAT`].
+    pub format: String,
+    /// One line for people: where the weights come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Set when the model knows only some kind of pictures: what they are ("drawn scenes of coloured shapes").
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// Picture to pixels.
+    pub image: ImageConfig,
+    /// Pixels to image tokens.
+    pub vision: VisionConfig,
+    /// Image tokens to speech units.
+    pub decoder: DecoderConfig,
+    /// Speech units to samples; absent in a directory that was converted without a vocoder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocoder: Option<VocoderConfig>,
+}
+
+/// How a picture becomes pixels (B, 3, size, size): the CLIP processor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageConfig {
+    /// The short side is resized to this many pixels and the centre square of it is kept.
+    pub size: usize,
+    /// Subtracted from values in 0..1, per channel R, G, B.
+    pub mean: [f32; 3],
+    /// What the difference is divided by.
+    pub std: [f32; 3],
+}
+
+/// A CLIP-style pre-LN vision transformer with a class token and quick GELU.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VisionConfig {
+    /// Side of a square patch in pixels.
+    pub patch: usize,
+    /// Channels C.
+    pub width: usize,
+    /// Transformer layers.
+    pub layers: usize,
+    /// Attention heads H; the head size is width / heads.
+    pub heads: usize,
+    /// Hidden channels of the feed-forward part.
+    pub mlp: usize,
+    /// Epsilon of its layer norms, and of the projection's.
+    pub eps: f32,
+}
+
+/// A BERT-style post-LN decoder over image tokens and speech-unit tokens, output tied to the word embedding.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecoderConfig {
+    /// Channels C.
+    pub width: usize,
+    /// Transformer layers.
+    pub layers: usize,
+    /// Attention heads H; the head size is width / heads.
+    pub heads: usize,
+    /// Hidden channels of the feed-forward part.
+    pub mlp: usize,
+    /// Rows of the word embedding: units + 3.
+    pub vocabulary: usize,
+    /// Rows of the position embedding; text positions only.
+    pub max_positions: usize,
+    /// Epsilon of its layer norms.
+    pub eps: f32,
+}
+
+/// The unit HiFi-GAN. Field names follow the published `config.json` where they mean the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VocoderConfig {
+    /// Samples per second of the result.
+    pub sampling_rate: u32,
+    /// Stride of each transposed convolution; their product is the samples of one code frame.
+    pub upsample_rates: Vec<usize>,
+    /// Kernel of each transposed convolution.
+    pub upsample_kernel_sizes: Vec<usize>,
+    /// Channels before the first of them; halved by each.
+    pub upsample_initial_channel: usize,
+    /// Kernel of each residual block of a stage.
+    pub resblock_kernel_sizes: Vec<usize>,
+    /// Dilations inside each residual block.
+    pub resblock_dilation_sizes: Vec<Vec<usize>>,
+    /// Speech units K.
+    pub num_embeddings: usize,
+    /// Channels of a unit's embedding.
+    pub embedding_dim: usize,
+    /// Channels that enter the generator: unit, f0 and speaker together.
+    pub model_in_dim: usize,
+    /// The duration predictor; without one every unit lasts one frame.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration: Option<DurationConfig>,
+    /// Rows of the speaker table of a multi-speaker model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_speakers: Option<usize>,
+    /// Bins of the quantised f0 embedding, of a model that takes f0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f0_bins: Option<usize>,
+}
+
+/// Dimensions of the vocoder's duration predictor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DurationConfig {
+    /// Hidden channels.
+    pub hidden: usize,
+    /// Taps of both convolutions.
+    pub kernel: usize,
+}
+
+impl ModelConfig {
+    /// Image tokens per picture: the patches and the class token.
+    pub fn image_tokens(&self) -> usize {
+        let side = self.image.size / self.vision.patch;
+        side * side + 1
+    }
+
+    /// Refuses values that no model of this family has. Returns the field and what is wrong with it.
+    pub fn check(&self) -> Result<(), (String, String)> {
+        let wrong = |field: &str, problem: String| Err((field.to_string(), problem));
+        if self.format != FORMAT {
+            return wrong("format", format!("is {:?}, this version reads {FORMAT:?}: convert again", self.format));
+        }
+        let sizes = [
+            ("image.size", self.image.size, 4096),
+            ("vision.patch", self.vision.patch, 1024),
+            ("vision.width", self.vision.width, 1 << 14),
+            ("vision.layers", self.vision.layers, 512),
+            ("vision.heads", self.vision.heads, 256),
+            ("vision.mlp", self.vision.mlp, 1 << 16),
+            ("decoder.width", self.decoder.width, 1 << 14),
+            ("decoder.layers", self.decoder.layers, 512),
+            ("decoder.heads", self.decoder.heads, 256),
+            ("decoder.mlp", self.decoder.mlp, 1 << 16),
+            ("decoder.max_positions", self.decoder.max_positions, 1 << 16),
+        ];
+        for (field, value, most) in sizes {
+            if value == 0 || value > most {
+                return wrong(field, format!("is {value}, expected 1 to {most}"));
+            }
+        }
+        if self.decoder.vocabulary < 104 || self.decoder.vocabulary > 1 << 16 {
+            return wrong("decoder.vocabulary", format!("is {}, expected 104 to 65536", self.decoder.vocabulary));
+        }
+        if !self.image.size.is_multiple_of(self.vision.patch) {
+            return wrong("image.size", format!("{} is no multiple of the patch", self.image.size));
+        }
+        for (field, width, heads) in [
+            ("vision.heads", self.vision.width, self.vision.heads),
+            ("decoder.heads", self.decoder.width, self.decoder.heads),
+        ] {
+            if !width.is_multiple_of(heads) {
+                return wrong(field, format!("{heads} does not divide the width {width}"));
+            }
+        }
+        if !self.image.std.iter().all(|s| s.is_finite() && *s > 0.0) || !self.image.mean.iter().all(|m| m.is_finite()) {
+            return wrong("image.std", "mean and std must be finite and std positive".into());
+        }
+        self.vocoder.as_ref().map_or(Ok(()), VocoderConfig::check)
+    }
+}
+
+impl VocoderConfig {
+    /// Samples of one code frame.
+    pub fn hop(&self) -> usize {
+        self.upsample_rates.iter().product()
+    }
+
+    /// Channels after upsampling stage `stage`.
+    pub fn stage_channels(&self, stage: usize) -> usize {
+        self.upsample_initial_channel >> (stage + 1)
+    }
+
+    /// As [`ModelConfig::check`].
+    pub fn check(&self) -> Result<(), (String, String)> {
+        let wrong = |field: &str, problem: String| Err((format!("vocoder.{field}"), problem));
+        let stages = self.upsample_rates.len();
+        if stages == 0 || stages > 12 || self.upsample_kernel_sizes.len() != stages {
+            return wrong("upsample_kernel_sizes", "needs one kernel for each of 1 to 12 upsample_rates".into());
+        }
+        for (&rate, &kernel) in self.upsample_rates.iter().zip(&self.upsample_kernel_sizes) {
+            if rate == 0 || kernel < rate || kernel > 256 || !(kernel - rate).is_multiple_of(2) {
+                return wrong("upsample_kernel_sizes", format!("kernel {kernel} does not fit rate {rate}"));
+            }
+        }
+        let hop = self.upsample_rates.iter().try_fold(1usize, |product, &rate| product.checked_mul(rate));
+        if hop.is_none_or(|hop| hop > 1 << 16) {
+            return wrong("upsample_rates", "their product exceeds 65536".into());
+        }
+        if self.stage_channels(stages - 1) == 0 || self.upsample_initial_channel > 1 << 14 {
+            return wrong("upsample_initial_channel", format!("{} does not fit", self.upsample_initial_channel));
+        }
+        if self.resblock_kernel_sizes.is_empty()
+            || self.resblock_kernel_sizes.len() != self.resblock_dilation_sizes.len()
+            || self.resblock_kernel_sizes.iter().any(|k| k % 2 == 0 || *k > 255)
+            || self.resblock_dilation_sizes.iter().any(|d| d.is_empty() || d.iter().any(|&d| d == 0 || d > 255))
+        {
+            return wrong("resblock_kernel_sizes", "needs odd kernels, each with a list of dilations of 1 to 255".into());
+        }
+        for (field, value) in [
+            ("num_embeddings", self.num_embeddings),
+            ("embedding_dim", self.embedding_dim),
+            ("model_in_dim", self.model_in_dim),
+            ("num_speakers", self.num_speakers.unwrap_or(1)),
+            ("f0_bins", self.f0_bins.unwrap_or(1)),
+        ] {
+            if value == 0 || value > 1 << 16 {
+                return wrong(field, format!("is {value}, expected 1 to 65536"));
+            }
+        }
+        let inputs = 1 + usize::from(self.num_speakers.is_some()) + usize::from(self.f0_bins.is_some());
+        if self.model_in_dim != self.embedding_dim * inputs {
+            return wrong("model_in_dim", format!("is {}, but {inputs} x embedding_dim go in", self.model_in_dim));
+        }
+        if self.sampling_rate == 0 || self.sampling_rate > 384_000 {
+            return wrong("sampling_rate", format!("is {}", self.sampling_rate));
+        }
+        match &self.duration {
+            Some(d) if d.hidden == 0 || d.hidden > 1 << 14 || d.kernel % 2 == 0 || d.kernel > 255 => {
+                wrong("duration", "needs hidden channels and an odd kernel".into())
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The models, written once over [`crate::backend::Backend`].
+
+pub mod config;

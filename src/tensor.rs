@@ -1,0 +1,180 @@
+//! Shapes, element types and host tensors: the common language of files, models and backends. A host tensor is a view
+//! of bytes that somebody owns (a mapped file, the binary itself, a vector); cloning it copies nothing.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+/// Element type of a stored tensor. All multi-byte elements are little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE binary32.
+    F32,
+    /// The upper half of a binary32.
+    BF16,
+    /// IEEE binary16; widened when used.
+    F16,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::BF16 | DType::F16 => 2,
+        }
+    }
+}
+
+/// Bytes with a shared owner. Cloning is a reference count.
+#[derive(Clone)]
+pub struct Bytes {
+    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    start: usize,
+    len: usize,
+}
+
+impl Bytes {
+    /// Takes everything `owner` holds.
+    pub fn new(owner: impl AsRef<[u8]> + Send + Sync + 'static) -> Bytes {
+        let len = owner.as_ref().len();
+        Bytes { owner: Arc::new(owner), start: 0, len }
+    }
+
+    /// The part `range` of these bytes, or `None` when it reaches outside.
+    pub fn slice(&self, range: std::ops::Range<usize>) -> Option<Bytes> {
+        (range.start <= range.end && range.end <= self.len).then(|| Bytes {
+            owner: self.owner.clone(),
+            start: self.start + range.start,
+            len: range.end - range.start,
+        })
+    }
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &(*self.owner).as_ref()[self.start..self.start + self.len]
+    }
+}
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Bytes({})", self.len)
+    }
+}
+
+/// A vector of plain elements as an owner of bytes, so that the bytes keep the elements' alignment.
+struct Elements<T>(Vec<T>);
+
+impl<T: bytemuck::NoUninit> AsRef<[u8]> for Elements<T> {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+/// A dense row-major tensor in host memory. The product of `shape` times the element size is the length of its bytes.
+#[derive(Clone, Debug)]
+pub struct HostTensor {
+    shape: Vec<usize>,
+    dtype: DType,
+    bytes: Bytes,
+}
+
+/// Number of elements of `shape`, or `None` when it does not fit a `usize`.
+pub fn element_count(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |product, &dimension| product.checked_mul(dimension))
+}
+
+impl HostTensor {
+    /// Wraps `bytes`; `None` when their length is not that of `shape` and `dtype`. Bytes that are not aligned for
+    /// their element type are copied once.
+    pub fn new(shape: &[usize], dtype: DType, bytes: Bytes) -> Option<HostTensor> {
+        if element_count(shape)?.checked_mul(dtype.size())? != bytes.len() {
+            return None;
+        }
+        let bytes = if bytes.as_ptr().align_offset(dtype.size()) == 0 {
+            bytes
+        } else {
+            match dtype {
+                DType::F32 => Bytes::new(Elements::<f32>(bytemuck::pod_collect_to_vec(&bytes))),
+                DType::BF16 | DType::F16 => Bytes::new(Elements::<u16>(bytemuck::pod_collect_to_vec(&bytes))),
+            }
+        };
+        Some(HostTensor { shape: shape.to_vec(), dtype, bytes })
+    }
+
+    /// An f32 tensor that owns `values`; `None` when their number is not that of `shape`.
+    pub fn from_f32(shape: &[usize], values: Vec<f32>) -> Option<HostTensor> {
+        HostTensor::new(shape, DType::F32, Bytes::new(Elements(values)))
+    }
+
+    /// A bf16 tensor that owns `values`; `None` when their number is not that of `shape`.
+    pub fn from_bf16(shape: &[usize], values: Vec<bf16>) -> Option<HostTensor> {
+        HostTensor::new(shape, DType::BF16, Bytes::new(Elements(values)))
+    }
+
+    /// Extent of every dimension, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.bytes.len() / self.dtype.size()
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The raw little-endian elements.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The elements, if they are f32.
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        if self.dtype == DType::F32 { bytemuck::try_cast_slice(&self.bytes).ok() } else { None }
+    }
+
+    /// The elements, if they are bf16.
+    pub fn as_bf16(&self) -> Option<&[bf16]> {
+        if self.dtype == DType::BF16 { bytemuck::try_cast_slice(&self.bytes).ok() } else { None }
+    }
+
+    /// The elements as f32: borrowed if that is what they are, widened otherwise.
+    pub fn to_f32(&self) -> Cow<'_, [f32]> {
+        match self.dtype {
+            DType::F32 => Cow::Borrowed(bytemuck::cast_slice(&self.bytes)),
+            DType::BF16 => bytemuck::cast_slice::<u8, bf16>(&self.bytes).iter().map(|v| v.to_f32()).collect(),
+            DType::F16 => bytemuck::cast_slice::<u8, f16>(&self.bytes).iter().map(|v| v.to_f32()).collect(),
+        }
+    }
+
+    /// The same tensor in another element type, rounded to nearest even; a clone when it has it already.
+    pub fn to_dtype(&self, dtype: DType) -> HostTensor {
+        if dtype == self.dtype {
+            return self.clone();
+        }
+        let values = self.to_f32();
+        let bytes = match dtype {
+            DType::F32 => Bytes::new(Elements(values.into_owned())),
+            DType::BF16 => Bytes::new(Elements(values.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>())),
+            DType::F16 => Bytes::new(Elements(values.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>())),
+        };
+        HostTensor { shape: self.shape.clone(), dtype, bytes }
+    }
+
+    /// The same elements under another shape; `None` when the number of elements differs.
+    pub fn reshape(self, shape: &[usize]) -> Option<HostTensor> {
+        (element_count(shape)? == self.len()).then(|| HostTensor { shape: shape.to_vec(), ..self })
+    }
+}
