@@ -1,5 +1,6 @@
 //! Image-to-speech captioning without text.
 
+pub mod backend;
 pub mod error;
 pub mod model;
 pub mod tensor;

@@ -1,2 +1,7 @@
-//! The command line.
-fn main() {}
+//! The `im2sp` program.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::run()
+}

@@ -209,7 +209,10 @@ impl VocoderConfig {
             || self.resblock_kernel_sizes.iter().any(|k| k % 2 == 0 || *k > 255)
             || self.resblock_dilation_sizes.iter().any(|d| d.is_empty() || d.iter().any(|&d| d == 0 || d > 255))
         {
-            return wrong("resblock_kernel_sizes", "needs odd kernels, each with a list of dilations of 1 to 255".into());
+            return wrong(
+                "resblock_kernel_sizes",
+                "needs odd kernels, each with a list of dilations of 1 to 255".into(),
+            );
         }
         for (field, value) in [
             ("num_embeddings", self.num_embeddings),

@@ -1,1 +1,2 @@
 //! Weights are data.
+pub mod store;

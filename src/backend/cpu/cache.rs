@@ -1,0 +1,213 @@
+//! attention_cached: one query per live row over the keys and values of its picture and of its text so far.
+//!
+//! Image tokens never see text, so their keys and values are stored once per picture and shared by all of its rows; a
+//! row owns its text alone. Keys lie in tiles of 16 tokens, (tile, D, 16), so that scores are computed 16 at a time
+//! without a horizontal sum; values lie as (T, D). Bytes per step and layer: 8 * H * D per visible token.
+
+use rayon::prelude::*;
+
+use super::attention::softmax;
+use super::simd::{Simd, dispatch};
+use super::{Tensor, ensure};
+use crate::Result;
+use crate::backend::{CacheRow, CacheShape};
+
+/// Tokens of a key tile.
+const TILE: usize = 16;
+
+/// Keys and values of `blocks` (layer, owner, head) triples, each with room for `capacity` tokens.
+#[derive(Clone)]
+struct Store {
+    size: usize,
+    capacity: usize,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Store {
+    fn new(blocks: usize, capacity: usize, size: usize) -> Store {
+        let capacity = capacity.next_multiple_of(TILE);
+        // Zeroed memory is not touched until it is used.
+        Store { size, capacity, keys: vec![0.0; blocks * capacity * size], values: vec![0.0; blocks * capacity * size] }
+    }
+
+    fn block(&self, block: usize) -> (&[f32], &[f32]) {
+        let range = block * self.capacity * self.size..(block + 1) * self.capacity * self.size;
+        (&self.keys[range.clone()], &self.values[range])
+    }
+
+    fn put(&mut self, block: usize, token: usize, key: &[f32], value: &[f32]) {
+        let base = block * self.capacity * self.size;
+        let tile = base + token / TILE * TILE * self.size + token % TILE;
+        for (d, &k) in key.iter().enumerate() {
+            self.keys[tile + d * TILE] = k;
+        }
+        self.values[base + token * self.size..][..self.size].copy_from_slice(value);
+    }
+
+    /// A copy of the first `tokens` tokens of every block.
+    fn fork(&self, tokens: usize) -> Store {
+        let stride = self.capacity * self.size;
+        let blocks = self.keys.len().checked_div(stride).unwrap_or(0);
+        let mut copy = Store::new(blocks, self.capacity, self.size);
+        let used = tokens.next_multiple_of(TILE) * self.size;
+        for start in (0..self.keys.len()).step_by(stride.max(1)) {
+            copy.keys[start..start + used].copy_from_slice(&self.keys[start..start + used]);
+            copy.values[start..start + used].copy_from_slice(&self.values[start..start + used]);
+        }
+        copy
+    }
+}
+
+/// The cache of [`crate::backend::Backend::attention_cached`].
+pub struct Cache {
+    shape: CacheShape,
+    prefix: Store,
+    rows: Vec<Row>,
+    /// Text tokens that every live row holds.
+    tokens: usize,
+}
+
+struct Row {
+    image: usize,
+    text: Store,
+}
+
+impl Cache {
+    pub(super) fn new(shape: CacheShape) -> Result<Cache> {
+        ensure(shape.heads > 0 && shape.head_size > 0, "cache", || format!("{shape:?}"))?;
+        let prefix = Store::new(shape.layers * shape.images * shape.heads, shape.prefix, shape.head_size);
+        Ok(Cache { shape, prefix, rows: Vec::new(), tokens: 0 })
+    }
+
+    fn check(&self, op: &'static str, qkv: &Tensor, rows: usize, layer: usize) -> Result<()> {
+        let width = self.shape.heads * self.shape.head_size;
+        ensure((qkv.rows, qkv.columns) == (rows, 3 * width) && layer < self.shape.layers, op, || {
+            format!("qkv ({}, {}) for {rows} rows, layer {layer} of {:?}", qkv.rows, qkv.columns, self.shape)
+        })
+    }
+
+    pub(super) fn set_prefix(&mut self, layer: usize, qkv: &Tensor) -> Result<()> {
+        let CacheShape { heads, head_size: size, images, prefix, .. } = self.shape;
+        self.check("cache_prefix", qkv, images * prefix, layer)?;
+        let width = heads * size;
+        for (index, row) in qkv.data.chunks_exact(3 * width).enumerate() {
+            let (image, token) = (index / prefix, index % prefix);
+            for head in 0..heads {
+                let block = (layer * images + image) * heads + head;
+                let key = &row[width + head * size..][..size];
+                let value = &row[2 * width + head * size..][..size];
+                self.prefix.put(block, token, key, value);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_rows(&mut self, rows: &[CacheRow]) -> Result<()> {
+        let mut uses = vec![0usize; self.rows.len()];
+        for row in rows {
+            let parent = row.parent.unwrap_or(0);
+            ensure(
+                row.image < self.shape.images && (row.parent.is_none() || parent < uses.len()),
+                "cache_rows",
+                || format!("{row:?} of {} rows, {:?}", uses.len(), self.shape),
+            )?;
+            if row.parent.is_some() {
+                uses[parent] += 1;
+            }
+        }
+        if rows.iter().all(|row| row.parent.is_none()) {
+            self.tokens = 0;
+        }
+        let mut parents: Vec<Option<Store>> =
+            std::mem::take(&mut self.rows).into_iter().map(|r| Some(r.text)).collect();
+        let CacheShape { layers, heads, max_text, head_size, .. } = self.shape;
+        for row in rows {
+            let text = row.parent.and_then(|parent| {
+                uses[parent] -= 1;
+                // The last child takes the parent's memory, earlier ones copy it.
+                if uses[parent] == 0 {
+                    parents[parent].take()
+                } else {
+                    parents[parent].as_ref().map(|p| p.fork(self.tokens))
+                }
+            });
+            let text = text.unwrap_or_else(|| Store::new(layers * heads, max_text, head_size));
+            self.rows.push(Row { image: row.image, text });
+        }
+        Ok(())
+    }
+
+    pub(super) fn attention(&mut self, qkv: &Tensor, layer: usize, position: usize) -> Result<Tensor> {
+        let CacheShape { heads, head_size: size, images, prefix, max_text, .. } = self.shape;
+        self.check("attention_cached", qkv, self.rows.len(), layer)?;
+        ensure(position < max_text, "attention_cached", || format!("position {position} of at most {max_text}"))?;
+        let width = heads * size;
+        for (row, qkv) in self.rows.iter_mut().zip(qkv.data.chunks_exact(3 * width)) {
+            for head in 0..heads {
+                let key = &qkv[width + head * size..][..size];
+                row.text.put(layer * heads + head, position, key, &qkv[2 * width + head * size..][..size]);
+            }
+        }
+        self.tokens = position + 1;
+        let mut out = vec![0.0; self.rows.len() * width];
+        let tasks = self.rows.len() * heads;
+        let (rows, prefix_store) = (&self.rows, &self.prefix);
+        out.par_chunks_mut(size).with_min_len(tasks.div_ceil(rayon::current_num_threads())).enumerate().for_each_init(
+            Vec::new,
+            |scores, (task, out)| {
+                let (row, head) = (task / heads, task % heads);
+                let query = &qkv.data[row * 3 * width + head * size..][..size];
+                let image = prefix_store.block((layer * images + rows[row].image) * heads + head);
+                let text = rows[row].text.block(layer * heads + head);
+                one_query(query, [(image, prefix), (text, position + 1)], scores, out);
+            },
+        );
+        Ok(Tensor::new(self.rows.len(), width, out))
+    }
+}
+
+/// Keys in tiles and values of one head, and how many tokens of them count.
+type Part<'a> = ((&'a [f32], &'a [f32]), usize);
+
+dispatch! {
+    /// Attention of one query (D) over two parts, into `out` (D). `scores` is scratch.
+    fn one_query(query: &[f32], parts: [Part<'_>; 2], scores: &mut Vec<f32>, out: &mut [f32]) = one_query_body;
+}
+
+#[inline(always)]
+fn one_query_body<S: Simd>(query: &[f32], parts: [Part<'_>; 2], scores: &mut Vec<f32>, out: &mut [f32]) {
+    let size = query.len();
+    scores.clear();
+    for ((keys, _), tokens) in parts {
+        let start = scores.len();
+        for tile in keys.chunks_exact(TILE * size).take(tokens.div_ceil(TILE)) {
+            let mut sums = [0.0; TILE];
+            tile_scores::<S>(query, tile, &mut sums);
+            scores.extend_from_slice(&sums);
+        }
+        scores.truncate(start + tokens);
+    }
+    softmax::<S>(scores, 1.0 / (size as f32).sqrt());
+    let mut weights = scores.iter();
+    for ((_, values), tokens) in parts {
+        for value in values.chunks_exact(size).take(tokens) {
+            let Some(&weight) = weights.next() else { return };
+            for (o, v) in out.iter_mut().zip(value) {
+                *o = S::mul_add1(weight, *v, *o);
+            }
+        }
+    }
+}
+
+/// Scores of one query against 16 keys (D, 16), in four independent sums over D.
+#[inline(always)]
+fn tile_scores<S: Simd>(query: &[f32], tile: &[f32], sums: &mut [f32; TILE]) {
+    for part in (0..TILE).step_by(S::N) {
+        let mut acc = [S::splat(0.0); 4];
+        for (d, &q) in query.iter().enumerate() {
+            acc[d % 4] = S::mul_add(S::splat(q), S::load(&tile[d * TILE + part..]), acc[d % 4]);
+        }
+        S::store(&mut sums[part..], S::add(S::add(acc[0], acc[1]), S::add(acc[2], acc[3])));
+    }
+}

@@ -1,0 +1,288 @@
+//! linear: y = act(x weight^T + bias) + residual, x (M, K), weight (N, K) read where it was stored.
+//!
+//! Two forms. Up to [`SMALL_M`] rows, the decode step: dot products that read the weights once, so the time is their
+//! bytes over the memory bandwidth. Above, the `gemm` crate on blocks of weights that stay in the L2 while the epilogue
+//! runs over them; bf16 weights are widened block by block. Operations: 2 * M * N * K.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::disjoint::Disjoint;
+use super::simd::{self, Simd, dispatch};
+use super::{Activation, Cpu, Elements, Matrix, Tensor, ensure};
+use crate::Result;
+use crate::backend::Linear;
+
+/// Rows up to which the dot-product form is used: beams, and small batches of a decode step.
+const SMALL_M: usize = 8;
+/// Weight elements below which another thread costs more than it brings.
+const PARALLEL_FROM: usize = 1 << 16;
+/// Largest block of the product: 512 x 512 results are 1 MiB, a core's L2.
+const BLOCK: usize = 512;
+
+/// A product before its weights are known. All slices are row-major.
+pub(super) struct Product<'a> {
+    /// (M, K).
+    pub x: &'a [f32],
+    /// M.
+    pub rows: usize,
+    /// K.
+    pub depth: usize,
+    /// (N).
+    pub bias: Option<&'a [f32]>,
+    /// (M, N), added last.
+    pub residual: Option<&'a [f32]>,
+}
+
+/// See [`crate::backend::Backend::linear`].
+pub fn linear(x: &Tensor, layer: &Linear<Cpu>, activation: Activation, residual: Option<&Tensor>) -> Result<Tensor> {
+    let (rows, columns) = (x.rows, layer.weight.rows);
+    ensure(
+        x.columns == layer.weight.columns
+            && layer.bias.data.len() == columns
+            && residual.is_none_or(|r| (r.rows, r.columns) == (rows, columns)),
+        "linear",
+        || {
+            let residual = residual.map(|r| (r.rows, r.columns));
+            let (n, k, bias) = (columns, layer.weight.columns, layer.bias.data.len());
+            format!("x ({rows}, {}), weight ({n}, {k}), bias {bias}, residual {residual:?}", x.columns)
+        },
+    )?;
+    let mut y = vec![0.0; rows * columns];
+    let (bias, residual) = (Some(&layer.bias.data[..]), residual.map(|r| &r.data[..]));
+    product(&Product { x: &x.data, rows, depth: x.columns, bias, residual }, &layer.weight, activation, &mut y)?;
+    Ok(Tensor::new(rows, columns, y))
+}
+
+/// Writes the product with its epilogue to `out` (M, N).
+pub(super) fn product(p: &Product<'_>, weight: &Matrix, activation: Activation, out: &mut [f32]) -> Result<()> {
+    let elements = weight.elements()?;
+    if out.is_empty() {
+        return Ok(());
+    }
+    if p.rows <= SMALL_M {
+        small(p, elements, weight.rows, activation, out);
+    } else {
+        blocked(p, elements, weight.rows, activation, out);
+    }
+    Ok(())
+}
+
+/// The decode step: every thread takes a run of weight rows.
+fn small(p: &Product<'_>, weight: Elements<'_>, columns: usize, activation: Activation, out: &mut [f32]) {
+    let threads = if columns * p.depth < PARALLEL_FROM { 1 } else { rayon::current_num_threads() };
+    let per_task = columns.div_ceil(threads).next_multiple_of(4);
+    // (N, M), so that each task owns a run of it; with one row this is the result's own layout.
+    let mut transposed = if p.rows == 1 { Vec::new() } else { vec![0.0; out.len()] };
+    let sums: &mut [f32] = if p.rows == 1 { out } else { &mut transposed };
+    let task = |(index, sums): (usize, &mut [f32])| {
+        let first = index * per_task * p.depth;
+        let last = first + sums.len() / p.rows * p.depth;
+        match weight {
+            Elements::F32(w) => dots_f32(&w[first..last], p.x, p.rows, p.depth, sums),
+            Elements::Bf16(w) => dots_bf16(&w[first..last], p.x, p.rows, p.depth, sums),
+        }
+    };
+    if threads == 1 {
+        task((0, sums));
+    } else {
+        sums.par_chunks_mut(per_task * p.rows).enumerate().for_each(task);
+    }
+    if p.rows > 1 {
+        for (m, row) in out.chunks_exact_mut(columns).enumerate() {
+            row.iter_mut().enumerate().for_each(|(n, y)| *y = transposed[n * p.rows + m]);
+        }
+    }
+    for (m, row) in out.chunks_exact_mut(columns).enumerate() {
+        finish(row, p.bias.unwrap_or(&[]), p.residual.map_or(&[], |r| &r[m * columns..][..columns]), activation);
+    }
+}
+
+/// Prefill, vision and batches: blocks of the result, each with the epilogue while it is warm.
+fn blocked(p: &Product<'_>, weight: Elements<'_>, columns: usize, activation: Activation, out: &mut [f32]) {
+    let threads = rayon::current_num_threads();
+    let (row_block, row_tasks) = split(p.rows, 1);
+    let (column_block, column_tasks) = split(columns, threads);
+    let out = Disjoint::new(out);
+    (0..row_tasks * column_tasks).into_par_iter().for_each(|task| {
+        let (row, column) = (task % row_tasks * row_block, task / row_tasks * column_block);
+        if row >= p.rows || column >= columns {
+            return;
+        }
+        let (m, n) = (row_block.min(p.rows - row), column_block.min(columns - column));
+        let mut widened = Vec::new();
+        let w: &[f32] = match weight {
+            Elements::F32(w) => &w[column * p.depth..][..n * p.depth],
+            Elements::Bf16(w) => {
+                widened.extend(w[column * p.depth..][..n * p.depth].iter().map(|v| v.to_f32()));
+                &widened
+            }
+        };
+        let x = &p.x[row * p.depth..][..m * p.depth];
+        // SAFETY: `w` holds n rows of `depth`, `x` holds m, and rows `row..row + m` by columns `column..column + n` of
+        // the result exist and belong to this task alone.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                p.depth,
+                out.at(row * columns + column),
+                1,
+                columns as isize,
+                false,
+                x.as_ptr(),
+                1,
+                p.depth as isize,
+                w.as_ptr(),
+                p.depth as isize,
+                1,
+                0.0f32,
+                1.0,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
+        for i in row..row + m {
+            let start = i * columns + column;
+            // SAFETY: as above; no other reference to this part of the row exists.
+            let y = unsafe { out.slice(start, n) };
+            let bias = p.bias.map_or(&[][..], |bias| &bias[column..][..n]);
+            finish(y, bias, p.residual.map_or(&[], |r| &r[start..][..n]), activation);
+        }
+    });
+}
+
+/// Block size and number of blocks for `extent`: a multiple of `parts` blocks of at most [`BLOCK`].
+fn split(extent: usize, parts: usize) -> (usize, usize) {
+    let tasks = parts * extent.div_ceil(parts * BLOCK).max(1);
+    (extent.div_ceil(tasks).next_multiple_of(16), tasks)
+}
+
+dispatch! {
+    /// `sums[n * rows + m] = weight[n] . x[m]` for all rows of `weight` (N, depth) and of `x` (rows, depth).
+    fn dots_f32(weight: &[f32], x: &[f32], rows: usize, depth: usize, sums: &mut [f32]) = dots_f32_body;
+}
+dispatch! {
+    /// As `dots_f32`.
+    fn dots_bf16(weight: &[bf16], x: &[f32], rows: usize, depth: usize, sums: &mut [f32]) = dots_bf16_body;
+}
+
+#[inline(always)]
+fn dots_f32_body<S: Simd>(weight: &[f32], x: &[f32], rows: usize, depth: usize, sums: &mut [f32]) {
+    dots::<S, f32>(weight, x, rows, depth, sums);
+}
+
+#[inline(always)]
+fn dots_bf16_body<S: Simd>(weight: &[bf16], x: &[f32], rows: usize, depth: usize, sums: &mut [f32]) {
+    dots::<S, bf16>(weight, x, rows, depth, sums);
+}
+
+/// An element a dot product can read.
+trait Element: Copy {
+    fn lanes<S: Simd>(values: &[Self]) -> S::Lanes;
+    fn widen(self) -> f32;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn lanes<S: Simd>(values: &[f32]) -> S::Lanes {
+        S::load(values)
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn lanes<S: Simd>(values: &[bf16]) -> S::Lanes {
+        S::load_bf16(values)
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits((self.to_bits() as u32) << 16)
+    }
+}
+
+/// Four weight rows at a time against one or two rows of x: enough independent sums to hide the FMA latency, and four
+/// streams for the hardware prefetcher. The order of additions does not depend on how many rows there are.
+#[inline(always)]
+fn dots<S: Simd, E: Element>(weight: &[E], x: &[f32], rows: usize, depth: usize, sums: &mut [f32]) {
+    let columns = sums.len() / rows;
+    let row = |n: usize| &weight[n.min(columns - 1) * depth..][..depth];
+    for n in (0..columns).step_by(4) {
+        // The last group repeats the last row instead of having a form of its own.
+        let w = [row(n), row(n + 1), row(n + 2), row(n + 3)];
+        let mut write = |m: usize, dots: [f32; 4]| {
+            for (i, dot) in dots.into_iter().enumerate().take(columns - n) {
+                sums[(n + i) * rows + m] = dot;
+            }
+        };
+        let mut m = 0;
+        while m + 2 <= rows {
+            let [a, b] = dot4::<S, E, 2>(w, [&x[m * depth..][..depth], &x[(m + 1) * depth..][..depth]]);
+            write(m, a);
+            write(m + 1, b);
+            m += 2;
+        }
+        if m < rows {
+            let [a] = dot4::<S, E, 1>(w, [&x[m * depth..][..depth]]);
+            write(m, a);
+        }
+    }
+}
+
+#[inline(always)]
+fn dot4<S: Simd, E: Element, const M: usize>(w: [&[E]; 4], x: [&[f32]; M]) -> [[f32; 4]; M] {
+    let depth = w[0].len();
+    let mut acc = [[[S::splat(0.0); 2]; 4]; M];
+    let step = 2 * S::N;
+    let whole = depth / step * step;
+    for k in (0..whole).step_by(step) {
+        for half in 0..2 {
+            let at = k + half * S::N;
+            for (i, w) in w.iter().enumerate() {
+                let lanes = E::lanes::<S>(&w[at..at + S::N]);
+                for m in 0..M {
+                    acc[m][i][half] = S::mul_add(lanes, S::load(&x[m][at..at + S::N]), acc[m][i][half]);
+                }
+            }
+        }
+    }
+    std::array::from_fn(|m| {
+        std::array::from_fn(|i| {
+            let mut dot = S::sum(S::add(acc[m][i][0], acc[m][i][1]));
+            for k in whole..depth {
+                dot = S::mul_add1(w[i][k].widen(), x[m][k], dot);
+            }
+            dot
+        })
+    })
+}
+
+dispatch! {
+    /// The epilogue on part of a row: `act(y + bias) + residual`; empty slices stand for nothing to add.
+    fn finish(y: &mut [f32], bias: &[f32], residual: &[f32], activation: Activation) = finish_body;
+}
+
+#[inline(always)]
+fn finish_body<S: Simd>(y: &mut [f32], bias: &[f32], residual: &[f32], activation: Activation) {
+    y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+    match activation {
+        Activation::None => {}
+        Activation::Gelu => {
+            for y in &mut *y {
+                *y = 0.5 * *y * (1.0 + simd::erf::<S>(*y * std::f32::consts::FRAC_1_SQRT_2));
+            }
+        }
+        Activation::QuickGelu => {
+            for y in &mut *y {
+                *y /= 1.0 + simd::exp::<S>(-1.702 * *y);
+            }
+        }
+    }
+    y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
+}

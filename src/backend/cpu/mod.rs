@@ -1,0 +1,199 @@
+//! The CPU backend: runs everywhere, is the oracle of the others, and has to be quick, since it is what a user without
+//! a GPU runs. One file per operation; threads come from rayon's global pool.
+
+mod argmax;
+mod attention;
+mod cache;
+mod conv1d;
+mod conv_transpose1d;
+mod disjoint;
+mod embed;
+mod layer_norm;
+mod linear;
+mod patch_embed;
+pub(crate) mod simd;
+mod transpose;
+
+use std::sync::Arc;
+
+use half::bf16;
+
+use super::{Activation, AttentionShape, Backend, CacheRow, CacheShape, ConvEpilogue, Linear, Norm};
+use crate::tensor::{DType, HostTensor};
+use crate::{Error, Result};
+
+pub use cache::Cache;
+pub use conv1d::Kernel;
+
+/// The host processor.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu;
+
+/// An activation of shape (rows, columns).
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    rows: usize,
+    columns: usize,
+    data: Arc<Vec<f32>>,
+}
+
+impl Tensor {
+    fn new(rows: usize, columns: usize, data: Vec<f32>) -> Tensor {
+        debug_assert_eq!(rows * columns, data.len());
+        Tensor { rows, columns, data: Arc::new(data) }
+    }
+}
+
+/// Elements of a constant matrix.
+#[derive(Clone, Copy)]
+enum Elements<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+}
+
+impl Elements<'_> {
+    /// Adds elements `start..start + out.len()` to `out`.
+    fn add_to(&self, start: usize, out: &mut [f32]) {
+        match self {
+            Elements::F32(values) => {
+                out.iter_mut().zip(&values[start..]).for_each(|(o, v)| *o += v);
+            }
+            Elements::Bf16(values) => {
+                out.iter_mut().zip(&values[start..]).for_each(|(o, v)| *o += v.to_f32());
+            }
+        }
+    }
+}
+
+/// Weights (N, K), where they were stored: usually a mapped file.
+pub struct Matrix {
+    rows: usize,
+    columns: usize,
+    tensor: HostTensor,
+}
+
+impl Matrix {
+    fn elements(&self) -> Result<Elements<'_>> {
+        match (self.tensor.as_f32(), self.tensor.as_bf16()) {
+            (Some(values), _) => Ok(Elements::F32(values)),
+            (_, Some(values)) => Ok(Elements::Bf16(values)),
+            _ => Err(Error::shape("matrix", "weights must be f32 or bf16")),
+        }
+    }
+}
+
+/// An error unless `ok`; the message is only built when it is needed.
+fn ensure(ok: bool, op: &'static str, problem: impl FnOnce() -> String) -> Result<()> {
+    if ok { Ok(()) } else { Err(Error::shape(op, problem())) }
+}
+
+impl Backend for Cpu {
+    type Tensor = Tensor;
+    type Matrix = Matrix;
+    type Kernel = Kernel;
+    type Cache = Cache;
+
+    fn describe(&self) -> String {
+        format!("cpu ({:?}, {} threads)", simd::level(), rayon::current_num_threads()).to_lowercase()
+    }
+
+    fn upload(&self, [rows, columns]: [usize; 2], values: &[f32]) -> Result<Tensor> {
+        ensure(rows.checked_mul(columns) == Some(values.len()), "upload", || {
+            format!("{} values for a shape of ({rows}, {columns})", values.len())
+        })?;
+        Ok(Tensor::new(rows, columns, values.to_vec()))
+    }
+
+    fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
+        Ok(x.data.to_vec())
+    }
+
+    fn shape(&self, x: &Tensor) -> [usize; 2] {
+        [x.rows, x.columns]
+    }
+
+    fn matrix(&self, weight: HostTensor) -> Result<Matrix> {
+        let &[rows, columns] = weight.shape() else {
+            return Err(Error::shape("matrix", format!("weights of shape {:?}, expected (N, K)", weight.shape())));
+        };
+        let tensor = if weight.dtype() == DType::F16 { weight.to_dtype(DType::F32) } else { weight };
+        Ok(Matrix { rows, columns, tensor })
+    }
+
+    fn kernel(&self, weight: &HostTensor, bias: &HostTensor) -> Result<Kernel> {
+        conv1d::pack(weight, bias)
+    }
+
+    fn transposed_kernel(&self, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<Kernel> {
+        conv_transpose1d::pack(weight, bias, stride)
+    }
+
+    fn linear(
+        &self,
+        x: &Tensor,
+        layer: &Linear<Cpu>,
+        activation: Activation,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        linear::linear(x, layer, activation, residual)
+    }
+
+    fn layer_norm(&self, x: &Tensor, norm: &Norm<Cpu>) -> Result<Tensor> {
+        layer_norm::layer_norm(x, norm)
+    }
+
+    fn attention(&self, qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
+        attention::attention(qkv, shape)
+    }
+
+    fn cache(&self, shape: CacheShape) -> Result<Cache> {
+        Cache::new(shape)
+    }
+
+    fn cache_prefix(&self, cache: &mut Cache, layer: usize, qkv: &Tensor) -> Result<()> {
+        cache.set_prefix(layer, qkv)
+    }
+
+    fn cache_rows(&self, cache: &mut Cache, rows: &[CacheRow]) -> Result<()> {
+        cache.set_rows(rows)
+    }
+
+    fn attention_cached(&self, qkv: &Tensor, cache: &mut Cache, layer: usize, position: usize) -> Result<Tensor> {
+        cache.attention(qkv, layer, position)
+    }
+
+    fn embed(&self, table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) -> Result<Tensor> {
+        embed::embed(table, position, ids, positions)
+    }
+
+    fn patch_embed(
+        &self,
+        pixels: &Tensor,
+        weight: &Matrix,
+        class: &Tensor,
+        position: &Matrix,
+        patch: usize,
+    ) -> Result<Tensor> {
+        patch_embed::patch_embed(pixels, weight, class, position, patch)
+    }
+
+    fn embed_columns(&self, tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
+        embed::embed_columns(tables)
+    }
+
+    fn conv1d(&self, x: &Tensor, kernel: &Kernel, dilation: usize, epilogue: ConvEpilogue<'_, Cpu>) -> Result<Tensor> {
+        conv1d::conv1d(x, kernel, dilation, epilogue)
+    }
+
+    fn conv_transpose1d(&self, x: &Tensor, kernel: &Kernel, slope: f32) -> Result<Tensor> {
+        conv_transpose1d::conv_transpose1d(x, kernel, slope)
+    }
+
+    fn transpose(&self, x: &Tensor) -> Result<Tensor> {
+        transpose::transpose(x)
+    }
+
+    fn argmax(&self, x: &Tensor) -> Result<Vec<u32>> {
+        argmax::argmax(x)
+    }
+}

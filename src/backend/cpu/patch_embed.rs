@@ -1,0 +1,69 @@
+//! patch_embed: pictures to tokens. Patches are gathered into rows (channel, row, column) and multiplied with the patch
+//! kernel; the class embedding and the positions stand in the result before the product is added to it.
+//! Operations: 2 * B * (T - 1) * C * 3 * patch^2.
+
+use super::linear::{self, Product};
+use super::{Matrix, Tensor, ensure};
+use crate::Result;
+
+/// See [`crate::backend::Backend::patch_embed`].
+pub fn patch_embed(
+    pixels: &Tensor,
+    weight: &Matrix,
+    class: &Tensor,
+    position: &Matrix,
+    patch: usize,
+) -> Result<Tensor> {
+    let side = (pixels.columns / 3).isqrt();
+    let grid = side.checked_div(patch).unwrap_or(0);
+    let (tokens, columns, depth) = (grid * grid + 1, weight.rows, 3 * patch * patch);
+    ensure(
+        grid > 0
+            && grid * patch == side
+            && 3 * side * side == pixels.columns
+            && weight.columns == depth
+            && class.data.len() == columns
+            && (position.rows, position.columns) == (tokens, columns),
+        "patch_embed",
+        || {
+            format!(
+                "pixels ({}, {}), patch {patch}, weight ({}, {}), class {}, position ({}, {})",
+                pixels.rows,
+                pixels.columns,
+                weight.rows,
+                weight.columns,
+                class.data.len(),
+                position.rows,
+                position.columns
+            )
+        },
+    )?;
+    let positions = position.elements()?;
+    let mut out = vec![0.0; pixels.rows * tokens * columns];
+    let mut patches = vec![0.0; (tokens - 1) * depth];
+    for (picture, out) in pixels.data.chunks_exact(pixels.columns).zip(out.chunks_exact_mut(tokens * columns)) {
+        gather(picture, side, patch, &mut patches);
+        out[..columns].copy_from_slice(&class.data);
+        linear::product(
+            &Product { x: &patches, rows: tokens - 1, depth, bias: None, residual: None },
+            weight,
+            super::Activation::None,
+            &mut out[columns..],
+        )?;
+        positions.add_to(0, out);
+    }
+    Ok(Tensor::new(pixels.rows * tokens, columns, out))
+}
+
+/// Copies each patch of a picture (3, side, side) into a row of `patches` (grid^2, 3 * patch * patch).
+fn gather(picture: &[f32], side: usize, patch: usize, patches: &mut [f32]) {
+    let grid = side / patch;
+    for (index, row) in patches.chunks_exact_mut(3 * patch * patch).enumerate() {
+        let (top, left) = (index / grid * patch, index % grid * patch);
+        for (line, out) in row.chunks_exact_mut(patch).enumerate() {
+            let (channel, y) = (line / patch, line % patch);
+            let start = (channel * side + top + y) * side + left;
+            out.copy_from_slice(&picture[start..start + patch]);
+        }
+    }
+}

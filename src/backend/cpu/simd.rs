@@ -1,0 +1,280 @@
+//! Vector lanes of the host processor, chosen once at run time, and the few transcendental functions the models need.
+//! A kernel body is written once, generic over [`Simd`], and [`dispatch!`] compiles it for AVX-512, for AVX2 and for
+//! the target's baseline (NEON on 64-bit Arm). What has no body here (matrix products) comes from the `gemm` crate.
+
+use half::bf16;
+
+/// One register of f32 lanes. Every method is `inline(always)`, so that it takes on the features of the caller.
+pub trait Simd: Copy {
+    /// A register.
+    type Lanes: Copy;
+    /// Lanes in one.
+    const N: usize;
+    /// All lanes equal to `value`.
+    fn splat(value: f32) -> Self::Lanes;
+    /// The first `N` values of a slice that holds at least as many.
+    fn load(values: &[f32]) -> Self::Lanes;
+    /// As `load`, widened from bf16.
+    fn load_bf16(values: &[bf16]) -> Self::Lanes;
+    /// Writes the first `N` values of a slice that holds at least as many.
+    fn store(values: &mut [f32], lanes: Self::Lanes);
+    /// `a * b + c`, rounded once where the hardware can.
+    fn mul_add(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
+    /// `a + b`.
+    fn add(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    /// Sum of all lanes.
+    fn sum(lanes: Self::Lanes) -> f32;
+    /// Scalar `a * b + c` in the same arithmetic as [`Simd::mul_add`].
+    fn mul_add1(a: f32, b: f32, c: f32) -> f32;
+}
+
+/// The target's baseline, vectorised by the compiler.
+#[derive(Clone, Copy)]
+pub struct Portable;
+
+impl Simd for Portable {
+    type Lanes = [f32; 8];
+    const N: usize = 8;
+    #[inline(always)]
+    fn splat(value: f32) -> [f32; 8] {
+        [value; 8]
+    }
+    #[inline(always)]
+    fn load(values: &[f32]) -> [f32; 8] {
+        std::array::from_fn(|i| values[i])
+    }
+    #[inline(always)]
+    fn load_bf16(values: &[bf16]) -> [f32; 8] {
+        std::array::from_fn(|i| f32::from_bits((values[i].to_bits() as u32) << 16))
+    }
+    #[inline(always)]
+    fn store(values: &mut [f32], lanes: [f32; 8]) {
+        values[..8].copy_from_slice(&lanes);
+    }
+    #[inline(always)]
+    fn mul_add(a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| Self::mul_add1(a[i], b[i], c[i]))
+    }
+    #[inline(always)]
+    fn add(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn sum(lanes: [f32; 8]) -> f32 {
+        lanes.iter().sum()
+    }
+    #[inline(always)]
+    fn mul_add1(a: f32, b: f32, c: f32) -> f32 {
+        // Only 64-bit Arm has a fused multiply-add in its baseline; elsewhere it would be a library call.
+        if cfg!(target_arch = "aarch64") { a.mul_add(b, c) } else { a * b + c }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+macro_rules! x86_lanes {
+    ($name:ident, $doc:literal, $register:ty, $n:literal, $splat:ident, $load:ident, $store:ident, $fma:ident, $add:ident,
+     $widen:expr, $sum:expr) => {
+        #[doc = $doc]
+        #[derive(Clone, Copy)]
+        pub struct $name;
+
+        // SAFETY (of every block): the type is only named by `dispatch!` after the processor's features were checked,
+        // and each pointer comes from a slice whose length the assertion has compared with the lanes.
+        impl Simd for $name {
+            type Lanes = $register;
+            const N: usize = $n;
+            #[inline(always)]
+            fn splat(value: f32) -> $register {
+                unsafe { $splat(value) }
+            }
+            #[inline(always)]
+            fn load(values: &[f32]) -> $register {
+                assert!(values.len() >= $n);
+                unsafe { $load(values.as_ptr()) }
+            }
+            #[inline(always)]
+            fn load_bf16(values: &[bf16]) -> $register {
+                assert!(values.len() >= $n);
+                unsafe { $widen(values.as_ptr()) }
+            }
+            #[inline(always)]
+            fn store(values: &mut [f32], lanes: $register) {
+                assert!(values.len() >= $n);
+                unsafe { $store(values.as_mut_ptr(), lanes) }
+            }
+            #[inline(always)]
+            fn mul_add(a: $register, b: $register, c: $register) -> $register {
+                unsafe { $fma(a, b, c) }
+            }
+            #[inline(always)]
+            fn add(a: $register, b: $register) -> $register {
+                unsafe { $add(a, b) }
+            }
+            #[inline(always)]
+            fn sum(lanes: $register) -> f32 {
+                unsafe { $sum(lanes) }
+            }
+            #[inline(always)]
+            fn mul_add1(a: f32, b: f32, c: f32) -> f32 {
+                a.mul_add(b, c)
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Simd, bf16};
+    use std::arch::x86_64::*;
+
+    x86_lanes!(
+        Avx512,
+        "16 lanes of AVX-512.",
+        __m512,
+        16,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_fmadd_ps,
+        _mm512_add_ps,
+        |p: *const bf16| {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()))))
+        },
+        |v| _mm512_reduce_add_ps(v)
+    );
+    x86_lanes!(
+        Avx2,
+        "8 lanes of AVX2 with FMA.",
+        __m256,
+        8,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_fmadd_ps,
+        _mm256_add_ps,
+        |p: *const bf16| {
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()))))
+        },
+        |v| {
+            let mut lanes = [0f32; 8];
+            _mm256_storeu_ps(lanes.as_mut_ptr(), v);
+            lanes.iter().sum::<f32>()
+        }
+    );
+}
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
+/// Widest lanes of this processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// AVX2 and FMA.
+    Avx2,
+    /// What the target guarantees.
+    Portable,
+}
+
+/// What this processor has. The answer of the standard library's detection is cached by it.
+#[inline]
+pub fn level() -> Level {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+        {
+            return Level::Avx512;
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return Level::Avx2;
+        }
+    }
+    Level::Portable
+}
+
+/// `dispatch! { pub fn name(a: A, ...) = body; }` makes `name`, which calls `body::<S>` with the widest [`Simd`] the
+/// processor has, compiled with its features. `body` has to be `inline(always)`.
+macro_rules! dispatch {
+    ($(#[$meta:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) = $body:ident;) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $visibility fn $name($($argument: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                use $crate::backend::cpu::simd::{Avx2, Avx512, Level, level};
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx512($($argument: $type),*) {
+                    $body::<Avx512>($($argument),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx2($($argument: $type),*) {
+                    $body::<Avx2>($($argument),*)
+                }
+                match level() {
+                    // SAFETY: `level` has found every feature that the function is compiled with.
+                    Level::Avx512 => return unsafe { avx512($($argument),*) },
+                    // SAFETY: as above.
+                    Level::Avx2 => return unsafe { avx2($($argument),*) },
+                    Level::Portable => {}
+                }
+            }
+            $body::<$crate::backend::cpu::simd::Portable>($($argument),*)
+        }
+    };
+}
+pub(crate) use dispatch;
+
+/// e^x with a relative error below 2^-22 for x in -87..88; smaller x give 0, larger ones the value at 88; NaN stays.
+///
+/// Range reduction by ln 2 in two parts, then a degree-6 Taylor-Horner polynomial on +-ln(2)/2.
+#[inline(always)]
+pub fn exp<S: Simd>(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
+    let clamped = if x > 88.0 { 88.0 } else { x };
+    let shifted = S::mul_add1(clamped, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = S::mul_add1(n, -0.693_359_4, clamped);
+    let r = S::mul_add1(n, 2.121_944_4e-4, r);
+    let mut p = 1.0 / 720.0;
+    p = S::mul_add1(p, r, 1.0 / 120.0);
+    p = S::mul_add1(p, r, 1.0 / 24.0);
+    p = S::mul_add1(p, r, 1.0 / 6.0);
+    p = S::mul_add1(p, r, 0.5);
+    p = S::mul_add1(p, r, 1.0);
+    p = S::mul_add1(p, r, 1.0);
+    let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
+    if x < -87.0 { 0.0 } else { p * scale }
+}
+
+/// tanh(x), absolute error below 2e-7.
+#[inline(always)]
+pub fn tanh<S: Simd>(x: f32) -> f32 {
+    let clamped = x.clamp(-10.0, 10.0);
+    1.0 - 2.0 / (exp::<S>(2.0 * clamped) + 1.0)
+}
+
+/// erf(x), absolute error below 4e-7: an odd rational function of degree 11 over 10, fitted to minimise the relative
+/// error on 0..3.92, beyond which erf rounds to one.
+#[inline(always)]
+pub fn erf<S: Simd>(x: f32) -> f32 {
+    let x = x.clamp(-3.92, 3.92);
+    let t = x * x;
+    let mut p = 2.050_127e-6;
+    p = S::mul_add1(p, t, 2.848_779_6e-4);
+    p = S::mul_add1(p, t, 3.765_401_3e-3);
+    p = S::mul_add1(p, t, 5.274_806e-2);
+    p = S::mul_add1(p, t, 1.904_014_3e-1);
+    p = S::mul_add1(p, t, 1.128_379_1);
+    let mut q = 3.809_188e-5;
+    q = S::mul_add1(q, t, 1.162_483_4e-3);
+    q = S::mul_add1(q, t, 1.496_878_5e-2);
+    q = S::mul_add1(q, t, 1.141_070_3e-1);
+    q = S::mul_add1(q, t, 5.020_716e-1);
+    q = S::mul_add1(q, t, 1.0);
+    x * p / q
+}

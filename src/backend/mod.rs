@@ -1,0 +1,198 @@
+//! The seam between models and devices: a closed, short list of operations on two-dimensional tensors. Models are
+//! written once against [`Backend`]; [`cpu`] runs everywhere and is the oracle of every other device.
+//!
+//! Letters: B batch, T tokens, C channels, H heads, D head size, V vocabulary, S samples or frames, R rows of a decode
+//! step, M/N/K of a matrix product. Activations are f32 and row-major; weights have the type they were stored in.
+
+pub mod cpu;
+
+use crate::Result;
+use crate::tensor::HostTensor;
+
+/// What is applied to a matrix product before it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    None,
+    /// 0.5 x (1 + erf(x / sqrt 2)).
+    Gelu,
+    /// x sigmoid(1.702 x).
+    QuickGelu,
+}
+
+/// What is applied to a convolution before it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConvActivation {
+    /// Nothing.
+    None,
+    /// max(x, 0).
+    Relu,
+    /// tanh(x).
+    Tanh,
+}
+
+/// A fully connected layer on a backend: `x (M, K) -> x weight^T + bias (M, N)`.
+pub struct Linear<B: Backend + ?Sized> {
+    /// (N, K).
+    pub weight: B::Matrix,
+    /// (1, N).
+    pub bias: B::Tensor,
+}
+
+/// A layer norm on a backend: normalise each row over C, then scale and shift.
+pub struct Norm<B: Backend + ?Sized> {
+    /// (1, C).
+    pub weight: B::Tensor,
+    /// (1, C).
+    pub bias: B::Tensor,
+    /// Added to the biased variance.
+    pub eps: f32,
+}
+
+/// How packed query, key and value rows (B*T, 3*H*D) are to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Independent sequences B.
+    pub batch: usize,
+    /// Tokens T of each.
+    pub tokens: usize,
+    /// Heads H.
+    pub heads: usize,
+}
+
+/// Sizes of a key-value cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Decoder layers.
+    pub layers: usize,
+    /// Heads H.
+    pub heads: usize,
+    /// Head size D.
+    pub head_size: usize,
+    /// Pictures; each has one prefix, shared by all of its rows.
+    pub images: usize,
+    /// Image tokens of a prefix.
+    pub prefix: usize,
+    /// Text tokens a row may hold.
+    pub max_text: usize,
+}
+
+/// One live row of a cache: the picture it describes, and the earlier row whose text it continues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheRow {
+    /// Index of the picture.
+    pub image: usize,
+    /// Row of the previous step that this one continues; `None` starts a text.
+    pub parent: Option<usize>,
+}
+
+/// What a convolution does around its sum. `y = act(conv(leaky(x)) + bias + residual)`, then `(y + sum) * scale`.
+pub struct ConvEpilogue<'a, B: Backend + ?Sized> {
+    /// Slope of the leaky ReLU applied to the input; 1 leaves it alone.
+    pub slope: f32,
+    /// Added after the bias.
+    pub residual: Option<&'a B::Tensor>,
+    /// Applied after the residual.
+    pub activation: ConvActivation,
+    /// Added after the activation.
+    pub sum: Option<&'a B::Tensor>,
+    /// Multiplies everything.
+    pub scale: f32,
+}
+
+impl<B: Backend + ?Sized> Default for ConvEpilogue<'_, B> {
+    fn default() -> Self {
+        ConvEpilogue { slope: 1.0, residual: None, activation: ConvActivation::None, sum: None, scale: 1.0 }
+    }
+}
+
+/// A device that can run the models. Every operation checks its shapes and returns an error that names them.
+pub trait Backend: Send + Sync + Sized + 'static {
+    /// Activations: two-dimensional, f32.
+    type Tensor: Clone + Send + Sync;
+    /// A constant matrix (N, K): f32 or bf16.
+    type Matrix: Send + Sync;
+    /// The constant weights and bias of a convolution, in the layout its kernel wants.
+    type Kernel: Send + Sync;
+    /// Keys and values of a decoder.
+    type Cache: Send;
+
+    /// The device in words, for people.
+    fn describe(&self) -> String;
+    /// Copies `values` (rows, columns) to the device.
+    fn upload(&self, shape: [usize; 2], values: &[f32]) -> Result<Self::Tensor>;
+    /// Copies a tensor to the host.
+    fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
+    /// Rows and columns.
+    fn shape(&self, x: &Self::Tensor) -> [usize; 2];
+    /// Makes (N, K) weights available to `linear` and the embeddings.
+    fn matrix(&self, weight: HostTensor) -> Result<Self::Matrix>;
+    /// Makes the weights (C out, C in, taps) of `conv1d` with its bias (C out).
+    fn kernel(&self, weight: &HostTensor, bias: &HostTensor) -> Result<Self::Kernel>;
+    /// Makes the weights (C in, C out, taps) of `conv_transpose1d` with its bias (C out) and stride.
+    fn transposed_kernel(&self, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<Self::Kernel>;
+
+    /// `act(x weight^T + bias) + residual`: x (M, K), residual and result (M, N).
+    fn linear(
+        &self,
+        x: &Self::Tensor,
+        layer: &Linear<Self>,
+        activation: Activation,
+        residual: Option<&Self::Tensor>,
+    ) -> Result<Self::Tensor>;
+    /// Each row of x (M, C) normalised.
+    fn layer_norm(&self, x: &Self::Tensor, norm: &Norm<Self>) -> Result<Self::Tensor>;
+    /// Bidirectional attention: packed qkv (B*T, 3*H*D), each third H heads wide, to (B*T, H*D); scores over sqrt D.
+    fn attention(&self, qkv: &Self::Tensor, shape: AttentionShape) -> Result<Self::Tensor>;
+
+    /// An empty cache without rows.
+    fn cache(&self, shape: CacheShape) -> Result<Self::Cache>;
+    /// Stores keys and values of all prefixes of one layer: packed qkv (images * prefix, 3*H*D).
+    fn cache_prefix(&self, cache: &mut Self::Cache, layer: usize, qkv: &Self::Tensor) -> Result<()>;
+    /// Replaces the live rows; texts are carried over from the parents.
+    fn cache_rows(&self, cache: &mut Self::Cache, rows: &[CacheRow]) -> Result<()>;
+    /// One new token per live row: appends its key and value at text position `position`, then lets it attend to the
+    /// prefix of its picture and to its text so far, itself included: packed qkv (R, 3*H*D) to (R, H*D).
+    fn attention_cached(
+        &self,
+        qkv: &Self::Tensor,
+        cache: &mut Self::Cache,
+        layer: usize,
+        position: usize,
+    ) -> Result<Self::Tensor>;
+
+    /// Row `ids[r]` of `table` (V, C) plus row `positions[r]` of `position` (P, C), for every r: (R, C).
+    fn embed(
+        &self,
+        table: &Self::Matrix,
+        position: &Self::Matrix,
+        ids: &[u32],
+        positions: &[u32],
+    ) -> Result<Self::Tensor>;
+    /// Pictures (B, 3*side*side) to tokens (B*T, C), T = (side/patch)^2 + 1: the class embedding first, then the patches
+    /// in row-major order times `weight` (C, 3*patch*patch); row t of `position` (T, C) is added to each token t.
+    fn patch_embed(
+        &self,
+        pixels: &Self::Tensor,
+        weight: &Self::Matrix,
+        class: &Self::Tensor,
+        position: &Self::Matrix,
+        patch: usize,
+    ) -> Result<Self::Tensor>;
+    /// Columns of stacked tables: column s of the result (sum of widths, S) holds row `ids[s]` of each table in turn.
+    fn embed_columns(&self, tables: &[(&Self::Matrix, &[u32])]) -> Result<Self::Tensor>;
+    /// Convolution over time that keeps the length: x (C in, S) to (C out, S), zero padding (taps - 1) * dilation / 2.
+    fn conv1d(
+        &self,
+        x: &Self::Tensor,
+        kernel: &Self::Kernel,
+        dilation: usize,
+        epilogue: ConvEpilogue<'_, Self>,
+    ) -> Result<Self::Tensor>;
+    /// Transposed convolution: leaky ReLU of x (C in, S) to (C out, S * stride), padding (taps - stride) / 2.
+    fn conv_transpose1d(&self, x: &Self::Tensor, kernel: &Self::Kernel, slope: f32) -> Result<Self::Tensor>;
+    /// (M, N) to (N, M).
+    fn transpose(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
+    /// Column of the largest value of each row, the lowest such column on ties; NaN anywhere is an error.
+    fn argmax(&self, x: &Self::Tensor) -> Result<Vec<u32>>;
+}

@@ -1,0 +1,165 @@
+//! From image tokens to unit tokens: greedy, beam search and sampling over a key-value cache. Every picture is decoded as
+//! if it were alone: a picture's tokens do not depend on its neighbours in a batch. Rows that have finished leave the
+//! batch at once.
+
+mod beam;
+mod rows;
+mod sample;
+
+use crate::backend::{Backend, CacheRow};
+use crate::model::decoder::Decoder;
+use crate::units::{BOS, EOS};
+use crate::{Error, Result};
+
+pub use rows::log_softmax;
+
+/// When a beam search may stop looking for better hypotheses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EarlyStopping {
+    /// As soon as there are as many finished hypotheses as beams.
+    #[default]
+    Yes,
+    /// When the best running beam, at its current length, scores below the worst finished hypothesis.
+    Heuristic,
+    /// When no continuation up to the length limit could score better.
+    Never,
+}
+
+/// Whose rules decide where several are in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compat {
+    /// Today's transformers (5.x), and unit sequences cut at the first EOS.
+    #[default]
+    Current,
+    /// The reference implementation: transformers 4.33.3's beam search and the reference's truncation of sequences.
+    Reference,
+}
+
+/// Draw each token at random instead of taking the likeliest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Logits are divided by this first; above 0.
+    pub temperature: f32,
+    /// Only this many likeliest tokens stay; 0 keeps all.
+    pub top_k: usize,
+    /// Only the likeliest tokens that together reach this probability stay; 1 keeps all.
+    pub top_p: f32,
+    /// Seed of every picture's own random numbers.
+    pub seed: u64,
+}
+
+/// How tokens are chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// Beams; 1 is greedy.
+    pub beams: usize,
+    /// Scores of finished beams are divided by their length to this power.
+    pub length_penalty: f32,
+    /// When a beam search may stop.
+    pub early_stopping: EarlyStopping,
+    /// Most tokens of a sequence, BOS and EOS included.
+    pub max_length: usize,
+    /// Sampling instead of the likeliest token; for one beam.
+    pub sampling: Option<Sampling>,
+    /// Whose rules.
+    pub compat: Compat,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        GenerateOptions {
+            beams: 1,
+            length_penalty: 1.0,
+            early_stopping: EarlyStopping::Yes,
+            max_length: 512,
+            sampling: None,
+            compat: Compat::Current,
+        }
+    }
+}
+
+/// One decoded picture.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generated {
+    /// Token ids, BOS first, EOS last unless the length limit came before it.
+    pub tokens: Vec<u32>,
+    /// Sum of log-probabilities over the length to the power of the length penalty; beam search only.
+    pub score: Option<f32>,
+}
+
+impl GenerateOptions {
+    /// Refuses combinations that make no sense for a decoder of this `vocabulary`.
+    pub fn check(&self, vocabulary: usize) -> Result<()> {
+        let wrong = |option, problem: String| Err(Error::Option { option, problem });
+        if self.beams == 0 || 2 * self.beams > vocabulary {
+            return wrong("beam", format!("{} beams; expected 1 to {}", self.beams, vocabulary / 2));
+        }
+        if self.max_length < 2 {
+            return wrong("max-units", "at least one unit is needed".into());
+        }
+        if !self.length_penalty.is_finite() {
+            return wrong("length-penalty", "must be a number".into());
+        }
+        if self.compat == Compat::Reference && self.early_stopping != EarlyStopping::Yes {
+            return wrong("compat", "the reference always stops early".into());
+        }
+        let Some(sampling) = self.sampling else { return Ok(()) };
+        if self.beams > 1 {
+            return wrong("beam", "sampling works with one beam".into());
+        }
+        if !(sampling.temperature.is_finite() && sampling.temperature > 0.0) {
+            return wrong("temperature", format!("{} is not above 0", sampling.temperature));
+        }
+        if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
+            return wrong("top-p", format!("{} is not in (0, 1]", sampling.top_p));
+        }
+        Ok(())
+    }
+
+    /// Text tokens that can occur: the limit, or the decoder's positions if they are fewer.
+    pub fn limit<B: Backend>(&self, decoder: &Decoder<B>) -> usize {
+        self.max_length.min(decoder.config().max_positions)
+    }
+}
+
+/// Decodes `images` pictures whose prefixes `cache` holds; `progress` is told the length reached after every step.
+pub fn generate<B: Backend>(
+    backend: &B,
+    decoder: &Decoder<B>,
+    cache: &mut B::Cache,
+    images: usize,
+    options: &GenerateOptions,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<Generated>> {
+    options.check(decoder.config().vocabulary)?;
+    let limit = options.limit(decoder);
+    if options.beams > 1 {
+        return beam::search(backend, decoder, cache, images, options, limit, progress);
+    }
+    let mut sampler = options.sampling.map(|sampling| sample::Sampler::new(sampling, images));
+    let mut done: Vec<Vec<u32>> = vec![vec![BOS]; images];
+    let mut live: Vec<usize> = (0..images).collect();
+    let mut rows: Vec<CacheRow> = live.iter().map(|&image| CacheRow { image, parent: None }).collect();
+    for position in 0..limit - 1 {
+        if live.is_empty() {
+            break;
+        }
+        if rows.len() != live.len() || position == 0 {
+            rows.retain(|row| live.contains(&row.image));
+            backend.cache_rows(cache, &rows)?;
+            rows = live.iter().enumerate().map(|(r, &image)| CacheRow { image, parent: Some(r) }).collect();
+        }
+        let ids: Vec<u32> = live.iter().filter_map(|&image| done[image].last().copied()).collect();
+        let logits = decoder.step(backend, cache, &ids, position)?;
+        let next = match &mut sampler {
+            Some(sampler) => sampler.draw(&backend.download(&logits)?, &live)?,
+            None => backend.argmax(&logits)?,
+        };
+        for (&image, &token) in live.iter().zip(&next) {
+            done[image].push(token);
+        }
+        live.retain(|&image| done[image].last() != Some(&EOS));
+        progress(position + 2);
+    }
+    Ok(done.into_iter().map(|tokens| Generated { tokens, score: None }).collect())
+}

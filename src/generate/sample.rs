@@ -1,0 +1,109 @@
+//! Sampling: temperature, then top-k, then top-p (nucleus), then one draw, in the order transformers applies them.
+//! Random numbers are SplitMix64's, one stream per picture, so that a seed gives the same caption on every machine and
+//! in every batch.
+
+use super::Sampling;
+use super::rows::{log_softmax, top};
+use crate::Result;
+
+/// The random state of every picture.
+pub struct Sampler {
+    sampling: Sampling,
+    states: Vec<u64>,
+}
+
+impl Sampler {
+    pub fn new(sampling: Sampling, images: usize) -> Sampler {
+        Sampler { sampling, states: vec![sampling.seed; images] }
+    }
+
+    /// One token for each row of `logits` (R, V); row r belongs to picture `images[r]`.
+    pub fn draw(&mut self, logits: &[f32], images: &[usize]) -> Result<Vec<u32>> {
+        let columns = logits.len().checked_div(images.len()).unwrap_or(0).max(1);
+        logits
+            .chunks_exact(columns)
+            .zip(images)
+            .map(|(row, &image)| {
+                let candidates = self.candidates(row)?;
+                Ok(pick(&candidates, uniform(&mut self.states[image])))
+            })
+            .collect()
+    }
+
+    /// Tokens that may be drawn, likeliest first, with their probabilities.
+    fn candidates(&self, logits: &[f32]) -> Result<Vec<(u32, f64)>> {
+        let Sampling { temperature, top_k, top_p, .. } = self.sampling;
+        let scaled: Vec<f32> = logits.iter().map(|v| v / temperature).collect();
+        let keep = if top_k == 0 { scaled.len() } else { top_k };
+        let order = top(&log_softmax(&scaled)?, keep);
+        let kept = log_softmax(&order.iter().map(|&i| scaled[i]).collect::<Vec<_>>())?;
+        let mut before = 0.0f64;
+        let mut candidates = Vec::new();
+        for (&token, log) in order.iter().zip(kept) {
+            // A token stays while those before it do not reach top_p, so at least one does.
+            if before >= f64::from(top_p) && !candidates.is_empty() {
+                break;
+            }
+            let probability = f64::from(log).exp();
+            candidates.push((token as u32, probability));
+            before += probability;
+        }
+        Ok(candidates)
+    }
+}
+
+/// The candidate at `uniform` (0..1) of the total probability.
+fn pick(candidates: &[(u32, f64)], uniform: f64) -> u32 {
+    let mut left = uniform * candidates.iter().map(|(_, p)| p).sum::<f64>();
+    for &(token, probability) in candidates {
+        left -= probability;
+        if left < 0.0 {
+            return token;
+        }
+    }
+    candidates.last().map_or(0, |&(token, _)| token)
+}
+
+/// The next number in 0..1 of a SplitMix64 stream (Steele, Lea and Flood, 2014), 53 bits.
+fn uniform(state: &mut u64) -> f64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampler(top_k: usize, top_p: f32, temperature: f32) -> Sampler {
+        Sampler::new(Sampling { temperature, top_k, top_p, seed: 7 }, 1)
+    }
+
+    #[test]
+    fn frequencies_follow_the_softmax() -> Result<()> {
+        let logits = [0.0, 2.0f32.ln(), 5.0f32.ln()];
+        let mut sampler = sampler(0, 1.0, 1.0);
+        let mut counts = [0; 3];
+        for _ in 0..8000 {
+            counts[sampler.draw(&logits, &[0])?[0] as usize] += 1;
+        }
+        for (count, expected) in counts.into_iter().zip([1000.0, 2000.0, 5000.0]) {
+            // Five standard deviations of a binomial count.
+            assert!((f64::from(count) - expected).abs() < 5.0 * expected.sqrt(), "{counts:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn filters_keep_the_likeliest() -> Result<()> {
+        let logits = [0.1f32.ln(), 0.6f32.ln(), 0.3f32.ln()];
+        let tokens = |s: &Sampler| s.candidates(&logits).map(|c| c.into_iter().map(|(t, _)| t).collect::<Vec<_>>());
+        assert_eq!(tokens(&sampler(2, 1.0, 1.0))?, [1, 2]);
+        assert_eq!(tokens(&sampler(0, 0.5, 1.0))?, [1]);
+        assert_eq!(tokens(&sampler(0, 0.7, 1.0))?, [1, 2]);
+        assert_eq!(tokens(&sampler(0, 1.0, 0.01))?.first(), Some(&1));
+        Ok(())
+    }
+}

@@ -1,0 +1,97 @@
+//! The speech-unit decoder: a post-LN transformer over image tokens and unit tokens, its output tied to the word
+//! embedding. Image tokens never see text, so [`Decoder::prefill`] runs once per picture, and every later step handles
+//! one token a row. Source: transformers' GIT (GitForCausalLM) with the vocabulary replaced by units.
+
+use super::config::DecoderConfig;
+use super::layer::{Layer, Loader};
+use crate::backend::{Activation, AttentionShape, Backend, CacheShape, Linear, Norm};
+use crate::{Error, Result};
+
+/// Weights of the decoder; C channels, V vocabulary, P positions.
+pub struct Decoder<B: Backend> {
+    config: DecoderConfig,
+    position: B::Matrix,     // (P, C)
+    embedding_norm: Norm<B>, // (C)
+    layers: Vec<Layer<B>>,
+    output: Linear<B>, // (V, C), also the word embedding
+}
+
+impl<B: Backend> Decoder<B> {
+    /// Takes the tensors `decoder.*`.
+    pub fn load(loader: &mut Loader<'_, B>, config: &DecoderConfig) -> Result<Decoder<B>> {
+        let (width, eps) = (config.width, config.eps);
+        Ok(Decoder {
+            config: config.clone(),
+            position: loader.matrix("decoder.position_embedding", [config.max_positions, width])?,
+            embedding_norm: loader.norm("decoder.embedding_norm", width, eps)?,
+            layers: (0..config.layers)
+                .map(|n| loader.layer(&format!("decoder.layers.{n}"), width, config.mlp, eps))
+                .collect::<Result<_>>()?,
+            output: Linear {
+                weight: loader.matrix("decoder.word_embedding", [config.vocabulary, width])?,
+                bias: loader.vector("decoder.output_bias", config.vocabulary)?,
+            },
+        })
+    }
+
+    /// The dimensions.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// Image tokens (images*T, C) to a cache that holds their keys and values, with room for `max_text` text tokens.
+    pub fn prefill(&self, backend: &B, tokens: &B::Tensor, images: usize, max_text: usize) -> Result<B::Cache> {
+        let prefix = backend.shape(tokens)[0].checked_div(images).unwrap_or(0);
+        let heads = self.config.heads;
+        let mut cache = backend.cache(CacheShape {
+            layers: self.layers.len(),
+            heads,
+            head_size: self.config.width / heads,
+            images,
+            prefix,
+            max_text,
+        })?;
+        let mut x = tokens.clone();
+        for (n, layer) in self.layers.iter().enumerate() {
+            let qkv = backend.linear(&x, &layer.qkv, Activation::None, None)?;
+            backend.cache_prefix(&mut cache, n, &qkv)?;
+            // Nothing but the last layer's keys and values is ever read.
+            if n + 1 < self.layers.len() {
+                let attended = backend.attention(&qkv, AttentionShape { batch: images, tokens: prefix, heads })?;
+                x = self.after_attention(backend, layer, &attended, &x)?;
+            }
+        }
+        Ok(cache)
+    }
+
+    /// One token per live row of the cache, all at text position `position`, to logits (R, V).
+    pub fn step(&self, backend: &B, cache: &mut B::Cache, ids: &[u32], position: usize) -> Result<B::Tensor> {
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.config.vocabulary) {
+            return Err(Error::shape("decoder", format!("token {id} of a vocabulary of {}", self.config.vocabulary)));
+        }
+        let positions = vec![position as u32; ids.len()];
+        let x = backend.embed(&self.output.weight, &self.position, ids, &positions)?;
+        let mut x = backend.layer_norm(&x, &self.embedding_norm)?;
+        for (n, layer) in self.layers.iter().enumerate() {
+            let qkv = backend.linear(&x, &layer.qkv, Activation::None, None)?;
+            let attended = backend.attention_cached(&qkv, cache, n, position)?;
+            x = self.after_attention(backend, layer, &attended, &x)?;
+        }
+        backend.linear(&x, &self.output, Activation::None, None)
+    }
+
+    /// The rest of a layer: output projection, residual, norm; feed-forward, residual, norm.
+    fn after_attention(
+        &self,
+        backend: &B,
+        layer: &Layer<B>,
+        attended: &B::Tensor,
+        x: &B::Tensor,
+    ) -> Result<B::Tensor> {
+        let x = backend.linear(attended, &layer.attention_out, Activation::None, Some(x))?;
+        let x = backend.layer_norm(&x, &layer.attention_norm)?;
+        let hidden = backend.linear(&x, &layer.fc1, Activation::Gelu, None)?;
+        let x = backend.linear(&hidden, &layer.fc2, Activation::None, Some(&x))?;
+        backend.layer_norm(&x, &layer.mlp_norm)
+    }
+}

@@ -1,0 +1,256 @@
+//! The unit vocoder: a code HiFi-GAN with duration prediction, optional speakers and optional quantised f0.
+//! Source: Polyak et al., "Speech Resynthesis from Discrete Disentangled Self-Supervised Representations" (2021), and
+//! fairseq's CodeHiFiGANVocoder, whose tensor names are kept (weight norm folded).
+
+use super::config::{DurationConfig, VocoderConfig};
+use super::layer::Loader;
+use crate::backend::{Activation, Backend, ConvActivation, ConvEpilogue, Linear, Norm};
+use crate::{Error, Result};
+
+/// Slope of the leaky ReLUs inside the stages.
+const SLOPE: f32 = 0.1;
+/// Slope before the last convolution: the framework's default.
+const LAST_SLOPE: f32 = 0.01;
+/// Taps of the first and the last convolution.
+const OUTER_TAPS: usize = 7;
+/// Epsilon of the duration predictor's norms.
+const DURATION_EPS: f32 = 1e-5;
+/// Frames that no single unit lasts (20 seconds at 50 a second); more means damaged weights.
+const MAX_DURATION: f32 = 1000.0;
+
+/// Weights of the vocoder; E embedding channels.
+pub struct Vocoder<B: Backend> {
+    config: VocoderConfig,
+    units: B::Matrix,            // (K, E)
+    speakers: Option<B::Matrix>, // (speakers, E)
+    pitch: Option<B::Matrix>,    // (bins, E)
+    duration: Option<DurationPredictor<B>>,
+    pre: B::Kernel, // model_in_dim to upsample_initial_channel
+    stages: Vec<Stage<B>>,
+    post: B::Kernel, // to one channel
+}
+
+struct DurationPredictor<B: Backend> {
+    layers: [(B::Kernel, Norm<B>); 2],
+    projection: Linear<B>, // (1, hidden)
+}
+
+struct Stage<B: Backend> {
+    upsample: B::Kernel,
+    /// Residual blocks of the stage: (dilated convolution, its dilation, convolution) each three times or so.
+    blocks: Vec<Vec<(B::Kernel, usize, B::Kernel)>>,
+}
+
+/// What is to be spoken, besides the units.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Voice<'a> {
+    /// Row of the speaker table; 0 when a multi-speaker model is given none.
+    pub speaker: Option<u32>,
+    /// Bin of f0 for every frame after expansion, or a divisor's worth of them.
+    pub pitch: Option<&'a [u32]>,
+}
+
+impl<B: Backend> Vocoder<B> {
+    /// Takes every tensor of `vocoder.safetensors`.
+    pub fn load(loader: &mut Loader<'_, B>, config: &VocoderConfig) -> Result<Vocoder<B>> {
+        let width = config.embedding_dim;
+        let table = |loader: &mut Loader<'_, B>, name: &str, rows: Option<usize>| {
+            rows.map(|rows| loader.matrix(name, [rows, width])).transpose()
+        };
+        let last = config.stage_channels(config.upsample_rates.len() - 1);
+        Ok(Vocoder {
+            units: loader.matrix("dict.weight", [config.num_embeddings, width])?,
+            speakers: table(loader, "spkr.weight", config.num_speakers)?,
+            pitch: table(loader, "f0_quant_embed.weight", config.f0_bins)?,
+            duration: config
+                .duration
+                .as_ref()
+                .map(|duration| DurationPredictor::load(loader, duration, width))
+                .transpose()?,
+            pre: loader.kernel("conv_pre", [config.upsample_initial_channel, config.model_in_dim, OUTER_TAPS])?,
+            stages: (0..config.upsample_rates.len())
+                .map(|stage| Stage::load(loader, config, stage))
+                .collect::<Result<_>>()?,
+            post: loader.kernel("conv_post", [1, last, OUTER_TAPS])?,
+            config: config.clone(),
+        })
+    }
+
+    /// The dimensions.
+    pub fn config(&self) -> &VocoderConfig {
+        &self.config
+    }
+
+    /// Frames that each unit lasts: predicted, or one where the model has no predictor.
+    pub fn durations(&self, backend: &B, units: &[u32]) -> Result<Vec<usize>> {
+        let Some(predictor) = &self.duration else { return Ok(vec![1; units.len()]) };
+        if units.is_empty() {
+            return Ok(Vec::new());
+        }
+        let x = backend.embed_columns(&[(&self.units, units)])?;
+        let logs = backend.download(&predictor.forward(backend, x)?)?;
+        logs.into_iter()
+            .map(|log| {
+                let frames = (log.exp() - 1.0).round_ties_even().max(1.0);
+                match frames {
+                    _ if log.is_nan() => Err(Error::NotANumber { stage: "duration predictor" }),
+                    _ if frames > MAX_DURATION => Err(Error::Units {
+                        problem: format!(
+                            "the vocoder wants one unit to last {frames} frames; its weights are damaged: convert the \
+                             checkpoint again"
+                        ),
+                    }),
+                    _ => Ok(frames as usize),
+                }
+            })
+            .collect()
+    }
+
+    /// Speaks `units`, each for its `durations` frames: hop * frames samples in -1..1.
+    pub fn synthesize(&self, backend: &B, units: &[u32], durations: &[usize], voice: Voice<'_>) -> Result<Vec<f32>> {
+        let x = self.frames(backend, units, durations, voice)?;
+        let mut x = backend.conv1d(&x, &self.pre, 1, ConvEpilogue::default())?;
+        for stage in &self.stages {
+            x = backend.conv_transpose1d(&x, &stage.upsample, SLOPE)?;
+            x = stage.residual_blocks(backend, &x)?;
+        }
+        let last = ConvEpilogue { slope: LAST_SLOPE, activation: ConvActivation::Tanh, ..Default::default() };
+        let samples = backend.download(&backend.conv1d(&x, &self.post, 1, last)?)?;
+        if samples.iter().any(|s| s.is_nan()) {
+            return Err(Error::NotANumber { stage: "vocoder" });
+        }
+        Ok(samples)
+    }
+
+    /// The generator's input (model_in_dim, S): unit, pitch and speaker embeddings of every frame, stacked.
+    fn frames(&self, backend: &B, units: &[u32], durations: &[usize], voice: Voice<'_>) -> Result<B::Tensor> {
+        let problem = |problem: String| Error::Units { problem };
+        if units.is_empty() || units.len() != durations.len() {
+            return Err(problem(format!("{} units with {} durations cannot be spoken", units.len(), durations.len())));
+        }
+        let most = self.config.num_embeddings;
+        if let Some(unit) = units.iter().find(|&&unit| unit as usize >= most) {
+            return Err(problem(format!("unit {unit} is out of range: this vocoder knows 0 to {}", most - 1)));
+        }
+        let mut ids: Vec<u32> =
+            units.iter().zip(durations).flat_map(|(&unit, &frames)| std::iter::repeat_n(unit, frames)).collect();
+        let pitch = match (&self.pitch, voice.pitch) {
+            (None, None) => None,
+            (Some(table), Some(bins)) => {
+                let (stretched, bins) = stretch(ids, bins.to_vec())?;
+                ids = stretched;
+                Some((table, bins))
+            }
+            (Some(_), None) => return Err(problem("this vocoder needs f0 bins, which captions do not have".into())),
+            (None, Some(_)) => return Err(problem("f0 was given to a vocoder that takes none".into())),
+        };
+        let speaker = match (&self.speakers, voice.speaker, self.config.num_speakers.unwrap_or(0)) {
+            (None, None, _) => None,
+            (Some(table), speaker, speakers) if (speaker.unwrap_or(0) as usize) < speakers => {
+                Some((table, vec![speaker.unwrap_or(0); ids.len()]))
+            }
+            (Some(_), _, speakers) => {
+                return Err(Error::Option { option: "speaker", problem: format!("expected 0 to {}", speakers - 1) });
+            }
+            (None, Some(_), _) => {
+                return Err(Error::Option { option: "speaker", problem: "this vocoder has a single speaker".into() });
+            }
+        };
+        let mut tables = vec![(&self.units, &ids[..])];
+        tables.extend(pitch.as_ref().map(|(table, bins)| (*table, &bins[..])));
+        tables.extend(speaker.as_ref().map(|(table, ids)| (*table, &ids[..])));
+        backend.embed_columns(&tables)
+    }
+}
+
+/// Repeats the elements of the shorter sequence so that both are equally long, as the reference does with its columns.
+fn stretch(a: Vec<u32>, b: Vec<u32>) -> Result<(Vec<u32>, Vec<u32>)> {
+    let repeat = |ids: &[u32], to: usize| -> Result<Vec<u32>> {
+        if ids.is_empty() || !to.is_multiple_of(ids.len()) {
+            let problem = format!("{} f0 bins do not divide {to} frames", ids.len());
+            return Err(Error::Units { problem });
+        }
+        Ok(ids.iter().flat_map(|&id| std::iter::repeat_n(id, to / ids.len())).collect())
+    };
+    let longest = a.len().max(b.len());
+    Ok((repeat(&a, longest)?, repeat(&b, longest)?))
+}
+
+impl<B: Backend> DurationPredictor<B> {
+    fn load(loader: &mut Loader<'_, B>, config: &DurationConfig, inputs: usize) -> Result<Self> {
+        let hidden = config.hidden;
+        let mut layer = |n: usize, inputs: usize| -> Result<_> {
+            let kernel = loader.kernel(&format!("dur_predictor.conv{n}.0"), [hidden, inputs, config.kernel])?;
+            Ok((kernel, loader.norm(&format!("dur_predictor.ln{n}"), hidden, DURATION_EPS)?))
+        };
+        let layers = [layer(1, inputs)?, layer(2, hidden)?];
+        Ok(DurationPredictor { layers, projection: loader.linear("dur_predictor.proj", 1, hidden)? })
+    }
+
+    /// Embeddings (E, T) to log(frames + 1) of every unit, (T, 1).
+    fn forward(&self, backend: &B, x: B::Tensor) -> Result<B::Tensor> {
+        let relu = || ConvEpilogue { activation: ConvActivation::Relu, ..Default::default() };
+        let mut x = x;
+        for (n, (kernel, norm)) in self.layers.iter().enumerate() {
+            let rows = backend.transpose(&backend.conv1d(&x, kernel, 1, relu())?)?;
+            x = backend.layer_norm(&rows, norm)?;
+            if n + 1 < self.layers.len() {
+                x = backend.transpose(&x)?;
+            }
+        }
+        backend.linear(&x, &self.projection, Activation::None, None)
+    }
+}
+
+impl<B: Backend> Stage<B> {
+    fn load(loader: &mut Loader<'_, B>, config: &VocoderConfig, stage: usize) -> Result<Self> {
+        let channels = config.stage_channels(stage);
+        let (rate, taps) = (config.upsample_rates[stage], config.upsample_kernel_sizes[stage]);
+        let inputs = config.upsample_initial_channel >> stage;
+        let weight = loader.store.take(&format!("ups.{stage}.weight"), &[inputs, channels, taps])?;
+        let bias = loader.store.take(&format!("ups.{stage}.bias"), &[channels])?;
+        let blocks = config.resblock_kernel_sizes.len();
+        let block = |(j, (&taps, dilations)): (usize, (&usize, &Vec<usize>))| {
+            let name = format!("resblocks.{}", stage * blocks + j);
+            let shape = [channels, channels, taps];
+            dilations
+                .iter()
+                .enumerate()
+                .map(|(n, &dilation)| {
+                    let dilated = loader.kernel(&format!("{name}.convs1.{n}"), shape)?;
+                    Ok((dilated, dilation, loader.kernel(&format!("{name}.convs2.{n}"), shape)?))
+                })
+                .collect::<Result<Vec<_>>>()
+        };
+        let sizes = config.resblock_kernel_sizes.iter().zip(&config.resblock_dilation_sizes);
+        let blocks = sizes.enumerate().map(block).collect::<Result<Vec<_>>>()?;
+        Ok(Stage { upsample: loader.backend.transposed_kernel(&weight, &bias, rate)?, blocks })
+    }
+
+    /// The mean of the stage's residual blocks, each three times `x + conv(leaky(conv(leaky(x))))`. The mean is taken by
+    /// the last convolution of each block.
+    fn residual_blocks(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
+        let mut sum: Option<B::Tensor> = None;
+        for (j, block) in self.blocks.iter().enumerate() {
+            let mut y = x.clone();
+            for (n, (dilated, dilation, kernel)) in block.iter().enumerate() {
+                let inner = ConvEpilogue { slope: SLOPE, ..Default::default() };
+                let hidden = backend.conv1d(&y, dilated, *dilation, inner)?;
+                let last = n + 1 == block.len();
+                let mean = last && j + 1 == self.blocks.len();
+                let outer = ConvEpilogue {
+                    slope: SLOPE,
+                    residual: Some(&y),
+                    sum: sum.as_ref().filter(|_| last),
+                    scale: if mean { 1.0 / self.blocks.len() as f32 } else { 1.0 },
+                    ..Default::default()
+                };
+                let next = backend.conv1d(&hidden, kernel, 1, outer)?;
+                y = next;
+            }
+            sum = Some(y);
+        }
+        // The configuration has at least one block.
+        Ok(sum.unwrap_or_else(|| x.clone()))
+    }
+}

@@ -1,0 +1,8 @@
+//! stub
+use crate::tensor::HostTensor;
+use crate::Result;
+pub struct TensorStore;
+impl TensorStore {
+    pub fn take(&mut self, _name: &str, _shape: &[usize]) -> Result<HostTensor> { Err(crate::Error::shape("stub","")) }
+    pub fn finish(self) -> Result<()> { Ok(()) }
+}
