@@ -1,9 +1,24 @@
-//! Image-to-speech captioning without text.
+//! Image-to-speech captioning without text: a picture goes through a vision transformer, a decoder emits discrete speech
+//! units, and a unit vocoder turns them into sound.
+//!
+//! [`Engine`] is the whole path. Below it, top to bottom and never upward: [`generate`] (greedy, beams, sampling),
+//! [`model`] (written once over [`backend::Backend`]), [`backend`]; beside them [`weights`], [`image`], [`audio`] and
+//! [`units`], which hand over [`tensor`]s and plain numbers.
 
+#![deny(unsafe_op_in_unsafe_fn)]
+
+pub mod audio;
 pub mod backend;
+mod engine;
 pub mod error;
+pub mod files;
+pub mod generate;
+pub mod image;
 pub mod model;
 pub mod tensor;
+pub mod units;
 pub mod weights;
 
+pub use engine::{Caption, CaptionOptions, Device, Engine, LoadOptions, Progress, Speech, Timings};
 pub use error::{Error, Result};
+pub use image::Image;

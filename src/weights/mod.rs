@@ -1,2 +1,3 @@
 //! Weights are data.
 pub mod store;
+pub mod directory; pub mod embedded;

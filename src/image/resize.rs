@@ -1,0 +1,213 @@
+//! The CLIP processor: short side to `size`, centre square, normalise. The resize is Pillow's antialiased bicubic on
+//! 8-bit data, bit for bit: a horizontal pass, then a vertical one, each in fixed point and rounded back to bytes. Only
+//! what the square needs is computed, so a picture of one row costs no more memory than any other.
+
+use rayon::prelude::*;
+
+use super::Image;
+use crate::model::config::ImageConfig;
+
+/// Fraction bits of a weight.
+const PRECISION: u32 = 22;
+/// One half, added before the shift.
+const HALF: i32 = 1 << (PRECISION - 1);
+/// Weights per horizontal window are padded with zeros to a multiple of this, for loops without a remainder.
+const LANES: usize = 8;
+/// Multiplications that are worth a task of their own.
+const WORK_PER_TASK: usize = 1 << 18;
+
+impl Image {
+    /// The pixels (3, size, size) that the vision transformer takes.
+    pub fn preprocess(&self, config: &ImageConfig) -> Vec<f32> {
+        normalise(&self.centre_square(config.size), config)
+    }
+
+    /// Resizes the short side to `size` and keeps the centre: (size, size, 3).
+    fn centre_square(&self, size: usize) -> Vec<u8> {
+        if size == 0 {
+            return Vec::new();
+        }
+        let short = self.width.min(self.height);
+        let columns = Taps::new(self.width, size * self.width / short, size);
+        let rows = Taps::new(self.height, size * self.height / short, size);
+        let stride = size * 3;
+
+        // Horizontal: every row that the vertical pass looks at, (used rows, size, 3).
+        let used = rows.used();
+        let weights = columns.padded_for_rgb(self.width);
+        let mut narrow = vec![0; used.len() * stride];
+        let at_least = WORK_PER_TASK.div_ceil(weights.weights.len() + stride);
+        let source = &self.rgb[used.start * self.width * 3..used.end * self.width * 3];
+        (narrow.par_chunks_mut(stride), source.par_chunks(self.width * 3))
+            .into_par_iter()
+            .with_min_len(at_least)
+            .for_each(|(out, row)| horizontal(row, &weights, out));
+
+        // Vertical: (size, size, 3).
+        let mut square = vec![0; size * stride];
+        let at_least = WORK_PER_TASK.div_ceil(stride * rows.weights.len().div_ceil(size));
+        square
+            .par_chunks_mut(stride)
+            .zip(&rows.windows)
+            .with_min_len(at_least)
+            .for_each_init(
+                || vec![0; stride],
+                |sums, (out, window)| {
+                    let first = (window.start - used.start) * stride;
+                    vertical(&narrow[first..first + window.count * stride], rows.of(window), sums, out);
+                },
+            );
+        square
+    }
+}
+
+/// The inputs that one output looks at.
+struct Window {
+    /// First input.
+    start: usize,
+    /// Number of inputs.
+    count: usize,
+    /// Where its weights start.
+    weights: usize,
+}
+
+/// The windows and weights of the outputs in the middle of one resized axis.
+struct Taps {
+    windows: Vec<Window>,
+    weights: Vec<i32>,
+}
+
+impl Taps {
+    /// The middle `crop` outputs of an axis that goes from `input` to `output` pixels.
+    fn new(input: usize, output: usize, crop: usize) -> Taps {
+        let scale = input as f64 / output as f64;
+        let filter_scale = scale.max(1.0);
+        let support = 2.0 * filter_scale;
+        let shrink = 1.0 / filter_scale;
+        let first = (output - crop) / 2;
+        let mut taps = Taps { windows: Vec::with_capacity(crop), weights: Vec::new() };
+        let mut exact = Vec::new();
+        for i in first..first + crop {
+            let centre = (i as f64 + 0.5) * scale;
+            // The casts truncate, and take what is negative to 0.
+            let start = (centre - support + 0.5) as usize;
+            let end = ((centre + support + 0.5) as usize).min(input);
+            exact.clear();
+            exact.extend((start..end).map(|x| cubic((x as f64 - centre + 0.5) * shrink)));
+            let sum: f64 = exact.iter().sum();
+            taps.windows.push(Window { start, count: end - start, weights: taps.weights.len() });
+            taps.weights.extend(exact.iter().map(|weight| to_fixed(if sum == 0.0 { *weight } else { weight / sum })));
+        }
+        taps
+    }
+
+    /// The weights of `window`.
+    fn of(&self, window: &Window) -> &[i32] {
+        &self.weights[window.weights..window.weights + window.count]
+    }
+
+    /// The inputs that any window looks at. Windows start and end in rising order.
+    fn used(&self) -> std::ops::Range<usize> {
+        let start = self.windows.first().map_or(0, |window| window.start);
+        start..self.windows.last().map_or(start, |window| window.start + window.count)
+    }
+
+    /// The same windows over rows of RGB: every weight three times, counts and starts in bytes, and each window widened
+    /// with zeros to a multiple of [`LANES`] pixels where the row is long enough.
+    fn padded_for_rgb(&self, input: usize) -> Taps {
+        let mut padded = Taps { windows: Vec::with_capacity(self.windows.len()), weights: Vec::new() };
+        for window in &self.windows {
+            let wide = window.count.next_multiple_of(LANES);
+            let (start, count) =
+                if wide <= input { (window.start.min(input - wide), wide) } else { (window.start, window.count) };
+            padded.windows.push(Window { start: start * 3, count: count * 3, weights: padded.weights.len() });
+            let before = window.start - start;
+            padded.weights.extend((0..count).flat_map(|x| {
+                let weight = x.checked_sub(before).and_then(|x| self.of(window).get(x)).copied().unwrap_or(0);
+                [weight; 3]
+            }));
+        }
+        padded
+    }
+}
+
+/// The bicubic kernel with a = -0.5.
+fn cubic(t: f64) -> f64 {
+    const A: f64 = -0.5;
+    let t = t.abs();
+    if t < 1.0 {
+        ((A + 2.0) * t - (A + 3.0)) * t * t + 1.0
+    } else if t < 2.0 {
+        (((t - 5.0) * t + 8.0) * t - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
+/// To fixed point, half away from zero.
+fn to_fixed(weight: f64) -> i32 {
+    (weight * f64::from(1u32 << PRECISION) + 0.5f64.copysign(weight)) as i32
+}
+
+/// A sum of weighted bytes back to a byte.
+fn to_byte(sum: i32) -> u8 {
+    (sum >> PRECISION).clamp(0, 255) as u8
+}
+
+/// One row of RGB through the windows of `taps`, with AVX2 where the processor has it.
+fn horizontal(row: &[u8], taps: &Taps, out: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn with_avx2(row: &[u8], taps: &Taps, out: &mut [u8]) {
+            horizontal_plain(row, taps, out);
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has just been asked for AVX2, the only thing this function asks of it.
+            return unsafe { with_avx2(row, taps, out) };
+        }
+    }
+    horizontal_plain(row, taps, out);
+}
+
+/// The sums stay inside an i32: the weights of a window add up to 1, and their magnitudes to less than 1.5.
+#[inline(always)]
+fn horizontal_plain(row: &[u8], taps: &Taps, out: &mut [u8]) {
+    for (pixel, window) in out.as_chunks_mut::<3>().0.iter_mut().zip(&taps.windows) {
+        let mut sums = [0i32; 3 * LANES];
+        let (bytes, last_bytes) = row[window.start..window.start + window.count].as_chunks::<{ 3 * LANES }>();
+        let (weights, last_weights) = taps.of(window).as_chunks::<{ 3 * LANES }>();
+        for (bytes, weights) in bytes.iter().zip(weights) {
+            for lane in 0..3 * LANES {
+                sums[lane] += i32::from(bytes[lane]) * weights[lane];
+            }
+        }
+        for (sum, (byte, weight)) in sums.iter_mut().zip(last_bytes.iter().zip(last_weights)) {
+            *sum += i32::from(*byte) * weight;
+        }
+        *pixel = std::array::from_fn(|c| to_byte(HALF + sums.iter().skip(c).step_by(3).sum::<i32>()));
+    }
+}
+
+/// One row of the result: `rows` are as many rows as there are weights, `sums` is room to work in.
+fn vertical(rows: &[u8], weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
+    sums.fill(HALF);
+    for (row, weight) in rows.chunks_exact(out.len()).zip(weights) {
+        for (sum, byte) in sums.iter_mut().zip(row) {
+            *sum += i32::from(*byte) * weight;
+        }
+    }
+    for (byte, sum) in out.iter_mut().zip(sums) {
+        *byte = to_byte(*sum);
+    }
+}
+
+/// (size, size, 3) bytes to (3, size, size): times 1/255 in double, then minus mean and over std in single precision.
+fn normalise(square: &[u8], config: &ImageConfig) -> Vec<f32> {
+    let mut pixels = Vec::with_capacity(square.len());
+    for (channel, (mean, std)) in config.mean.iter().zip(&config.std).enumerate() {
+        let values: [f32; 256] = std::array::from_fn(|byte| ((byte as f64 * (1.0 / 255.0)) as f32 - mean) / std);
+        pixels.extend(square.iter().skip(channel).step_by(3).map(|byte| values[usize::from(*byte)]));
+    }
+    pixels
+}
