@@ -243,7 +243,9 @@ impl<B: Backend> Model<B> {
         let vision = Vision::load(&mut loader, &files.config)?;
         let decoder = Decoder::load(&mut loader, &files.config.decoder)?;
         let vocoder = match (&files.config.vocoder, &mut files.vocoder) {
-            (Some(config), Some(store)) => Some(Vocoder::load(&mut Loader { backend: &backend, store, dtype }, config)?),
+            (Some(config), Some(store)) => {
+                Some(Vocoder::load(&mut Loader { backend: &backend, store, dtype }, config)?)
+            }
             _ => None,
         };
         Ok(Model { backend, vision, decoder, vocoder })

@@ -132,10 +132,8 @@ impl<'a> Search<'a> {
         let generated = self.length();
         let at_limit = generated + 1 >= self.limit;
         let ends = |candidate: &Candidate| at_limit || candidate.token == EOS;
-        let open: Vec<f32> =
-            candidates.iter().map(|c| if ends(c) { c.score + EXCLUDED } else { c.score }).collect();
-        let running: Vec<Running> =
-            top(&open, beams).into_iter().map(|i| self.grow(&candidates[i], open[i])).collect();
+        let open: Vec<f32> = candidates.iter().map(|c| if ends(c) { c.score + EXCLUDED } else { c.score }).collect();
+        let running: Vec<Running> = top(&open, beams).into_iter().map(|i| self.grow(&candidates[i], open[i])).collect();
         for candidate in candidates.iter().take(beams).filter(|c| ends(c)) {
             let score = candidate.score / (generated as f64).powf(penalty) as f32;
             self.offer(self.extended(candidate), f64::from(score));

@@ -81,13 +81,7 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// The rest of a layer: output projection, residual, norm; feed-forward, residual, norm.
-    fn after_attention(
-        &self,
-        backend: &B,
-        layer: &Layer<B>,
-        attended: &B::Tensor,
-        x: &B::Tensor,
-    ) -> Result<B::Tensor> {
+    fn after_attention(&self, backend: &B, layer: &Layer<B>, attended: &B::Tensor, x: &B::Tensor) -> Result<B::Tensor> {
         let x = backend.linear(attended, &layer.attention_out, Activation::None, Some(x))?;
         let x = backend.layer_norm(&x, &layer.attention_norm)?;
         let hidden = backend.linear(&x, &layer.fc1, Activation::Gelu, None)?;

@@ -1,2 +1,4 @@
 //! stub
-pub fn files() -> crate::Result<super::directory::ModelFiles> { Err(crate::Error::shape("stub","")) }
+pub fn files() -> crate::Result<super::directory::ModelFiles> {
+    Err(crate::Error::shape("stub", ""))
+}

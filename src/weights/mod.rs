@@ -1,3 +1,4 @@
 //! Weights are data.
+pub mod directory;
+pub mod embedded;
 pub mod store;
-pub mod directory; pub mod embedded;

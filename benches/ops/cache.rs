@@ -1,0 +1,26 @@
+//! attention_cached: one decode step's attention in one layer, by the bytes of the keys and values it reads.
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use im2sp::backend::cpu::Cpu;
+use im2sp::backend::{Backend, CacheRow, CacheShape};
+
+use crate::{done, tensor};
+
+pub fn bench(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("attention_cached");
+    let (heads, prefix, position) = (12, 257, 100);
+    for rows in [1, 5] {
+        let shape = CacheShape { layers: 1, heads, head_size: 64, images: 1, prefix, max_text: 512 };
+        let mut cache = done(Cpu.cache(shape));
+        done(Cpu.cache_prefix(&mut cache, 0, &tensor(prefix, 3 * heads * 64)));
+        done(Cpu.cache_rows(&mut cache, &vec![CacheRow { image: 0, parent: None }; rows]));
+        let qkv = tensor(rows, 3 * heads * 64);
+        for t in 0..position {
+            done(Cpu.attention_cached(&qkv, &mut cache, 0, t));
+        }
+        group.throughput(Throughput::Bytes((rows * 8 * heads * 64 * (prefix + position + 1)) as u64));
+        group.bench_function(BenchmarkId::from_parameter(format!("{rows}x{}", prefix + position)), |b| {
+            b.iter(|| done(Cpu.attention_cached(&qkv, &mut cache, 0, position)))
+        });
+    }
+}

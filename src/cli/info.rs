@@ -1,0 +1,70 @@
+//! `im2sp info`: what a model directory holds.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use im2sp::Result;
+use im2sp::weights::directory::ModelFiles;
+use im2sp::weights::embedded;
+use serde_json::json;
+
+use super::print_json;
+
+/// Show what a model directory holds
+#[derive(Args)]
+pub struct Info {
+    /// Model directory; without it the embedded model is described
+    #[arg(value_name = "DIR")]
+    directory: Option<PathBuf>,
+    /// Print a JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+impl Info {
+    /// Opens the files, which checks them, and prints.
+    pub fn run(self) -> Result<ExitCode> {
+        let files = match &self.directory {
+            Some(directory) => ModelFiles::open(directory)?,
+            None => embedded::files()?,
+        };
+        let config = &files.config;
+        let (parameters, bytes) = files.size();
+        if self.json {
+            print_json(&json!({ "config": config, "parameters": parameters, "bytes": bytes }));
+            return Ok(ExitCode::SUCCESS);
+        }
+        println!("{}", config.description.as_deref().unwrap_or("a model without a description"));
+        if let Some(domain) = &config.domain {
+            println!("knows      {domain} only");
+        }
+        println!("size       {parameters} parameters, {:.1} MB", bytes as f64 / 1e6);
+        let (image, vision, decoder) = (&config.image, &config.vision, &config.decoder);
+        println!("image      {0}x{0} pixels, mean {1:?}, std {2:?}", image.size, image.mean, image.std);
+        println!(
+            "vision     {} layers, {} channels, {} heads, patches of {}, {} tokens",
+            vision.layers,
+            vision.width,
+            vision.heads,
+            vision.patch,
+            config.image_tokens()
+        );
+        println!(
+            "decoder    {} layers, {} channels, {} heads, {} tokens, {} positions",
+            decoder.layers, decoder.width, decoder.heads, decoder.vocabulary, decoder.max_positions
+        );
+        match &config.vocoder {
+            Some(vocoder) => println!(
+                "vocoder    {} units, {} samples a frame at {} Hz, {} channels, durations {}",
+                vocoder.num_embeddings,
+                vocoder.hop(),
+                vocoder.sampling_rate,
+                vocoder.upsample_initial_channel,
+                if vocoder.duration.is_some() { "predicted" } else { "of one frame" }
+            ),
+            None => println!("vocoder    none"),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
