@@ -75,7 +75,10 @@ pub fn parse(text: &str, count: usize) -> Result<Vec<u32>> {
             _ => {
                 let place = units.len() + 1;
                 let shown: String = word.chars().take(40).collect();
-                return refuse(format!("number {place} is {shown:?}: a unit is a whole number from 0 to {}", count.saturating_sub(1)));
+                return refuse(format!(
+                    "number {place} is {shown:?}: a unit is a whole number from 0 to {}",
+                    count.saturating_sub(1)
+                ));
             }
         }
     }
@@ -89,8 +92,8 @@ pub fn parse(text: &str, count: usize) -> Result<Vec<u32>> {
 pub fn read(path: &Path, count: usize) -> Result<Vec<u32>> {
     let bytes = files::read_at_most(path, MAX_TEXT_BYTES)?;
     let in_file = |problem: &str| Error::Units { problem: format!("{}: {problem}", path.display()) };
-    let text = std::str::from_utf8(&bytes)
-        .map_err(|_| in_file("is no text: expected numbers with spaces between them"))?;
+    let text =
+        std::str::from_utf8(&bytes).map_err(|_| in_file("is no text: expected numbers with spaces between them"))?;
     parse(text, count).map_err(|error| match error {
         Error::Units { problem } => in_file(&problem),
         other => other,

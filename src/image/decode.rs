@@ -69,7 +69,9 @@ fn explain(error: ImageError, format: ImageFormat) -> String {
         ImageError::Limits(_) => {
             format!("needs more than {} MB to decode: scale it down first", MAX_DECODER_BYTES >> 20)
         }
-        ImageError::Unsupported(reason) => format!("is a kind of {format:?} that cannot be read ({reason}): save it as PNG"),
+        ImageError::Unsupported(reason) => {
+            format!("is a kind of {format:?} that cannot be read ({reason}): save it as PNG")
+        }
         other => damaged(format, &other.to_string()),
     }
 }

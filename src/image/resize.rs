@@ -46,17 +46,13 @@ impl Image {
         // Vertical: (size, size, 3).
         let mut square = vec![0; size * stride];
         let at_least = WORK_PER_TASK.div_ceil(stride * rows.weights.len().div_ceil(size));
-        square
-            .par_chunks_mut(stride)
-            .zip(&rows.windows)
-            .with_min_len(at_least)
-            .for_each_init(
-                || vec![0; stride],
-                |sums, (out, window)| {
-                    let first = (window.start - used.start) * stride;
-                    vertical(&narrow[first..first + window.count * stride], rows.of(window), sums, out);
-                },
-            );
+        square.par_chunks_mut(stride).zip(&rows.windows).with_min_len(at_least).for_each_init(
+            || vec![0; stride],
+            |sums, (out, window)| {
+                let first = (window.start - used.start) * stride;
+                vertical(&narrow[first..first + window.count * stride], rows.of(window), sums, out);
+            },
+        );
         square
     }
 }
