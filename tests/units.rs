@@ -92,7 +92,7 @@ fn bad_unit_lists_are_refused_in_plain_words() {
 fn unit_files_are_read_and_named_in_errors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("list.txt");
-    let mut write = |content: &[u8]| {
+    let write = |content: &[u8]| {
         std::fs::write(&path, content).unwrap();
         read(&path, 200)
     };
