@@ -55,7 +55,7 @@ fn sniff(bytes: &[u8]) -> std::result::Result<ImageFormat, String> {
     }
     let what = match ::image::guess_format(bytes) {
         Ok(format @ (Jpeg | Png | WebP | Bmp | Gif)) => return Ok(format),
-        Ok(other) => format!("a {} file", format!("{other:?}").to_uppercase()),
+        Ok(other) => format!("a {} file", name_of(other)),
         Err(_) if bytes.get(4..8) == Some(b"ftyp") => "a HEIC, AVIF or video file".into(),
         Err(_) if bytes.starts_with(b"%PDF") => "a PDF file".into(),
         Err(_) => "no picture this program knows".into(),
@@ -69,13 +69,24 @@ fn explain(error: ImageError, format: ImageFormat) -> String {
         ImageError::Limits(_) => {
             format!("needs more than {} MB to decode: scale it down first", MAX_DECODER_BYTES >> 20)
         }
-        ImageError::Unsupported(reason) => format!("is a kind of {format:?} that cannot be read ({reason}): save it as PNG"),
-        other => damaged(format, &other.to_string()),
+        ImageError::Unsupported(reason) => {
+            format!("is a kind of {} that cannot be read ({}): save it as PNG", name_of(format), one_line(&reason))
+        }
+        other => damaged(format, &one_line(&other)),
     }
 }
 
 fn damaged(format: ImageFormat, reason: &str) -> String {
-    format!("is a {format:?} file that is cut off or damaged ({reason}): copy or download it again")
+    format!("is a {} file that is cut off or damaged ({reason}): copy or download it again", name_of(format))
+}
+
+fn name_of(format: ImageFormat) -> String {
+    format!("{format:?}").to_uppercase()
+}
+
+/// Some of the decoders end their messages with a line break.
+fn one_line(message: &impl std::fmt::Display) -> String {
+    message.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Whether the end-of-image marker follows the scans of a JPEG. The decoder itself fills what is missing with grey.

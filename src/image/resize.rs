@@ -46,17 +46,13 @@ impl Image {
         // Vertical: (size, size, 3).
         let mut square = vec![0; size * stride];
         let at_least = WORK_PER_TASK.div_ceil(stride * rows.weights.len().div_ceil(size));
-        square
-            .par_chunks_mut(stride)
-            .zip(&rows.windows)
-            .with_min_len(at_least)
-            .for_each_init(
-                || vec![0; stride],
-                |sums, (out, window)| {
-                    let first = (window.start - used.start) * stride;
-                    vertical(&narrow[first..first + window.count * stride], rows.of(window), sums, out);
-                },
-            );
+        square.par_chunks_mut(stride).zip(&rows.windows).with_min_len(at_least).for_each_init(
+            || vec![0; stride],
+            |sums, (out, window)| {
+                let first = (window.start - used.start) * stride;
+                vertical(&narrow[first..first + window.count * stride], rows.of(window), sums, out);
+            },
+        );
         square
     }
 }
@@ -157,40 +153,77 @@ fn to_byte(sum: i32) -> u8 {
 /// One row of RGB through the windows of `taps`, with AVX2 where the processor has it.
 fn horizontal(row: &[u8], taps: &Taps, out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn with_avx2(row: &[u8], taps: &Taps, out: &mut [u8]) {
-            horizontal_plain(row, taps, out);
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has just been asked for AVX2, the only thing this function asks of it.
-            return unsafe { with_avx2(row, taps, out) };
-        }
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has just been asked for AVX2, the only thing this function asks of its caller.
+        return unsafe { horizontal_avx2(row, taps, out) };
     }
     horizontal_plain(row, taps, out);
 }
 
 /// The sums stay inside an i32: the weights of a window add up to 1, and their magnitudes to less than 1.5.
-#[inline(always)]
 fn horizontal_plain(row: &[u8], taps: &Taps, out: &mut [u8]) {
     for (pixel, window) in out.as_chunks_mut::<3>().0.iter_mut().zip(&taps.windows) {
-        let mut sums = [0i32; 3 * LANES];
-        let (bytes, last_bytes) = row[window.start..window.start + window.count].as_chunks::<{ 3 * LANES }>();
-        let (weights, last_weights) = taps.of(window).as_chunks::<{ 3 * LANES }>();
-        for (bytes, weights) in bytes.iter().zip(weights) {
-            for lane in 0..3 * LANES {
-                sums[lane] += i32::from(bytes[lane]) * weights[lane];
+        let mut sums = [HALF; 3];
+        let bytes = &row[window.start..window.start + window.count];
+        for (bytes, weights) in bytes.as_chunks::<3>().0.iter().zip(taps.of(window).as_chunks::<3>().0) {
+            for c in 0..3 {
+                sums[c] += i32::from(bytes[c]) * weights[c];
             }
         }
-        for (sum, (byte, weight)) in sums.iter_mut().zip(last_bytes.iter().zip(last_weights)) {
-            *sum += i32::from(*byte) * weight;
+        *pixel = sums.map(to_byte);
+    }
+}
+
+/// As [`horizontal_plain`], [`LANES`] pixels at a time. Written out because compilers vectorise the plain form across
+/// the wrong axis, four times slower.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn horizontal_avx2(row: &[u8], taps: &Taps, out: &mut [u8]) {
+    use std::arch::x86_64::*;
+    for (pixel, window) in out.as_chunks_mut::<3>().0.iter_mut().zip(&taps.windows) {
+        let (bytes, last_bytes) = row[window.start..window.start + window.count].as_chunks::<{ 3 * LANES }>();
+        let (weights, last_weights) = taps.of(window).as_chunks::<{ 3 * LANES }>();
+        let mut sums = [_mm256_setzero_si256(); 3];
+        for (bytes, weights) in bytes.iter().zip(weights) {
+            let parts = bytes.as_chunks::<LANES>().0.iter().zip(weights.as_chunks::<LANES>().0);
+            for (sum, (bytes, weights)) in sums.iter_mut().zip(parts) {
+                let bytes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(*bytes)));
+                let weights: __m256i = bytemuck::cast(*weights);
+                *sum = _mm256_add_epi32(*sum, _mm256_mullo_epi32(bytes, weights));
+            }
         }
-        *pixel = std::array::from_fn(|c| to_byte(HALF + sums.iter().skip(c).step_by(3).sum::<i32>()));
+        let sums: [i32; 3 * LANES] = bytemuck::cast(sums);
+        let mut total = [HALF; 3];
+        for c in 0..3 * LANES {
+            total[c % 3] += sums[c];
+        }
+        // Only rows shorter than a window leave a remainder.
+        for (c, (byte, weight)) in last_bytes.iter().zip(last_weights).enumerate() {
+            total[c % 3] += i32::from(*byte) * weight;
+        }
+        *pixel = total.map(to_byte);
     }
 }
 
 /// One row of the result: `rows` are as many rows as there are weights, `sums` is room to work in.
 fn vertical(rows: &[u8], weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn vertical_avx2(rows: &[u8], weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
+            vertical_plain(rows, weights, sums, out);
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: as in `horizontal`.
+            return unsafe { vertical_avx2(rows, weights, sums, out) };
+        }
+    }
+    vertical_plain(rows, weights, sums, out);
+}
+
+/// Inlined, so that the compiler vectorises it for what its caller may use.
+#[inline(always)]
+fn vertical_plain(rows: &[u8], weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
     sums.fill(HALF);
     for (row, weight) in rows.chunks_exact(out.len()).zip(weights) {
         for (sum, byte) in sums.iter_mut().zip(row) {
@@ -210,4 +243,21 @@ fn normalise(square: &[u8], config: &ImageConfig) -> Vec<f32> {
         pixels.extend(square.iter().skip(channel).step_by(3).map(|byte| values[usize::from(*byte)]));
     }
     pixels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_the_horizontal_pass_gives_the_same_bytes() {
+        for (input, output, crop) in [(1, 5, 5), (7, 30, 4), (31, 31, 31), (200, 16, 16), (203, 150, 90), (1000, 9, 3)] {
+            let row: Vec<u8> = (0..input * 3).map(|i| (i * i * 31 % 256) as u8).collect();
+            let taps = Taps::new(input, output, crop).padded_for_rgb(input);
+            let (mut fast, mut plain) = (vec![0; crop * 3], vec![0; crop * 3]);
+            horizontal(&row, &taps, &mut fast);
+            horizontal_plain(&row, &taps, &mut plain);
+            assert_eq!(fast, plain, "{input} to {output}");
+        }
+    }
 }

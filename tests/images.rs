@@ -1,0 +1,335 @@
+//! The promise: every common picture file becomes the pixels the reference pipeline makes of it, and every other file
+//! becomes one clear error. Golden data comes from `recipes/golden/images.py`.
+
+use std::path::{Path, PathBuf};
+
+use im2sp::image::{Image, MAX_PIXELS};
+use im2sp::model::config::ImageConfig;
+use proptest::prelude::*;
+
+/// Files of decode/, and by how many levels any sample may differ from Pillow's.
+const DECODE: [(&str, u8); 38] = [
+    ("rgb.png", 0),
+    ("rgba.png", 0),
+    ("grey.png", 0),
+    ("grey_alpha.png", 0),
+    ("bit.png", 0),
+    ("palette.png", 0),
+    ("palette_transparent.png", 0),
+    ("animated.png", 0),
+    ("rgb16.png", 0),
+    ("rgba16.png", 0),
+    ("grey16.png", 0),
+    ("grey_alpha16.png", 0),
+    ("rgb.jpg", 4),
+    ("rgb_444_progressive.jpg", 4),
+    ("grey.jpg", 2),
+    ("cmyk.jpg", 4),
+    ("ycck.jpg", 4),
+    ("keep_rgb.jpg", 2),
+    ("trailer.jpg", 4),
+    ("rgb.bmp", 0),
+    ("palette.bmp", 0),
+    ("lossless.webp", 0),
+    ("lossless_alpha.webp", 0),
+    ("lossy.webp", 2),
+    ("animated.webp", 0),
+    ("still.gif", 0),
+    ("transparent.gif", 0),
+    ("animated.gif", 0),
+    ("exif_1.jpg", 4),
+    ("exif_2.jpg", 4),
+    ("exif_3.jpg", 4),
+    ("exif_4.jpg", 4),
+    ("exif_5.jpg", 4),
+    ("exif_6.jpg", 4),
+    ("exif_7.jpg", 4),
+    ("exif_8.jpg", 4),
+    ("exif_6.png", 0),
+    ("exif_5.webp", 0),
+];
+
+const MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
+const STD: [f32; 3] = [0.26862954, 0.26130258, 0.27577711];
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/images").join(name)
+}
+
+fn open(name: &str) -> Image {
+    Image::open(golden(name)).unwrap()
+}
+
+fn clip(size: usize) -> ImageConfig {
+    ImageConfig { size, mean: MEAN, std: STD }
+}
+
+/// A configuration under which pixels come back as the bytes they were.
+fn as_bytes(image: &Image, size: usize) -> Vec<u8> {
+    let planes = image.preprocess(&ImageConfig { size, mean: [0.0; 3], std: [1.0; 3] });
+    (0..size * size * 3).map(|i| (planes[i % 3 * size * size + i / 3] * 255.0).round() as u8).collect()
+}
+
+/// The files of resize/ or clip/ that end in `.in.png`, with the rest of their name and the short side.
+fn resize_cases(folder: &str) -> Vec<(String, usize)> {
+    let names = std::fs::read_dir(golden(folder)).unwrap().map(|entry| entry.unwrap().file_name());
+    let cases: Vec<_> = names
+        .filter_map(|name| {
+            let stem = name.to_str()?.strip_suffix(".in.png")?.to_owned();
+            let size = stem.rsplit('_').next()?.parse().ok()?;
+            Some((format!("{folder}/{stem}"), size))
+        })
+        .collect();
+    assert!(cases.len() >= 3, "{folder} is incomplete");
+    cases
+}
+
+/// What a refused picture is called and what is said about it, in one line.
+fn refusal(bytes: &[u8]) -> String {
+    let message = Image::decode(bytes, Path::new("cat.jpg")).unwrap_err().to_string();
+    assert!(message.starts_with("cat.jpg: "), "{message}");
+    assert!(!message.contains('\n'), "{message}");
+    message
+}
+
+#[test]
+fn every_kind_of_file_decodes_as_in_pillow() {
+    for (name, tolerance) in DECODE {
+        let (ours, theirs) = (open(&format!("decode/{name}")), open(&format!("decode/{name}.png")));
+        assert_eq!((ours.width(), ours.height()), (theirs.width(), theirs.height()), "{name}");
+        let worst = ours.rgb().iter().zip(theirs.rgb()).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(worst <= Some(tolerance), "{name} differs by {worst:?} levels");
+    }
+}
+
+#[test]
+fn resize_is_exactly_pillows() {
+    for (stem, size) in resize_cases("resize") {
+        let ours = as_bytes(&open(&format!("{stem}.in.png")), size);
+        assert!(ours == open(&format!("{stem}.png")).rgb(), "{stem}");
+    }
+}
+
+#[test]
+fn preprocess_is_exactly_the_clip_processors() {
+    for (stem, size) in resize_cases("clip") {
+        let ours = open(&format!("{stem}.in.png")).preprocess(&clip(size));
+        let bytes = std::fs::read(golden(&format!("{stem}.f32"))).unwrap();
+        let theirs: Vec<f32> = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        assert_eq!(ours.len(), theirs.len(), "{stem}");
+        let worst = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert_eq!(worst, 0.0, "{stem}");
+    }
+}
+
+#[test]
+fn thin_and_tiny_pictures_cost_no_memory() {
+    for (width, height) in [(1, 1), (1, 30_000), (30_000, 1), (10_000, 3), (1, MAX_PIXELS as usize / 4)] {
+        let rgb = (0..width * height * 3).map(|i| (i % 251) as u8).collect();
+        let pixels = Image::from_rgb(width, height, rgb).unwrap().preprocess(&clip(224));
+        assert_eq!(pixels.len(), 3 * 224 * 224);
+        assert!(pixels.iter().all(|value| value.abs() < 3.0));
+    }
+}
+
+#[test]
+fn the_name_does_not_say_what_a_file_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("really a webp.jpg");
+    std::fs::copy(golden("decode/lossless.webp"), &path).unwrap();
+    assert_eq!(Image::open(&path).unwrap(), open("decode/lossless.webp.png"));
+}
+
+#[test]
+fn paths_that_are_no_files_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = Image::open(folder.path().join("none.png")).unwrap_err().to_string();
+    assert!(missing.starts_with("cannot read ") && missing.contains("none.png"), "{missing}");
+    let directory = Image::open(folder.path()).unwrap_err().to_string();
+    assert!(directory.contains("it is a folder"), "{directory}");
+    let empty = folder.path().join("empty.png");
+    std::fs::write(&empty, b"").unwrap();
+    let empty = Image::open(&empty).unwrap_err().to_string();
+    assert!(empty.contains("empty.png: is empty"), "{empty}");
+}
+
+#[test]
+#[cfg(unix)]
+fn an_endless_file_is_refused() {
+    // A file of a terabyte that occupies nothing, where the file system can have one.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    if file.as_file().set_len(1 << 40).is_ok() {
+        let message = Image::open(file.path()).unwrap_err().to_string();
+        assert!(message.contains("give a smaller file"), "{message}");
+    }
+}
+
+#[test]
+fn other_files_are_refused_by_what_they_are() {
+    for (bytes, expected) in [
+        (&b""[..], "is empty"),
+        (b"hello, I am a text", "no picture this program knows"),
+        (b"\x89PNG", "no picture this program knows"),
+        (b"II*\0\x08\0\0\0", "a TIFF file"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC, AVIF or video file"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0", "AVIF"),
+        (b"%PDF-1.7", "a PDF file"),
+        (b"\xFF\xD8\xFF", "cut off or damaged"),
+        (b"\x89PNG\r\n\x1a\n", "cut off or damaged"),
+        (b"GIF89a", "cut off or damaged"),
+        (b"BM", "cut off or damaged"),
+        (b"RIFF\0\0\0\0WEBP", "cut off or damaged"),
+    ] {
+        let message = refusal(bytes);
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn a_cut_off_file_is_refused() {
+    for (name, _) in DECODE {
+        let bytes = std::fs::read(golden(&format!("decode/{name}"))).unwrap();
+        // An animation may end early after its first frame; "trailer" ends with something else anyway.
+        if name.starts_with("animated") || name.starts_with("trailer") {
+            continue;
+        }
+        for part in [bytes.len() / 3, bytes.len() / 2, bytes.len() * 4 / 5] {
+            let message = refusal(&bytes[..part]);
+            assert!(message.contains("cut off or damaged"), "{name} at {part}: {message}");
+        }
+    }
+}
+
+/// A PNG header that promises `width` x `height` pixels, and a BMP one.
+fn promises(width: u32, height: u32) -> [Vec<u8>; 2] {
+    let mut png = std::fs::read(golden("decode/rgb.png")).unwrap();
+    png[16..20].copy_from_slice(&width.to_be_bytes());
+    png[20..24].copy_from_slice(&height.to_be_bytes());
+    let mut crc = !0u32;
+    for byte in &png[12..29] {
+        crc ^= u32::from(*byte);
+        (0..8).for_each(|_| crc = (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()));
+    }
+    png[29..33].copy_from_slice(&(!crc).to_be_bytes());
+    let mut bmp = std::fs::read(golden("decode/rgb.bmp")).unwrap();
+    bmp[18..22].copy_from_slice(&width.to_le_bytes());
+    bmp[22..26].copy_from_slice(&height.to_le_bytes());
+    [png, bmp]
+}
+
+#[test]
+fn dimensions_are_checked_before_decoding() {
+    for bytes in promises(30_000, 30_000) {
+        let message = refusal(&bytes);
+        assert!(message.contains("is 30000x30000; pictures of up to 134 million pixels are accepted"), "{message}");
+    }
+    for bytes in promises(65_535, 65_535).into_iter().chain(promises(0, 7)).chain(promises(1 << 30, 1)) {
+        refusal(&bytes);
+    }
+    let mut jpeg = std::fs::read(golden("decode/rgb.jpg")).unwrap();
+    let frame = jpeg.windows(2).position(|two| two == [0xFF, 0xC0]).unwrap();
+    jpeg[frame + 5..frame + 9].fill(0x75);
+    assert!(refusal(&jpeg).contains("is 30069x30069"));
+}
+
+#[test]
+fn pixels_in_memory_are_checked() {
+    assert!(Image::from_rgb(2, 1, vec![0; 6]).is_ok());
+    for (width, height, len) in [(2, 1, 5), (0, 1, 0), (1, 0, 0), (usize::MAX, usize::MAX, 3), (1 << 20, 1 << 20, 3)] {
+        let message = Image::from_rgb(width, height, vec![0; len]).unwrap_err().to_string();
+        assert!(message.starts_with("<memory>: "), "{message}");
+    }
+}
+
+/// The resize as the formulas say it: whole passes, nothing skipped, widest integers, division for division.
+fn slow_resize(rgb: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
+    let horizontal: Vec<u8> =
+        (0..from.1).flat_map(|y| slow_axis(|x, c| rgb[(y * from.0 + x) * 3 + c], from.0, to.0)).collect();
+    let columns: Vec<Vec<u8>> =
+        (0..to.0).map(|x| slow_axis(|y, c| horizontal[(y * to.0 + x) * 3 + c], from.1, to.1)).collect();
+    (0..to.1).flat_map(|y| columns.iter().flat_map(move |column| column[y * 3..y * 3 + 3].to_vec())).collect()
+}
+
+fn slow_axis(at: impl Fn(usize, usize) -> u8, from: usize, to: usize) -> Vec<u8> {
+    let cubic = |t: f64| match t.abs() {
+        t if t < 1.0 => (1.5 * t - 2.5) * t * t + 1.0,
+        t if t < 2.0 => (((t - 5.0) * t + 8.0) * t - 4.0) * -0.5,
+        _ => 0.0,
+    };
+    let scale = from as f64 / to as f64;
+    let wide = scale.max(1.0);
+    let mut out = Vec::new();
+    for i in 0..to {
+        let centre = (i as f64 + 0.5) * scale;
+        let first = ((centre - 2.0 * wide + 0.5).trunc() as i64).max(0) as usize;
+        let end = ((centre + 2.0 * wide + 0.5).trunc() as i64).min(from as i64) as usize;
+        let weights: Vec<f64> = (first..end).map(|x| cubic((x as f64 - centre + 0.5) * (1.0 / wide))).collect();
+        let sum: f64 = weights.iter().sum();
+        for c in 0..3 {
+            let total: i64 = (first..end)
+                .zip(&weights)
+                .map(|(x, weight)| (weight / sum * f64::from(1 << 22)).round() as i64 * i64::from(at(x, c)))
+                .sum();
+            out.push(((total + (1 << 21)) >> 22).clamp(0, 255) as u8);
+        }
+    }
+    out
+}
+
+/// A valid picture file, for proptest to damage.
+fn valid_file() -> impl Strategy<Value = Vec<u8>> {
+    (0..DECODE.len()).prop_map(|i| std::fs::read(golden(&format!("decode/{}", DECODE[i].0))).unwrap())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+    #[test]
+    fn preprocess_equals_its_slow_twin(
+        width in 1usize..120, height in 1usize..120, size in 1usize..40, seed in any::<u64>(), flat in any::<bool>(),
+    ) {
+        let mut state = seed;
+        let rgb: Vec<u8> = (0..width * height * 3).map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // Extreme values reach the clamps; others the rounding.
+            if flat { if state >> 63 == 0 { 0 } else { 255 } } else { (state >> 56) as u8 }
+        }).collect();
+        let short = width.min(height);
+        let to = (size * width / short, size * height / short);
+        let (left, top) = ((to.0 - size) / 2, (to.1 - size) / 2);
+        let whole = slow_resize(&rgb, (width, height), to);
+        let square: Vec<u8> = (0..size)
+            .flat_map(|y| whole[((top + y) * to.0 + left) * 3..][..size * 3].to_vec())
+            .collect();
+        let image = Image::from_rgb(width, height, rgb).unwrap();
+        prop_assert_eq!(as_bytes(&image, size), square);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+    #[test]
+    fn random_bytes_never_panic(start in 0usize..6, rest in prop::collection::vec(any::<u8>(), 0..400)) {
+        let magic: [&[u8]; 6] =
+            [b"", b"\xFF\xD8\xFF", b"\x89PNG\r\n\x1a\n\0\0\0\x0DIHDR", b"GIF89a", b"BM", b"RIFF\x20\0\0\0WEBPVP8"];
+        let _ = Image::decode(&[magic[start], &rest].concat(), Path::new("random"));
+    }
+
+    #[test]
+    fn damaged_files_never_panic(
+        mut bytes in valid_file(), changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
+        keep in any::<prop::sample::Index>(), cut in any::<bool>(),
+    ) {
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if cut {
+            bytes.truncate(keep.index(bytes.len()));
+        }
+        if let Ok(image) = Image::decode(&bytes, Path::new("damaged")) {
+            prop_assert_eq!(image.rgb().len(), image.width() * image.height() * 3);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The promise: units and tokens map as in the published checkpoints, rows end where they should, and unit lists that
+//! people write are read or refused in plain words.
+
+use im2sp::units::*;
+use proptest::prelude::*;
+
+#[test]
+fn the_map_is_the_published_one() {
+    for (unit, token) in [(0, 1), (1, 2), (99, 100), (100, 101), (101, 104), (102, 105), (199, 202)] {
+        assert_eq!(to_token(unit), token);
+        assert_eq!(to_unit(token), i64::from(unit));
+    }
+    for (token, unit) in [(PAD, -1), (BOS, 100), (EOS, 99), (103, 100)] {
+        assert_eq!(to_unit(token), unit);
+    }
+    assert!((0..200).all(|unit| to_unit(to_token(unit)) == i64::from(unit)));
+    assert!((0..200).all(|unit| (to_token(unit) as usize) < 200 + SPECIAL && ![PAD, EOS].contains(&to_token(unit))));
+}
+
+#[test]
+fn a_row_ends_before_its_first_end_token() {
+    for (row, kept) in [
+        (&[5, 150, EOS, 0, 0][..], &[5, 150][..]),
+        (&[7, 8, 9, 10, EOS], &[7, 8, 9, 10]),
+        (&[5, 150, 145], &[5, 150, 145]),
+        (&[EOS, 0, 0], &[]),
+        (&[4, EOS, 5, EOS], &[4]),
+        (&[], &[]),
+    ] {
+        assert_eq!(cut_at_eos(row), kept);
+    }
+    assert_eq!(spoken(&[5, 150, EOS, 0, 0]), [4, 147]);
+    assert_eq!(spoken(&[5, PAD, 6]), [4, 5]);
+}
+
+#[test]
+fn the_reference_ends_rows_in_its_own_way() {
+    for (row, ids, units) in [
+        (&[5, 150, 102, 0, 0][..], &[5, 150][..], &[4, 147][..]),
+        (&[7, 8, 9, 10, 102], &[7, 8, 9, 10, 10], &[6, 7, 8, 9, 9]),
+        (&[5, 150, 145], &[5, 150, 14], &[4, 147, 13]),
+        (&[7, 8, 9], &[7, 8], &[6, 7]),
+        (&[102, 0, 0], &[102, 0], &[99, -1]),
+        (&[5], &[], &[]),
+        (&[], &[], &[]),
+    ] {
+        let cut = reference_truncation(row);
+        assert_eq!(cut, ids, "{row:?}");
+        let mapped: Vec<i64> = cut.iter().map(|&id| to_unit(id as u32)).collect();
+        assert_eq!(mapped, units, "{row:?}");
+    }
+}
+
+#[test]
+fn repetitions_and_negative_units_go() {
+    assert_eq!(deduplicated(&[1, 1, 2, 1, 1, 3, 3]), [1, 2, 1, 3]);
+    assert_eq!(deduplicated::<u32>(&[]), []);
+    assert_eq!(speakable(&[99, -1, 0, -7]), [99, 0]);
+}
+
+#[test]
+fn unit_lists_are_read() {
+    for text in ["71 12 4", "71,12,4", " 71,\t12 ,\r\n4\n", "71 12 4,"] {
+        assert_eq!(parse(text, 200).unwrap(), [71, 12, 4], "{text:?}");
+    }
+    assert_eq!(parse("199", 200).unwrap(), [199]);
+    assert_eq!(parse(&"7 ".repeat(MAX_UNITS), 200).unwrap().len(), MAX_UNITS);
+}
+
+#[test]
+fn bad_unit_lists_are_refused_in_plain_words() {
+    for (text, expected) in [
+        ("", "there are none"),
+        (" , \n", "there are none"),
+        ("71 200", "number 2 is \"200\": a unit is a whole number from 0 to 199"),
+        ("-1", "number 1 is \"-1\""),
+        ("1 2.5", "number 2 is \"2.5\""),
+        ("1 2 x", "number 3 is \"x\""),
+        ("99999999999999999999", "number 1 is"),
+        ("[1]", "number 1 is \"[1]\""),
+    ] {
+        let message = parse(text, 200).unwrap_err().to_string();
+        assert!(message.starts_with("units: ") && message.contains(expected), "{message}");
+    }
+    let message = parse(&"7 ".repeat(MAX_UNITS + 1), 200).unwrap_err().to_string();
+    assert!(message.contains("more than 65536"), "{message}");
+    assert!(parse(&"x".repeat(100_000), 200).unwrap_err().to_string().len() < 200);
+    assert!(parse("0", 0).is_err());
+}
+
+#[test]
+fn unit_files_are_read_and_named_in_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("list.txt");
+    let write = |content: &[u8]| {
+        std::fs::write(&path, content).unwrap();
+        read(&path, 200)
+    };
+    assert_eq!(write(b"71 12\n4\n").unwrap(), [71, 12, 4]);
+    for (content, expected) in [
+        (&b""[..], "there are none"),
+        (b"1 -2", "\"-2\""),
+        (b"\xFF\xFE", "no text"),
+        (&[b' '; 1 << 21], "smaller file"),
+    ] {
+        let message = write(content).unwrap_err().to_string();
+        assert!(message.contains("list.txt") && message.contains(expected), "{message}");
+    }
+    assert!(read(&folder.path().join("none.txt"), 200).unwrap_err().to_string().contains("none.txt"));
+    assert!(read(folder.path(), 200).unwrap_err().to_string().contains("it is a folder"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_text_is_read_or_refused(text in any::<String>(), count in 0usize..300) {
+        if let Ok(units) = parse(&text, count) {
+            prop_assert!(units.iter().all(|&unit| (unit as usize) < count));
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read(units in prop::collection::vec(0u32..200, 1..50)) {
+        let text = units.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+        prop_assert_eq!(parse(&text, 200).unwrap(), units);
+    }
+
+    #[test]
+    fn any_row_ends_somewhere(row in prop::collection::vec(any::<u32>(), 0..50)) {
+        prop_assert!(!cut_at_eos(&row).contains(&EOS));
+        prop_assert!(reference_truncation(&row).len() <= row.len());
+        spoken(&row);
+    }
+}
