@@ -1,13 +1,14 @@
 //! attention: softmax(query key^T / sqrt D) value over whole sequences, every token seeing every other.
 //!
-//! One task per (sequence, head, block of query rows); the scores of a block stay in the L2 between the two products,
-//! which the `gemm` crate computes on strided views of the packed qkv rows. Operations: 4 * B * T * T * H * D.
+//! One task per (sequence, head, block of query rows); the scores of a block stay in the L2 between the two products
+//! with strided views of the packed qkv rows. Operations: 4 * B * T * T * H * D.
 
 use rayon::prelude::*;
 
 use super::disjoint::Disjoint;
+use super::gemm::{self, Left, Right, Target};
 use super::simd::{Simd, dispatch, exp};
-use super::{Tensor, ensure};
+use super::{Activation, Tensor, ensure};
 use crate::Result;
 use crate::backend::AttentionShape;
 
@@ -30,59 +31,34 @@ pub fn attention(qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
         return Ok(Tensor::new(batch * tokens, width, out));
     }
     let target = Disjoint::new(&mut out);
-    (0..batch * heads * blocks).into_par_iter().for_each(|task| {
+    (0..batch * heads * blocks).into_par_iter().for_each_init(Default::default, |(scores, scratch), task| {
         let (sequence, head, block) = (task / blocks / heads, task / blocks % heads, task % blocks);
         let first = block * QUERY_BLOCK;
         let queries = QUERY_BLOCK.min(tokens - first);
         let rows = &qkv.data[sequence * tokens * 3 * width..][..tokens * 3 * width];
         let query = &rows[first * 3 * width + head * size..];
-        let key = &rows[width + head * size..];
-        let value = &rows[2 * width + head * size..];
-        let mut scores = vec![0.0f32; queries * tokens];
-        let (row, step) = (3 * width as isize, tokens as isize);
-        // SAFETY: the first product reads `queries` rows of `query` and `tokens` rows of `key`, `size` elements each, all
-        // inside `rows`, and writes `scores`. The second reads `scores` and `value` and writes `size` columns of
-        // `queries` rows of the result, which no other task touches.
-        unsafe {
-            strided_product(
-                [queries, tokens, size],
-                scores.as_mut_ptr(),
-                step,
-                [query.as_ptr(), key.as_ptr()],
-                [row, 1, row],
-            );
-            softmax_rows(&mut scores, tokens, 1.0 / (size as f32).sqrt());
-            let y = target.at((sequence * tokens + first) * width + head * size);
-            strided_product(
-                [queries, size, tokens],
-                y,
-                width as isize,
-                [scores.as_ptr(), value.as_ptr()],
-                [step, row, 1],
-            );
-        }
+        let key = Right { values: &rows[width + head * size..], depth_stride: 1, column_stride: 3 * width };
+        let value = Right { values: &rows[2 * width + head * size..], depth_stride: 3 * width, column_stride: 1 };
+        let scores: &mut Vec<f32> = scores;
+        scores.resize(queries * tokens, 0.0);
+        let plain = |out: Disjoint, row_stride: usize, columns: usize| Target {
+            out,
+            row_stride,
+            columns,
+            bias: &[],
+            residual: &[],
+            activation: Activation::None,
+        };
+        let left = Left { values: query, row_stride: 3 * width, rows: queries, depth: size };
+        // SAFETY: `scores` holds `queries` rows of `tokens` and is this task's own.
+        unsafe { gemm::serial(left, key, plain(Disjoint::new(scores), tokens, tokens), scratch) };
+        softmax_rows(scores, tokens, 1.0 / (size as f32).sqrt());
+        let left = Left { values: scores, row_stride: tokens, rows: queries, depth: tokens };
+        let out = target.offset((sequence * tokens + first) * width + head * size);
+        // SAFETY: these columns of these rows of the result are touched by no other task.
+        unsafe { gemm::serial(left, value, plain(out, width, size), scratch) };
     });
     Ok(Tensor::new(batch * tokens, width, out))
-}
-
-/// `out (m, n) = a (m, k) b (k, n)`; the columns of `out` and `a` are adjacent. Strides: rows of a, rows and columns of b.
-///
-/// # Safety
-/// All three matrices have to lie inside their allocations, and nothing else may touch `out` meanwhile.
-unsafe fn strided_product(
-    [m, n, k]: [usize; 3],
-    out: *mut f32,
-    out_row: isize,
-    [a, b]: [*const f32; 2],
-    [a_row, b_row, b_column]: [isize; 3],
-) {
-    let serial = gemm::Parallelism::None;
-    // SAFETY: the caller's promise. The strides of b are given as (column, row).
-    unsafe {
-        gemm::gemm(
-            m, n, k, out, 1, out_row, false, a, 1, a_row, b, b_column, b_row, 0.0f32, 1.0, false, false, false, serial,
-        )
-    }
 }
 
 dispatch! {

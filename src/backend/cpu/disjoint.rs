@@ -15,15 +15,15 @@ impl Disjoint {
         Disjoint(values.as_mut_ptr())
     }
 
-    /// The address of an element. Dereferencing it needs the promise of [`Disjoint::slice`].
-    pub fn at(self, start: usize) -> *mut f32 {
-        self.0.wrapping_add(start)
+    /// The same result, counted from element `start`.
+    pub fn offset(self, start: usize) -> Disjoint {
+        Disjoint(self.0.wrapping_add(start))
     }
 
     /// # Safety
     /// The range has to lie in the result and belong to the calling task alone.
     pub unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [f32] {
         // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.at(start), len) }
+        unsafe { std::slice::from_raw_parts_mut(self.0.wrapping_add(start), len) }
     }
 }

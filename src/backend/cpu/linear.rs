@@ -1,13 +1,13 @@
 //! linear: y = act(x weight^T + bias) + residual, x (M, K), weight (N, K) read where it was stored.
 //!
 //! Two forms. Up to [`SMALL_M`] rows, the decode step: dot products that read the weights once, so the time is their
-//! bytes over the memory bandwidth. Above, the `gemm` crate on blocks of weights that stay in the L2 while the epilogue
-//! runs over them; bf16 weights are widened block by block. Operations: 2 * M * N * K.
+//! bytes over the memory bandwidth. Above, the tiled product of `gemm`. Operations: 2 * M * N * K.
 
 use half::bf16;
 use rayon::prelude::*;
 
 use super::disjoint::Disjoint;
+use super::gemm::{self, Left, Right, Target};
 use super::simd::{self, Simd, dispatch};
 use super::{Activation, Cpu, Elements, Matrix, Tensor, ensure};
 use crate::Result;
@@ -17,8 +17,6 @@ use crate::backend::Linear;
 const SMALL_M: usize = 8;
 /// Weight elements below which another thread costs more than it brings.
 const PARALLEL_FROM: usize = 1 << 16;
-/// Largest block of the product: 512 x 512 results are 1 MiB, a core's L2.
-const BLOCK: usize = 512;
 
 /// A product before its weights are known. All slices are row-major.
 pub(super) struct Product<'a> {
@@ -94,70 +92,30 @@ fn small(p: &Product<'_>, weight: Elements<'_>, columns: usize, activation: Acti
         }
     }
     for (m, row) in out.chunks_exact_mut(columns).enumerate() {
-        finish(row, p.bias.unwrap_or(&[]), p.residual.map_or(&[], |r| &r[m * columns..][..columns]), activation);
+        finish_row(row, p.bias.unwrap_or(&[]), p.residual.map_or(&[], |r| &r[m * columns..][..columns]), activation);
     }
 }
 
-/// Prefill, vision and batches: blocks of the result, each with the epilogue while it is warm.
+/// Prefill, vision and batches.
 fn blocked(p: &Product<'_>, weight: Elements<'_>, columns: usize, activation: Activation, out: &mut [f32]) {
-    let threads = rayon::current_num_threads();
-    let (row_block, row_tasks) = split(p.rows, 1);
-    let (column_block, column_tasks) = split(columns, threads);
-    let out = Disjoint::new(out);
-    (0..row_tasks * column_tasks).into_par_iter().for_each(|task| {
-        let (row, column) = (task % row_tasks * row_block, task / row_tasks * column_block);
-        if row >= p.rows || column >= columns {
-            return;
-        }
-        let (m, n) = (row_block.min(p.rows - row), column_block.min(columns - column));
-        let mut widened = Vec::new();
-        let w: &[f32] = match weight {
-            Elements::F32(w) => &w[column * p.depth..][..n * p.depth],
-            Elements::Bf16(w) => {
-                widened.extend(w[column * p.depth..][..n * p.depth].iter().map(|v| v.to_f32()));
-                &widened
-            }
-        };
-        let x = &p.x[row * p.depth..][..m * p.depth];
-        // SAFETY: `w` holds n rows of `depth`, `x` holds m, and rows `row..row + m` by columns `column..column + n` of
-        // the result exist and belong to this task alone.
-        unsafe {
-            gemm::gemm(
-                m,
-                n,
-                p.depth,
-                out.at(row * columns + column),
-                1,
-                columns as isize,
-                false,
-                x.as_ptr(),
-                1,
-                p.depth as isize,
-                w.as_ptr(),
-                p.depth as isize,
-                1,
-                0.0f32,
-                1.0,
-                false,
-                false,
-                false,
-                gemm::Parallelism::None,
-            );
-        }
-        for i in row..row + m {
-            let start = i * columns + column;
-            // SAFETY: as above; no other reference to this part of the row exists.
-            let y = unsafe { out.slice(start, n) };
-            let bias = p.bias.map_or(&[][..], |bias| &bias[column..][..n]);
-            finish(y, bias, p.residual.map_or(&[], |r| &r[start..][..n]), activation);
-        }
-    });
-}
-
-/// Block size and number of blocks for `extent`: a multiple of `parts` blocks of at most [`BLOCK`].
-fn split(extent: usize, parts: usize) -> (usize, usize) {
-    let tasks = parts * extent.div_ceil(parts * BLOCK).max(1);
-    (extent.div_ceil(tasks).next_multiple_of(16), tasks)
+    let left = Left { values: p.x, row_stride: p.depth, rows: p.rows, depth: p.depth };
+    let target = Target {
+        out: Disjoint::new(out),
+        row_stride: columns,
+        columns,
+        bias: p.bias.unwrap_or(&[]),
+        residual: p.residual.unwrap_or(&[]),
+        activation,
+    };
+    // SAFETY: `out` holds M rows of N elements and is borrowed for the whole call.
+    match weight {
+        Elements::F32(values) => unsafe {
+            gemm::parallel(left, Right { values, depth_stride: 1, column_stride: p.depth }, target);
+        },
+        Elements::Bf16(values) => unsafe {
+            gemm::parallel(left, Right { values, depth_stride: 1, column_stride: p.depth }, target);
+        },
+    }
 }
 
 dispatch! {
@@ -180,7 +138,7 @@ fn dots_bf16_body<S: Simd>(weight: &[bf16], x: &[f32], rows: usize, depth: usize
 }
 
 /// An element a dot product can read.
-trait Element: Copy {
+pub(super) trait Element: Copy {
     fn lanes<S: Simd>(values: &[Self]) -> S::Lanes;
     fn widen(self) -> f32;
 }
@@ -264,12 +222,12 @@ fn dot4<S: Simd, E: Element, const M: usize>(w: [&[E]; 4], x: [&[f32]; M]) -> [[
 }
 
 dispatch! {
-    /// The epilogue on part of a row: `act(y + bias) + residual`; empty slices stand for nothing to add.
-    fn finish(y: &mut [f32], bias: &[f32], residual: &[f32], activation: Activation) = finish_body;
+    fn finish_row(y: &mut [f32], bias: &[f32], residual: &[f32], activation: Activation) = finish;
 }
 
+/// The epilogue on part of a row: `act(y + bias) + residual`; empty slices stand for nothing to add.
 #[inline(always)]
-fn finish_body<S: Simd>(y: &mut [f32], bias: &[f32], residual: &[f32], activation: Activation) {
+pub(super) fn finish<S: Simd>(y: &mut [f32], bias: &[f32], residual: &[f32], activation: Activation) {
     y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
     match activation {
         Activation::None => {}

@@ -8,6 +8,7 @@ mod conv1d;
 mod conv_transpose1d;
 mod disjoint;
 mod embed;
+mod gemm;
 mod layer_norm;
 mod linear;
 mod patch_embed;

@@ -1,0 +1,103 @@
+//! What several test programs share: golden tensors, reproducible random values and the one tolerance policy.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensors};
+
+/// A file under tests/golden.
+pub fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
+}
+
+/// A safetensors file of golden data.
+pub struct Golden {
+    name: String,
+    bytes: Vec<u8>,
+}
+
+impl Golden {
+    pub fn open(path: &str) -> Golden {
+        let file = golden(path);
+        let bytes = std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        Golden { name: path.to_string(), bytes }
+    }
+
+    fn view(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.bytes).unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.view().tensor(name).is_ok()
+    }
+
+    /// Shape and values of a tensor; integers are widened exactly.
+    pub fn get(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
+        let file = self.view();
+        let tensor = file.tensor(name).unwrap_or_else(|error| panic!("{}: {name}: {error}", self.name));
+        let values = match tensor.dtype() {
+            Dtype::F32 => tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            Dtype::I64 => {
+                tensor.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32).collect()
+            }
+            other => panic!("{}: {name} is {other:?}", self.name),
+        };
+        (tensor.shape().to_vec(), values)
+    }
+
+    pub fn f32(&self, name: &str) -> Vec<f32> {
+        self.get(name).1
+    }
+
+    pub fn u32(&self, name: &str) -> Vec<u32> {
+        self.f32(name).into_iter().map(|v| v as u32).collect()
+    }
+}
+
+/// Xorshift random numbers; a seed gives the same values everywhere.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// In -1..1.
+    pub fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    pub fn values(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.unit()).collect()
+    }
+
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+}
+
+/// The tolerance policy. A sum of `length` f32 products whose terms are about `size` large has a rounding error that
+/// grows with the root of its length; 8 covers the spread of the sums and what is computed from them. Deep stacks pass
+/// the lengths of all their sums added up.
+pub fn tolerance(length: usize, size: f32) -> f32 {
+    8.0 * f32::EPSILON * (length as f32).sqrt().max(1.0) * size.max(f32::MIN_POSITIVE)
+}
+
+/// Fails unless every value is within `tolerance(length, largest expected value or 1)` of what is expected.
+#[track_caller]
+pub fn assert_close(what: &str, actual: &[f32], expected: &[f32], length: usize) {
+    assert_eq!(actual.len(), expected.len(), "{what}: number of values");
+    let size = expected.iter().fold(1.0f32, |most, v| most.max(v.abs()));
+    let most = tolerance(length, size);
+    for (index, (a, e)) in actual.iter().zip(expected).enumerate() {
+        // Written so that NaN fails.
+        assert!((a - e).abs() <= most, "{what}: value {index} is {a}, expected {e}, tolerance {most:e}");
+    }
+}

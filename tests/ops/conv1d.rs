@@ -1,0 +1,109 @@
+use im2sp::backend::cpu::Cpu;
+use im2sp::backend::{Backend, ConvActivation, ConvEpilogue};
+
+use crate::common::{Random, assert_close};
+use crate::{cases, host, ops, random, tensor, values};
+
+#[test]
+fn equals_golden() {
+    let golden = ops();
+    let index: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(crate::common::golden("ops.json")).unwrap()).unwrap();
+    for case in cases(&golden, "conv1d", "x") {
+        let get = |name: &str| golden.get(&format!("{case}.{name}"));
+        let ((x_shape, x), (w_shape, w), (_, bias)) = (get("x"), get("weight"), get("bias"));
+        let dilation = index[&case]["parameters"]["dilation"].as_u64().unwrap() as usize;
+        let kernel = Cpu.kernel(&host(&w_shape, &w), &host(&w_shape[..1], &bias)).unwrap();
+        let x = tensor(x_shape[0], x_shape[1], &x);
+        let residual = tensor(w_shape[0], x_shape[1], &get("residual").1);
+        let plain = ConvEpilogue::default;
+        for (name, epilogue) in [
+            ("y", plain()),
+            ("leaky", ConvEpilogue { slope: 0.1, ..plain() }),
+            ("leaky_residual", ConvEpilogue { slope: 0.1, residual: Some(&residual), ..plain() }),
+            ("leaky_001_tanh", ConvEpilogue { slope: 0.01, activation: ConvActivation::Tanh, ..plain() }),
+        ] {
+            let y = Cpu.conv1d(&x, &kernel, dilation, epilogue).unwrap();
+            assert_close(&format!("{case} {name}"), &values(&y), &get(name).1, w_shape[1] * w_shape[2]);
+        }
+    }
+}
+
+/// Lengths around the tile and block sizes, more output channels than a group, and the running sum.
+#[test]
+fn equals_the_definition() {
+    let mut random = random(5);
+    let shapes = [
+        (1, 1, 1, 1, 1),
+        (2, 9, 3, 4, 2),
+        (17, 8, 11, 48, 5),
+        (3, 16, 7, 193, 3),
+        (5, 3, 5, 1000, 1),
+        (1, 1, 3, 2000, 255),
+    ];
+    for (inputs, outputs, taps, frames, dilation) in shapes {
+        let x = random.values(inputs * frames);
+        let w = random.values(outputs * inputs * taps);
+        let bias = random.values(outputs);
+        let sum = random.values(outputs * frames);
+        let kernel = Cpu.kernel(&host(&[outputs, inputs, taps], &w), &host(&[outputs], &bias)).unwrap();
+        let expected = definition(&x, &w, &bias, [inputs, outputs, taps, frames, dilation]);
+        let expected: Vec<f32> =
+            expected.iter().zip(&sum).map(|(y, s)| ((y.max(0.0) + f64::from(*s)) * 0.5) as f32).collect();
+        let epilogue = ConvEpilogue {
+            activation: ConvActivation::Relu,
+            sum: Some(&tensor(outputs, frames, &sum)),
+            scale: 0.5,
+            ..Default::default()
+        };
+        let y = Cpu.conv1d(&tensor(inputs, frames, &x), &kernel, dilation, epilogue).unwrap();
+        assert_close(&format!("{inputs} {outputs} {taps} {frames} {dilation}"), &values(&y), &expected, inputs * taps);
+    }
+}
+
+fn definition(x: &[f32], w: &[f32], bias: &[f32], [inputs, outputs, taps, frames, dilation]: [usize; 5]) -> Vec<f64> {
+    let reach = (taps - 1) * dilation / 2;
+    (0..outputs * frames)
+        .map(|i| {
+            let (output, frame) = (i / frames, i % frames);
+            let mut y = f64::from(bias[output]);
+            for (input, tap) in (0..inputs).flat_map(|input| (0..taps).map(move |tap| (input, tap))) {
+                let at = (frame + tap * dilation).checked_sub(reach).filter(|&at| at < frames);
+                y += at.map_or(0.0, |at| {
+                    f64::from(x[input * frames + at]) * f64::from(w[(output * inputs + input) * taps + tap])
+                });
+            }
+            y
+        })
+        .collect()
+}
+
+/// A sample does not depend on how long the sequence is, except where the margin reaches.
+#[test]
+fn results_do_not_depend_on_the_cut() {
+    let mut random: Random = random(6);
+    let (channels, taps, long) = (8, 7, 700);
+    let kernel = Cpu.kernel(&host(&[channels, channels, taps], &random.values(448)), &host(&[8], &[0.1; 8])).unwrap();
+    let x = random.values(channels * long);
+    let whole = values(&Cpu.conv1d(&tensor(channels, long, &x), &kernel, 3, ConvEpilogue::default()).unwrap());
+    for short in [100, 333, 517] {
+        let part: Vec<f32> = x.chunks_exact(long).flat_map(|row| row[..short].to_vec()).collect();
+        let y = values(&Cpu.conv1d(&tensor(channels, short, &part), &kernel, 3, ConvEpilogue::default()).unwrap());
+        for (y, whole) in y.chunks_exact(short).zip(whole.chunks_exact(long)) {
+            assert_eq!(y[..short - 9], whole[..short - 9]);
+        }
+    }
+}
+
+#[test]
+fn edges_and_misfits() {
+    let kernel = Cpu.kernel(&host(&[2, 3, 3], &[1.0; 18]), &host(&[2], &[0.0; 2])).unwrap();
+    let run = |rows, columns| {
+        Cpu.conv1d(&tensor(rows, columns, &vec![0.0; rows * columns]), &kernel, 1, ConvEpilogue::default())
+    };
+    assert_eq!(Cpu.shape(&run(3, 0).unwrap()), [2, 0]);
+    assert!(run(2, 4).is_err(), "other channels");
+    assert!(Cpu.kernel(&host(&[2, 3, 2], &[1.0; 12]), &host(&[2], &[0.0; 2])).is_err(), "even taps");
+    assert!(Cpu.kernel(&host(&[2, 3, 3], &[1.0; 18]), &host(&[3], &[0.0; 3])).is_err(), "another bias");
+    assert!(Cpu.conv_transpose1d(&tensor(3, 4, &[0.0; 12]), &kernel, 1.0).is_err(), "not a transposed kernel");
+}

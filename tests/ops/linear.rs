@@ -1,0 +1,93 @@
+use im2sp::backend::cpu::Cpu;
+use im2sp::backend::{Activation, Backend, Linear};
+
+use crate::common::{assert_close, tolerance};
+use crate::{cases, matrix, narrow_matrix, ops, random, row, tensor, values};
+
+fn layer(weight: im2sp::backend::cpu::Matrix, bias: &[f32]) -> Linear<Cpu> {
+    Linear { weight, bias: row(bias) }
+}
+
+#[test]
+fn equals_golden() {
+    let golden = ops();
+    for case in cases(&golden, "linear", "x") {
+        let get = |name: &str| golden.get(&format!("{case}.{name}"));
+        let ((x_shape, x), (w_shape, w)) = (get("x"), get("weight"));
+        let (m, k, n) = (x_shape[0], x_shape[1], w_shape[0]);
+        let x = tensor(m, k, &x);
+        let layer = layer(matrix(n, k, &w), &get("bias").1);
+        for (name, activation) in
+            [("none", Activation::None), ("gelu", Activation::Gelu), ("quick_gelu", Activation::QuickGelu)]
+        {
+            if golden.has(&format!("{case}.{name}")) {
+                let y = Cpu.linear(&x, &layer, activation, None).unwrap();
+                assert_close(&format!("{case} {name}"), &values(&y), &get(name).1, k);
+            }
+        }
+        if golden.has(&format!("{case}.with_residual")) {
+            let residual = tensor(m, n, &get("residual").1);
+            let y = Cpu.linear(&x, &layer, Activation::None, Some(&residual)).unwrap();
+            assert_close(&format!("{case} residual"), &values(&y), &get("with_residual").1, k);
+        }
+    }
+}
+
+/// Whole numbers are added without rounding, so every form has to be exact: few rows, many rows, f32 and bf16 weights.
+#[test]
+fn is_exact_on_whole_numbers() {
+    let mut random = random(1);
+    for (m, n, k) in
+        [(1, 1, 1), (1, 5, 31), (2, 9, 33), (3, 4, 64), (8, 300, 70), (9, 17, 100), (40, 600, 129), (530, 33, 48)]
+    {
+        let mut whole = |len: usize| (0..len).map(|_| random.below(17) as f32 - 8.0).collect::<Vec<_>>();
+        let (x, w, bias) = (whole(m * k), whole(n * k), whole(n));
+        let expected: Vec<f32> = (0..m * n)
+            .map(|i| {
+                let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
+                x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>() + bias[i % n]
+            })
+            .collect();
+        for weight in [matrix(n, k, &w), narrow_matrix(n, k, &w)] {
+            let y = Cpu.linear(&tensor(m, k, &x), &layer(weight, &bias), Activation::None, None).unwrap();
+            assert_eq!(values(&y), expected, "{m}x{n}x{k}");
+        }
+    }
+}
+
+/// A row's result does not depend on the rows beside it, as long as the form is the same.
+#[test]
+fn rows_do_not_depend_on_their_neighbours() {
+    let mut random = random(2);
+    let (n, k) = (50, 300);
+    let (x, w, bias) = (random.values(8 * k), random.values(n * k), random.values(n));
+    let layer = layer(matrix(n, k, &w), &bias);
+    let all = values(&Cpu.linear(&tensor(8, k, &x), &layer, Activation::Gelu, None).unwrap());
+    for m in 0..8 {
+        let one = Cpu.linear(&row(&x[m * k..][..k]), &layer, Activation::Gelu, None).unwrap();
+        assert_eq!(values(&one), all[m * n..][..n]);
+    }
+}
+
+#[test]
+fn gelu_is_accurate_everywhere() {
+    let xs: Vec<f32> = (-12_000..=12_000).map(|i| i as f32 * 1e-3).collect();
+    let layer = layer(matrix(1, 1, &[1.0]), &[0.0]);
+    let y = values(&Cpu.linear(&tensor(xs.len(), 1, &xs), &layer, Activation::QuickGelu, None).unwrap());
+    for (x, y) in xs.iter().zip(y) {
+        let x = f64::from(*x);
+        let expected = x / (1.0 + (-1.702 * x).exp());
+        assert!((f64::from(y) - expected).abs() <= f64::from(tolerance(1, x.abs().max(1.0) as f32)), "{x}: {y}");
+    }
+}
+
+#[test]
+fn edges_and_misfits() {
+    let layer = layer(matrix(3, 2, &[1.0; 6]), &[0.5; 3]);
+    let none = Cpu.linear(&tensor(0, 2, &[]), &layer, Activation::Gelu, None).unwrap();
+    assert_eq!(Cpu.shape(&none), [0, 3]);
+    let error = Cpu.linear(&tensor(2, 3, &[0.0; 6]), &layer, Activation::None, None).unwrap_err().to_string();
+    assert!(error.contains("linear") && error.contains("(2, 3)") && error.contains("(3, 2)"), "{error}");
+    let residual = tensor(1, 2, &[0.0; 2]);
+    assert!(Cpu.linear(&tensor(1, 2, &[0.0; 2]), &layer, Activation::None, Some(&residual)).is_err());
+}

@@ -1,0 +1,82 @@
+//! Every operation of the backend: against golden data from the public libraries, against a slow and obvious twin in
+//! f64 on random shapes, and at its edges (sizes of 0 and 1, shapes that do not fit).
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod argmax;
+mod attention;
+mod cache;
+mod conv1d;
+mod conv_transpose1d;
+mod embed;
+mod layer_norm;
+mod linear;
+mod patch_embed;
+mod transpose;
+
+use common::{Golden, Random};
+use half::bf16;
+use im2sp::backend::Backend;
+use im2sp::backend::cpu::{Cpu, Matrix, Tensor};
+use im2sp::tensor::HostTensor;
+
+fn ops() -> Golden {
+    Golden::open("ops.safetensors")
+}
+
+/// Golden cases of an operation: their prefixes.
+fn cases(golden: &Golden, op: &str, tensor: &str) -> Vec<String> {
+    let cases: Vec<String> =
+        (0..).map(|n| format!("{op}.{n}")).take_while(|case| golden.has(&format!("{case}.{tensor}"))).collect();
+    assert!(!cases.is_empty(), "golden data holds no case of {op}");
+    cases
+}
+
+fn tensor(rows: usize, columns: usize, values: &[f32]) -> Tensor {
+    Cpu.upload([rows, columns], values).expect("the shape fits")
+}
+
+fn row(values: &[f32]) -> Tensor {
+    tensor(1, values.len(), values)
+}
+
+fn host(shape: &[usize], values: &[f32]) -> HostTensor {
+    HostTensor::from_f32(shape, values.to_vec()).expect("the shape fits")
+}
+
+fn matrix(rows: usize, columns: usize, values: &[f32]) -> Matrix {
+    Cpu.matrix(host(&[rows, columns], values)).expect("a matrix")
+}
+
+fn narrow_matrix(rows: usize, columns: usize, values: &[f32]) -> Matrix {
+    let values = values.iter().map(|&v| bf16::from_f32(v)).collect();
+    Cpu.matrix(HostTensor::from_bf16(&[rows, columns], values).expect("the shape fits")).expect("a matrix")
+}
+
+fn values(x: &Tensor) -> Vec<f32> {
+    Cpu.download(x).expect("host memory")
+}
+
+fn random(seed: u64) -> Random {
+    Random::new(seed)
+}
+
+/// The layout of the project: an operation is found by one stem, in every place.
+#[test]
+fn every_operation_has_its_files() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let not_operations = ["mod.rs", "simd.rs", "disjoint.rs", "gemm.rs"];
+    let mut stems = 0;
+    for entry in std::fs::read_dir(root.join("src/backend/cpu")).expect("the CPU backend") {
+        let name = entry.expect("an entry").file_name();
+        if not_operations.iter().any(|other| name == *other) {
+            continue;
+        }
+        stems += 1;
+        for place in ["tests/ops", "benches/ops"] {
+            assert!(root.join(place).join(&name).exists(), "{place} lacks {}", name.display());
+        }
+    }
+    assert!(stems >= 10);
+}
