@@ -50,7 +50,7 @@ const DECODE: [(&str, u8); 38] = [
 ];
 
 const MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
-const STD: [f32; 3] = [0.26862954, 0.26130258, 0.27577711];
+const STD: [f32; 3] = [0.26862954, 0.2613026, 0.2757771];
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/images").join(name)

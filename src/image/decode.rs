@@ -19,8 +19,8 @@ use crate::{Error, Result};
 /// What the decoders may allocate: a picture of [`MAX_PIXELS`] in 16-bit RGBA, and a quarter more to work in.
 const MAX_DECODER_BYTES: u64 = 10 * MAX_PIXELS;
 
-/// Rows turned by one task, so that a cache line of the source is used by all of them.
-const ROWS_PER_TASK: usize = 16;
+/// A picture is turned in squares of this side, so that the cache lines of the source are used while they are near.
+const TILE: usize = 32;
 
 /// As [`Image::decode`].
 pub(super) fn decode(bytes: &[u8], name: &Path) -> Result<Image> {
@@ -172,11 +172,14 @@ fn upright(width: usize, height: usize, rgb: Vec<u8>, orientation: Orientation) 
     let (width, height) = if along.abs() == 1 && down.abs() == row { (width, height) } else { (height, width) };
     let (stored, _) = rgb.as_chunks::<3>();
     let mut turned = vec![0; rgb.len()];
-    turned.par_chunks_mut(width * 3 * ROWS_PER_TASK).enumerate().for_each(|(task, rows)| {
-        for (y, out) in rows.chunks_exact_mut(width * 3).enumerate() {
-            let start = corner + (task * ROWS_PER_TASK + y) as isize * down;
-            for (x, pixel) in out.as_chunks_mut::<3>().0.iter_mut().enumerate() {
-                *pixel = stored[(start + x as isize * along) as usize];
+    turned.par_chunks_mut(width * 3 * TILE).enumerate().for_each(|(task, rows)| {
+        for left in (0..width).step_by(TILE) {
+            let right = width.min(left + TILE);
+            for (y, out) in rows.chunks_exact_mut(width * 3).enumerate() {
+                let start = corner + (task * TILE + y) as isize * down;
+                for (x, pixel) in (left..right).zip(out[left * 3..right * 3].as_chunks_mut::<3>().0) {
+                    *pixel = stored[(start + x as isize * along) as usize];
+                }
             }
         }
     });

@@ -251,7 +251,8 @@ mod tests {
 
     #[test]
     fn every_form_of_the_horizontal_pass_gives_the_same_bytes() {
-        for (input, output, crop) in [(1, 5, 5), (7, 30, 4), (31, 31, 31), (200, 16, 16), (203, 150, 90), (1000, 9, 3)] {
+        for (input, output, crop) in [(1, 5, 5), (7, 30, 4), (31, 31, 31), (200, 16, 16), (203, 150, 90), (1000, 9, 3)]
+        {
             let row: Vec<u8> = (0..input * 3).map(|i| (i * i * 31 % 256) as u8).collect();
             let taps = Taps::new(input, output, crop).padded_for_rgb(input);
             let (mut fast, mut plain) = (vec![0; crop * 3], vec![0; crop * 3]);
