@@ -76,11 +76,11 @@ GIT_LARGE = dimensions(224, (14, 1024, 24, 4096), (768, 6, 3072, 203, 1024))
 
 
 @torch.no_grad()
-def randomise(model, seed, gain=1.0, logits=1.5, positions=1.0, eos_bias=0.0):
+def randomise(model, seed, gain=1.0, logits=1.5, positions=1.0, eos_bias=0.0, bf16=True):
     """Seeded weights: linear layers keep the size of what passes, logits have about the standard deviation `logits`.
 
-    `gain` scales the layers' weights, `positions` the decoder's position embedding relative to the words. Every
-    value is one that bf16 can hold, so that storing the model in bf16 changes nothing.
+    `gain` scales the layers' weights, `positions` the decoder's position embedding relative to the words. With
+    `bf16` every value is one that bf16 can hold, so that storing the model in bf16 changes nothing.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -103,8 +103,9 @@ def randomise(model, seed, gain=1.0, logits=1.5, positions=1.0, eos_bias=0.0):
     embeddings = model.git.image_encoder.vision_model.embeddings
     normal(embeddings.class_embedding, 0.3)
     normal(embeddings.position_embedding.weight, 0.3)
-    for parameter in model.parameters():
-        parameter.copy_(parameter.bfloat16())
+    if bf16:
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
     return model
 
 
