@@ -1,4 +1,1 @@
 //! Weights are data.
-pub mod directory;
-pub mod embedded;
-pub mod store;
