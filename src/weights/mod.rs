@@ -1,1 +1,14 @@
-//! Weights are data.
+//! Weights are data. This room reads every checkpoint format the field uses, without executing anything in it, converts
+//! them to one directory format (`config.json` and safetensors files), and maps such a directory into memory.
+
+pub mod convert;
+pub mod directory;
+pub mod pickle;
+pub mod safetensors;
+pub mod store;
+pub mod stored;
+pub mod torch;
+
+pub use convert::{ConvertOptions, ConvertReport, convert};
+pub use directory::ModelFiles;
+pub use store::TensorStore;

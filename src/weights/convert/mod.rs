@@ -1,0 +1,243 @@
+//! `im2sp convert`: published checkpoints to a model directory. The names and shapes of everything that will be written
+//! are planned first; then the tensors stream through one at a time, so the memory needed is that of the largest one.
+//!
+//! Sources: the reference's `.ckpt`, a Hugging Face GIT directory, a fairseq code HiFi-GAN.
+
+mod captioner;
+mod huggingface;
+mod vocoder;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::directory::{CAPTIONER, StagedDirectory, VOCODER};
+use super::safetensors::{Entry, Writer};
+use super::store::list_names;
+use super::stored::StoredTensor;
+use super::torch::StateDict;
+use crate::model::config::{FORMAT, ModelConfig};
+use crate::tensor::{DType, HostTensor};
+use crate::{Error, Result};
+
+/// What to convert, and into what.
+#[derive(Clone, Debug)]
+pub struct ConvertOptions {
+    /// The captioner: a PyTorch checkpoint or a Hugging Face directory.
+    pub source: PathBuf,
+    /// The vocoder's checkpoint; none makes a model that gives units but no sound.
+    pub vocoder: Option<PathBuf>,
+    /// The vocoder's dimensions; by default `config.json` beside its checkpoint.
+    pub vocoder_config: Option<PathBuf>,
+    /// The picture's size, mean and deviation; by default `preprocessor_config.json` in a source directory, otherwise
+    /// the values of CLIP.
+    pub preprocessor: Option<PathBuf>,
+    /// Element type of matrices, embeddings and convolutions, f32 or bf16. Vectors stay f32.
+    pub dtype: DType,
+    /// The model directory to make.
+    pub output: PathBuf,
+    /// Goes into the configuration: the only kind of pictures this model knows.
+    pub domain: Option<String>,
+    /// Goes into the configuration: where the weights come from.
+    pub description: Option<String>,
+    /// Whether a model at `output` is replaced.
+    pub force: bool,
+}
+
+/// What was converted.
+#[derive(Clone, Debug)]
+pub struct ConvertReport {
+    /// The configuration that was written.
+    pub config: ModelConfig,
+    /// Tensors written.
+    pub tensors: usize,
+    /// Their elements.
+    pub parameters: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Converts a captioner, and a vocoder if there is one, to a model directory. `progress` is called with the bytes
+/// written and to be written. Fails, and leaves nothing behind, when a tensor is missing, unknown, misshapen or not
+/// finite, or when the model is none that im2sp can run.
+pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<ConvertReport> {
+    if options.dtype == DType::F16 {
+        return Err(Error::Option { option: "dtype", problem: "f16 is not written; choose f32 or bf16".into() });
+    }
+    let captioner = captioner::plan(&options.source, options.preprocessor.as_deref())?;
+    let vocoder = match &options.vocoder {
+        Some(path) => Some(vocoder::plan(path, options.vocoder_config.as_deref())?),
+        None => None,
+    };
+    let config = ModelConfig {
+        format: FORMAT.into(),
+        description: options.description.clone(),
+        domain: options.domain.clone(),
+        image: captioner.image,
+        vision: captioner.vision,
+        decoder: captioner.decoder,
+        vocoder: vocoder.as_ref().map(|vocoder| vocoder.config.clone()),
+    };
+    config.check().map_err(|(field, problem)| Error::weights(&options.source, field, problem))?;
+    if let (Some(path), Some(vocoder)) = (&options.vocoder, &config.vocoder) {
+        let units = config.decoder.vocabulary - 3;
+        if vocoder.num_embeddings < units {
+            let problem = format!("speaks {} units, but the captioner says {units}", vocoder.num_embeddings);
+            return Err(Error::weights(path, "num_embeddings", problem));
+        }
+    }
+    let mut files = vec![(CAPTIONER, options.source.as_path(), captioner.tensors)];
+    if let (Some(path), Some(vocoder)) = (&options.vocoder, vocoder) {
+        files.push((VOCODER, path, vocoder.tensors));
+    }
+    write(options, config, files, progress)
+}
+
+/// Streams the planned tensors of each file into a staged directory and gives it its name.
+fn write(
+    options: &ConvertOptions,
+    config: ModelConfig,
+    files: Vec<(&str, &Path, Vec<Planned>)>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<ConvertReport> {
+    let mut report = ConvertReport { config, tensors: 0, parameters: 0, bytes: 0 };
+    let planned = files.iter().flat_map(|(_, _, tensors)| tensors);
+    let total = planned.map(|planned| planned.entry(options.dtype).size().unwrap_or(0) as u64).sum();
+    let staged = StagedDirectory::create(&options.output, options.force)?;
+    progress(0, total);
+    for (name, source, mut tensors) in files {
+        tensors.sort_by_key(|planned| std::cmp::Reverse(planned.dtype(options.dtype).size()));
+        let entries = tensors.iter().map(|planned| planned.entry(options.dtype)).collect();
+        let mut writer = Writer::create(&staged.path().join(name), entries)?;
+        for planned in tensors {
+            let tensor = planned.load(source)?.to_dtype(planned.dtype(options.dtype));
+            writer.write(&planned.name, &tensor)?;
+            report.tensors += 1;
+            report.parameters += tensor.len() as u64;
+            report.bytes += tensor.bytes().len() as u64;
+            progress(report.bytes, total);
+        }
+        writer.finish()?;
+    }
+    staged.commit(&report.config)?;
+    Ok(report)
+}
+
+/// One tensor to be written, and what it is made of.
+struct Planned {
+    name: String,
+    shape: Vec<usize>,
+    parts: Parts,
+}
+
+/// How a written tensor comes from stored ones. Each carries its name in the source for errors.
+enum Parts {
+    /// One or more, joined along the first dimension.
+    Joined(Vec<(String, StoredTensor)>),
+    /// `direction` (shape of the result) scaled so that each slice of the first dimension has the length `length` gives.
+    WeightNorm { length: (String, StoredTensor), direction: (String, StoredTensor) },
+}
+
+impl Planned {
+    /// Vectors are few and precious: they stay f32.
+    fn dtype(&self, asked: DType) -> DType {
+        if self.shape.len() >= 2 { asked } else { DType::F32 }
+    }
+
+    fn entry(&self, asked: DType) -> Entry {
+        Entry { name: self.name.clone(), shape: self.shape.clone(), dtype: self.dtype(asked) }
+    }
+
+    /// The values; `source` only names the file in errors.
+    fn load(&self, source: &Path) -> Result<HostTensor> {
+        let tensor = match &self.parts {
+            Parts::Joined(parts) if parts.len() == 1 => load_finite(source, &parts[0])?.reshape(&self.shape),
+            Parts::Joined(parts) => {
+                let mut values = Vec::new();
+                for part in parts {
+                    values.extend_from_slice(&load_finite(source, part)?.to_f32());
+                }
+                HostTensor::from_f32(&self.shape, values)
+            }
+            Parts::WeightNorm { length, direction } => {
+                let lengths = load_finite(source, length)?;
+                let directions = load_finite(source, direction)?;
+                let values = fold_weight_norm(&lengths.to_f32(), &directions.to_f32())
+                    .ok_or_else(|| Error::weights(source, direction.0.as_str(), "has a slice without any length"))?;
+                HostTensor::from_f32(&self.shape, values)
+            }
+        };
+        tensor.ok_or_else(|| Error::weights(source, self.name.as_str(), "its parts do not make up its shape"))
+    }
+}
+
+/// Loads a tensor and refuses NaN and infinity.
+fn load_finite(source: &Path, (name, stored): &(String, StoredTensor)) -> Result<HostTensor> {
+    let tensor = stored.load().map_err(|problem| Error::weights(source, name.as_str(), problem))?;
+    if tensor.to_f32().iter().all(|value| value.is_finite()) {
+        Ok(tensor)
+    } else {
+        Err(Error::weights(source, name.as_str(), "holds NaN or infinity: the checkpoint is damaged"))
+    }
+}
+
+/// W = g v / |v|, with one g and one norm per slice of the first dimension. `None` when a norm is zero or the result
+/// is not finite. The norm is accumulated in f64.
+fn fold_weight_norm(lengths: &[f32], directions: &[f32]) -> Option<Vec<f32>> {
+    let slice = directions.len().checked_div(lengths.len())?;
+    let mut values = Vec::with_capacity(directions.len());
+    for (direction, &length) in directions.chunks_exact(slice.max(1)).zip(lengths) {
+        let norm = direction.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
+        let scale = f64::from(length) / norm;
+        values.extend(direction.iter().map(|&v| (f64::from(v) * scale) as f32));
+    }
+    values.iter().all(|value| value.is_finite()).then_some(values)
+}
+
+/// The tensors of a checkpoint by name, each to be used exactly once.
+struct Source<'a> {
+    path: &'a Path,
+    tensors: BTreeMap<String, StoredTensor>,
+}
+
+impl<'a> Source<'a> {
+    fn new(path: &'a Path, tensors: StateDict) -> Source<'a> {
+        Source { path, tensors: tensors.into_iter().collect() }
+    }
+
+    /// The shape of a tensor that is needed to infer dimensions.
+    fn shape<const N: usize>(&self, name: &str) -> Result<[usize; N]> {
+        let tensor = self.tensors.get(name).ok_or_else(|| Error::weights(self.path, name, "is missing"))?;
+        tensor.shape().try_into().map_err(|_| {
+            let problem = format!("has shape {:?}, expected {N} dimensions", tensor.shape());
+            Error::weights(self.path, name, problem)
+        })
+    }
+
+    /// How many consecutive numbers N, from 0, make `{before}N{after}` a tensor.
+    fn count(&self, before: &str, after: &str) -> usize {
+        (0..).take_while(|n| self.tensors.contains_key(&format!("{before}{n}{after}"))).count()
+    }
+
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<(String, StoredTensor)> {
+        let problem = match self.tensors.remove(name) {
+            Some(tensor) if tensor.shape() == shape => return Ok((name.to_string(), tensor)),
+            Some(tensor) => format!("has shape {:?}, expected {shape:?}", tensor.shape()),
+            None => format!("is missing; expected a tensor of shape {shape:?}"),
+        };
+        Err(Error::weights(self.path, name, problem))
+    }
+
+    /// Plans a tensor that is stored as it is written, but for its shape.
+    fn plan(&mut self, from: &str, to: &str, stored: &[usize], written: &[usize]) -> Result<Planned> {
+        let part = self.take(from, stored)?;
+        Ok(Planned { name: to.into(), shape: written.to_vec(), parts: Parts::Joined(vec![part]) })
+    }
+
+    /// Fails when tensors are left over.
+    fn finish(self) -> Result<()> {
+        match list_names(self.tensors.keys()) {
+            None => Ok(()),
+            Some(names) => Err(Error::weights(self.path, names, "not part of any model im2sp knows")),
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! safetensors files. Reading goes through the `safetensors` crate, which checks the header against the length of the
+//! file before any tensor exists; the tensors are views of the mapped file. Writing streams: all shapes are known
+//! beforehand, so the header goes first and then one tensor after the other, into a temporary file beside the
+//! destination that takes its place only when it is complete and on disk.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use tempfile::NamedTempFile;
+
+use super::stored::{Element, StoredTensor, map_file};
+use super::torch::StateDict;
+use crate::tensor::{Bytes, DType, HostTensor, element_count};
+use crate::{Error, Result};
+
+/// The data begins at a multiple of this many bytes; the header is padded with spaces.
+const DATA_ALIGNMENT: usize = 64;
+
+/// Maps `path` and lists its tensors in the order of their data.
+pub fn open(path: &Path) -> Result<StateDict> {
+    from_bytes(path, map_file(path)?)
+}
+
+/// As [`open`], of bytes in memory; `path` only names them in errors.
+pub fn from_bytes(path: &Path, bytes: Bytes) -> Result<StateDict> {
+    let lying = |problem: String| Error::weights(path, "header", format!("{problem}: the file is damaged or cut off"));
+    let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| lying(error.to_string()))?;
+    let data = bytes.slice(8 + header..bytes.len()).ok_or_else(|| lying("is longer than the file".into()))?;
+    let mut infos: Vec<(String, &TensorInfo)> = metadata.tensors().into_iter().collect();
+    infos.sort_by(|(a, left), (b, right)| left.data_offsets.cmp(&right.data_offsets).then(a.cmp(b)));
+    let mut tensors = Vec::with_capacity(infos.len());
+    for (name, info) in infos {
+        let tensor = element_of(info.dtype).and_then(|element| {
+            let (start, end) = info.data_offsets;
+            let storage = data.slice(start..end).ok_or("lies outside the file")?;
+            StoredTensor::dense(info.shape.clone(), element, storage)
+        });
+        match tensor {
+            Ok(tensor) => tensors.push((name, tensor)),
+            Err(problem) => return Err(Error::weights(path, name, problem)),
+        }
+    }
+    Ok(tensors)
+}
+
+fn element_of(dtype: Dtype) -> std::result::Result<Element, String> {
+    Ok(match dtype {
+        Dtype::F32 => Element::Float(DType::F32),
+        Dtype::BF16 => Element::Float(DType::BF16),
+        Dtype::F16 => Element::Float(DType::F16),
+        Dtype::F64 => Element::F64,
+        Dtype::I64 | Dtype::U64 => Element::Integer(8),
+        Dtype::I32 | Dtype::U32 => Element::Integer(4),
+        Dtype::I16 | Dtype::U16 => Element::Integer(2),
+        Dtype::I8 | Dtype::U8 | Dtype::BOOL => Element::Integer(1),
+        other => return Err(format!("has the element type {other:?}, which this reader does not know")),
+    })
+}
+
+/// What the header says of one tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// Its extents, outermost first.
+    pub shape: Vec<usize>,
+    /// Its element type.
+    pub dtype: DType,
+}
+
+impl Entry {
+    /// Bytes of its data, unless that is more than can be addressed.
+    pub fn size(&self) -> Option<usize> {
+        element_count(&self.shape)?.checked_mul(self.dtype.size())
+    }
+}
+
+/// A safetensors file being written. Dropping it before [`Writer::finish`] removes what was written.
+pub struct Writer {
+    path: PathBuf,
+    file: BufWriter<NamedTempFile>,
+    entries: std::vec::IntoIter<Entry>,
+}
+
+impl Writer {
+    /// Writes the header for `entries`, whose data has to follow in this order. To keep elements aligned, wider types
+    /// should come first.
+    pub fn create(path: &Path, entries: Vec<Entry>) -> Result<Writer> {
+        let header = header(&entries).map_err(|problem| Error::weights(path, "header", problem))?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let file = readable_by_all().tempfile_in(folder).map_err(Error::io("create a file beside", path))?;
+        let mut writer = Writer { path: path.to_owned(), file: BufWriter::new(file), entries: entries.into_iter() };
+        let length = (header.len() as u64).to_le_bytes();
+        writer.put(&length)?;
+        writer.put(header.as_bytes())?;
+        Ok(writer)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(Error::io("write", &self.path))
+    }
+
+    /// Writes the next tensor, which has to be the next entry in name, shape and element type.
+    pub fn write(&mut self, name: &str, tensor: &HostTensor) -> Result<()> {
+        let given = Entry { name: name.into(), shape: tensor.shape().to_vec(), dtype: tensor.dtype() };
+        match self.entries.next() {
+            Some(entry) if entry == given => self.put(tensor.bytes()),
+            other => Err(Error::weights(&self.path, name, format!("was written where the header has {other:?}"))),
+        }
+    }
+
+    /// Brings the file to disk and gives it its name.
+    pub fn finish(mut self) -> Result<()> {
+        if let Some(entry) = self.entries.next() {
+            return Err(Error::weights(&self.path, entry.name, "was announced but never written"));
+        }
+        let file = self.file.into_inner().map_err(|error| Error::io("write", &self.path)(error.into_error()))?;
+        publish(file, &self.path)
+    }
+}
+
+fn header(entries: &[Entry]) -> std::result::Result<String, String> {
+    let mut end = 0usize;
+    let mut infos = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let start = end;
+        let size = entry.size().and_then(|size| start.checked_add(size));
+        end = size.ok_or_else(|| format!("{} is larger than can be addressed", entry.name))?;
+        let dtype = match entry.dtype {
+            DType::F32 => Dtype::F32,
+            DType::BF16 => Dtype::BF16,
+            DType::F16 => Dtype::F16,
+        };
+        let info = TensorInfo { dtype, shape: entry.shape.clone(), data_offsets: (start, end) };
+        infos.push((entry.name.clone(), info));
+    }
+    let format = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let metadata = Metadata::new(Some(format), infos).map_err(|error| error.to_string())?;
+    let mut header = serde_json::to_string(&metadata).map_err(|error| error.to_string())?;
+    let padded = (8 + header.len()).next_multiple_of(DATA_ALIGNMENT) - 8;
+    header.extend(std::iter::repeat_n(' ', padded - header.len()));
+    Ok(header)
+}
+
+/// Writes `bytes` to `path` so that the file is there completely or not at all.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = readable_by_all().tempfile_in(folder).map_err(Error::io("create a file beside", path))?;
+    file.write_all(bytes).map_err(Error::io("write", path))?;
+    publish(file, path)
+}
+
+/// Flushes a finished temporary file, renames it to `path` and flushes the folder that now names it.
+fn publish(file: NamedTempFile, path: &Path) -> Result<()> {
+    file.as_file().sync_all().map_err(Error::io("flush", path))?;
+    file.persist(path).map_err(|error| Error::io("rename a temporary file to", path)(error.error))?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    sync_folder(folder)
+}
+
+/// Brings renames inside `folder` to disk, where the system can.
+pub fn sync_folder(folder: &Path) -> Result<()> {
+    if cfg!(unix) {
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("flush", folder))?;
+    }
+    Ok(())
+}
+
+/// Temporary names inside the destination's folder, with the permissions an ordinary file would get.
+pub fn readable_by_all() -> tempfile::Builder<'static, 'static> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".im2sp-");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    builder
+}
