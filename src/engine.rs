@@ -183,10 +183,10 @@ impl Engine {
                 problem: "this version of im2sp runs on the CPU only: use --device cpu or auto".into(),
             });
         }
-        let dtype = match options.dtype {
+        let stored = files.captioner.iter().find(|(name, _)| *name == "decoder.word_embedding");
+        let dtype = match options.dtype.or(stored.map(|(_, tensor)| tensor.dtype())) {
             Some(DType::BF16) => "bf16",
-            Some(_) => "f32",
-            None => files.captioner.dtype_name("decoder.word_embedding"),
+            _ => "f32",
         };
         let model = Model::load(Cpu, &mut files, options.dtype)?;
         files.captioner.finish()?;

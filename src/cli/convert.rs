@@ -1,12 +1,104 @@
-//! `im2sp convert`: checkpoints of every format the field uses to a model directory.
-use clap::Args;
-use im2sp::Result;
+//! `im2sp convert`: checkpoints of the formats the field uses to a model directory.
+
+use std::path::PathBuf;
 use std::process::ExitCode;
-/// stub
+
+use clap::{Args, ValueEnum};
+use im2sp::Result;
+use im2sp::tensor::DType;
+use im2sp::weights::{ConvertOptions, convert};
+use serde_json::json;
+
+use super::print_json;
+use super::progress::Bar;
+
+/// Make a model directory from published checkpoints
+///
+/// SRC is a captioner: the reference implementation's .ckpt, or a Hugging Face GIT directory (config.json with
+/// model.safetensors or pytorch_model.bin) whose vocabulary was replaced by speech units. The vocoder is a unit HiFi-GAN
+/// (CodeHiFiGAN) checkpoint. Reading a checkpoint executes nothing in it.
 #[derive(Args)]
-pub struct Convert {}
+#[command(after_help = "\
+Examples:
+  im2sp convert Im2Sp.ckpt --vocoder g_00950000 --vocoder-config config.json -o models/git-large-coco
+  im2sp convert Im2Sp.ckpt --vocoder g_00950000 --dtype bf16 -o models/git-large-coco-bf16
+  im2sp caption photo.jpg --weights models/git-large-coco -o speech.wav")]
+pub struct Convert {
+    /// The captioner: a checkpoint file or a Hugging Face directory
+    #[arg(value_name = "SRC")]
+    source: PathBuf,
+    /// The vocoder's checkpoint; without one the model gives units but no sound
+    #[arg(long, value_name = "CKPT")]
+    vocoder: Option<PathBuf>,
+    /// The vocoder's dimensions [default: config.json beside its checkpoint]
+    #[arg(long, value_name = "JSON", requires = "vocoder")]
+    vocoder_config: Option<PathBuf>,
+    /// A preprocessor_config.json with the picture's size, mean and std [default: that of SRC, or CLIP's]
+    #[arg(long, value_name = "JSON")]
+    preprocessor: Option<PathBuf>,
+    /// Type of the matrices in the result: bf16 halves the size and nearly the time of a decode step
+    #[arg(long, default_value = "f32", value_name = "TYPE")]
+    dtype: Precision,
+    /// The model directory to make
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Say that the model knows one kind of pictures only, and which
+    #[arg(long, value_name = "TEXT")]
+    domain: Option<String>,
+    /// One line for people, kept in the result
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// Replace a model that is there already
+    #[arg(long)]
+    force: bool,
+    /// Print a JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Precision {
+    F32,
+    Bf16,
+}
+
 impl Convert {
+    /// Converts and says what was written.
     pub fn run(self) -> Result<ExitCode> {
+        let options = ConvertOptions {
+            source: self.source,
+            vocoder: self.vocoder,
+            vocoder_config: self.vocoder_config,
+            preprocessor: self.preprocessor,
+            dtype: match self.dtype {
+                Precision::F32 => DType::F32,
+                Precision::Bf16 => DType::BF16,
+            },
+            output: self.output,
+            domain: self.domain,
+            description: self.description,
+            force: self.force,
+        };
+        let mut bar = Bar::new();
+        let report = convert(&options, &mut |done, total| bar.show("convert", done >> 20, total >> 20))?;
+        drop(bar);
+        if self.json {
+            print_json(&json!({
+                "output": options.output.to_string_lossy(),
+                "config": report.config,
+                "tensors": report.tensors,
+                "parameters": report.parameters,
+                "bytes": report.bytes,
+            }));
+        } else {
+            println!(
+                "{}: {} tensors, {} parameters, {:.1} MB",
+                options.output.display(),
+                report.tensors,
+                report.parameters,
+                report.bytes as f64 / 1e6
+            );
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -30,7 +30,10 @@ impl Info {
             None => embedded::files()?,
         };
         let config = &files.config;
-        let (parameters, bytes) = files.size();
+        let stores = std::iter::once(&files.captioner).chain(&files.vocoder);
+        let (parameters, bytes) = stores
+            .flat_map(|store| store.iter())
+            .fold((0, 0), |(parameters, bytes), (_, tensor)| (parameters + tensor.len(), bytes + tensor.bytes().len()));
         if self.json {
             print_json(&json!({ "config": config, "parameters": parameters, "bytes": bytes }));
             return Ok(ExitCode::SUCCESS);

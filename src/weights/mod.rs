@@ -3,6 +3,7 @@
 
 pub mod convert;
 pub mod directory;
+pub mod embedded;
 pub mod pickle;
 pub mod safetensors;
 pub mod store;
