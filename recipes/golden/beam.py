@@ -60,7 +60,7 @@ def compat(next_log_probabilities, bos, eos, beams, max_length, length_penalty=1
         if len(finished) < beams or score > finished[0][0]:
             finished.append((score, tokens))
             finished.sort(key=lambda h: h[0])
-            del finished[: len(finished) - beams]
+            del finished[: max(0, len(finished) - beams)]
 
     length = 1
     while len(finished) < beams and length < max_length:

@@ -132,8 +132,17 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Makes the weights (C in, C out, taps) of `conv_transpose1d` with its bias (C out) and stride.
     fn transposed_kernel(&self, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<Self::Kernel>;
 
-    /// `act(x weight^T + bias) + residual`: x (M, K), residual and result (M, N).
+    /// `act(x weight^T + bias) + residual`: x (M, K), residual and result (M, N). For whole sequences.
     fn linear(
+        &self,
+        x: &Self::Tensor,
+        layer: &Linear<Self>,
+        activation: Activation,
+        residual: Option<&Self::Tensor>,
+    ) -> Result<Self::Tensor>;
+    /// As `linear`, for the few rows of a decode step: reads the weights once, and adds in another order. The caller
+    /// chooses, not the number of rows, so that a row's result never depends on its neighbours.
+    fn linear_step(
         &self,
         x: &Self::Tensor,
         layer: &Linear<Self>,

@@ -16,6 +16,15 @@ pub struct Decoder<B: Backend> {
     output: Linear<B>, // (V, C), also the word embedding
 }
 
+/// [`Backend::linear`] or [`Backend::linear_step`].
+type LinearForm<B> = fn(
+    &B,
+    &<B as Backend>::Tensor,
+    &Linear<B>,
+    Activation,
+    Option<&<B as Backend>::Tensor>,
+) -> Result<<B as Backend>::Tensor>;
+
 impl<B: Backend> Decoder<B> {
     /// Takes the tensors `decoder.*`.
     pub fn load(loader: &mut Loader<'_, B>, config: &DecoderConfig) -> Result<Decoder<B>> {
@@ -58,7 +67,7 @@ impl<B: Backend> Decoder<B> {
             // Nothing but the last layer's keys and values is ever read.
             if n + 1 < self.layers.len() {
                 let attended = backend.attention(&qkv, AttentionShape { batch: images, tokens: prefix, heads })?;
-                x = self.after_attention(backend, layer, &attended, &x)?;
+                x = self.after_attention(backend, B::linear, layer, &attended, &x)?;
             }
         }
         Ok(cache)
@@ -73,19 +82,27 @@ impl<B: Backend> Decoder<B> {
         let x = backend.embed(&self.output.weight, &self.position, ids, &positions)?;
         let mut x = backend.layer_norm(&x, &self.embedding_norm)?;
         for (n, layer) in self.layers.iter().enumerate() {
-            let qkv = backend.linear(&x, &layer.qkv, Activation::None, None)?;
+            let qkv = backend.linear_step(&x, &layer.qkv, Activation::None, None)?;
             let attended = backend.attention_cached(&qkv, cache, n, position)?;
-            x = self.after_attention(backend, layer, &attended, &x)?;
+            x = self.after_attention(backend, B::linear_step, layer, &attended, &x)?;
         }
-        backend.linear(&x, &self.output, Activation::None, None)
+        backend.linear_step(&x, &self.output, Activation::None, None)
     }
 
-    /// The rest of a layer: output projection, residual, norm; feed-forward, residual, norm.
-    fn after_attention(&self, backend: &B, layer: &Layer<B>, attended: &B::Tensor, x: &B::Tensor) -> Result<B::Tensor> {
-        let x = backend.linear(attended, &layer.attention_out, Activation::None, Some(x))?;
+    /// The rest of a layer: output projection, residual, norm; feed-forward, residual, norm. `linear` is the form that
+    /// fits the number of rows.
+    fn after_attention(
+        &self,
+        backend: &B,
+        linear: LinearForm<B>,
+        layer: &Layer<B>,
+        attended: &B::Tensor,
+        x: &B::Tensor,
+    ) -> Result<B::Tensor> {
+        let x = linear(backend, attended, &layer.attention_out, Activation::None, Some(x))?;
         let x = backend.layer_norm(&x, &layer.attention_norm)?;
-        let hidden = backend.linear(&x, &layer.fc1, Activation::Gelu, None)?;
-        let x = backend.linear(&hidden, &layer.fc2, Activation::None, Some(&x))?;
+        let hidden = linear(backend, &x, &layer.fc1, Activation::Gelu, None)?;
+        let x = linear(backend, &hidden, &layer.fc2, Activation::None, Some(&x))?;
         backend.layer_norm(&x, &layer.mlp_norm)
     }
 }

@@ -1,4 +1,4 @@
-use im2sp::backend::cpu::Cpu;
+use im2sp::backend::cpu::{Cpu, Tensor};
 use im2sp::backend::{Activation, Backend, Linear};
 
 use crate::common::{assert_close, tolerance};
@@ -6,6 +6,11 @@ use crate::{cases, matrix, narrow_matrix, ops, random, row, tensor, values};
 
 fn layer(weight: im2sp::backend::cpu::Matrix, bias: &[f32]) -> Linear<Cpu> {
     Linear { weight, bias: row(bias) }
+}
+
+/// The form for sequences and the form for decode steps.
+fn both(x: &Tensor, layer: &Linear<Cpu>, activation: Activation, residual: Option<&Tensor>) -> [Tensor; 2] {
+    [Cpu.linear(x, layer, activation, residual).unwrap(), Cpu.linear_step(x, layer, activation, residual).unwrap()]
 }
 
 #[test]
@@ -21,14 +26,16 @@ fn equals_golden() {
             [("none", Activation::None), ("gelu", Activation::Gelu), ("quick_gelu", Activation::QuickGelu)]
         {
             if golden.has(&format!("{case}.{name}")) {
-                let y = Cpu.linear(&x, &layer, activation, None).unwrap();
-                assert_close(&format!("{case} {name}"), &values(&y), &get(name).1, k);
+                for y in both(&x, &layer, activation, None) {
+                    assert_close(&format!("{case} {name}"), &values(&y), &get(name).1, k);
+                }
             }
         }
         if golden.has(&format!("{case}.with_residual")) {
             let residual = tensor(m, n, &get("residual").1);
-            let y = Cpu.linear(&x, &layer, Activation::None, Some(&residual)).unwrap();
-            assert_close(&format!("{case} residual"), &values(&y), &get("with_residual").1, k);
+            for y in both(&x, &layer, Activation::None, Some(&residual)) {
+                assert_close(&format!("{case} residual"), &values(&y), &get("with_residual").1, k);
+            }
         }
     }
 }
@@ -49,23 +56,27 @@ fn is_exact_on_whole_numbers() {
             })
             .collect();
         for weight in [matrix(n, k, &w), narrow_matrix(n, k, &w)] {
-            let y = Cpu.linear(&tensor(m, k, &x), &layer(weight, &bias), Activation::None, None).unwrap();
-            assert_eq!(values(&y), expected, "{m}x{n}x{k}");
+            let (x, layer) = (tensor(m, k, &x), layer(weight, &bias));
+            for y in both(&x, &layer, Activation::None, None) {
+                assert_eq!(values(&y), expected, "{m}x{n}x{k}");
+            }
         }
     }
 }
 
-/// A row's result does not depend on the rows beside it, as long as the form is the same.
+/// A row's result does not depend on the rows beside it.
 #[test]
 fn rows_do_not_depend_on_their_neighbours() {
     let mut random = random(2);
-    let (n, k) = (50, 300);
-    let (x, w, bias) = (random.values(8 * k), random.values(n * k), random.values(n));
+    let (m, n, k) = (19, 50, 1100);
+    let (x, w, bias) = (random.values(m * k), random.values(n * k), random.values(n));
     let layer = layer(matrix(n, k, &w), &bias);
-    let all = values(&Cpu.linear(&tensor(8, k, &x), &layer, Activation::Gelu, None).unwrap());
-    for m in 0..8 {
-        let one = Cpu.linear(&row(&x[m * k..][..k]), &layer, Activation::Gelu, None).unwrap();
-        assert_eq!(values(&one), all[m * n..][..n]);
+    let all = both(&tensor(m, k, &x), &layer, Activation::Gelu, None);
+    for row_index in 0..m {
+        let one = both(&row(&x[row_index * k..][..k]), &layer, Activation::Gelu, None);
+        for (one, all) in one.iter().zip(&all) {
+            assert_eq!(values(one), values(all)[row_index * n..][..n]);
+        }
     }
 }
 

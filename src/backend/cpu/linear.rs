@@ -1,7 +1,7 @@
 //! linear: y = act(x weight^T + bias) + residual, x (M, K), weight (N, K) read where it was stored.
 //!
-//! Two forms. Up to [`SMALL_M`] rows, the decode step: dot products that read the weights once, so the time is their
-//! bytes over the memory bandwidth. Above, the tiled product of `gemm`. Operations: 2 * M * N * K.
+//! Two forms, chosen by the caller. For whole sequences the tiled product of `gemm`; for a decode step dot products that
+//! read the weights once, so the time of one row is their bytes over the memory bandwidth. Operations: 2 * M * N * K.
 
 use half::bf16;
 use rayon::prelude::*;
@@ -9,12 +9,10 @@ use rayon::prelude::*;
 use super::disjoint::Disjoint;
 use super::gemm::{self, Left, Right, Target};
 use super::simd::{self, Simd, dispatch};
-use super::{Activation, Cpu, Elements, Matrix, Tensor, ensure};
+use super::{Activation, Cpu, Elements, Tensor, ensure};
 use crate::Result;
 use crate::backend::Linear;
 
-/// Rows up to which the dot-product form is used: beams, and small batches of a decode step.
-const SMALL_M: usize = 8;
 /// Weight elements below which another thread costs more than it brings.
 const PARALLEL_FROM: usize = 1 << 16;
 
@@ -26,14 +24,23 @@ pub(super) struct Product<'a> {
     pub rows: usize,
     /// K.
     pub depth: usize,
-    /// (N).
-    pub bias: Option<&'a [f32]>,
-    /// (M, N), added last.
-    pub residual: Option<&'a [f32]>,
+    /// (N); empty for none.
+    pub bias: &'a [f32],
+    /// (M, N), added last; empty for none.
+    pub residual: &'a [f32],
 }
 
-/// See [`crate::backend::Backend::linear`].
-pub fn linear(x: &Tensor, layer: &Linear<Cpu>, activation: Activation, residual: Option<&Tensor>) -> Result<Tensor> {
+/// One of the two forms: writes the product with its epilogue to its last argument, (M, N).
+type Form = fn(&Product<'_>, Elements<'_>, usize, Activation, &mut [f32]);
+
+/// See [`crate::backend::Backend::linear`] and [`crate::backend::Backend::linear_step`].
+pub fn linear(
+    x: &Tensor,
+    layer: &Linear<Cpu>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+    form: Form,
+) -> Result<Tensor> {
     let (rows, columns) = (x.rows, layer.weight.rows);
     ensure(
         x.columns == layer.weight.columns
@@ -47,27 +54,16 @@ pub fn linear(x: &Tensor, layer: &Linear<Cpu>, activation: Activation, residual:
         },
     )?;
     let mut y = vec![0.0; rows * columns];
-    let (bias, residual) = (Some(&layer.bias.data[..]), residual.map(|r| &r.data[..]));
-    product(&Product { x: &x.data, rows, depth: x.columns, bias, residual }, &layer.weight, activation, &mut y)?;
+    let (bias, residual) = (&layer.bias.data[..], residual.map_or(&[][..], |r| &r.data));
+    let product = Product { x: &x.data, rows, depth: x.columns, bias, residual };
+    if !y.is_empty() {
+        form(&product, layer.weight.elements()?, columns, activation, &mut y);
+    }
     Ok(Tensor::new(rows, columns, y))
 }
 
-/// Writes the product with its epilogue to `out` (M, N).
-pub(super) fn product(p: &Product<'_>, weight: &Matrix, activation: Activation, out: &mut [f32]) -> Result<()> {
-    let elements = weight.elements()?;
-    if out.is_empty() {
-        return Ok(());
-    }
-    if p.rows <= SMALL_M {
-        small(p, elements, weight.rows, activation, out);
-    } else {
-        blocked(p, elements, weight.rows, activation, out);
-    }
-    Ok(())
-}
-
 /// The decode step: every thread takes a run of weight rows.
-fn small(p: &Product<'_>, weight: Elements<'_>, columns: usize, activation: Activation, out: &mut [f32]) {
+pub(super) fn step(p: &Product<'_>, weight: Elements<'_>, columns: usize, activation: Activation, out: &mut [f32]) {
     let threads = if columns * p.depth < PARALLEL_FROM { 1 } else { rayon::current_num_threads() };
     let per_task = columns.div_ceil(threads).next_multiple_of(4);
     // (N, M), so that each task owns a run of it; with one row this is the result's own layout.
@@ -92,19 +88,20 @@ fn small(p: &Product<'_>, weight: Elements<'_>, columns: usize, activation: Acti
         }
     }
     for (m, row) in out.chunks_exact_mut(columns).enumerate() {
-        finish_row(row, p.bias.unwrap_or(&[]), p.residual.map_or(&[], |r| &r[m * columns..][..columns]), activation);
+        let residual = if p.residual.is_empty() { &[] } else { &p.residual[m * columns..][..columns] };
+        finish_row(row, p.bias, residual, activation);
     }
 }
 
 /// Prefill, vision and batches.
-fn blocked(p: &Product<'_>, weight: Elements<'_>, columns: usize, activation: Activation, out: &mut [f32]) {
+pub(super) fn blocked(p: &Product<'_>, weight: Elements<'_>, columns: usize, activation: Activation, out: &mut [f32]) {
     let left = Left { values: p.x, row_stride: p.depth, rows: p.rows, depth: p.depth };
     let target = Target {
         out: Disjoint::new(out),
         row_stride: columns,
         columns,
-        bias: p.bias.unwrap_or(&[]),
-        residual: p.residual.unwrap_or(&[]),
+        bias: p.bias,
+        residual: p.residual,
         activation,
     };
     // SAFETY: `out` holds M rows of N elements and is borrowed for the whole call.

@@ -136,7 +136,17 @@ impl Backend for Cpu {
         activation: Activation,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
-        linear::linear(x, layer, activation, residual)
+        linear::linear(x, layer, activation, residual, linear::blocked)
+    }
+
+    fn linear_step(
+        &self,
+        x: &Tensor,
+        layer: &Linear<Cpu>,
+        activation: Activation,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        linear::linear(x, layer, activation, residual, linear::step)
     }
 
     fn layer_norm(&self, x: &Tensor, norm: &Norm<Cpu>) -> Result<Tensor> {

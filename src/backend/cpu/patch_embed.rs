@@ -3,7 +3,7 @@
 //! Operations: 2 * B * (T - 1) * C * 3 * patch^2.
 
 use super::linear::{self, Product};
-use super::{Matrix, Tensor, ensure};
+use super::{Activation, Matrix, Tensor, ensure};
 use crate::Result;
 
 /// See [`crate::backend::Backend::patch_embed`].
@@ -44,12 +44,8 @@ pub fn patch_embed(
     for (picture, out) in pixels.data.chunks_exact(pixels.columns).zip(out.chunks_exact_mut(tokens * columns)) {
         gather(picture, side, patch, &mut patches);
         out[..columns].copy_from_slice(&class.data);
-        linear::product(
-            &Product { x: &patches, rows: tokens - 1, depth, bias: None, residual: None },
-            weight,
-            super::Activation::None,
-            &mut out[columns..],
-        )?;
+        let product = Product { x: &patches, rows: tokens - 1, depth, bias: &[], residual: &[] };
+        linear::blocked(&product, weight.elements()?, columns, Activation::None, &mut out[columns..]);
         positions.add_to(0, out);
     }
     Ok(Tensor::new(pixels.rows * tokens, columns, out))
