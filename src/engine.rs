@@ -344,8 +344,7 @@ impl<B: Backend> Model<B> {
 
     fn speak(&self, units: &[u32], speaker: Option<u32>) -> Result<Speech> {
         let vocoder = self.vocoder()?;
-        let mut units = units.to_vec();
-        units.dedup();
+        let units = units::deduplicated(units);
         let most = vocoder.config().num_embeddings;
         if let Some(unit) = units.iter().find(|&&unit| unit as usize >= most) {
             let problem = format!("unit {unit} is out of range: this vocoder knows 0 to {}", most - 1);

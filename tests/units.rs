@@ -54,7 +54,7 @@ fn the_reference_ends_rows_in_its_own_way() {
 #[test]
 fn repetitions_and_negative_units_go() {
     assert_eq!(deduplicated(&[1, 1, 2, 1, 1, 3, 3]), [1, 2, 1, 3]);
-    assert_eq!(deduplicated::<u32>(&[]), []);
+    assert!(deduplicated::<u32>(&[]).is_empty());
     assert_eq!(speakable(&[99, -1, 0, -7]), [99, 0]);
 }
 

@@ -32,7 +32,7 @@ pub enum ConvActivation {
 }
 
 /// A fully connected layer on a backend: `x (M, K) -> x weight^T + bias (M, N)`.
-pub struct Linear<B: Backend + ?Sized> {
+pub struct Linear<B: Backend> {
     /// (N, K).
     pub weight: B::Matrix,
     /// (1, N).
@@ -40,7 +40,7 @@ pub struct Linear<B: Backend + ?Sized> {
 }
 
 /// A layer norm on a backend: normalise each row over C, then scale and shift.
-pub struct Norm<B: Backend + ?Sized> {
+pub struct Norm<B: Backend> {
     /// (1, C).
     pub weight: B::Tensor,
     /// (1, C).
@@ -87,7 +87,7 @@ pub struct CacheRow {
 }
 
 /// What a convolution does around its sum. `y = act(conv(leaky(x)) + bias + residual)`, then `(y + sum) * scale`.
-pub struct ConvEpilogue<'a, B: Backend + ?Sized> {
+pub struct ConvEpilogue<'a, B: Backend> {
     /// Slope of the leaky ReLU applied to the input; 1 leaves it alone.
     pub slope: f32,
     /// Added after the bias.
@@ -100,7 +100,7 @@ pub struct ConvEpilogue<'a, B: Backend + ?Sized> {
     pub scale: f32,
 }
 
-impl<B: Backend + ?Sized> Default for ConvEpilogue<'_, B> {
+impl<B: Backend> Default for ConvEpilogue<'_, B> {
     fn default() -> Self {
         ConvEpilogue { slope: 1.0, residual: None, activation: ConvActivation::None, sum: None, scale: 1.0 }
     }

@@ -16,7 +16,7 @@ use im2sp::{Device, Engine, LoadOptions, Result};
 
 /// Speak what is in a picture, without text in between.
 #[derive(Parser)]
-#[command(version, about, long_about = None, propagate_version = true, after_help = "\
+#[command(version, long_version = concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("IM2SP_COMMIT"), ")"), about, long_about = None, propagate_version = true, after_help = "\
 Start with:
   im2sp caption picture.png -o speech.wav     a spoken caption from the embedded model
   im2sp convert --help                        use the published checkpoint, or your own

@@ -37,8 +37,17 @@ struct DurationPredictor<B: Backend> {
 
 struct Stage<B: Backend> {
     upsample: B::Kernel,
-    /// Residual blocks of the stage: (dilated convolution, its dilation, convolution) each three times or so.
-    blocks: Vec<Vec<(B::Kernel, usize, B::Kernel)>>,
+    blocks: Vec<ResidualBlock<B>>,
+}
+
+/// Three or so residual steps, one after the other.
+type ResidualBlock<B> = Vec<ResidualStep<B>>;
+
+/// `x + plain(leaky(dilated(leaky(x))))`.
+struct ResidualStep<B: Backend> {
+    dilated: B::Kernel,
+    dilation: usize,
+    plain: B::Kernel,
 }
 
 /// What is to be spoken, besides the units.
@@ -218,7 +227,8 @@ impl<B: Backend> Stage<B> {
                 .enumerate()
                 .map(|(n, &dilation)| {
                     let dilated = loader.kernel(&format!("{name}.convs1.{n}"), shape)?;
-                    Ok((dilated, dilation, loader.kernel(&format!("{name}.convs2.{n}"), shape)?))
+                    let plain = loader.kernel(&format!("{name}.convs2.{n}"), shape)?;
+                    Ok(ResidualStep { dilated, dilation, plain })
                 })
                 .collect::<Result<Vec<_>>>()
         };
@@ -233,9 +243,9 @@ impl<B: Backend> Stage<B> {
         let mut sum: Option<B::Tensor> = None;
         for (j, block) in self.blocks.iter().enumerate() {
             let mut y = x.clone();
-            for (n, (dilated, dilation, kernel)) in block.iter().enumerate() {
+            for (n, step) in block.iter().enumerate() {
                 let inner = ConvEpilogue { slope: SLOPE, ..Default::default() };
-                let hidden = backend.conv1d(&y, dilated, *dilation, inner)?;
+                let hidden = backend.conv1d(&y, &step.dilated, step.dilation, inner)?;
                 let last = n + 1 == block.len();
                 let mean = last && j + 1 == self.blocks.len();
                 let outer = ConvEpilogue {
@@ -245,8 +255,7 @@ impl<B: Backend> Stage<B> {
                     scale: if mean { 1.0 / self.blocks.len() as f32 } else { 1.0 },
                     ..Default::default()
                 };
-                let next = backend.conv1d(&hidden, kernel, 1, outer)?;
-                y = next;
+                y = backend.conv1d(&hidden, &step.plain, 1, outer)?;
             }
             sum = Some(y);
         }

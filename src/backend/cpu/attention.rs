@@ -20,7 +20,7 @@ pub fn attention(qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
     let AttentionShape { batch, tokens, heads } = shape;
     let width = qkv.columns / 3;
     ensure(
-        heads > 0 && qkv.columns == 3 * width && width % heads == 0 && qkv.rows == batch * tokens,
+        heads > 0 && qkv.columns == 3 * width && width.is_multiple_of(heads) && qkv.rows == batch * tokens,
         "attention",
         || format!("qkv ({}, {}) for {shape:?}", qkv.rows, qkv.columns),
     )?;

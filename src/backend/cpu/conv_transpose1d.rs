@@ -19,7 +19,7 @@ pub(super) fn pack(weight: &HostTensor, bias: &HostTensor, stride: usize) -> Res
         return Err(crate::Error::shape("conv_transpose1d", format!("weights of shape {:?}", weight.shape())));
     };
     ensure(
-        bias.shape() == [outputs] && stride > 0 && taps >= stride && (taps - stride) % 2 == 0,
+        bias.shape() == [outputs] && stride > 0 && taps >= stride && (taps - stride).is_multiple_of(2),
         "conv_transpose1d",
         || format!("weight {:?}, bias {:?}, stride {stride}", weight.shape(), bias.shape()),
     )?;

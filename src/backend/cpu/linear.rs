@@ -193,23 +193,23 @@ fn dots<S: Simd, E: Element>(weight: &[E], x: &[f32], rows: usize, depth: usize,
 #[inline(always)]
 fn dot4<S: Simd, E: Element, const M: usize>(w: [&[E]; 4], x: [&[f32]; M]) -> [[f32; 4]; M] {
     let depth = w[0].len();
-    let mut acc = [[[S::splat(0.0); 2]; 4]; M];
+    // Two sums for each pair of rows, of even and of odd registers.
+    let (mut even, mut odd) = ([[S::splat(0.0); 4]; M], [[S::splat(0.0); 4]; M]);
     let step = 2 * S::N;
     let whole = depth / step * step;
     for k in (0..whole).step_by(step) {
-        for half in 0..2 {
-            let at = k + half * S::N;
+        for (at, acc) in [(k, &mut even), (k + S::N, &mut odd)] {
             for (i, w) in w.iter().enumerate() {
                 let lanes = E::lanes::<S>(&w[at..at + S::N]);
-                for m in 0..M {
-                    acc[m][i][half] = S::mul_add(lanes, S::load(&x[m][at..at + S::N]), acc[m][i][half]);
+                for (x, acc) in x.iter().zip(acc.iter_mut()) {
+                    acc[i] = S::mul_add(lanes, S::load(&x[at..at + S::N]), acc[i]);
                 }
             }
         }
     }
     std::array::from_fn(|m| {
         std::array::from_fn(|i| {
-            let mut dot = S::sum(S::add(acc[m][i][0], acc[m][i][1]));
+            let mut dot = S::sum(S::add(even[m][i], odd[m][i]));
             for k in whole..depth {
                 dot = S::mul_add1(w[i][k].widen(), x[m][k], dot);
             }

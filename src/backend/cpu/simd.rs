@@ -269,7 +269,7 @@ pub fn erf<S: Simd>(x: f32) -> f32 {
     p = S::mul_add1(p, t, 3.765_401_3e-3);
     p = S::mul_add1(p, t, 5.274_806e-2);
     p = S::mul_add1(p, t, 1.904_014_3e-1);
-    p = S::mul_add1(p, t, 1.128_379_1);
+    p = S::mul_add1(p, t, std::f32::consts::FRAC_2_SQRT_PI);
     let mut q = 3.809_188e-5;
     q = S::mul_add1(q, t, 1.162_483_4e-3);
     q = S::mul_add1(q, t, 1.496_878_5e-2);
