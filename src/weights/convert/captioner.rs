@@ -29,7 +29,7 @@ pub(super) fn plan(path: &Path, preprocessor: Option<&Path>) -> Result<Captioner
     } else {
         (Checkpoint::open(path)?.state_dict(&["state_dict"])?, Extras::default())
     };
-    let mut source = Source::new(path, without_prefix(path, tensors)?);
+    let mut source = Source::new(path, without_prefix(path, tensors)?)?;
     let vision = vision_config(&source, &extras)?;
     let decoder = decoder_config(&source, &extras)?;
     let [positions, _] = source.shape(&format!("{VISION}embeddings.position_embedding.weight"))?;

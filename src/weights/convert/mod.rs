@@ -200,8 +200,14 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn new(path: &'a Path, tensors: StateDict) -> Source<'a> {
-        Source { path, tensors: tensors.into_iter().collect() }
+    fn new(path: &'a Path, tensors: StateDict) -> Result<Source<'a>> {
+        let mut source = Source { path, tensors: BTreeMap::new() };
+        for (name, tensor) in tensors {
+            if source.tensors.insert(name.clone(), tensor).is_some() {
+                return Err(Error::weights(path, name, "occurs twice"));
+            }
+        }
+        Ok(source)
     }
 
     /// The shape of a tensor that is needed to infer dimensions.

@@ -66,7 +66,7 @@ struct DurationParameters {
 pub(super) fn plan(path: &Path, config: Option<&Path>) -> Result<VocoderPlan> {
     let beside = path.with_file_name("config.json");
     let config = read_config(config.unwrap_or(&beside))?;
-    let mut source = Source::new(path, Checkpoint::open(path)?.state_dict(&["generator"])?);
+    let mut source = Source::new(path, Checkpoint::open(path)?.state_dict(&["generator"])?)?;
     let mut tensors = Vec::new();
     plan_tables(&mut source, &config, &mut tensors)?;
     plan_generator(&mut source, &config, &mut tensors)?;

@@ -1,0 +1,272 @@
+//! `convert` gives, for every published layout, exactly the tensors PyTorch saved, and refuses what is not a model.
+//! The checkpoints come from recipes/golden/weights.py.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use im2sp::tensor::{DType, HostTensor};
+use im2sp::weights::safetensors::{self, Entry, Writer};
+use im2sp::weights::{ConvertOptions, ModelFiles, TensorStore, convert};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/weights").join(name)
+}
+
+fn options(source: &Path, output: &Path) -> ConvertOptions {
+    ConvertOptions {
+        source: source.to_owned(),
+        vocoder: None,
+        vocoder_config: None,
+        preprocessor: None,
+        dtype: DType::F32,
+        output: output.to_owned(),
+        domain: None,
+        description: Some("a test".into()),
+        force: false,
+    }
+}
+
+/// Element `index` of the sequence `seed`, as in the recipe.
+fn value(seed: &str, index: u64) -> f32 {
+    let state = seed.bytes().fold(0x811C_9DC5u32, |state, byte| (state ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let mixed = u64::from(state).wrapping_add(index.wrapping_mul(2_654_435_761)) as u32;
+    ((mixed >> 25) as f32 - 64.0) / 64.0
+}
+
+/// The expected tensors of `layout`: name, shape, values.
+fn expected(layout: &str) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let text = fs::read_to_string(golden("expected.json")).unwrap();
+    let all: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let number = |value: &serde_json::Value| value.as_u64().unwrap();
+    let tensors = all[layout].as_object().unwrap().iter().map(|(name, tensor)| {
+        let shape: Vec<usize> = tensor["shape"].as_array().unwrap().iter().map(|n| number(n) as usize).collect();
+        let mut values = Vec::new();
+        for part in tensor["parts"].as_array().unwrap() {
+            let (seed, start, count) = (part["seed"].as_str().unwrap(), number(&part["start"]), number(&part["count"]));
+            // A tensor stored transposed: element (r, c) of R rows is element c R + r of the sequence.
+            let (rows, columns) = match part.get("transposed").map(number) {
+                Some(rows) => (rows, count / rows),
+                None => (1, 1),
+            };
+            let place = |i| if rows == 1 { i } else { i % columns * rows + i / columns };
+            values.extend((0..count).map(|i| value(seed, start + place(i))));
+        }
+        (name.clone(), shape, values)
+    });
+    tensors.collect()
+}
+
+fn assert_captioner(mut store: TensorStore, layout: &str) {
+    for (name, shape, values) in expected(layout) {
+        let tensor = store.take(&name, &shape).unwrap();
+        assert_eq!(*tensor.to_f32(), values, "{name}");
+    }
+    store.finish().unwrap();
+}
+
+#[test]
+fn every_captioner_layout_converts() {
+    let folder = tempfile::tempdir().unwrap();
+    for (source, layout, dtype) in [
+        ("reference.ckpt", "reference", DType::F32),
+        ("reference.ckpt", "reference", DType::BF16),
+        ("reference_legacy.ckpt", "reference", DType::F32),
+        ("git", "git", DType::F32),
+        ("git_bin", "git", DType::BF16),
+    ] {
+        let output = folder.path().join(format!("{source}-{dtype:?}"));
+        let mut last = (0, 1);
+        let options = ConvertOptions { dtype, ..options(&golden(source), &output) };
+        let report = convert(&options, &mut |done, total| last = (done, total)).unwrap();
+        assert_eq!(last, (report.bytes, report.bytes));
+        let files = ModelFiles::open(&output).unwrap();
+        assert_eq!(files.config, report.config);
+        for (name, tensor) in files.captioner.iter() {
+            let wanted = if tensor.shape().len() >= 2 { dtype } else { DType::F32 };
+            assert_eq!(tensor.dtype(), wanted, "{name}");
+        }
+        assert_captioner(files.captioner, layout);
+    }
+}
+
+#[test]
+fn dimensions_come_from_shapes_and_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let reference = convert(&options(&golden("reference.ckpt"), &folder.path().join("a")), &mut |_, _| {}).unwrap();
+    let (vision, decoder) = (&reference.config.vision, &reference.config.decoder);
+    assert_eq!((vision.patch, vision.width, vision.layers, vision.heads, vision.mlp), (2, 64, 1, 1, 4));
+    assert_eq!((decoder.vocabulary, decoder.max_positions, decoder.heads, decoder.mlp), (104, 6, 1, 4));
+    assert_eq!((vision.eps, decoder.eps), (1e-5, 1e-12));
+    assert_eq!(reference.config.image.size, 4);
+    assert_eq!(reference.config.image.mean, [0.48145466, 0.4578275, 0.40821073]);
+    let git = convert(&options(&golden("git_bin"), &folder.path().join("b")), &mut |_, _| {}).unwrap();
+    assert_eq!((git.config.vision.heads, git.config.decoder.heads), (2, 4));
+    assert_eq!(git.config.image.mean, [0.5, 0.25, 0.125]);
+    assert_eq!(git.config.image.std, [0.5, 0.75, 1.0]);
+}
+
+#[test]
+fn weight_norm_is_folded_in_both_spellings() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["g_old.pt", "g_new.pt"] {
+        let output = folder.path().join(name);
+        let vocoder = Some(golden("vocoder").join(name));
+        let report = convert(&ConvertOptions { vocoder, ..options(&golden("reference.ckpt"), &output) }, &mut |_, _| {});
+        let config = report.unwrap().config.vocoder.unwrap();
+        assert_eq!((config.num_speakers, config.f0_bins, config.hop()), (Some(3), None, 4));
+        let mut store = ModelFiles::open(&output).unwrap().vocoder.unwrap();
+        let expected = TensorStore::open(&golden("vocoder/expected.safetensors")).unwrap();
+        for (name, tensor) in expected.iter() {
+            let found = store.take(name, tensor.shape()).unwrap();
+            for (found, expected) in found.to_f32().iter().zip(&*tensor.to_f32()) {
+                // Division, product and PyTorch's f32 norm each round once; the norm is a sum of at most 56 squares.
+                assert!((found - expected).abs() <= 4.0 * f32::EPSILON * expected.abs(), "{name}: {found} {expected}");
+            }
+        }
+        store.finish().unwrap();
+    }
+}
+
+#[test]
+fn an_existing_model_is_replaced_only_when_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("deep/er/model");
+    let first = options(&golden("reference.ckpt"), &output);
+    convert(&first, &mut |_, _| {}).unwrap();
+    let second = options(&golden("git"), &output);
+    let problem = convert(&second, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(problem.contains("--force"), "{problem}");
+    convert(&ConvertOptions { force: true, ..second.clone() }, &mut |_, _| {}).unwrap();
+    assert_captioner(ModelFiles::open(&output).unwrap().captioner, "git");
+    fs::write(output.join("thesis.tex"), "years of work").unwrap();
+    let problem = convert(&ConvertOptions { force: true, ..second }, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(problem.contains("thesis.tex"), "{problem}");
+    assert_eq!(fs::read_dir(output.parent().unwrap()).unwrap().count(), 1, "something temporary was left");
+}
+
+/// A copy of the Hugging Face directory with `change` applied to its tensors, converted.
+fn convert_changed(change: impl FnOnce(&mut BTreeMap<String, HostTensor>)) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::copy(golden("git/config.json"), source.join("config.json")).unwrap();
+    let stored = safetensors::open(&golden("git/model.safetensors")).unwrap();
+    let mut tensors = stored.into_iter().map(|(name, tensor)| (name, tensor.load().unwrap())).collect();
+    change(&mut tensors);
+    let entry = |(name, tensor): (&String, &HostTensor)| Entry {
+        name: name.clone(),
+        shape: tensor.shape().to_vec(),
+        dtype: tensor.dtype(),
+    };
+    let mut writer =
+        Writer::create(&source.join("model.safetensors"), tensors.iter().map(entry).collect()).unwrap();
+    for (name, tensor) in &tensors {
+        writer.write(name, tensor).unwrap();
+    }
+    writer.finish().unwrap();
+    let output = folder.path().join("output");
+    let result = convert(&options(&source, &output), &mut |_, _| {});
+    assert_eq!(output.exists(), result.is_ok());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1 + usize::from(result.is_ok()), "something was left");
+    result.map_or_else(|error| error.to_string(), |_| String::new())
+}
+
+#[test]
+fn tensors_that_do_not_fit_are_named() {
+    assert_eq!(convert_changed(|_| {}), "");
+    let bias = "git.encoder.layer.0.output.dense.bias";
+    let said = convert_changed(|tensors| drop(tensors.remove(bias)));
+    assert!(said.contains(bias) && said.contains("is missing") && said.contains("[8]"), "{said}");
+    let said = convert_changed(|tensors| {
+        tensors.insert(bias.into(), HostTensor::from_f32(&[9], vec![0.0; 9]).unwrap());
+    });
+    assert!(said.contains(bias) && said.contains("[9]") && said.contains("[8]"), "{said}");
+    let said = convert_changed(|tensors| {
+        tensors.insert("git.encoder.surprise".into(), HostTensor::from_f32(&[1], vec![0.0]).unwrap());
+    });
+    assert!(said.contains("git.encoder.surprise") && said.contains("not part"), "{said}");
+    for bad in [f32::NAN, f32::INFINITY] {
+        let said = convert_changed(|tensors| {
+            tensors.insert(bias.into(), HostTensor::from_f32(&[8], vec![0., 0., bad, 0., 0., 0., 0., 0.]).unwrap());
+        });
+        assert!(said.contains(bias) && said.contains("NaN or infinity"), "{said}");
+    }
+    let words = "git.embeddings.word_embeddings.weight";
+    let said = convert_changed(|tensors| {
+        tensors.insert("output.weight".into(), tensors[words].clone());
+    });
+    assert_eq!(said, "");
+    let said = convert_changed(|tensors| {
+        let mut other = tensors[words].to_f32().into_owned();
+        other[5] += 1.0;
+        tensors.insert("output.weight".into(), HostTensor::from_f32(&[104, 8], other).unwrap());
+    });
+    assert!(said.contains("output.weight") && said.contains("tied"), "{said}");
+    let said = convert_changed(|tensors| {
+        tensors.insert("model.blocks.0.norm.weight".into(), HostTensor::from_f32(&[1], vec![0.0]).unwrap());
+    });
+    assert!(said.contains("image-unit model, not supported yet"), "{said}");
+}
+
+#[test]
+fn configurations_that_cannot_be_spoken_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let published: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(golden("vocoder/config.json")).unwrap()).unwrap();
+    for (field, value) in [
+        ("embedder_params", serde_json::json!({"dim": 256})),
+        ("f0_quant_num_bin", serde_json::json!(0)),
+        ("code_hop_size", serde_json::json!(5)),
+        ("resblock", serde_json::json!("2")),
+        ("upsample_rates", serde_json::json!([])),
+        ("num_embeddings", serde_json::json!(50)),
+    ] {
+        let mut changed = published.clone();
+        changed[field] = value;
+        changed["f0"] = (field == "f0_quant_num_bin").into();
+        let config = folder.path().join("config.json");
+        fs::write(&config, changed.to_string()).unwrap();
+        let with_vocoder = ConvertOptions {
+            vocoder: Some(golden("vocoder/g_old.pt")),
+            vocoder_config: Some(config),
+            ..options(&golden("reference.ckpt"), &folder.path().join("output"))
+        };
+        let said = convert(&with_vocoder, &mut |_, _| {}).unwrap_err().to_string();
+        let named = match field {
+            "upsample_rates" => "upsample_kernel_sizes",
+            "num_embeddings" => "dict.weight",
+            field => field,
+        };
+        assert!(said.contains(named), "{field}: {said}");
+    }
+}
+
+#[test]
+fn a_written_model_reads_back_and_an_embedded_one_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = folder.path().join("first");
+    let vocoder = Some(golden("vocoder/g_old.pt"));
+    convert(&ConvertOptions { vocoder, ..options(&golden("git"), &first) }, &mut |_, _| {}).unwrap();
+    let files = ModelFiles::open(&first).unwrap();
+    let all = |store: &TensorStore| store.iter().map(|(n, t)| (n.to_string(), t.clone())).collect::<BTreeMap<_, _>>();
+    let (captioner, vocoder) = (all(&files.captioner), all(files.vocoder.as_ref().unwrap()));
+    let second = folder.path().join("second");
+    ModelFiles::write(&second, &files.config, &captioner, Some(&vocoder), false).unwrap();
+    assert!(ModelFiles::write(&second, &files.config, &captioner, None, true).is_err());
+    let leak = |name: &str| -> &'static [u8] { fs::read(second.join(name)).unwrap().leak() };
+    let text = fs::read_to_string(second.join("config.json")).unwrap();
+    let embedded =
+        ModelFiles::from_bytes(&text, leak("captioner.safetensors"), leak("vocoder.safetensors")).unwrap();
+    assert_eq!(embedded.config, files.config);
+    assert_captioner(embedded.captioner, "git");
+    for (name, tensor) in ModelFiles::open(&second).unwrap().vocoder.unwrap().iter() {
+        assert_eq!(tensor.to_f32(), vocoder[name].to_f32(), "{name}");
+    }
+    let wrong = text.replace("\"im2sp-1\"", "\"im2sp-9\"");
+    assert!(ModelFiles::from_bytes(&wrong, b"", b"").unwrap_err().to_string().contains("convert again"));
+    fs::remove_file(second.join("vocoder.safetensors")).unwrap();
+    assert!(ModelFiles::open(&second).unwrap_err().to_string().contains("vocoder.safetensors"));
+    fs::copy(golden("git/config.json"), second.join("config.json")).unwrap();
+    assert!(ModelFiles::open(&second).unwrap_err().to_string().contains("config.json"));
+}

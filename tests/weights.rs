@@ -1,0 +1,326 @@
+//! Reading a weights file, however it is damaged or meant, ends in tensors or in an error: never in a panic, in code
+//! being run, or in more memory than the file is worth.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+
+use im2sp::tensor::Bytes;
+use im2sp::weights::pickle::Pickle;
+use im2sp::weights::torch::{Checkpoint, StateDict};
+use im2sp::weights::{TensorStore, safetensors};
+use proptest::prelude::*;
+
+thread_local! {
+    static HELD: Cell<isize> = const { Cell::new(0) };
+    static PEAK: Cell<isize> = const { Cell::new(0) };
+}
+
+/// Counts what the current thread holds.
+struct Counting;
+
+fn count(change: isize) {
+    // During the destruction of a thread there is nothing left to count with.
+    let held = HELD.try_with(|held| held.replace(held.get() + change) + change).unwrap_or(0);
+    let _ = PEAK.try_with(|peak| peak.set(peak.get().max(held)));
+}
+
+// SAFETY: every call is passed on to the system's allocator unchanged; counting touches plain thread-local cells.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(-(layout.size() as isize));
+        // SAFETY: the caller keeps the contract of `dealloc`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Runs `work` and returns the most bytes this thread held meanwhile, over what it held before.
+fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let before = HELD.get();
+    PEAK.set(before);
+    let result = work();
+    (result, (PEAK.get() - before).max(0) as usize)
+}
+
+/// Most bytes a reader may hold per byte of its input (a node for a one-byte opcode, in a vector that doubles), and at
+/// all events.
+const PER_BYTE: usize = 400;
+const FLOOR: usize = 1 << 16;
+
+fn golden(name: &str) -> Vec<u8> {
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/weights").join(name)).unwrap()
+}
+
+fn here() -> PathBuf {
+    PathBuf::from("a.ckpt")
+}
+
+fn read_torch(bytes: Vec<u8>) -> im2sp::Result<StateDict> {
+    Checkpoint::from_bytes(&here(), Bytes::new(bytes))?.state_dict(&["state_dict", "generator"])
+}
+
+/// Reads and loads everything; only panics and memory matter.
+fn exhaust(tensors: im2sp::Result<StateDict>) -> Result<(), String> {
+    for (_, tensor) in tensors.map_err(|error| error.to_string())? {
+        if let Ok(tensor) = tensor.load() {
+            assert_eq!(tensor.len(), tensor.shape().iter().product::<usize>());
+        }
+    }
+    Ok(())
+}
+
+fn message(bytes: Vec<u8>) -> String {
+    exhaust(read_torch(bytes)).unwrap_err()
+}
+
+/// A zip archive of stored or compressed entries, written by hand: the writer of the `zip` crate is not built in.
+fn archive(entries: &[(&str, &[u8])], method: u16) -> Vec<u8> {
+    let (mut file, mut directory) = (Vec::new(), Vec::new());
+    for (name, data) in entries {
+        let mut fields = Vec::new();
+        for field in [20u16, 0, method, 0, 0] {
+            fields.extend(field.to_le_bytes());
+        }
+        for field in [0u32, data.len() as u32, data.len() as u32] {
+            fields.extend(field.to_le_bytes());
+        }
+        fields.extend((name.len() as u16).to_le_bytes());
+        fields.extend([0, 0]);
+        directory.extend(b"PK\x01\x02\x14\x00");
+        directory.extend(&fields);
+        directory.extend([0; 10]);
+        directory.extend((file.len() as u32).to_le_bytes());
+        directory.extend(name.as_bytes());
+        file.extend(b"PK\x03\x04");
+        file.extend(&fields);
+        file.extend(name.as_bytes());
+        file.extend(*data);
+    }
+    let start = file.len() as u32;
+    file.extend(&directory);
+    file.extend(b"PK\x05\x06\0\0\0\0");
+    for _ in 0..2 {
+        file.extend((entries.len() as u16).to_le_bytes());
+    }
+    file.extend((directory.len() as u32).to_le_bytes());
+    file.extend(start.to_le_bytes());
+    file.extend([0, 0]);
+    file
+}
+
+/// A checkpoint `{"a": <pickled value>}` with one storage of `storage` bytes.
+fn checkpoint(value: &[u8], storage: &[u8]) -> Vec<u8> {
+    let pickle = [b"\x80\x02}X\x01\0\0\0a".as_slice(), value, b"s."].concat();
+    archive(&[("archive/data.pkl", &pickle), ("archive/data/0", storage)], 0)
+}
+
+/// A pickled f32 tensor of shape (rows, 2) and strides (`step`, 1) over a storage that claims `count` elements.
+fn tensor(rows: u8, step: u8, count: u8) -> Vec<u8> {
+    let mut value = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\n".to_vec();
+    value.extend(b"X\x01\0\0\x000X\x03\0\0\0cpu");
+    value.extend([b'K', count, b't', b'Q', b'K', 0, b'K', rows, b'K', 2, 0x86, b'K', step, b'K', 1, 0x86, 0x89]);
+    value.extend(b"ccollections\nOrderedDict\n)RtR");
+    value
+}
+
+#[test]
+fn a_call_is_named_and_not_executed() {
+    let marker = std::env::temp_dir().join(format!("im2sp-executed-{}", std::process::id()));
+    let command = format!("touch {}", marker.display());
+    let mut call = b"cposix\nsystem\nX".to_vec();
+    call.extend((command.len() as u32).to_le_bytes());
+    call.extend(command.as_bytes());
+    call.extend(b"\x85R");
+    let said = message(checkpoint(&call, &[]));
+    assert!(said.contains("posix.system is not on the list of known constructors; nothing was executed"), "{said}");
+    assert!(!marker.exists());
+    // Where nothing needs its value, it is inert.
+    let mut unused = call.clone();
+    unused.push(b'0');
+    unused.extend(tensor(2, 2, 4));
+    assert_eq!(read_torch(checkpoint(&unused, &[0; 16])).unwrap().len(), 1);
+}
+
+#[test]
+fn windows_outside_their_storage_are_refused() {
+    let stored: Vec<u8> = (0..4u8).flat_map(|i| f32::from(i).to_le_bytes()).collect();
+    let read = |rows, step, count| read_torch(checkpoint(&tensor(rows, step, count), &stored));
+    let tensors = read(2, 2, 4).unwrap();
+    assert_eq!(*tensors[0].1.load().unwrap().to_f32(), [0.0, 1.0, 2.0, 3.0]);
+    // Overlapping rows are gathered.
+    assert_eq!(*read(2, 1, 4).unwrap()[0].1.load().unwrap().to_f32(), [0.0, 1.0, 1.0, 2.0]);
+    for (rows, step, count) in [(3, 2, 4), (2, 3, 4), (2, 2, 3), (2, 2, 5), (200, 0, 4)] {
+        let said = exhaust(read(rows, step, count)).unwrap_err();
+        assert!(said.contains("storage") && said.contains("a.ckpt: a:"), "{said}");
+    }
+}
+
+#[test]
+fn compressed_entries_are_refused() {
+    let said = message(archive(&[("archive/data.pkl", b"\x80\x02}."), ("archive/data/0", &[0; 64])], 8));
+    assert!(said.contains("compressed"), "{said}");
+}
+
+#[test]
+fn other_containers_are_named() {
+    let mut tar = vec![0; 512];
+    tar[257..262].copy_from_slice(b"ustar");
+    assert!(message(tar).contains("tar container"));
+    assert!(message(b"GIF89a".to_vec()).contains("no PyTorch checkpoint"));
+    assert!(message(b"\x80\x02}.".to_vec()).contains("no PyTorch checkpoint"));
+    assert!(message(Vec::new()).contains("no PyTorch checkpoint"));
+    let big_endian = [("a/data.pkl", b"\x80\x02}.".as_slice()), ("a/byteorder", b"big")];
+    assert!(message(archive(&big_endian, 0)).contains("little-endian"));
+}
+
+#[test]
+fn tied_parameters_are_one_window_in_both_containers() {
+    for name in ["reference.ckpt", "reference_legacy.ckpt"] {
+        let tensors = read_torch(golden(name)).unwrap();
+        let find = |name: &str| &tensors.iter().find(|(n, _)| n == name).unwrap().1;
+        let words = find("model.git.embeddings.word_embeddings.weight");
+        assert!(words.is_same_window(find("model.output.weight")));
+        assert!(!words.is_same_window(find("model.git.encoder.layer.0.attention.self.key.weight")));
+    }
+}
+
+#[test]
+fn a_file_cut_anywhere_is_refused() {
+    for name in ["reference.ckpt", "reference_legacy.ckpt"] {
+        let whole = golden(name);
+        assert!(read_torch(whole.clone()).is_ok());
+        for part in 0..200 {
+            assert!(read_torch(whole[..whole.len() * part / 200].to_vec()).is_err(), "{name} {part}");
+        }
+        assert!(read_torch(whole[..whole.len() - 1].to_vec()).is_err(), "{name}");
+    }
+    let whole = golden("git/model.safetensors");
+    for part in 0..200 {
+        let cut = whole[..whole.len() * part / 200].to_vec();
+        assert!(safetensors::from_bytes(&here(), Bytes::new(cut)).is_err());
+    }
+}
+
+#[test]
+fn lying_safetensors_headers_are_refused() {
+    let file = |header: &str, data: usize| {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend(vec![0; data]);
+        TensorStore::from_bytes(&here(), Bytes::new(bytes))
+    };
+    assert!(file(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8).is_ok());
+    for (header, data) in [
+        (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 7),
+        (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 9),
+        (r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, 8),
+        (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, 8),
+        (r#"{"a":{"dtype":"F32","shape":[4611686018427387905],"data_offsets":[0,4]}}"#, 4),
+        (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, 4),
+        (r#"{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}"#, 8),
+        ("[]", 0),
+    ] {
+        assert!(file(header, data).is_err(), "{header} {data}");
+    }
+    let huge = Bytes::new([u64::MAX.to_le_bytes().as_slice(), b"{}"].concat());
+    assert!(TensorStore::from_bytes(&here(), huge).is_err());
+}
+
+#[test]
+fn a_store_names_what_does_not_fit() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/weights/vocoder/expected.safetensors");
+    let mut store = TensorStore::open(&path).unwrap();
+    let said = store.take("conv_pre.weight", &[8, 8, 5]).unwrap_err().to_string();
+    assert!(["expected.safetensors", "conv_pre.weight", "[8, 8, 7]", "[8, 8, 5]"].iter().all(|p| said.contains(p)), "{said}");
+    let said = store.take("conv_pre.weights", &[1]).unwrap_err().to_string();
+    assert!(said.contains("conv_pre.weights: is missing"), "{said}");
+    let said = store.finish().unwrap_err().to_string();
+    assert!(said.contains("conv_post.bias") && said.contains("more") && said.contains("not part"), "{said}");
+}
+
+#[test]
+fn pickles_stay_proportional_to_their_length() {
+    // The worst a byte can do, nesting included: dropping the result must not recurse either.
+    for unit in [b"N".as_slice(), b")", b"]", b"\x85", b"2", b"(", b"\x94", b"R2"] {
+        let mut bytes = b"\x80\x04))".to_vec();
+        bytes.extend(unit.repeat(100_000));
+        bytes.push(b'.');
+        let length = bytes.len();
+        let (_, peak) = peak_of(|| Pickle::parse(Bytes::new(bytes)).map(|(pickle, _)| pickle.root().describe()));
+        assert!(peak <= length * PER_BYTE, "{unit:?}: {peak} bytes of memory for {length}");
+    }
+    let (result, peak) = peak_of(|| Pickle::parse(Bytes::new(b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.".to_vec())));
+    assert!(result.is_err() && peak < FLOOR);
+}
+
+#[test]
+fn bytes_and_sets_are_understood_natively() {
+    let parse = |bytes: &[u8]| Pickle::parse(Bytes::new(bytes.to_vec())).unwrap().0;
+    let encoded = parse(b"\x80\x02c_codecs\nencode\nX\x03\0\0\0\xc3\xbf1X\x06\0\0\0latin1\x86R.");
+    assert_eq!(encoded.root().as_bytes().unwrap(), [0xff, b'1']);
+    let set = parse(b"\x80\x02c__builtin__\nset\n]K\x01a\x85R.");
+    assert_eq!(set.root().as_set().unwrap()[0].as_i64(), Some(1));
+    assert_eq!(parse(b"\x80\x02\x8a\x01\xff.").root().as_i64(), Some(-1));
+    assert_eq!(parse(b"\x80\x02G\x3f\xf8\0\0\0\0\0\0.").root().as_f64(), Some(1.5));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damaged_checkpoints_never_panic(
+        which in 0..4usize,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
+        front in any::<bool>(),
+    ) {
+        let name = ["reference.ckpt", "reference_legacy.ckpt", "vocoder/g_old.pt", "git_bin/pytorch_model.bin"][which];
+        let mut bytes = golden(name);
+        // Structure stands at the front of the files and, of a zip archive, also at its end.
+        let reach = 9000.min(bytes.len());
+        for (place, byte) in changes {
+            let at = place.index(reach);
+            let at = if front { at } else { bytes.len() - 1 - at };
+            bytes[at] = byte;
+        }
+        let length = bytes.len();
+        let (_, peak) = peak_of(|| exhaust(read_torch(bytes)));
+        prop_assert!(peak <= length * PER_BYTE + FLOOR, "{} bytes of memory for {}", peak, length);
+    }
+
+    #[test]
+    fn damaged_safetensors_never_panic(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+    ) {
+        let mut bytes = golden("vocoder/expected.safetensors");
+        for (place, byte) in changes {
+            let at = place.index(4500.min(bytes.len()));
+            bytes[at] = byte;
+        }
+        let length = bytes.len();
+        let (_, peak) = peak_of(|| exhaust(safetensors::from_bytes(&here(), Bytes::new(bytes))));
+        prop_assert!(peak <= length * PER_BYTE + FLOOR, "{} bytes of memory for {}", peak, length);
+    }
+
+    #[test]
+    fn any_bytes_are_no_reason_to_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), legacy in any::<bool>()) {
+        let mut input = if legacy { b"\x80\x02".to_vec() } else { b"PK\x03\x04".to_vec() };
+        input.extend(&bytes);
+        let _ = exhaust(read_torch(input));
+        let mut pickle = b"\x80\x04".to_vec();
+        pickle.extend(bytes.iter().map(|&b| OPCODES[usize::from(b) % OPCODES.len()]));
+        pickle.push(b'.');
+        let (_, peak) = peak_of(|| Pickle::parse(Bytes::new(pickle)).map(|(pickle, _)| pickle.root().describe()));
+        prop_assert!(peak <= 302 * PER_BYTE + FLOOR);
+    }
+}
+
+/// Bytes that make random pickles go far.
+const OPCODES: &[u8] = b"(()]}NtlduasebRRQ012\x85\x86\x87\x88\x89\x8f\x90\x91\x94\x94\x81\x92\x93h\x00K\x01";
