@@ -193,7 +193,11 @@ fn read_zip(path: &Path, bytes: &Bytes) -> Result<Checkpoint> {
         let entry = archive.by_index_raw(index).map_err(damaged)?;
         let name = entry.name().map_err(damaged)?.into_owned();
         if entry.compression() != zip::CompressionMethod::Stored || entry.encrypted() {
-            return Err(Error::weights(path, name, "is compressed; PyTorch stores its entries, so this is no checkpoint"));
+            return Err(Error::weights(
+                path,
+                name,
+                "is compressed; PyTorch stores its entries, so this is no checkpoint",
+            ));
         }
         let range = entry.data_start().filter(|_| entry.size() == entry.compressed_size()).and_then(|start| {
             let end = start.checked_add(entry.size())?;
@@ -208,7 +212,11 @@ fn read_zip(path: &Path, bytes: &Bytes) -> Result<Checkpoint> {
     }
     let mut roots = entries.keys().filter_map(|name| name.strip_suffix("data.pkl")).filter(|root| root.ends_with('/'));
     let (Some(root), None) = (roots.next(), roots.next()) else {
-        return Err(Error::weights(path, "data.pkl", "expected exactly one in the archive: this is no PyTorch checkpoint"));
+        return Err(Error::weights(
+            path,
+            "data.pkl",
+            "expected exactly one in the archive: this is no PyTorch checkpoint",
+        ));
     };
     if entries.get(&format!("{root}byteorder")).is_some_and(|order| order[..] != *b"little") {
         return Err(Error::weights(path, "byteorder", "is not little-endian, which this reader needs"));

@@ -77,7 +77,9 @@ fn heads(path: &Path, field: &str, said: Option<usize>, width: usize) -> Result<
     match said {
         Some(heads) => Ok(heads),
         None if width >= HEAD_SIZE && width.is_multiple_of(HEAD_SIZE) => Ok(width / HEAD_SIZE),
-        None => Err(Error::weights(path, field, format!("a width of {width} is no multiple of the head size {HEAD_SIZE}"))),
+        None => {
+            Err(Error::weights(path, field, format!("a width of {width} is no multiple of the head size {HEAD_SIZE}")))
+        }
     }
 }
 
@@ -197,7 +199,8 @@ fn plan_vision(source: &mut Source<'_>, vision: &VisionConfig, positions: usize)
 
 fn plan_projection(source: &mut Source<'_>, vision: &VisionConfig, decoder: &DecoderConfig) -> Result<Vec<Planned>> {
     let from = "git.visual_projection.visual_projection";
-    let mut tensors = Vec::from(linear(source, &format!("{from}.0"), "projection.linear", decoder.width, vision.width)?);
+    let mut tensors =
+        Vec::from(linear(source, &format!("{from}.0"), "projection.linear", decoder.width, vision.width)?);
     tensors.extend(norm(source, &format!("{from}.1"), "projection.norm", decoder.width)?);
     Ok(tensors)
 }

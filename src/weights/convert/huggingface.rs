@@ -124,7 +124,11 @@ pub(super) fn open(folder: &Path) -> Result<(StateDict, Extras)> {
         ("position_embedding_type", &config.position_embedding_type, "absolute"),
     ] {
         if value != expected {
-            return Err(Error::weights(&path, field, format!("is {value:?}; im2sp runs models with {expected:?} only")));
+            return Err(Error::weights(
+                &path,
+                field,
+                format!("is {value:?}; im2sp runs models with {expected:?} only"),
+            ));
         }
     }
     if config.num_image_with_embedding.is_some_and(|frames| frames > 0) {

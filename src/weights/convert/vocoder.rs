@@ -135,7 +135,8 @@ fn is_truthy(value: &Value) -> bool {
 }
 
 fn plan_tables(source: &mut Source<'_>, config: &VocoderConfig, tensors: &mut Vec<Planned>) -> Result<()> {
-    let rows = [("dict", Some(config.num_embeddings)), ("spkr", config.num_speakers), ("f0_quant_embed", config.f0_bins)];
+    let rows =
+        [("dict", Some(config.num_embeddings)), ("spkr", config.num_speakers), ("f0_quant_embed", config.f0_bins)];
     for (table, rows) in rows {
         if let Some(rows) = rows {
             let name = format!("{table}.weight");
