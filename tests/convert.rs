@@ -112,7 +112,8 @@ fn weight_norm_is_folded_in_both_spellings() {
     for name in ["g_old.pt", "g_new.pt"] {
         let output = folder.path().join(name);
         let vocoder = Some(golden("vocoder").join(name));
-        let report = convert(&ConvertOptions { vocoder, ..options(&golden("reference.ckpt"), &output) }, &mut |_, _| {});
+        let report =
+            convert(&ConvertOptions { vocoder, ..options(&golden("reference.ckpt"), &output) }, &mut |_, _| {});
         let config = report.unwrap().config.vocoder.unwrap();
         assert_eq!((config.num_speakers, config.f0_bins, config.hop()), (Some(3), None, 4));
         let mut store = ModelFiles::open(&output).unwrap().vocoder.unwrap();
@@ -159,8 +160,7 @@ fn convert_changed(change: impl FnOnce(&mut BTreeMap<String, HostTensor>)) -> St
         shape: tensor.shape().to_vec(),
         dtype: tensor.dtype(),
     };
-    let mut writer =
-        Writer::create(&source.join("model.safetensors"), tensors.iter().map(entry).collect()).unwrap();
+    let mut writer = Writer::create(&source.join("model.safetensors"), tensors.iter().map(entry).collect()).unwrap();
     for (name, tensor) in &tensors {
         writer.write(name, tensor).unwrap();
     }
@@ -170,6 +170,40 @@ fn convert_changed(change: impl FnOnce(&mut BTreeMap<String, HostTensor>)) -> St
     assert_eq!(output.exists(), result.is_ok());
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1 + usize::from(result.is_ok()), "something was left");
     result.map_or_else(|error| error.to_string(), |_| String::new())
+}
+
+#[test]
+fn shards_are_put_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::copy(golden("git/config.json"), source.join("config.json")).unwrap();
+    let stored = safetensors::open(&golden("git/model.safetensors")).unwrap();
+    let mut map = serde_json::Map::new();
+    for (index, half) in stored.chunks(stored.len().div_ceil(2)).enumerate() {
+        let file = format!("model-{index}.safetensors");
+        let tensors: Vec<_> = half.iter().map(|(name, tensor)| (name, tensor.load().unwrap())).collect();
+        let entry = |(name, tensor): &(&String, HostTensor)| Entry {
+            name: name.to_string(),
+            shape: tensor.shape().to_vec(),
+            dtype: tensor.dtype(),
+        };
+        let mut writer = Writer::create(&source.join(&file), tensors.iter().map(entry).collect()).unwrap();
+        for (name, tensor) in &tensors {
+            writer.write(name, tensor).unwrap();
+            map.insert(name.to_string(), file.clone().into());
+        }
+        writer.finish().unwrap();
+    }
+    let index = source.join("model.safetensors.index.json");
+    fs::write(&index, serde_json::json!({ "weight_map": map }).to_string()).unwrap();
+    let output = folder.path().join("output");
+    convert(&options(&source, &output), &mut |_, _| {}).unwrap();
+    assert_captioner(ModelFiles::open(&output).unwrap().captioner, "git");
+    map.insert("x".into(), "../../etc/passwd".into());
+    fs::write(&index, serde_json::json!({ "weight_map": map }).to_string()).unwrap();
+    let said = convert(&options(&source, &folder.path().join("b")), &mut |_, _| {}).unwrap_err().to_string();
+    assert!(said.contains("not a file of this directory"), "{said}");
 }
 
 #[test]
@@ -256,8 +290,7 @@ fn a_written_model_reads_back_and_an_embedded_one_too() {
     assert!(ModelFiles::write(&second, &files.config, &captioner, None, true).is_err());
     let leak = |name: &str| -> &'static [u8] { fs::read(second.join(name)).unwrap().leak() };
     let text = fs::read_to_string(second.join("config.json")).unwrap();
-    let embedded =
-        ModelFiles::from_bytes(&text, leak("captioner.safetensors"), leak("vocoder.safetensors")).unwrap();
+    let embedded = ModelFiles::from_bytes(&text, leak("captioner.safetensors"), leak("vocoder.safetensors")).unwrap();
     assert_eq!(embedded.config, files.config);
     assert_captioner(embedded.captioner, "git");
     for (name, tensor) in ModelFiles::open(&second).unwrap().vocoder.unwrap().iter() {

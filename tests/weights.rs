@@ -164,6 +164,19 @@ fn windows_outside_their_storage_are_refused() {
 }
 
 #[test]
+fn doubles_are_narrowed_and_integers_are_never_weights() {
+    let typed = |class: &str| {
+        let text = tensor(1, 2, 2).iter().map(|&b| char::from(b)).collect::<String>().replace("FloatStorage", class);
+        let value: Vec<u8> = text.chars().map(|c| c as u8).collect();
+        let stored: Vec<u8> = [0.1f64, -2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+        read_torch(checkpoint(&value, &stored))
+    };
+    assert_eq!(*typed("DoubleStorage").unwrap()[0].1.load().unwrap().to_f32(), [0.1f32, -2.0]);
+    assert!(typed("LongStorage").unwrap()[0].1.load().unwrap_err().contains("integers"));
+    assert!(typed("QuantumStorage").unwrap_err().to_string().contains("torch.QuantumStorage"));
+}
+
+#[test]
 fn compressed_entries_are_refused() {
     let said = message(archive(&[("archive/data.pkl", b"\x80\x02}."), ("archive/data/0", &[0; 64])], 8));
     assert!(said.contains("compressed"), "{said}");
@@ -224,7 +237,10 @@ fn lying_safetensors_headers_are_refused() {
         (r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, 8),
         (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, 8),
         (r#"{"a":{"dtype":"F32","shape":[4611686018427387905],"data_offsets":[0,4]}}"#, 4),
-        (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, 4),
+        (
+            r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#,
+            4,
+        ),
         (r#"{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}"#, 8),
         ("[]", 0),
     ] {
@@ -239,7 +255,10 @@ fn a_store_names_what_does_not_fit() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/weights/vocoder/expected.safetensors");
     let mut store = TensorStore::open(&path).unwrap();
     let said = store.take("conv_pre.weight", &[8, 8, 5]).unwrap_err().to_string();
-    assert!(["expected.safetensors", "conv_pre.weight", "[8, 8, 7]", "[8, 8, 5]"].iter().all(|p| said.contains(p)), "{said}");
+    assert!(
+        ["expected.safetensors", "conv_pre.weight", "[8, 8, 7]", "[8, 8, 5]"].iter().all(|p| said.contains(p)),
+        "{said}"
+    );
     let said = store.take("conv_pre.weights", &[1]).unwrap_err().to_string();
     assert!(said.contains("conv_pre.weights: is missing"), "{said}");
     let said = store.finish().unwrap_err().to_string();
@@ -257,7 +276,8 @@ fn pickles_stay_proportional_to_their_length() {
         let (_, peak) = peak_of(|| Pickle::parse(Bytes::new(bytes)).map(|(pickle, _)| pickle.root().describe()));
         assert!(peak <= length * PER_BYTE, "{unit:?}: {peak} bytes of memory for {length}");
     }
-    let (result, peak) = peak_of(|| Pickle::parse(Bytes::new(b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.".to_vec())));
+    let (result, peak) =
+        peak_of(|| Pickle::parse(Bytes::new(b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.".to_vec())));
     assert!(result.is_err() && peak < FLOOR);
 }
 

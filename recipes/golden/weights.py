@@ -34,6 +34,11 @@ def fill(seed, *shape):
     return values(seed, int(np.prod(shape))).reshape(shape)
 
 
+def save_legacy(value, path):
+    """The stream from before PyTorch 1.6. Its storage keys are addresses: the bytes differ from run to run."""
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+
+
 def captioner_shapes(width, mlp):
     """Name without `model.` -> shape, one layer each."""
     shapes = {
@@ -92,7 +97,8 @@ def expected(width, mlp, part):
     put("decoder.position_embedding", (POSITIONS, width), "git.embeddings.position_embeddings.weight")
     pair("decoder.embedding_norm", (width,), "git.embeddings.LayerNorm")
     for kind, shape in (("weight", (3 * width, width)), ("bias", (3 * width,))):
-        put(f"decoder.layers.0.qkv.{kind}", shape, *[f"{text}attention.self.{p}.{kind}" for p in ("query", "key", "value")])
+        sources = [f"{text}attention.self.{p}.{kind}" for p in ("query", "key", "value")]
+        put(f"decoder.layers.0.qkv.{kind}", shape, *sources)
     pair("decoder.layers.0.attention_out", (width, width), text + "attention.output.dense")
     pair("decoder.layers.0.attention_norm", (width,), text + "attention.output.LayerNorm")
     pair("decoder.layers.0.fc1", (mlp, width), text + "intermediate.dense")
@@ -133,9 +139,11 @@ def hugging_face(out):
     """A GIT directory as `save_pretrained` writes it, and one as older releases wrote it."""
     from transformers import CLIPImageProcessor, GitConfig, GitForCausalLM
 
-    vision = dict(hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2, image_size=4, patch_size=2)
-    config = GitConfig(vision_config=vision, hidden_size=8, num_hidden_layers=1, num_attention_heads=4, intermediate_size=12,
-                       vocab_size=WORDS, max_position_embeddings=POSITIONS, tie_word_embeddings=True)
+    sizes = dict(hidden_size=8, intermediate_size=12, num_hidden_layers=1)
+    config = GitConfig(
+        **sizes, num_attention_heads=4, vocab_size=WORDS, max_position_embeddings=POSITIONS, tie_word_embeddings=True,
+        vision_config=dict(**sizes, num_attention_heads=2, image_size=4, patch_size=2),
+    )
     model = GitForCausalLM(config)
     shapes = captioner_shapes(8, 12)
     with torch.no_grad():
@@ -148,9 +156,11 @@ def hugging_face(out):
     os.remove(f"{out}/git/generation_config.json")
     model.config.tie_word_embeddings = False
     model.config.save_pretrained(f"{out}/git_bin")
-    torch.save(model.state_dict(), f"{out}/git_bin/pytorch_model.bin")
-    processor = CLIPImageProcessor(size={"shortest_edge": 4}, crop_size={"height": 4, "width": 4}, image_mean=[0.5, 0.25, 0.125],
-                                   image_std=[0.5, 0.75, 1.0])
+    save_legacy(model.state_dict(), f"{out}/git_bin/pytorch_model.bin")
+    processor = CLIPImageProcessor(
+        size={"shortest_edge": 4}, crop_size={"height": 4, "width": 4},
+        image_mean=[0.5, 0.25, 0.125], image_std=[0.5, 0.75, 1.0],
+    )
     processor.save_pretrained(f"{out}/git_bin")
     part = lambda name: {"seed": name, "start": 0, "count": int(np.prod(shapes[name]))}
     return expected(8, 12, part)
@@ -184,9 +194,11 @@ def vocoder(out):
     published = dict(
         resblock="1", upsample_rates=[2, 2], upsample_kernel_sizes=[4, 6], upsample_initial_channel=8,
         resblock_kernel_sizes=[3, 5], resblock_dilation_sizes=[[1], [1, 3]], num_embeddings=101, embedding_dim=4,
-        model_in_dim=8, sampling_rate=16000, code_hop_size=4, multispkr="_", num_speakers=3, f0=False, segment_size=8960,
-        dist_config={"dist_backend": "nccl"}, learning_rate=2e-4,
-        dur_predictor_params=dict(encoder_embed_dim=4, var_pred_hidden_dim=6, var_pred_kernel_size=3, var_pred_dropout=0.5),
+        model_in_dim=8, sampling_rate=16000, code_hop_size=4, multispkr="_", num_speakers=3, f0=False,
+        segment_size=8960, dist_config={"dist_backend": "nccl"}, learning_rate=2e-4,
+        dur_predictor_params=dict(
+            encoder_embed_dim=4, var_pred_hidden_dim=6, var_pred_kernel_size=3, var_pred_dropout=0.5
+        ),
     )
     os.makedirs(f"{out}/vocoder", exist_ok=True)
     with open(f"{out}/vocoder/config.json", "w") as file:
@@ -196,14 +208,14 @@ def vocoder(out):
     with torch.no_grad():
         for name, tensor in old.named_parameters():
             tensor.copy_(torch.randn_like(tensor))
-    torch.save({"generator": old.state_dict()}, f"{out}/vocoder/g_old.pt", _use_new_zipfile_serialization=False)
+    save_legacy({"generator": old.state_dict()}, f"{out}/vocoder/g_old.pt")
     new = Generator(nn.utils.parametrizations.weight_norm)
     state = {}
     for name, tensor in old.state_dict().items():
         spelled = name.replace(".weight_g", ".parametrizations.weight.original0")
         state[spelled.replace(".weight_v", ".parametrizations.weight.original1")] = tensor
     new.load_state_dict(state)
-    torch.save({"generator": new.state_dict()}, f"{out}/vocoder/g_new.pt", _use_new_zipfile_serialization=False)
+    save_legacy({"generator": new.state_dict()}, f"{out}/vocoder/g_new.pt")
     for module in old.modules():
         if hasattr(module, "weight_g"):
             nn.utils.remove_weight_norm(module)
@@ -216,7 +228,7 @@ def main():
     checkpoint, listing = reference_checkpoint(torch.float32)
     torch.save(checkpoint, f"{out}/reference.ckpt")
     half, _ = reference_checkpoint(torch.float16)
-    torch.save(half, f"{out}/reference_legacy.ckpt", _use_new_zipfile_serialization=False)
+    save_legacy(half, f"{out}/reference_legacy.ckpt")
     with open(f"{out}/expected.json", "w") as file:
         json.dump({"reference": listing, "git": hugging_face(out)}, file, separators=(",", ":"))
     vocoder(out)

@@ -133,7 +133,7 @@ struct Planned {
 enum Parts {
     /// One or more, joined along the first dimension.
     Joined(Vec<(String, StoredTensor)>),
-    /// `direction` (shape of the result) scaled so that each slice of the first dimension has the length `length` gives.
+    /// `direction`, of the result's shape, with each slice of the first dimension scaled to the length `length` gives.
     WeightNorm { length: (String, StoredTensor), direction: (String, StoredTensor) },
 }
 
