@@ -313,7 +313,9 @@ impl Machine<'_> {
                 version => return Err(format!("pickle protocol {version} is not supported, only 2 to 5")),
             },
             // FRAME: only a hint for buffering.
-            0x95 => drop(self.take(8)?),
+            0x95 => {
+                self.take(8)?;
+            }
             b'(' => {
                 if self.marks.len() >= MAX_STACK {
                     return Err("too many marks".into());

@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// Mean of CLIP's training pictures.
 const CLIP_MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
 /// Their standard deviation.
-const CLIP_STD: [f32; 3] = [0.26862954, 0.26130258, 0.27577711];
+const CLIP_STD: [f32; 3] = [0.26862954, 0.2613026, 0.2757771];
 
 /// What a configuration says of one transformer.
 #[derive(Default)]

@@ -133,8 +133,14 @@ struct Planned {
 enum Parts {
     /// One or more, joined along the first dimension.
     Joined(Vec<(String, StoredTensor)>),
-    /// `direction`, of the result's shape, with each slice of the first dimension scaled to the length `length` gives.
-    WeightNorm { length: (String, StoredTensor), direction: (String, StoredTensor) },
+    /// A direction scaled to given lengths.
+    WeightNorm(Box<WeightNorm>),
+}
+
+/// `direction`, of the result's shape, with each slice of the first dimension scaled to the length `length` gives.
+struct WeightNorm {
+    length: (String, StoredTensor),
+    direction: (String, StoredTensor),
 }
 
 impl Planned {
@@ -158,7 +164,8 @@ impl Planned {
                 }
                 HostTensor::from_f32(&self.shape, values)
             }
-            Parts::WeightNorm { length, direction } => {
+            Parts::WeightNorm(norm) => {
+                let WeightNorm { length, direction } = &**norm;
                 let lengths = load_finite(source, length)?;
                 let directions = load_finite(source, direction)?;
                 let values = fold_weight_norm(&lengths.to_f32(), &directions.to_f32())

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Parts, Planned, Source};
+use super::{Parts, Planned, Source, WeightNorm};
 use crate::model::config::{DurationConfig, VocoderConfig};
 use crate::weights::directory::read_small;
 use crate::weights::torch::Checkpoint;
@@ -214,10 +214,9 @@ fn conv(
         } else {
             (format!("{name}.weight_g"), format!("{name}.weight_v"))
         };
-        Parts::WeightNorm {
-            direction: source.take(&direction, shape)?,
-            length: source.take(&length, &[shape[0], 1, 1])?,
-        }
+        let direction = source.take(&direction, shape)?;
+        let length = source.take(&length, &[shape[0], 1, 1])?;
+        Parts::WeightNorm(Box::new(WeightNorm { length, direction }))
     };
     tensors.push(Planned { name: weight, shape: shape.to_vec(), parts });
     plain(source, &format!("{name}.bias"), &[bias], tensors)
