@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::bf16;
-use im2sp::backend::Backend;
 use im2sp::backend::cpu::{Cache, Cpu, Tensor};
 use im2sp::model::config::{
     DecoderConfig, DurationConfig, FORMAT, ImageConfig, ModelConfig, VisionConfig, VocoderConfig,
