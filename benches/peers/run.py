@@ -1,12 +1,11 @@
 """im2sp beside PyTorch and transformers on one CPU, at the published size: one run, one table.
 
     python recipes/golden/full_size.py --out DIR        (then `im2sp convert`, once per dtype, as printed there)
-    cargo build --release && cargo bench --no-run ...   (the binaries given below)
     python benches/peers/run.py --full DIR --ours DIR/im2sp [--ours-bf16 DIR/im2sp-bf16] \
         --im2sp target/release/im2sp --stages PATH/TO/stages --json peers.json
 
 Both sides take turns: in every round PyTorch's warm process measures each stage, then the stages binary does, and in
-every other round the other way round. The table gives medians over all rounds, and in parentheses the least and the
+every other round the other way round. Run it on an idle machine: load falls on the two sides unequally. The table gives medians over all rounds, and in parentheses the least and the
 most. The last rows start a cold process per measurement, with weights in the page cache; memory is the peak resident
 set of that process, mapped file pages included. Without --stages or --im2sp the columns of im2sp stay empty.
 Nothing but the standard library is imported here, so that this process adds nothing to its children's peaks.
@@ -167,6 +166,9 @@ def main():
         "stages": {stage: {} for stage in STAGES},
         "cold": {},
     }
+
+    if report["machine"]["load"][0] > 0.5:
+        print("other work is running: threads that wait for each other, PyTorch's above all, suffer", file=sys.stderr)
 
     def note(stage, column, times):
         report["stages"][stage].setdefault(column, []).extend(times)
