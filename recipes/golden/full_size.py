@@ -81,7 +81,7 @@ def main():
 
     model = captioners.build(captioners.GIT_LARGE)
     captioners.randomise(
-        model, arguments.seed, gain=1.0, logits=2.0, positions=12.0, eos_bias=arguments.eos_bias, bf16=False
+        model, arguments.seed, logits=2.0, positions=30.0, eos_bias=arguments.eos_bias, decoder=0.4, bf16=False
     )
     model.output.bias[[captioners.PAD, 103]] = -1e4
     torch.save({"state_dict": captioners.reference_state(model)}, out / pipeline.CAPTIONER)
