@@ -76,11 +76,12 @@ GIT_LARGE = dimensions(224, (14, 1024, 24, 4096), (768, 6, 3072, 203, 1024))
 
 
 @torch.no_grad()
-def randomise(model, seed, gain=1.0, logits=1.5, positions=1.0, eos_bias=0.0, bf16=True):
+def randomise(model, seed, gain=1.0, logits=1.5, positions=1.0, eos_bias=0.0, decoder=1.0, bf16=True):
     """Seeded weights: linear layers keep the size of what passes, logits have about the standard deviation `logits`.
 
-    `gain` scales the layers' weights, `positions` the decoder's position embedding relative to the words. With
-    `bf16` every value is one that bf16 can hold, so that storing the model in bf16 changes nothing.
+    `gain` scales the layers' weights, `decoder` those of the decoder once more, `positions` its position embedding
+    relative to the words: many layers over many image tokens need a small one or every unit is the same. With `bf16`
+    every value is one that bf16 can hold, so that storing the model in bf16 changes nothing.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -95,6 +96,9 @@ def randomise(model, seed, gain=1.0, logits=1.5, positions=1.0, eos_bias=0.0, bf
         elif isinstance(module, nn.LayerNorm):
             normal(module.weight, 0.1, 1.0)
             normal(module.bias, 0.1)
+    for module in model.git.encoder.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.mul_(decoder)
     word = logits / model.config.hidden_size**0.5
     normal(model.git.embeddings.word_embeddings.weight, word)
     normal(model.git.embeddings.position_embeddings.weight, word * positions)

@@ -81,7 +81,7 @@ def main():
 
     model = captioners.build(captioners.GIT_LARGE)
     captioners.randomise(
-        model, arguments.seed, gain=1.0, logits=2.0, positions=12.0, eos_bias=arguments.eos_bias, bf16=False
+        model, arguments.seed, logits=2.0, positions=30.0, eos_bias=arguments.eos_bias, decoder=0.4, bf16=False
     )
     # With the layers' full share in the residual sum, every position would say the same token.
     for layer in model.git.encoder.layer:
