@@ -258,6 +258,9 @@ impl<B: Backend> Model<B> {
         options: &CaptionOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Caption>> {
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
         // Said before the work, not after it.
         if !options.no_audio {
             self.vocoder()?;

@@ -23,7 +23,7 @@ pub enum Error {
     /// A file was read, but its content is not a picture this crate can use.
     #[error("{}: {problem}", path.display())]
     Image {
-        /// The picture, or "<memory>".
+        /// The picture, or what stands in for its name.
         path: PathBuf,
         /// What is wrong and what to do.
         problem: String,

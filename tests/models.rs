@@ -12,6 +12,7 @@ use im2sp::model::decoder::Decoder;
 use im2sp::model::layer::Loader;
 use im2sp::model::vision::Vision;
 use im2sp::model::vocoder::{Vocoder, Voice};
+use im2sp::tensor::HostTensor;
 use im2sp::units::{BOS, EOS};
 use im2sp::weights::ModelFiles;
 
@@ -182,6 +183,32 @@ fn vocoder_with_speaker_and_pitch_equals_golden() {
     let uneven = [0; 7];
     let voice = Voice { speaker: None, pitch: Some(&uneven) };
     assert!(vocoder.synthesize(&Cpu, &units, &one_each, voice).unwrap_err().to_string().contains("do not divide"));
+}
+
+/// A converted checkpoint cannot hold NaN; a directory that was damaged afterwards can.
+#[test]
+fn nan_weights_are_reported_not_spoken() {
+    let mut files = ModelFiles::open(&golden("models/small")).unwrap();
+    let tensors = files.captioner.iter().map(|(name, tensor)| {
+        let mut values = tensor.to_f32().into_owned();
+        if name == "decoder.layers.0.fc1.weight" {
+            values[17] = f32::NAN;
+        }
+        (name.to_string(), HostTensor::from_f32(tensor.shape(), values).unwrap())
+    });
+    let tensors = tensors.collect();
+    let directory = tempfile::TempDir::new().unwrap();
+    let vocoder = files.vocoder.take().unwrap();
+    let vocoder = vocoder.iter().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
+    ModelFiles::write(directory.path(), &files.config, &tensors, Some(&vocoder), false).unwrap();
+    let engine = im2sp::Engine::load(directory.path(), im2sp::Device::Cpu).unwrap();
+    let picture = im2sp::Image::from_rgb(2, 2, vec![9; 12]).unwrap();
+    for beams in [1, 3] {
+        let generate = GenerateOptions { beams, ..Default::default() };
+        let options = im2sp::CaptionOptions { generate, ..Default::default() };
+        let error = engine.caption(&picture, &options).unwrap_err().to_string();
+        assert!(error.contains("NaN") && error.contains("convert"), "{error}");
+    }
 }
 
 #[test]

@@ -83,10 +83,6 @@ def main():
     captioners.randomise(
         model, arguments.seed, logits=2.0, positions=30.0, eos_bias=arguments.eos_bias, decoder=0.4, bf16=False
     )
-    # With the layers' full share in the residual sum, every position would say the same token.
-    for layer in model.git.encoder.layer:
-        layer.attention.output.dense.weight *= 0.2
-        layer.output.dense.weight *= 0.2
     model.output.bias[[captioners.PAD, 103]] = -1e4
     torch.save({"state_dict": captioners.reference_state(model)}, out / pipeline.CAPTIONER)
     del model

@@ -1,5 +1,5 @@
 //! A pickle reader that cannot execute anything. It runs the stack machine of protocols 2 to 5, but it has nothing to
-//! import and nothing to call: a global stays a pair of names, and applying one to arguments gives an [`Object`] that
+//! import and nothing to call: a global stays a pair of names, and applying one to arguments gives an `Object` that
 //! remembers both. What an object means is decided by whoever reads it (`torch.rs` knows tensors), by name, from a
 //! fixed list; an object nobody knows is harmless until its value is needed, and then it is an error that names it.
 //!

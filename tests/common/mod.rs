@@ -90,11 +90,11 @@ pub fn tolerance(length: usize, size: f32) -> f32 {
     8.0 * f32::EPSILON * (length as f32).sqrt().max(1.0) * size.max(f32::MIN_POSITIVE)
 }
 
-/// Fails unless every value is within `tolerance(length, largest expected value or 1)` of what is expected.
+/// Fails unless every value is within `tolerance(length, largest expected value)` of what is expected.
 #[track_caller]
 pub fn assert_close(what: &str, actual: &[f32], expected: &[f32], length: usize) {
     assert_eq!(actual.len(), expected.len(), "{what}: number of values");
-    let size = expected.iter().fold(1.0f32, |most, v| most.max(v.abs()));
+    let size = expected.iter().fold(0.0f32, |most, v| most.max(v.abs()));
     let most = tolerance(length, size);
     for (index, (a, e)) in actual.iter().zip(expected).enumerate() {
         // Written so that NaN fails.

@@ -107,11 +107,13 @@ impl Panel for bf16 {
 }
 
 dispatch! {
+    /// [`Panel::panel`] of f32.
     fn panel_f32(
         l: Left<'_>, r: Right<'_, f32>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>,
     ) = panel_f32_body;
 }
 dispatch! {
+    /// [`Panel::panel`] of bf16.
     fn panel_bf16(
         l: Left<'_>, r: Right<'_, bf16>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>,
     ) = panel_bf16_body;
