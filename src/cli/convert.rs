@@ -36,7 +36,7 @@ pub struct Convert {
     /// A preprocessor_config.json with the picture's size, mean and std [default: that of SRC, or CLIP's]
     #[arg(long, value_name = "JSON")]
     preprocessor: Option<PathBuf>,
-    /// Type of the matrices in the result: bf16 halves the size and nearly the time of a decode step
+    /// Type of everything but the norms in the result: bf16 halves the size and nearly the time of a decode step
     #[arg(long, default_value = "f32", value_name = "TYPE")]
     dtype: Precision,
     /// The model directory to make

@@ -31,7 +31,7 @@ pub struct ConvertOptions {
     /// The picture's size, mean and deviation; by default `preprocessor_config.json` in a source directory, otherwise
     /// the values of CLIP.
     pub preprocessor: Option<PathBuf>,
-    /// Element type of matrices, embeddings and convolutions, f32 or bf16. Vectors stay f32.
+    /// Element type of everything but the norms, f32 or bf16. Those stay f32.
     pub dtype: DType,
     /// The model directory to make.
     pub output: PathBuf,
@@ -144,9 +144,9 @@ struct WeightNorm {
 }
 
 impl Planned {
-    /// Vectors are few and precious: they stay f32.
+    /// The norms are few and precious: they stay f32.
     fn dtype(&self, asked: DType) -> DType {
-        if self.shape.len() >= 2 { asked } else { DType::F32 }
+        if self.name.contains("norm") || self.name.contains(".ln") { DType::F32 } else { asked }
     }
 
     fn entry(&self, asked: DType) -> Entry {
