@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::Activation;
 use super::disjoint::Disjoint;
 use super::linear::{Element, finish};
-use super::simd::{Simd, dispatch};
+use super::simd::{MAX_LANES, Simd, dispatch};
 
 /// Registers of columns in a tile.
 const WIDE: usize = 3;
@@ -199,22 +199,22 @@ fn pack<S: Simd, E: Element>(
         }
         return;
     }
-    // Weights and keys: rows of b are adjacent. Sixteen columns by sixteen rows at a time keep the lines in use in L1.
-    for k0 in (0..depth).step_by(16) {
-        let height = 16.min(depth - k0);
-        for n in 0..columns {
-            let source = (start + k0) * r.depth_stride + (first + n) * r.column_stride;
-            if r.depth_stride == 1 && height == 16 {
-                let source = &r.values[source..][..16];
-                let lines = &mut scratch[k0 * width..(k0 + 16) * width];
-                for (k, value) in source.iter().enumerate() {
-                    lines[k * width + n] = value.widen();
-                }
-            } else {
-                for k in 0..height {
-                    scratch[(k0 + k) * width + n] = r.values[source + k * r.depth_stride].widen();
-                }
+    // Weights and keys: what is adjacent in memory is a column of b. Squares of registers are transposed.
+    let at = |k: usize, n: usize| (start + k) * r.depth_stride + (first + n) * r.column_stride;
+    for n in (0..columns).step_by(S::N) {
+        let whole = if r.depth_stride == 1 && n + S::N <= columns { depth / S::N * S::N } else { 0 };
+        for k in (0..whole).step_by(S::N) {
+            let mut square = [S::splat(0.0); MAX_LANES];
+            for (i, lanes) in square.iter_mut().enumerate().take(S::N) {
+                *lanes = E::lanes::<S>(&r.values[at(k, n + i)..][..S::N]);
             }
+            S::transpose(&mut square);
+            for (i, lanes) in square.iter().enumerate().take(S::N) {
+                S::store(&mut scratch[(k + i) * width + n..][..S::N], *lanes);
+            }
+        }
+        for (k, n) in (whole..depth).flat_map(|k| (n..columns.min(n + S::N)).map(move |n| (k, n))) {
+            scratch[k * width + n] = r.values[at(k, n)].widen();
         }
     }
 }

@@ -26,7 +26,22 @@ pub trait Simd: Copy {
     fn sum(lanes: Self::Lanes) -> f32;
     /// Scalar `a * b + c` in the same arithmetic as [`Simd::mul_add`].
     fn mul_add1(a: f32, b: f32, c: f32) -> f32;
+    /// Transposes the first `N` registers, seen as the rows of a square.
+    #[inline(always)]
+    fn transpose(square: &mut [Self::Lanes; MAX_LANES]) {
+        let mut values = [[0.0f32; MAX_LANES]; MAX_LANES];
+        for (row, lanes) in values.iter_mut().zip(square.iter()).take(Self::N) {
+            Self::store(row, *lanes);
+        }
+        for (n, lanes) in square.iter_mut().enumerate().take(Self::N) {
+            let column: [f32; MAX_LANES] = std::array::from_fn(|row| values[row][n]);
+            *lanes = Self::load(&column);
+        }
+    }
 }
+
+/// Lanes of the widest register.
+pub const MAX_LANES: usize = 16;
 
 /// The target's baseline, vectorised by the compiler.
 #[derive(Clone, Copy)]
@@ -73,7 +88,7 @@ impl Simd for Portable {
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_lanes {
     ($name:ident, $doc:literal, $register:ty, $n:literal, $splat:ident, $load:ident, $store:ident, $fma:ident, $add:ident,
-     $widen:expr, $sum:expr) => {
+     $widen:expr, $sum:expr $(, $transpose:item)?) => {
         #[doc = $doc]
         #[derive(Clone, Copy)]
         pub struct $name;
@@ -118,6 +133,7 @@ macro_rules! x86_lanes {
             fn mul_add1(a: f32, b: f32, c: f32) -> f32 {
                 a.mul_add(b, c)
             }
+            $($transpose)?
         }
     };
 }
@@ -140,8 +156,43 @@ mod x86 {
         |p: *const bf16| {
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()))))
         },
-        |v| _mm512_reduce_add_ps(v)
+        |v| _mm512_reduce_add_ps(v),
+        #[inline(always)]
+        fn transpose(square: &mut [__m512; 16]) {
+            unsafe { transpose_16x16(square) }
+        }
     );
+
+    /// Pairs of rows, then fours, then the quarters of each register: 64 shuffles.
+    ///
+    /// # Safety
+    /// The processor has to have AVX-512 F.
+    #[inline(always)]
+    unsafe fn transpose_16x16(square: &mut [__m512; 16]) {
+        // SAFETY: the caller's promise; no memory is touched.
+        unsafe {
+            for rows in square.chunks_exact_mut(4) {
+                let (low, high) = (_mm512_unpacklo_ps(rows[0], rows[1]), _mm512_unpackhi_ps(rows[0], rows[1]));
+                let (low2, high2) = (_mm512_unpacklo_ps(rows[2], rows[3]), _mm512_unpackhi_ps(rows[2], rows[3]));
+                let pair = |a, b| (_mm512_castps_pd(a), _mm512_castps_pd(b));
+                let ((low, low2), (high, high2)) = (pair(low, low2), pair(high, high2));
+                rows[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2));
+                rows[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2));
+                rows[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2));
+                rows[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2));
+            }
+            // Register 4i + j now holds rows 4i to 4i + 3 of columns j, 4 + j, 8 + j and 12 + j, a quarter each.
+            for j in 0..4 {
+                let (a, b, c, d) = (square[j], square[4 + j], square[8 + j], square[12 + j]);
+                let (even, even2) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(c, d));
+                let (odd, odd2) = (_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(c, d));
+                square[j] = _mm512_shuffle_f32x4::<0x88>(even, even2);
+                square[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd, odd2);
+                square[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even, even2);
+                square[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd, odd2);
+            }
+        }
+    }
     x86_lanes!(
         Avx2,
         "8 lanes of AVX2 with FMA.",
