@@ -5,6 +5,7 @@
 
 use rayon::prelude::*;
 
+use super::buffer::Buffer;
 use super::disjoint::Disjoint;
 use super::gemm::{self, Left, Right, Target};
 use super::simd::{Simd, dispatch, exp};
@@ -26,7 +27,7 @@ pub fn attention(qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
     )?;
     let size = width / heads;
     let blocks = tokens.div_ceil(QUERY_BLOCK);
-    let mut out = vec![0.0f32; batch * tokens * width];
+    let mut out = Buffer::any(batch * tokens * width);
     if out.is_empty() {
         return Ok(Tensor::new(batch * tokens, width, out));
     }

@@ -9,6 +9,7 @@
 
 use rayon::prelude::*;
 
+use super::buffer::Buffer;
 use super::disjoint::Disjoint;
 use super::simd::{self, Simd, dispatch};
 use super::{Cpu, Tensor, ensure};
@@ -115,7 +116,7 @@ pub fn conv1d(x: &Tensor, kernel: &Kernel, dilation: usize, epilogue: ConvEpilog
         "conv1d",
         || format!("x ({}, {frames}), weight ({outputs}, {}, {})", x.rows, kernel.inputs, kernel.taps),
     )?;
-    let mut y = vec![0.0f32; outputs * frames];
+    let mut y = Buffer::any(outputs * frames);
     if y.is_empty() {
         return Ok(Tensor::new(outputs, frames, y));
     }

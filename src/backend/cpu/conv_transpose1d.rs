@@ -7,6 +7,7 @@
 
 use rayon::prelude::*;
 
+use super::buffer::Buffer;
 use super::conv1d::{self, GROUP, Kernel};
 use super::disjoint::Disjoint;
 use super::{Tensor, ensure};
@@ -45,7 +46,7 @@ pub fn conv_transpose1d(x: &Tensor, kernel: &Kernel, slope: f32) -> Result<Tenso
     })?;
     let (outputs, samples) = (kernel.outputs / stride, x.columns * stride);
     let padding = (kernel.transposed_taps - stride) / 2;
-    let mut y = vec![0.0f32; outputs * samples];
+    let mut y = Buffer::any(outputs * samples);
     if y.is_empty() {
         return Ok(Tensor::new(outputs, samples, y));
     }
@@ -67,9 +68,14 @@ pub fn conv_transpose1d(x: &Tensor, kernel: &Kernel, slope: f32) -> Result<Tenso
                 }
                 // SAFETY: samples `first..last` of each channel are this task's own.
                 let y = unsafe { out.slice(channel * samples + first, last - first) };
-                for (y, at) in y.iter_mut().zip(first + padding..) {
-                    let (frame, phase) = (at / stride - task * per_task, at % stride);
-                    *y = sums[phase * per_task + frame] + kernel.bias[channel];
+                for (phase, sums) in sums.chunks_exact(per_task).enumerate() {
+                    // The first sample of this phase, and the frame it comes from.
+                    let skipped = (phase + stride - (first + padding) % stride) % stride;
+                    let frame = (first + skipped + padding) / stride - task * per_task;
+                    let sums = sums.get(frame..).unwrap_or(&[]);
+                    for (y, sum) in y.iter_mut().skip(skipped).step_by(stride).zip(sums) {
+                        *y = sum + kernel.bias[channel];
+                    }
                 }
             }
         },

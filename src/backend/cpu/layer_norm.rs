@@ -4,6 +4,7 @@
 
 use rayon::prelude::*;
 
+use super::buffer::Buffer;
 use super::simd::{Simd, dispatch};
 use super::{Cpu, Tensor, ensure};
 use crate::Result;
@@ -18,7 +19,7 @@ pub fn layer_norm(x: &Tensor, norm: &Norm<Cpu>) -> Result<Tensor> {
     ensure(norm.weight.data.len() == columns && norm.bias.data.len() == columns, "layer_norm", || {
         format!("rows of {columns}, weight {}, bias {}", norm.weight.data.len(), norm.bias.data.len())
     })?;
-    let mut y = vec![0.0; x.data.len()];
+    let mut y = Buffer::any(x.data.len());
     let rows_per_task =
         if x.data.len() < PARALLEL_FROM { x.rows } else { x.rows.div_ceil(4 * rayon::current_num_threads()) };
     let chunk = (rows_per_task * columns).max(1);

@@ -6,6 +6,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::buffer::Buffer;
 use super::disjoint::Disjoint;
 use super::gemm::{self, Left, Right, Target};
 use super::simd::{self, Simd, dispatch};
@@ -53,7 +54,7 @@ pub fn linear(
             format!("x ({rows}, {}), weight ({n}, {k}), bias {bias}, residual {residual:?}", x.columns)
         },
     )?;
-    let mut y = vec![0.0; rows * columns];
+    let mut y = Buffer::any(rows * columns);
     let (bias, residual) = (&layer.bias.data[..], residual.map_or(&[][..], |r| &r.data));
     let product = Product { x: &x.data, rows, depth: x.columns, bias, residual };
     if !y.is_empty() {

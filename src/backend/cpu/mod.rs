@@ -3,6 +3,7 @@
 
 mod argmax;
 mod attention;
+mod buffer;
 mod cache;
 mod conv1d;
 mod conv_transpose1d;
@@ -18,6 +19,8 @@ mod transpose;
 use std::sync::Arc;
 
 use half::bf16;
+
+use buffer::Buffer;
 
 use super::{Activation, AttentionShape, Backend, CacheRow, CacheShape, ConvEpilogue, Linear, Norm};
 use crate::tensor::{DType, HostTensor};
@@ -35,13 +38,14 @@ pub struct Cpu;
 pub struct Tensor {
     rows: usize,
     columns: usize,
-    data: Arc<Vec<f32>>,
+    data: Arc<Buffer>,
 }
 
 impl Tensor {
-    fn new(rows: usize, columns: usize, data: Vec<f32>) -> Tensor {
+    fn new(rows: usize, columns: usize, data: impl Into<Buffer>) -> Tensor {
+        let data = Arc::new(data.into());
         debug_assert_eq!(rows * columns, data.len());
-        Tensor { rows, columns, data: Arc::new(data) }
+        Tensor { rows, columns, data }
     }
 }
 

@@ -2,6 +2,7 @@
 //! kernel; the class embedding and the positions stand in the result before the product is added to it.
 //! Operations: 2 * B * (T - 1) * C * 3 * patch^2.
 
+use super::buffer::Buffer;
 use super::linear::{self, Product};
 use super::{Activation, Matrix, Tensor, ensure};
 use crate::Result;
@@ -39,7 +40,7 @@ pub fn patch_embed(
         },
     )?;
     let positions = position.elements()?;
-    let mut out = vec![0.0; pixels.rows * tokens * columns];
+    let mut out = Buffer::any(pixels.rows * tokens * columns);
     let mut patches = vec![0.0; (tokens - 1) * depth];
     for (picture, out) in pixels.data.chunks_exact(pixels.columns).zip(out.chunks_exact_mut(tokens * columns)) {
         gather(picture, side, patch, &mut patches);
