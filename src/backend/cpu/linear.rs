@@ -163,39 +163,40 @@ impl Element for bf16 {
     }
 }
 
-/// Four weight rows at a time against one or two rows of x: enough independent sums to hide the FMA latency, and four
-/// streams for the hardware prefetcher. The order of additions does not depend on how many rows there are.
+/// Weight rows in the order they lie in memory, for the sake of the prefetcher: one at a time against a single row of x,
+/// which is all the memory can deliver; four at a time against pairs of rows, so that a load serves several products.
+/// The order of additions does not depend on how many rows there are.
 #[inline(always)]
 fn dots<S: Simd, E: Element>(weight: &[E], x: &[f32], rows: usize, depth: usize, sums: &mut [f32]) {
+    if rows == 1 {
+        for (n, sum) in sums.iter_mut().enumerate() {
+            [[*sum]] = dot::<S, E, 1, 1>([&weight[n * depth..][..depth]], [&x[..depth]]);
+        }
+        return;
+    }
     let columns = sums.len() / rows;
     let row = |n: usize| &weight[n.min(columns - 1) * depth..][..depth];
     for n in (0..columns).step_by(4) {
-        // The last group repeats the last row instead of having a form of its own.
+        // The last group repeats the last row instead of having a form of its own; so do the rows of x.
         let w = [row(n), row(n + 1), row(n + 2), row(n + 3)];
-        let mut write = |m: usize, dots: [f32; 4]| {
-            for (i, dot) in dots.into_iter().enumerate().take(columns - n) {
-                sums[(n + i) * rows + m] = dot;
+        for m in (0..rows).step_by(2) {
+            let pair = [m, (m + 1).min(rows - 1)];
+            let dots = dot::<S, E, 4, 2>(w, pair.map(|m| &x[m * depth..][..depth]));
+            for (m, dots) in pair.into_iter().zip(dots) {
+                for (i, dot) in dots.into_iter().enumerate().take(columns - n) {
+                    sums[(n + i) * rows + m] = dot;
+                }
             }
-        };
-        let mut m = 0;
-        while m + 2 <= rows {
-            let [a, b] = dot4::<S, E, 2>(w, [&x[m * depth..][..depth], &x[(m + 1) * depth..][..depth]]);
-            write(m, a);
-            write(m + 1, b);
-            m += 2;
-        }
-        if m < rows {
-            let [a] = dot4::<S, E, 1>(w, [&x[m * depth..][..depth]]);
-            write(m, a);
         }
     }
 }
 
+/// Products of W weight rows with M rows of x.
 #[inline(always)]
-fn dot4<S: Simd, E: Element, const M: usize>(w: [&[E]; 4], x: [&[f32]; M]) -> [[f32; 4]; M] {
-    let depth = w[0].len();
-    // Two sums for each pair of rows, of even and of odd registers.
-    let (mut even, mut odd) = ([[S::splat(0.0); 4]; M], [[S::splat(0.0); 4]; M]);
+fn dot<S: Simd, E: Element, const W: usize, const M: usize>(w: [&[E]; W], x: [&[f32]; M]) -> [[f32; W]; M] {
+    let depth = x[0].len();
+    // Two sums for each product, of even and of odd registers.
+    let (mut even, mut odd) = ([[S::splat(0.0); W]; M], [[S::splat(0.0); W]; M]);
     let step = 2 * S::N;
     let whole = depth / step * step;
     for k in (0..whole).step_by(step) {
