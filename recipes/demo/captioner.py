@@ -26,7 +26,7 @@ class Config:
     vision_layers: int = 4
     width: int = 192
     layers: int = 6
-    positions: int = 256
+    positions: int = 128
 
     @property
     def grid(self):
@@ -69,6 +69,15 @@ def merge_heads(x):
     return x.transpose(1, 2).flatten(2)
 
 
+def attend(q, k, v, hidden=None):
+    """Plain attention; `hidden` marks pairs that must not see each other. Faster here than the fused one, whose
+    backward pass is slow for short sequences on a CPU."""
+    scores = (q * 0.125) @ k.transpose(-1, -2)
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, -torch.inf)
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
 # ---------------------------------------------------------------- vision
 
 class VisionAttention(nn.Module):
@@ -78,7 +87,7 @@ class VisionAttention(nn.Module):
 
     def forward(self, x):
         q, k, v = (split_heads(f(x)) for f in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+        return self.out_proj(merge_heads(attend(q, k, v)))
 
 
 class VisionMlp(nn.Module):
@@ -160,13 +169,13 @@ class DecoderLayer(nn.Module):
         self.intermediate = Part(width, 4 * width, False)
         self.output = Part(4 * width, width, True)
 
-    def forward(self, x, keys=None, values=None, mask=None):
+    def forward(self, x, keys=None, values=None, hidden=None):
         """x: new rows; keys, values: those of earlier rows. Returns rows, keys, values."""
         a = self.attention.self
         q, k, v = split_heads(a.query(x)), split_heads(a.key(x)), split_heads(a.value(x))
         if keys is not None:
             k, v = torch.cat([keys, k], 2), torch.cat([values, v], 2)
-        y = merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+        y = merge_heads(attend(q, k, v, hidden))
         y = self.attention.output(y, x)
         return self.output(F.gelu(self.intermediate.dense(y)), y), k, v
 
@@ -208,37 +217,42 @@ class Captioner(nn.Module):
                 if isinstance(m, nn.Linear):
                     nn.init.zeros_(m.bias)
         self.output.weight = self.git.embeddings.word_embeddings.weight
+        with torch.no_grad():  # positions as strong as the content from the start: else objects are hardly compared
+            at = torch.arange(config.grid) / config.grid * torch.pi
+            waves = torch.cat([f(at[:, None] * k) for k in range(1, config.vision_width // 4 // 4 + 1)
+                               for f in (torch.sin, torch.cos)], 1)
+            w, g = waves.shape[1], config.grid
+            grid = self.vision.embeddings.position_embedding.weight[1:].view(g, g, -1)
+            grid[..., :w] += 1.5 * waves[:, None]
+            grid[..., w:2 * w] += 1.5 * waves[None]
 
     @property
     def vision(self):
         return self.git.image_encoder.vision_model
 
-    def image_tokens(self, pixels):
-        return self.git.visual_projection.visual_projection(self.vision(pixels))
-
-    def forward(self, pixels, ids):
-        """Teacher forcing: logits for every text row. Targets of PAD are to be ignored by the loss."""
-        image = self.image_tokens(pixels)
+    def forward(self, tokens, ids):
+        """Teacher forcing on vision tokens: logits for every text row."""
+        image = self.git.visual_projection.visual_projection(tokens)
         text = self.git.embeddings(ids)
         t = ids.shape[1]
-        mask = torch.ones(t, image.shape[1] + t, dtype=torch.bool).tril(image.shape[1])
+        hidden = torch.ones(t, image.shape[1] + t, dtype=torch.bool).triu(image.shape[1] + 1)
         # Image rows never see text, so they run by themselves and lend their keys and values.
         for layer in self.git.encoder.layer:
             new_image, k, v = layer(image)
-            text, _, _ = layer(text, k, v, mask)
+            text, _, _ = layer(text, k, v, hidden)
             image = new_image
         return self.output(text)
 
     @torch.no_grad()
-    def greedy(self, pixels, limit=None):
-        """A list of unit arrays, one per picture."""
+    def greedy(self, tokens, limit=None):
+        """Vision tokens -> a list of unit arrays, one per picture."""
         limit = limit or self.config.positions
-        x, cache = self.image_tokens(pixels), []
+        x, cache = self.git.visual_projection.visual_projection(tokens), []
         for layer in self.git.encoder.layer:
             x, k, v = layer(x)
             cache.append((k, v))
-        ids = torch.full((len(pixels), 1), BOS)
-        done = torch.zeros(len(pixels), dtype=torch.bool)
+        ids = torch.full((len(tokens), 1), BOS)
+        done = torch.zeros(len(tokens), dtype=torch.bool)
         while ids.shape[1] < limit and not done.all():
             x = self.git.embeddings(ids[:, -1:], ids.shape[1] - 1)
             for i, layer in enumerate(self.git.encoder.layer):
@@ -273,7 +287,7 @@ def load(path):
 
     positions = state["git.embeddings.position_embeddings.weight"]
     model = Captioner(Config(grid * kernel.shape[-1], kernel.shape[-1], len(kernel), count(tower + "encoder.layers."),
-                             positions.shape[1], count("git.encoder.layer."), positions.shape[0]))
+                             positions.shape[1], count("git.encoder.layer."), len(positions)))
     model.load_state_dict(state)
     return model.eval()
 

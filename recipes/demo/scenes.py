@@ -27,7 +27,7 @@ COLOURS = {
     "red": (208, 32, 36), "green": (36, 150, 56), "blue": (36, 72, 208), "yellow": (246, 216, 40),
     "purple": (128, 44, 160), "orange": (250, 128, 24), "white": (246, 246, 246), "black": (20, 20, 22),
 }
-SIZES = {"small": (0.085, 0.105), "large": (0.155, 0.185)}  # range of the radius
+SIZES = {"small": (0.1, 0.12), "large": (0.155, 0.185)}  # range of the radius
 RELATIONS = ("above", "below", "left of", "right of")
 NUMBER_WEIGHTS = (0.2, 0.45, 0.35)  # share of scenes with one, two, three objects
 DOMINANCE = 1.6  # the distance along a relation's axis must exceed this times the other one
@@ -234,6 +234,21 @@ def _polygon(shape):
 _OUTLINES = {s: _polygon(s) for s in SHAPES}
 
 
+def outline(o):
+    """Corners of an object, in fractions of the picture's side."""
+    a = np.radians(o.angle)
+    pts = _OUTLINES[o.shape] @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
+    return pts * o.radius + (o.x, o.y)
+
+
+def mask(scene, size):
+    """(size, size) bool: which pixels belong to an object."""
+    img = Image.new("L", (size * 4, size * 4))
+    for o in scene.objects:
+        ImageDraw.Draw(img).polygon([(float(x), float(y)) for x, y in outline(o) * size * 4], fill=255)
+    return np.asarray(img.reduce(4)) > 127
+
+
 def _background(colours, rng):
     """A colour that stands out against all object colours (the best of the draws if none is good)."""
     best, best_distance = None, -1.0
@@ -259,10 +274,8 @@ def render(scene, rng, size=256):
     img = Image.new("RGB", (width * factor, height * factor), tuple(int(v) for v in ground))
     draw = ImageDraw.Draw(img)
     for o, c in zip(scene.objects, colours):
-        a = np.radians(o.angle)
-        pts = _OUTLINES[o.shape] @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
-        pts = (pts * o.radius + (o.x, o.y)) * side + (left, top)
-        draw.polygon([(float(px), float(py)) for px, py in pts * factor], fill=tuple(int(v) for v in c))
+        pts = (outline(o) * side + (left, top)) * factor
+        draw.polygon([(float(px), float(py)) for px, py in pts], fill=tuple(int(v) for v in c))
     pix = np.asarray(img.reduce(factor), np.float32)
     gx, gy = rng.uniform(-0.1, 0.1, 2)  # light falls off to one side
     light = (1 + gx * np.linspace(-1, 1, width, dtype=np.float32)[None, :]
