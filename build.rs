@@ -1,8 +1,32 @@
-//! Records the commit the crate is built from, so that every figure can name it. Without a git checkout it is "unknown".
+//! Records the commit the crate is built from, so that every figure can name it, and builds the kernels: feature `cuda`
+//! with nvcc for GPUs, feature `emulator` with the C++ compiler for the host.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+#[cfg(feature = "emulator")]
+#[path = "kernels/build/emulator.rs"]
+mod emulator;
+#[cfg(feature = "cuda")]
+#[path = "kernels/build/nvcc.rs"]
+mod nvcc;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+#[path = "kernels/build/table.rs"]
+mod table;
+
 fn main() {
+    record_commit();
+    #[cfg(any(feature = "cuda", feature = "emulator"))]
+    if let Err(problem) = kernels() {
+        // What a person has to read, without a backtrace around it.
+        eprintln!("{problem}");
+        std::process::exit(1);
+    }
+}
+
+/// The commit, or "unknown" without a git checkout.
+fn record_commit() {
+    println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=.git/HEAD");
     println!("cargo:rerun-if-changed=.git/refs/heads");
     let commit = Command::new("git")
@@ -14,4 +38,26 @@ fn main() {
         .unwrap_or_default();
     let commit = if commit.trim().is_empty() { "unknown" } else { commit.trim() };
     println!("cargo:rustc-env=IM2SP_COMMIT={commit}");
+}
+
+/// Writes the table that `backend::cuda::kernels` includes, then compiles.
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+fn kernels() -> Result<(), String> {
+    println!("cargo:rerun-if-changed=kernels");
+    let folder = Path::new("kernels");
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: run this through cargo")?);
+    let files = table::kernel_files(folder).map_err(|e| format!("kernels: {e}"))?;
+    let mut table = table::Table::default();
+    for file in &files {
+        let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+        table.read(&table::stem(folder, file), &text)?;
+    }
+    std::fs::write(out.join("kernels.rs"), table.rust()?).map_err(|e| format!("kernels.rs: {e}"))?;
+    let sources: Vec<PathBuf> = files.into_iter().filter(|file| file.extension().is_some_and(|e| e == "cu")).collect();
+    #[cfg(feature = "emulator")]
+    emulator::build(&sources)?;
+    #[cfg(feature = "cuda")]
+    nvcc::build(folder, &sources, &out)?;
+    let _ = sources;
+    Ok(())
 }

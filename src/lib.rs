@@ -9,6 +9,7 @@
 
 pub mod audio;
 pub mod backend;
+pub mod check;
 mod engine;
 pub mod error;
 pub mod files;

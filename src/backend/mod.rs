@@ -5,6 +5,8 @@
 //! step, M/N/K of a matrix product. Activations are f32 and row-major; weights have the type they were stored in.
 
 pub mod cpu;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+pub mod cuda;
 
 use crate::Result;
 use crate::tensor::HostTensor;

@@ -54,41 +54,7 @@ impl Golden {
     }
 }
 
-/// Xorshift random numbers; a seed gives the same values everywhere.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// In -1..1.
-    pub fn unit(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    pub fn values(&mut self, len: usize) -> Vec<f32> {
-        (0..len).map(|_| self.unit()).collect()
-    }
-
-    pub fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-}
-
-/// The tolerance policy. A sum of `length` f32 products whose terms are about `size` large has a rounding error that
-/// grows with the root of its length; 8 covers the spread of the sums and what is computed from them. Deep stacks pass
-/// the lengths of all their sums added up.
-pub fn tolerance(length: usize, size: f32) -> f32 {
-    8.0 * f32::EPSILON * (length as f32).sqrt().max(1.0) * size.max(f32::MIN_POSITIVE)
-}
+pub use im2sp::check::{Random, tolerance};
 
 /// Fails unless every value is within `tolerance(length, largest expected value)` of what is expected.
 #[track_caller]

@@ -1,0 +1,168 @@
+//! Reads the kernel files and makes the typed Rust table of their params and kernels. What it understands is described at
+//! the head of kernels/prelude.cuh; what it does not, it refuses.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// A KERNEL line.
+pub struct KernelLine {
+    pub file: String,
+    pub name: String,
+    pub params: String,
+    pub threads: u32,
+}
+
+/// What the kernel files declare.
+#[derive(Default)]
+pub struct Table {
+    pub kernels: Vec<KernelLine>,
+    /// Name, fields (name, Rust type).
+    structs: Vec<(String, Vec<(String, String)>)>,
+    sizes: Vec<(String, usize)>,
+}
+
+/// Every kernel file under `folder`, sorted: files ending in .cu, folders one deep.
+pub fn kernel_files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files.extend(kernel_files(&path)?);
+        } else if path.extension().is_some_and(|e| e == "cu" || e == "cuh") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// `kernels/attention/decode.cu` is called `attention_decode`.
+pub fn stem(folder: &Path, file: &Path) -> String {
+    let relative = file.strip_prefix(folder).unwrap_or(file).with_extension("");
+    relative.components().map(|c| c.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("_")
+}
+
+impl Table {
+    /// Adds what `text`, the file called `file`, declares.
+    pub fn read(&mut self, file: &str, text: &str) -> Result<(), String> {
+        let mut lines = text.lines().enumerate();
+        while let Some((number, line)) = lines.next() {
+            let at = |problem: &str| format!("{file}, line {}: {problem}: {line}", number + 1);
+            if let Some(name) = line.strip_prefix("struct ").and_then(|rest| rest.strip_suffix("Params {")) {
+                let mut fields = Vec::new();
+                for (_, field) in lines.by_ref() {
+                    if field.trim() == "};" {
+                        break;
+                    }
+                    if let Some(field) = parse_field(field).map_err(|e| at(&e))? {
+                        fields.push(field);
+                    }
+                }
+                self.structs.push((format!("{name}Params"), fields));
+            } else if let Some(rest) = line.strip_prefix("SIZE_OF(") {
+                let parts: Vec<&str> = rest.split(')').next().unwrap_or("").split(',').map(str::trim).collect();
+                let [name, bytes] = parts[..] else { return Err(at("expected SIZE_OF(Type, bytes);")) };
+                let bytes = bytes.parse().map_err(|_| at("the size must be a number"))?;
+                self.sizes.push((name.to_string(), bytes));
+            } else if let Some(rest) = line.strip_prefix("KERNEL(") {
+                let parts: Vec<&str> = rest.split(')').next().unwrap_or("").split(',').map(str::trim).collect();
+                let [name, params, threads, _] = parts[..] else {
+                    return Err(at("expected KERNEL(name, Params, threads, blocks)"));
+                };
+                let threads = threads.parse().map_err(|_| at("the number of threads must be a number"))?;
+                let (name, params) = (name.to_string(), params.to_string());
+                self.kernels.push(KernelLine { file: file.to_string(), name, params, threads });
+            }
+        }
+        Ok(())
+    }
+
+    /// The Rust source of the table.
+    pub fn rust(&self) -> Result<String, String> {
+        let mut out = String::from("// Made by build.rs from kernels/*.cu.\n");
+        for (name, fields) in &self.structs {
+            let size = self.size(name).ok_or_else(|| format!("{name} lacks its SIZE_OF line"))?;
+            write!(
+                out,
+                "/// Params of kernels.\n#[repr(C)]\n#[derive(Clone, Copy, Debug, bytemuck::NoUninit)]\n\
+                 pub struct {name} {{\n{}}}\nconst _: () = assert!(size_of::<{name}>() == {size});\n",
+                fields.iter().map(|(n, t)| format!("    #[allow(missing_docs)] pub {n}: {t},\n")).collect::<String>()
+            )
+            .map_err(|e| e.to_string())?;
+        }
+        for (name, bytes) in self.sizes.iter().filter(|(name, _)| !name.ends_with("Params")) {
+            let constant = format!("SIZE_OF_{}", upper(name));
+            writeln!(out, "/// Bytes of the struct.\npub const {constant}: usize = {bytes};")
+                .map_err(|e| e.to_string())?;
+        }
+        self.rust_kernels(&mut out)?;
+        Ok(out)
+    }
+
+    fn size(&self, name: &str) -> Option<usize> {
+        self.sizes.iter().find(|(n, _)| n == name).map(|&(_, bytes)| bytes)
+    }
+
+    fn rust_kernels(&self, out: &mut String) -> Result<(), String> {
+        let mut add = |text: String| out.push_str(&text);
+        add("#[cfg(feature = \"emulator\")]\nunsafe extern \"C\" {\n".into());
+        for KernelLine { name, .. } in &self.kernels {
+            add(format!("    fn plain_{name}(params: *const u8);\n    fn checked_{name}(params: *const u8);\n"));
+        }
+        add("}\n".into());
+        for (index, KernelLine { file, name, params, threads }) in self.kernels.iter().enumerate() {
+            if !self.structs.iter().any(|(known, _)| known == params) {
+                return Err(format!("{file}: {name}: no struct {params} with its fields one a line"));
+            }
+            let constant = name.to_uppercase();
+            add(format!(
+                "/// Kernel of {file}.\npub static {constant}: Kernel<{params}> = Kernel::new(KernelInfo {{ file: \"{file}\", name: \
+                 \"{name}\", threads: {threads}, index: {index}, #[cfg(feature = \"emulator\")] emulated: \
+                 EmulatedKernel {{ plain: plain_{name}, checked: checked_{name} }} }});\n"
+            ));
+        }
+        add(format!("/// Every kernel, by index.\npub static ALL: [&KernelInfo; {}] = [\n", self.kernels.len()));
+        for KernelLine { name, .. } in &self.kernels {
+            add(format!("    &{}.info,\n", name.to_uppercase()));
+        }
+        add("];\n".into());
+        Ok(())
+    }
+}
+
+/// `    const float* x;  // (M, C)` as ("x", "DevicePtr"); `None` for a comment or an empty line.
+fn parse_field(line: &str) -> Result<Option<(String, String)>, String> {
+    let declaration = line.split("//").next().unwrap_or("").trim();
+    if declaration.is_empty() {
+        return Ok(None);
+    }
+    let declaration = declaration.strip_suffix(';').ok_or("a field must end in a semicolon")?;
+    let (kind, name) = declaration.rsplit_once(' ').ok_or("a field is a type and a name")?;
+    let rust = match kind.trim() {
+        pointer if pointer.ends_with('*') => "DevicePtr",
+        "int" => "i32",
+        "unsigned" => "u32",
+        "float" => "f32",
+        "long long" => "i64",
+        other => return Err(format!("no Rust type for {other}")),
+    };
+    match name.split_once('[') {
+        None => Ok(Some((name.into(), rust.into()))),
+        Some((name, length)) => {
+            let length = length.strip_suffix(']').ok_or("an array needs its length")?;
+            Ok(Some((name.into(), format!("[{rust}; {length}]"))))
+        }
+    }
+}
+
+/// `BlockSums` as `BLOCK_SUMS`.
+fn upper(name: &str) -> String {
+    let mut out = String::new();
+    for (index, letter) in name.chars().enumerate() {
+        if letter.is_uppercase() && index > 0 {
+            out.push('_');
+        }
+        out.extend(letter.to_uppercase());
+    }
+    out
+}

@@ -1,0 +1,168 @@
+// The emulator's half of prelude.cuh: CUDA's words for a C++ compiler. Every CUDA thread is a coroutine of the runtime in
+// src/backend/cuda/emulated; it stops wherever the hardware would let it wait, and the runtime decides who goes on.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define DEVICE inline __attribute__((unused))
+
+// A kernel is a function of the address of its params; the table of the build declares it to Rust under both names.
+#ifdef IM2SP_CHECKED
+#define EMULATED_NAME(name) checked_##name
+#else
+#define EMULATED_NAME(name) plain_##name
+#endif
+#define KERNEL(name, Params, threads, blocks)                                                                 \
+    static void name(const Params& params);                                                                  \
+    extern "C" void EMULATED_NAME(name)(const void* bytes) { name(*static_cast<const Params*>(bytes)); } \
+    static void name([[maybe_unused]] const Params& params)
+
+struct Index3 {
+    unsigned x, y, z;
+};
+
+// What a thread waits for. The runtime's `Wait` has the same order.
+enum EmulatorWait { WAIT_WARP, WAIT_BLOCK, WAIT_SPIN };
+
+// What the lanes of a warp hand to each other: two sets, used in turn, so that one wait per exchange is enough.
+struct EmulatorWarp {
+    uint64_t slot[2][32];
+    unsigned arrived[2];
+    float a[2][16 * 16], b[2][16 * 8], d[2][16 * 8];
+};
+
+// Asynchronous copies of a thread that are under way; `group` is the one that is being filled.
+struct EmulatorCopies {
+    static constexpr unsigned MOST = 256;
+    unsigned count, group;
+    struct {
+        void* to;
+        const void* from;
+        unsigned group;
+    } pending[MOST];
+};
+
+// What a thread knows of itself. The runtime's `Context` has the same layout.
+struct EmulatorContext {
+    Index3 thread, block, block_size, grid_size;
+    unsigned phase;  // warp exchanges so far
+    unsigned lane;
+    unsigned char* shared;
+    EmulatorWarp* warp;
+    EmulatorCopies* copies;
+};
+
+extern "C" {
+extern thread_local EmulatorContext* emulator_context;
+// Stops this thread until the runtime lets it go on; `what`, `file` and `line` name the place.
+void emulator_wait(int wait, const char* what, const char* file, int line);
+// Ends the launch: the running thread did what no kernel may.
+void emulator_fault(const char* what);
+}
+
+#define emulator_require(condition, what) \
+    if (!(condition)) emulator_fault(what)
+
+#define threadIdx (emulator_context->thread)
+#define blockIdx (emulator_context->block)
+#define blockDim (emulator_context->block_size)
+#define gridDim (emulator_context->grid_size)
+
+#define PLACE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+};
+struct bf16 {
+    uint16_t bits;
+};
+
+namespace {
+
+DEVICE float2 make_float2(float x, float y) { return {x, y}; }
+DEVICE float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+DEVICE uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+DEVICE uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+
+DEVICE int min(int a, int b) { return a < b ? a : b; }
+DEVICE int max(int a, int b) { return a > b ? a : b; }
+
+template <typename To, typename From> DEVICE To bit_cast(From v) {
+    static_assert(sizeof(To) == sizeof(From), "same size");
+    To to;
+    memcpy(&to, &v, sizeof to);
+    return to;
+}
+DEVICE float __uint_as_float(uint32_t v) { return bit_cast<float>(v); }
+DEVICE uint32_t __float_as_uint(float v) { return bit_cast<uint32_t>(v); }
+DEVICE float rsqrtf(float v) { return 1.0f / sqrtf(v); }
+DEVICE float exp2_fast(float v) { return exp2f(v); }
+DEVICE float __expf(float v) { return expf(v); }
+DEVICE float __fdividef(float a, float b) { return a / b; }
+
+DEVICE float to_float(bf16 v) { return __uint_as_float(uint32_t(v.bits) << 16); }
+// To nearest, ties to even; NaN stays one.
+DEVICE bf16 to_bf16(float v) {
+    uint32_t bits = __float_as_uint(v);
+    if (v != v) return {uint16_t((bits >> 16) | 0x40)};
+    return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+DEVICE uint32_t pack_bf16(float low, float high) { return to_bf16(low).bits | uint32_t(to_bf16(high).bits) << 16; }
+
+template <typename T> DEVICE T& shared_memory() { return *reinterpret_cast<T*>(emulator_context->shared); }
+
+DEVICE void sync_block(PLACE) { emulator_wait(WAIT_BLOCK, "sync_block", file, line); }
+DEVICE void sync_warp(PLACE) { emulator_wait(WAIT_WARP, "sync_warp", file, line); }
+DEVICE void spin_pause(PLACE) { emulator_wait(WAIT_SPIN, "spin_pause", file, line); }
+
+// The runtime lays a warp's exchange open here, where the lanes' values do not count as accesses to memory.
+template <typename T> __attribute__((no_sanitize("thread"))) DEVICE T exchange(T v, int from, const char* what, const char* file, int line) {
+    static_assert(sizeof(T) <= 8, "a slot holds 8 bytes");
+    EmulatorContext& self = *emulator_context;
+    uint64_t* slots = self.warp->slot[self.phase++ & 1];
+    uint64_t bits = 0;
+    __builtin_memcpy(&bits, &v, sizeof v);
+    slots[self.lane] = bits;
+    emulator_wait(WAIT_WARP, what, file, line);
+    bits = slots[from & 31];
+    __builtin_memcpy(&v, &bits, sizeof v);
+    return v;
+}
+DEVICE float shuffle(float v, int lane, PLACE) { return exchange(v, lane, "shuffle", file, line); }
+DEVICE int shuffle(int v, int lane, PLACE) { return exchange(v, lane, "shuffle", file, line); }
+DEVICE float shuffle_xor(float v, int mask, PLACE) {
+    return exchange(v, int(emulator_context->lane) ^ mask, "shuffle_xor", file, line);
+}
+DEVICE int shuffle_xor(int v, int mask, PLACE) {
+    return exchange(v, int(emulator_context->lane) ^ mask, "shuffle_xor", file, line);
+}
+DEVICE __attribute__((no_sanitize("thread"))) unsigned ballot(bool v, PLACE) {
+    EmulatorContext& self = *emulator_context;
+    uint64_t* slots = self.warp->slot[self.phase++ & 1];
+    slots[self.lane] = v;
+    emulator_wait(WAIT_WARP, "ballot", file, line);
+    unsigned votes = 0;
+    for (unsigned lane = 0; lane < 32; lane++) votes |= unsigned(slots[lane] & 1) << lane;
+    return votes;
+}
+
+DEVICE void fence_device() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+DEVICE unsigned atomic_add(unsigned* at, unsigned v) { return __atomic_fetch_add(at, v, __ATOMIC_RELAXED); }
+DEVICE unsigned atomic_exchange(unsigned* at, unsigned v) { return __atomic_exchange_n(at, v, __ATOMIC_RELAXED); }
+DEVICE unsigned atomic_add_acq_rel(unsigned* at, unsigned v) { return __atomic_fetch_add(at, v, __ATOMIC_ACQ_REL); }
+DEVICE unsigned load_acquire(const unsigned* at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
+DEVICE void store_release(unsigned* at, unsigned v) { __atomic_store_n(at, v, __ATOMIC_RELEASE); }
+DEVICE uint4 load_streaming(const void* at) { return *static_cast<const uint4*>(at); }
+
+}  // namespace

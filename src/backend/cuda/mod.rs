@@ -1,0 +1,314 @@
+//! The backend on NVIDIA GPUs: hand-written kernels (kernels/*.cu), started by the launchers in this folder through a
+//! [`driver::Driver`]. One file per operation, with the names of the kernel files.
+//!
+//! Types: with bf16 weights, whole sequences (vision, prefill, vocoder) are stored in bf16 and added up in f32, while
+//! decode steps stay in f32, because they are bound by the bytes of the weights and a rounded logit changes a caption. In
+//! f32 everything is f32. Sequences of channels (C, S) lie in device memory as S rows of C values, so that a convolution
+//! is a matrix product over shifted rows, and `transpose` costs nothing.
+
+mod argmax;
+mod attention;
+mod cache;
+mod cast;
+mod conv1d;
+mod conv_transpose1d;
+pub mod driver;
+mod embed;
+#[cfg(feature = "emulator")]
+pub mod emulated;
+mod layer_norm;
+mod linear;
+mod patch_embed;
+mod pool;
+mod transpose;
+
+use std::sync::Arc;
+
+use self::driver::{DevicePtr, Driver, Kernel, Launch};
+use super::{Activation, AttentionShape, Backend, CacheRow, CacheShape, ConvEpilogue, Linear, Norm};
+use crate::tensor::{DType, HostTensor};
+use crate::{Error, Result};
+pub use cache::Cache;
+pub use conv1d::ConvKernel;
+use pool::{Buffer, Pool};
+
+/// The typed table of all kernels.
+pub mod kernels {
+    #[cfg(feature = "emulator")]
+    use super::driver::EmulatedKernel;
+    use super::driver::{DevicePtr, Kernel, KernelInfo};
+
+    include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+}
+
+/// A CUDA device, or the emulator.
+#[derive(Clone)]
+pub struct Cuda {
+    driver: Arc<dyn Driver>,
+    pool: Arc<Pool>,
+    /// Type of sequences and of weight matrices: f32 or bf16.
+    dtype: DType,
+}
+
+/// How a tensor's elements follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    /// Row after row.
+    Rows,
+    /// Column after column: the rows of the transposed tensor.
+    Columns,
+}
+
+/// A matrix in device memory. Copies share the memory.
+#[derive(Clone)]
+pub struct Tensor {
+    buffer: Arc<Buffer>,
+    rows: usize,
+    columns: usize,
+    dtype: DType,
+    layout: Layout,
+}
+
+/// Constant weights (N, K), row-major, in the type of the backend.
+pub struct Matrix {
+    tensor: Tensor,
+}
+
+impl Tensor {
+    fn pointer(&self) -> DevicePtr {
+        self.buffer.pointer()
+    }
+
+    fn len(&self) -> usize {
+        self.rows * self.columns
+    }
+}
+
+/// The tensor's address, or none.
+fn pointer_of(x: Option<&Tensor>) -> DevicePtr {
+    x.map_or(DevicePtr::NULL, Tensor::pointer)
+}
+
+/// A count as kernels take it.
+fn int(op: &'static str, n: usize) -> Result<i32> {
+    i32::try_from(n).map_err(|_| Error::shape(op, format!("{n} is more than a kernel can count")))
+}
+
+/// An error unless `ok`; the message is only built when it is needed.
+fn ensure(ok: bool, op: &'static str, problem: impl FnOnce() -> String) -> Result<()> {
+    if ok { Ok(()) } else { Err(Error::shape(op, problem())) }
+}
+
+impl Cuda {
+    /// A backend that computes in `dtype` (f32 or bf16) on this device.
+    pub fn new(driver: Arc<dyn Driver>, dtype: DType) -> Result<Cuda> {
+        ensure(matches!(dtype, DType::F32 | DType::BF16), "cuda", || format!("{dtype:?} is not computed in"))?;
+        let pool = Arc::new(Pool::new(driver.clone()));
+        Ok(Cuda { driver, pool, dtype })
+    }
+
+    /// The device under it.
+    pub fn driver(&self) -> &Arc<dyn Driver> {
+        &self.driver
+    }
+
+    /// Type of sequences and of weight matrices.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Allocations that went to the device, because no buffer could be used again; and the most bytes in use at once.
+    pub fn allocations(&self) -> (u64, usize) {
+        self.pool.statistics()
+    }
+
+    /// Copies `values` to the device as the sequences of the models are held there: in the type of the backend.
+    pub fn sequence(&self, shape: [usize; 2], values: &[f32]) -> Result<Tensor> {
+        cast::cast(self, &self.upload(shape, values)?, self.dtype)
+    }
+
+    /// From now on every new tensor begins as NaN: for tests.
+    pub fn poison(&self, on: bool) {
+        self.pool.poison(on);
+    }
+
+    /// A tensor that a kernel is about to fill.
+    fn empty(&self, [rows, columns]: [usize; 2], dtype: DType, layout: Layout) -> Result<Tensor> {
+        let bytes = rows.checked_mul(columns).and_then(|n| n.checked_mul(dtype.size()));
+        let bytes = bytes.ok_or_else(|| Error::shape("allocation", format!("({rows}, {columns}) is too large")))?;
+        Ok(Tensor { buffer: Arc::new(self.pool.take(bytes)?), rows, columns, dtype, layout })
+    }
+
+    /// A row-major tensor of `T`s from the host.
+    fn put<T: bytemuck::NoUninit>(&self, shape: [usize; 2], dtype: DType, values: &[T]) -> Result<Tensor> {
+        let tensor = self.empty(shape, dtype, Layout::Rows)?;
+        ensure(size_of_val(values) == tensor.len() * dtype.size(), "upload", || {
+            format!("{} values for a shape of {shape:?}", values.len())
+        })?;
+        // SAFETY: the tensor was just allocated with as many bytes.
+        unsafe { self.driver.write(tensor.pointer(), bytemuck::cast_slice(values))? };
+        Ok(tensor)
+    }
+
+    /// A buffer of whole numbers: ids, positions.
+    fn put_ids(&self, ids: &[u32]) -> Result<Tensor> {
+        self.put([1, ids.len()], DType::F32, ids)
+    }
+
+    /// Starts a kernel; a grid without blocks is nothing to do.
+    ///
+    /// # Safety
+    /// The kernel stays inside of live memory with these params.
+    unsafe fn launch<P: bytemuck::NoUninit>(
+        &self,
+        kernel: &'static Kernel<P>,
+        launch: Launch,
+        params: P,
+    ) -> Result<()> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.driver.launch(&kernel.info, launch, bytemuck::bytes_of(&params)) }
+    }
+
+    /// `x` row after row, in `dtype`.
+    fn rows_of(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
+        let x = if x.layout == Layout::Rows { x.clone() } else { transpose::physical(self, x)? };
+        cast::cast(self, &x, dtype)
+    }
+
+    /// `x` column after column, in `dtype`.
+    fn columns_of(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
+        let x = if x.layout == Layout::Columns { x.clone() } else { transpose::physical(self, x)? };
+        cast::cast(self, &x, dtype)
+    }
+}
+
+impl Backend for Cuda {
+    type Tensor = Tensor;
+    type Matrix = Matrix;
+    type Kernel = ConvKernel;
+    type Cache = Cache;
+
+    fn describe(&self) -> String {
+        self.driver.properties().name.clone()
+    }
+
+    fn upload(&self, shape: [usize; 2], values: &[f32]) -> Result<Tensor> {
+        self.put(shape, DType::F32, values)
+    }
+
+    fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
+        let x = self.rows_of(x, DType::F32)?;
+        let mut values = vec![0.0; x.len()];
+        // SAFETY: the tensor holds as many values.
+        unsafe { self.driver.read(x.pointer(), bytemuck::cast_slice_mut(&mut values))? };
+        Ok(values)
+    }
+
+    fn shape(&self, x: &Tensor) -> [usize; 2] {
+        [x.rows, x.columns]
+    }
+
+    fn matrix(&self, weight: HostTensor) -> Result<Matrix> {
+        let &[rows, columns] = weight.shape() else {
+            return Err(Error::shape("matrix", format!("weights of shape {:?}, expected (N, K)", weight.shape())));
+        };
+        let weight = weight.to_dtype(self.dtype);
+        Ok(Matrix { tensor: self.put([rows, columns], self.dtype, weight.bytes())? })
+    }
+
+    fn kernel(&self, weight: &HostTensor, bias: &HostTensor) -> Result<ConvKernel> {
+        conv1d::pack(self, weight, bias)
+    }
+
+    fn transposed_kernel(&self, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<ConvKernel> {
+        conv_transpose1d::pack(self, weight, bias, stride)
+    }
+
+    fn linear(
+        &self,
+        x: &Tensor,
+        layer: &Linear<Cuda>,
+        activation: Activation,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        linear::linear(self, x, layer, activation, residual)
+    }
+
+    fn linear_step(
+        &self,
+        x: &Tensor,
+        layer: &Linear<Cuda>,
+        activation: Activation,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        linear::linear_step(self, x, layer, activation, residual)
+    }
+
+    fn layer_norm(&self, x: &Tensor, norm: &Norm<Cuda>) -> Result<Tensor> {
+        layer_norm::layer_norm(self, x, norm)
+    }
+
+    fn attention(&self, qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
+        attention::attention(self, qkv, shape)
+    }
+
+    fn cache(&self, shape: CacheShape) -> Result<Cache> {
+        Cache::new(self, shape)
+    }
+
+    fn cache_prefix(&self, cache: &mut Cache, layer: usize, qkv: &Tensor) -> Result<()> {
+        cache.set_prefix(self, layer, qkv)
+    }
+
+    fn cache_rows(&self, cache: &mut Cache, rows: &[CacheRow]) -> Result<()> {
+        cache.set_rows(self, rows)
+    }
+
+    fn attention_cached(&self, qkv: &Tensor, cache: &mut Cache, layer: usize, position: usize) -> Result<Tensor> {
+        cache.attention(self, qkv, layer, position)
+    }
+
+    fn embed(&self, table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) -> Result<Tensor> {
+        embed::embed(self, table, position, ids, positions)
+    }
+
+    fn patch_embed(
+        &self,
+        pixels: &Tensor,
+        weight: &Matrix,
+        class: &Tensor,
+        position: &Matrix,
+        patch: usize,
+    ) -> Result<Tensor> {
+        patch_embed::patch_embed(self, pixels, weight, class, position, patch)
+    }
+
+    fn embed_columns(&self, tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
+        embed::embed_columns(self, tables)
+    }
+
+    fn conv1d(
+        &self,
+        x: &Tensor,
+        kernel: &ConvKernel,
+        dilation: usize,
+        epilogue: ConvEpilogue<'_, Cuda>,
+    ) -> Result<Tensor> {
+        conv1d::conv1d(self, x, kernel, dilation, epilogue)
+    }
+
+    fn conv_transpose1d(&self, x: &Tensor, kernel: &ConvKernel, slope: f32) -> Result<Tensor> {
+        conv_transpose1d::conv_transpose1d(self, x, kernel, slope)
+    }
+
+    fn transpose(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(transpose::transpose(x))
+    }
+
+    fn argmax(&self, x: &Tensor) -> Result<Vec<u32>> {
+        argmax::argmax(self, x)
+    }
+}

@@ -1,0 +1,177 @@
+//! Runs the cases of the tables on a device and collects how they went.
+
+use super::{difference, largest, round_bf16, tolerance, tolerance_bf16};
+use crate::backend::Backend;
+use crate::backend::cuda::{Cuda, Tensor};
+use crate::tensor::DType;
+use crate::{Error, Result};
+
+/// A function that checks all cases of one operation.
+pub type Check = fn(&mut Checker<'_>) -> Result<()>;
+
+/// Every operation that a device has, and its table.
+pub const OPERATIONS: &[(&str, Check)] = &[("layer_norm", super::layer_norm::check)];
+
+/// Sizes of the cases that a checker runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Size {
+    /// Small enough for a sanitizer that slows a kernel down a thousandfold.
+    Small,
+    /// Ragged shapes around every tile size; what an emulator does in seconds.
+    Ragged,
+    /// The shapes of real models.
+    Real,
+}
+
+/// What an operation has to do, however it is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    /// Floating-point operations; a fused multiply-add counts as two.
+    pub flops: f64,
+    /// Bytes read and written once.
+    pub bytes: f64,
+}
+
+/// What is expected of one case.
+pub struct Case {
+    /// Its shape, for people.
+    pub name: String,
+    /// Small, ragged or real.
+    pub size: Size,
+    /// Terms of the longest sum.
+    pub length: usize,
+    /// The exact results: the CPU form in f32 on inputs as the device holds them.
+    pub expected: Vec<f32>,
+    /// The same with the roundings to bf16 that the kernel makes in between; empty if it makes none.
+    pub rounded: Vec<f32>,
+    /// Results have to be equal to the last bit: whole numbers.
+    pub exact: bool,
+    /// Operations and bytes.
+    pub work: Work,
+}
+
+/// How one case went.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The operation.
+    pub op: &'static str,
+    /// The case.
+    pub case: String,
+    /// Type the device computes in.
+    pub dtype: &'static str,
+    /// Largest difference.
+    pub error: f32,
+    /// The largest that is allowed.
+    pub allowed: f32,
+    /// Median time of one run, where it was asked for.
+    pub microseconds: Option<f64>,
+    /// Operations and bytes.
+    pub work: Work,
+}
+
+impl Outcome {
+    /// Whether the device computed what it should.
+    pub fn passed(&self) -> bool {
+        self.error <= self.allowed
+    }
+}
+
+/// Runs cases on a device and collects how they went.
+pub struct Checker<'a> {
+    /// The device.
+    pub cuda: &'a Cuda,
+    /// Larger cases are left out.
+    pub most: Size,
+    /// Times each case is timed; 0 for correctness only.
+    pub timed: usize,
+    /// The outcomes so far.
+    pub outcomes: Vec<Outcome>,
+    op: &'static str,
+}
+
+impl<'a> Checker<'a> {
+    /// A checker of cases up to this size.
+    pub fn new(cuda: &'a Cuda, most: Size, timed: usize) -> Checker<'a> {
+        Checker { cuda, most, timed, outcomes: Vec::new(), op: "" }
+    }
+
+    /// Runs every case of the operations whose name contains `filter`.
+    pub fn all(&mut self, filter: &str) -> Result<()> {
+        OPERATIONS.iter().filter(|(op, _)| op.contains(filter)).try_for_each(|(op, check)| {
+            self.op = op;
+            check(self)
+        })
+    }
+
+    /// Whether the device stores sequences in bf16.
+    pub fn is_bf16(&self) -> bool {
+        self.cuda.dtype() == DType::BF16
+    }
+
+    /// Values as the device will hold them.
+    pub fn stored(&self, values: Vec<f32>) -> Vec<f32> {
+        if self.is_bf16() { values.into_iter().map(round_bf16).collect() } else { values }
+    }
+
+    /// Runs a case whose result is a tensor in the type of the device's sequences, or in f32 where `f32_result`.
+    pub fn case(&mut self, case: Case, f32_result: bool, run: &dyn Fn(&Cuda) -> Result<Tensor>) -> Result<()> {
+        let allowed = match (case.exact, self.is_bf16() && !f32_result) {
+            (true, _) => 0.0,
+            (_, true) => tolerance_bf16(case.length, &case.expected, &case.rounded),
+            (_, false) => tolerance(case.length, largest(&case.expected)),
+        };
+        let (cuda, op) = (self.cuda, self.op);
+        let named = |error: Error| Error::shape(op, format!("{}: {error}", case.name));
+        cuda.poison(true);
+        let results = self.every_way(&|| cuda.download(&run(cuda)?));
+        cuda.poison(false);
+        let results = results.map_err(named)?;
+        let mut error = difference(&results[0], &case.expected);
+        // The order of threads, or a second run, must not change a bit.
+        if results.iter().any(|r| r.iter().zip(&results[0]).any(|(a, b)| a.to_bits() != b.to_bits())) {
+            error = f32::INFINITY;
+        }
+        let microseconds = self.time(&|| run(cuda).map(|_| ())).map_err(named)?;
+        let dtype = if self.is_bf16() { "bf16" } else { "f32" };
+        let (case, work) = (case.name, case.work);
+        self.outcomes.push(Outcome { op, case, dtype, error, allowed, microseconds, work });
+        Ok(())
+    }
+
+    /// Runs a case whose results are whole numbers, which are compared exactly.
+    pub fn ids(&mut self, mut case: Case, run: &dyn Fn(&Cuda) -> Result<Vec<u32>>) -> Result<()> {
+        case.exact = true;
+        let cuda = self.cuda;
+        let as_floats = |ids: Vec<u32>| ids.into_iter().map(|id| id as f32).collect::<Vec<_>>();
+        self.case(case, true, &|_| {
+            let ids = as_floats(run(cuda)?);
+            cuda.upload([1, ids.len()], &ids)
+        })
+    }
+
+    /// The result under every order of threads that the device can be made to take; twice on a GPU.
+    fn every_way(&self, run: &dyn Fn() -> Result<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
+        #[cfg(feature = "emulator")]
+        if let Some(emulator) = self.cuda.driver().emulator() {
+            return emulator.every_way(run);
+        }
+        Ok(vec![run()?, run()?])
+    }
+
+    /// Median microseconds of a run, on the device's own clock.
+    fn time(&self, run: &dyn Fn() -> Result<()>) -> Result<Option<f64>> {
+        if self.timed == 0 {
+            return Ok(None);
+        }
+        let driver = self.cuda.driver();
+        let mut times = Vec::new();
+        for _ in 0..self.timed {
+            let start = driver.record()?;
+            run()?;
+            let end = driver.record()?;
+            times.push(f64::from(driver.elapsed(&start, &end)?) * 1e3);
+        }
+        times.sort_by(f64::total_cmp);
+        Ok(times.get(times.len() / 2).copied())
+    }
+}

@@ -1,0 +1,49 @@
+//! Cases of layer_norm.
+
+use super::{Case, Checker, Random, Size, Work};
+use crate::Result;
+use crate::backend::cpu::Cpu;
+use crate::backend::{Backend, Norm};
+
+/// Rows, channels, and how large the values are.
+const SHAPES: &[(usize, usize, f32, Size)] = &[
+    (1, 1, 1.0, Size::Small),
+    (3, 8, 1.0, Size::Small),
+    (5, 13, 1.0, Size::Small),
+    (4, 256, 1e4, Size::Small),
+    (7, 192, 1.0, Size::Ragged),
+    (2, 1016, 1.0, Size::Ragged),
+    (3, 1030, 1e4, Size::Ragged),
+    (257, 1024, 1.0, Size::Real),
+    (197, 768, 1.0, Size::Real),
+    (64 * 257, 1024, 1.0, Size::Real),
+];
+
+/// Against the CPU form.
+pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
+    let mut random = Random::new(31);
+    let most = checker.most;
+    for &(rows, channels, scale, size) in SHAPES.iter().filter(|shape| shape.3 <= most) {
+        let x = checker.stored(random.values(rows * channels).iter().map(|v| v * scale + 0.5).collect());
+        let (weight, bias) = (random.values(channels), random.values(channels));
+        let eps = 1e-5;
+        let reference =
+            Norm::<Cpu> { weight: Cpu.upload([1, channels], &weight)?, bias: Cpu.upload([1, channels], &bias)?, eps };
+        let expected = Cpu.download(&Cpu.layer_norm(&Cpu.upload([rows, channels], &x)?, &reference)?)?;
+        let cuda = checker.cuda;
+        let norm = Norm { weight: cuda.upload([1, channels], &weight)?, bias: cuda.upload([1, channels], &bias)?, eps };
+        let x = cuda.sequence([rows, channels], &x)?;
+        let elements = (rows * channels) as f64;
+        let case = Case {
+            name: format!("{rows}x{channels} of {scale:e}"),
+            size,
+            length: channels,
+            expected,
+            rounded: Vec::new(),
+            exact: false,
+            work: Work { flops: 8.0 * elements, bytes: 2.0 * elements * cuda.dtype().size() as f64 },
+        };
+        checker.case(case, false, &|cuda| cuda.layer_norm(&x, &norm))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,15 @@
+//! The test table of every operation of a device: the same cases for the emulator, for the tests on a GPU and for `im2sp
+//! doctor`. Each is computed by the device and by the CPU form, on fresh random inputs, into poisoned memory.
+
+mod tolerance;
+
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod layer_norm;
+
+pub use tolerance::{Random, difference, largest, round_bf16, tolerance, tolerance_bf16};
+
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+pub use checker::{Case, Checker, OPERATIONS, Outcome, Size, Work};
+
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod checker;

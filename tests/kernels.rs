@@ -1,0 +1,30 @@
+//! Every kernel on the emulated device, by the test tables that `im2sp doctor` runs on a GPU: three orders of threads, bit
+//! for bit the same, within the tolerance of the CPU form.
+#![cfg(feature = "emulator")]
+
+use std::sync::Arc;
+
+use im2sp::backend::cuda::Cuda;
+use im2sp::backend::cuda::emulated::EmulatedDriver;
+use im2sp::check::{Checker, OPERATIONS, Size};
+use im2sp::tensor::DType;
+
+fn check(dtype: DType) {
+    let cuda = Cuda::new(Arc::new(EmulatedDriver::new(4 << 30)), dtype).expect("the emulator is always there");
+    let filter = std::env::var("IM2SP_OP").unwrap_or_default();
+    let mut checker = Checker::new(&cuda, Size::Ragged, 0);
+    checker.all(&filter).unwrap_or_else(|error| panic!("{error}"));
+    let failed: Vec<String> = checker.outcomes.iter().filter(|o| !o.passed()).map(|o| format!("{o:?}")).collect();
+    assert!(failed.is_empty(), "{} of {} cases:\n{}", failed.len(), checker.outcomes.len(), failed.join("\n"));
+    assert!(checker.outcomes.len() >= OPERATIONS.iter().filter(|(op, _)| op.contains(&filter)).count());
+}
+
+#[test]
+fn every_operation_in_f32() {
+    check(DType::F32);
+}
+
+#[test]
+fn every_operation_in_bf16() {
+    check(DType::BF16);
+}
