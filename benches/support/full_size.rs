@@ -41,8 +41,7 @@ impl Models {
     }
 
     pub fn image_tokens(&self, pixels: &[f32]) -> Tensor {
-        let encoded = self.vision.encode(&Cpu, pixels, 1).expect("tokens");
-        self.vision.project(&Cpu, &encoded).expect("tokens")
+        self.vision.tokens(&Cpu, pixels, 1).expect("tokens")
     }
 
     pub fn prefill(&self, tokens: &Tensor) -> Cache {

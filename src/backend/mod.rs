@@ -8,6 +8,8 @@ pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub mod cuda;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::Result;
 use crate::tensor::HostTensor;
 
@@ -108,6 +110,28 @@ impl<B: Backend> Default for ConvEpilogue<'_, B> {
     }
 }
 
+/// A stretch of operations that always runs the same way for inputs of the same shape: what a device may record once and
+/// replay.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Region(u64);
+
+impl Region {
+    /// One that differs from all others.
+    #[allow(clippy::new_without_default, reason = "two of them are never alike")]
+    pub fn new() -> Region {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Region(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// A number that no other region has.
+    pub fn number(&self) -> u64 {
+        self.0
+    }
+}
+
+/// What a [`Region`] does: operations on its input and on constants, nothing else.
+pub type RegionBody<'a, B> = &'a dyn Fn(&B, &<B as Backend>::Tensor) -> Result<<B as Backend>::Tensor>;
+
 /// A device that can run the models. Every operation checks its shapes and returns an error that names them.
 pub trait Backend: Send + Sync + Sized + 'static {
     /// Activations: two-dimensional, f32.
@@ -133,6 +157,13 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn kernel(&self, weight: &HostTensor, bias: &HostTensor) -> Result<Self::Kernel>;
     /// Makes the weights (C in, C out, taps) of `conv_transpose1d` with its bias (C out) and stride.
     fn transposed_kernel(&self, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<Self::Kernel>;
+
+    /// `body(self, input)`. A device that can record its work does so, and replays it when the region is entered again
+    /// with an input of this shape; so `body` hands nothing to the host and takes nothing from it.
+    fn region(&self, region: &Region, input: &Self::Tensor, body: RegionBody<'_, Self>) -> Result<Self::Tensor> {
+        let _ = region;
+        body(self, input)
+    }
 
     /// `act(x weight^T + bias) + residual`: x (M, K), residual and result (M, N). For whole sequences.
     fn linear(

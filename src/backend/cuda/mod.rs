@@ -20,12 +20,15 @@ mod layer_norm;
 mod linear;
 mod patch_embed;
 mod pool;
+mod region;
 mod transpose;
 
 use std::sync::Arc;
 
 use self::driver::{DevicePtr, Driver, Kernel, Launch};
-use super::{Activation, AttentionShape, Backend, CacheRow, CacheShape, ConvEpilogue, Linear, Norm};
+use super::{
+    Activation, AttentionShape, Backend, CacheRow, CacheShape, ConvEpilogue, Linear, Norm, Region, RegionBody,
+};
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result};
 pub use cache::Cache;
@@ -46,6 +49,7 @@ pub mod kernels {
 pub struct Cuda {
     driver: Arc<dyn Driver>,
     pool: Arc<Pool>,
+    graphs: Arc<region::Graphs>,
     /// Type of sequences and of weight matrices: f32 or bf16.
     dtype: DType,
 }
@@ -104,7 +108,7 @@ impl Cuda {
     pub fn new(driver: Arc<dyn Driver>, dtype: DType) -> Result<Cuda> {
         ensure(matches!(dtype, DType::F32 | DType::BF16), "cuda", || format!("{dtype:?} is not computed in"))?;
         let pool = Arc::new(Pool::new(driver.clone()));
-        Ok(Cuda { driver, pool, dtype })
+        Ok(Cuda { driver, pool, graphs: Arc::default(), dtype })
     }
 
     /// The device under it.
@@ -225,6 +229,10 @@ impl Backend for Cuda {
 
     fn transposed_kernel(&self, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<ConvKernel> {
         conv_transpose1d::pack(self, weight, bias, stride)
+    }
+
+    fn region(&self, region: &Region, input: &Tensor, body: RegionBody<'_, Cuda>) -> Result<Tensor> {
+        region::run(self, region, input, body)
     }
 
     fn linear(
