@@ -8,6 +8,7 @@ pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub mod cuda;
 
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Result;
@@ -110,6 +111,38 @@ impl<B: Backend> Default for ConvEpilogue<'_, B> {
     }
 }
 
+/// Weights of a post-norm transformer layer: attention, residual, norm; GELU feed-forward, residual, norm.
+pub struct PostNormLayer<'a, B: Backend> {
+    /// (3C, C); rows of query, key, value.
+    pub qkv: &'a Linear<B>,
+    /// (C, C).
+    pub attention_out: &'a Linear<B>,
+    /// After attention and its residual.
+    pub attention_norm: &'a Norm<B>,
+    /// (F, C).
+    pub fc1: &'a Linear<B>,
+    /// (C, F).
+    pub fc2: &'a Linear<B>,
+    /// After the feed-forward part and its residual.
+    pub mlp_norm: &'a Norm<B>,
+}
+
+/// A decoder as [`Backend::decode_greedy`] takes it: every decode step from ids to logits.
+pub struct GreedyDecoder<'a, B: Backend> {
+    /// In their order.
+    pub layers: Vec<PostNormLayer<'a, B>>,
+    /// (V, C), also the word embedding.
+    pub output: &'a Linear<B>,
+    /// (P, C).
+    pub position: &'a B::Matrix,
+    /// Of the sum of both embeddings.
+    pub embedding_norm: &'a Norm<B>,
+    /// The id every text begins with.
+    pub bos: u32,
+    /// The id that ends it.
+    pub eos: u32,
+}
+
 /// A stretch of operations that always runs the same way for inputs of the same shape: what a device may record once and
 /// replay.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -202,6 +235,20 @@ pub trait Backend: Send + Sync + Sized + 'static {
         layer: usize,
         position: usize,
     ) -> Result<Self::Tensor>;
+
+    /// The whole greedy loop, one row for each picture of `cache`, of at most `limit` tokens, where a device has a kernel
+    /// for it; `None` sends the caller to the steps above. `told` hears of new tokens (row, its tokens so far) and may end
+    /// the loop.
+    fn decode_greedy(
+        &self,
+        decoder: &GreedyDecoder<'_, Self>,
+        cache: &Self::Cache,
+        limit: usize,
+        told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
+    ) -> Option<Result<Vec<Vec<u32>>>> {
+        let _ = (decoder, cache, limit, told);
+        None
+    }
 
     /// Row `ids[r]` of `table` (V, C) plus row `positions[r]` of `position` (P, C), for every r: (R, C).
     fn embed(

@@ -12,6 +12,7 @@ mod cache;
 mod cast;
 mod conv1d;
 mod conv_transpose1d;
+mod decode;
 pub mod driver;
 mod embed;
 #[cfg(feature = "emulator")]
@@ -23,11 +24,13 @@ mod pool;
 mod region;
 mod transpose;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use self::driver::{DevicePtr, Driver, Kernel, Launch};
 use super::{
-    Activation, AttentionShape, Backend, CacheRow, CacheShape, ConvEpilogue, Linear, Norm, Region, RegionBody,
+    Activation, AttentionShape, Backend, CacheRow, CacheShape, ConvEpilogue, GreedyDecoder, Linear, Norm, Region,
+    RegionBody,
 };
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result};
@@ -277,6 +280,16 @@ impl Backend for Cuda {
 
     fn attention_cached(&self, qkv: &Tensor, cache: &mut Cache, layer: usize, position: usize) -> Result<Tensor> {
         cache.attention(self, qkv, layer, position)
+    }
+
+    fn decode_greedy(
+        &self,
+        decoder: &GreedyDecoder<'_, Cuda>,
+        cache: &Cache,
+        limit: usize,
+        told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
+    ) -> Option<Result<Vec<Vec<u32>>>> {
+        decode::Launchable::new(self, decoder, cache, limit).map(|launch| launch.run(told))
     }
 
     fn embed(&self, table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) -> Result<Tensor> {
