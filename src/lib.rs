@@ -20,6 +20,6 @@ pub mod tensor;
 pub mod units;
 pub mod weights;
 
-pub use engine::{Caption, CaptionOptions, Device, Engine, LoadOptions, Progress, Speech, Timings};
+pub use engine::{Caption, CaptionOptions, Device, DeviceMemory, Engine, LoadOptions, Progress, Speech, Timings};
 pub use error::{Error, Result};
 pub use image::Image;

@@ -178,6 +178,10 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// The device in words, for people.
     fn describe(&self) -> String;
+    /// Allocations that went to the device so far, and the most bytes in use at once; `None` for host memory.
+    fn memory(&self) -> Option<(u64, usize)> {
+        None
+    }
     /// Copies `values` (rows, columns) to the device.
     fn upload(&self, shape: [usize; 2], values: &[f32]) -> Result<Self::Tensor>;
     /// Copies a tensor to the host.

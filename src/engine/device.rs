@@ -75,7 +75,7 @@ fn on_cpu(files: &mut ModelFiles, dtype: Option<DType>) -> Result<(Box<dyn Capti
 
 /// bf16 unless f32 is asked for: what the tensor cores compute in.
 #[cfg(any(feature = "cuda", feature = "emulator"))]
-fn on_gpu(
+pub(super) fn on_gpu(
     driver: std::sync::Arc<dyn crate::backend::cuda::driver::Driver>,
     files: &mut ModelFiles,
     dtype: Option<DType>,

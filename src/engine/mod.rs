@@ -96,10 +96,21 @@ pub struct Engine {
     dtype: &'static str,
 }
 
+/// Use of a device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Allocations that went to the device so far; after a caption of every shape there are no more.
+    pub allocations: u64,
+    /// The most bytes in use at once, weights included; recorded graphs keep their own besides.
+    pub high_water: usize,
+}
+
 /// The models on whatever backend they were loaded.
 trait Captioner: Send + Sync {
     /// The device in words.
     fn device(&self) -> String;
+    /// See [`Engine::memory`].
+    fn memory(&self) -> Option<DeviceMemory>;
     /// See [`Engine::caption_batch`].
     fn caption(
         &self,
@@ -150,8 +161,24 @@ impl Engine {
         Engine::new(crate::weights::embedded::files()?, options)
     }
 
-    fn new(mut files: ModelFiles, options: LoadOptions) -> Result<Engine> {
-        let (model, dtype) = device::load(&mut files, options)?;
+    /// As [`Engine::embedded_with`], on a device that the caller opened.
+    #[cfg(any(feature = "cuda", feature = "emulator"))]
+    pub fn embedded_on(
+        driver: std::sync::Arc<dyn crate::backend::cuda::driver::Driver>,
+        dtype: DType,
+    ) -> Result<Engine> {
+        Engine::new_with(crate::weights::embedded::files()?, |files| device::on_gpu(driver, files, Some(dtype)))
+    }
+
+    fn new(files: ModelFiles, options: LoadOptions) -> Result<Engine> {
+        Engine::new_with(files, |files| device::load(files, options))
+    }
+
+    fn new_with(
+        mut files: ModelFiles,
+        load: impl FnOnce(&mut ModelFiles) -> Result<(Box<dyn Captioner>, DType)>,
+    ) -> Result<Engine> {
+        let (model, dtype) = load(&mut files)?;
         files.captioner.finish()?;
         files.vocoder.map_or(Ok(()), |store| store.finish())?;
         let dtype = if dtype == DType::BF16 { "bf16" } else { "f32" };
@@ -166,6 +193,11 @@ impl Engine {
     /// The device in use, in words.
     pub fn device(&self) -> String {
         self.model.device()
+    }
+
+    /// What the model holds of the device's memory; `None` on the CPU.
+    pub fn memory(&self) -> Option<DeviceMemory> {
+        self.model.memory()
     }
 
     /// Type of the weight matrices in use: "f32" or "bf16".

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Caption, CaptionOptions, Captioner, Progress, Speech, Timings};
+use super::{Caption, CaptionOptions, Captioner, DeviceMemory, Progress, Speech, Timings};
 use crate::backend::Backend;
 use crate::generate::{self, Compat, GenerateOptions, Generated};
 use crate::image::Image;
@@ -29,6 +29,10 @@ impl<B: Backend> Captioner for Model<B> {
         self.backend.describe()
     }
 
+    fn memory(&self) -> Option<DeviceMemory> {
+        self.backend.memory().map(|(allocations, high_water)| DeviceMemory { allocations, high_water })
+    }
+
     fn caption(
         &self,
         config: &ModelConfig,
@@ -49,6 +53,10 @@ impl<B: Backend> Captioner for Model<B> {
 impl<C: Captioner> Captioner for std::sync::Mutex<C> {
     fn device(&self) -> String {
         turn(self).device()
+    }
+
+    fn memory(&self) -> Option<DeviceMemory> {
+        turn(self).memory()
     }
 
     fn caption(

@@ -124,11 +124,6 @@ impl Cuda {
         self.dtype
     }
 
-    /// Allocations that went to the device, because no buffer could be used again; and the most bytes in use at once.
-    pub fn allocations(&self) -> (u64, usize) {
-        self.pool.statistics()
-    }
-
     /// Copies `values` to the device as the sequences of the models are held there: in the type of the backend.
     pub fn sequence(&self, shape: [usize; 2], values: &[f32]) -> Result<Tensor> {
         cast::cast(self, &self.upload(shape, values)?, self.dtype)
@@ -200,6 +195,10 @@ impl Backend for Cuda {
 
     fn describe(&self) -> String {
         self.driver.properties().name.clone()
+    }
+
+    fn memory(&self) -> Option<(u64, usize)> {
+        Some(self.pool.statistics())
     }
 
     fn upload(&self, shape: [usize; 2], values: &[f32]) -> Result<Tensor> {
