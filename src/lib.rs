@@ -13,6 +13,7 @@ pub mod check;
 mod engine;
 pub mod error;
 pub mod files;
+pub mod fp8;
 pub mod generate;
 pub mod image;
 pub mod model;

@@ -177,8 +177,8 @@ DEVICE bool step(Loop<T, BATCH>& loop, int t, Barrier& barrier, Blackboard<BATCH
         p,
         [&](int b, int c) {
             const int64_t word = int64_t(board.tokens[b]) * C + c;
-            return element<T>(p.word, word, p.word_scale, board.tokens[b]) +
-                   element<T>(p.position, int64_t(t) * C + c, p.position_scale, t);
+            const auto* position = static_cast<const typename CacheOf<T>::Type*>(p.position) + int64_t(t) * C;
+            return element(static_cast<const T*>(p.word), word, p.word_scale + board.tokens[b]) + to_float(position[c]);
         },
         p.embedding_norm_weight, p.embedding_norm_bias, loop.x);
     for (int n = 0; n < p.layer_count; n++) {

@@ -31,9 +31,8 @@ SIZE_OF(DecodeLayerParams, 160);
 struct DecodeParams {
     const DecodeLayerParams* layers;  // in device memory
     const void* word;                 // (V, C), also the output's weights
-    const void* position;             // (P, C)
+    const void* position;             // (P, C), in bf16 where the weights are fp8
     const float* word_scale;          // (V), fp8
-    const float* position_scale;      // (P), fp8
     const float* embedding_norm_weight;
     const float* embedding_norm_bias;
     const float* output_bias;         // (V)
@@ -58,7 +57,7 @@ struct DecodeParams {
     float scale;     // 1 / sqrt(D) * log2 e
     int seconds;     // without progress at a barrier, after which the launch gives up
 };
-SIZE_OF(DecodeParams, 160);
+SIZE_OF(DecodeParams, 152);
 
 namespace {
 
@@ -132,13 +131,11 @@ DEVICE void widen(const uint8_t* at, float (&v)[8]) {
 }
 constexpr float FP8_FACTOR = 1.329227995784916e36f;  // 2 to the 120
 
-// One element of a table whose row has this scale, if any.
-template <typename T> DEVICE float element(const void* table, int64_t at, const float*, int) {
-    return to_float(static_cast<const T*>(table)[at]);
-}
-template <> DEVICE float element<uint8_t>(const void* table, int64_t at, const float* scale, int row) {
-    const uint32_t byte = static_cast<const uint8_t*>(table)[at];
-    return __uint_as_float((byte & 0x80u) << 24 | (byte & 0x7fu) << 20) * (scale[row] * FP8_FACTOR);
+// One element of a table; `scale` is that of its row, if any.
+template <typename T> DEVICE float element(const T* table, int64_t at, const float*) { return to_float(table[at]); }
+DEVICE float element(const uint8_t* table, int64_t at, const float* scale) {
+    const uint32_t byte = table[at];
+    return __uint_as_float((byte & 0x80u) << 24 | (byte & 0x7fu) << 20) * (*scale * FP8_FACTOR);
 }
 
 template <typename T> struct CacheOf {

@@ -181,7 +181,11 @@ impl Engine {
         let (model, dtype) = load(&mut files)?;
         files.captioner.finish()?;
         files.vocoder.map_or(Ok(()), |store| store.finish())?;
-        let dtype = if dtype == DType::BF16 { "bf16" } else { "f32" };
+        let dtype = match dtype {
+            DType::F8E4M3 => "fp8",
+            DType::BF16 => "bf16",
+            _ => "f32",
+        };
         Ok(Engine { model, config: files.config, dtype })
     }
 
@@ -200,7 +204,7 @@ impl Engine {
         self.model.memory()
     }
 
-    /// Type of the weight matrices in use: "f32" or "bf16".
+    /// Type of the weight matrices in use: "f32", "bf16", or "fp8" for those of the decoder beside bf16.
     pub fn dtype(&self) -> &'static str {
         self.dtype
     }

@@ -79,6 +79,13 @@ pub struct Tensor {
 /// Constant weights (N, K), row-major, in the type of the backend.
 pub struct Matrix {
     tensor: Tensor,
+    eight_bit: Option<EightBit>,
+}
+
+/// The same weights as e4m3 codes (N, K) and scales (N), for the decoder's loop.
+struct EightBit {
+    codes: Tensor,
+    scales: Tensor,
 }
 
 impl Tensor {
@@ -222,7 +229,11 @@ impl Backend for Cuda {
             return Err(Error::shape("matrix", format!("weights of shape {:?}, expected (N, K)", weight.shape())));
         };
         let weight = weight.to_dtype(self.dtype);
-        Ok(Matrix { tensor: self.put([rows, columns], self.dtype, weight.bytes())? })
+        let eight_bit = weight.quantized().map(|eight| {
+            let codes = self.put([rows, columns], DType::F8E4M3, eight.codes.bytes())?;
+            Ok::<_, Error>(EightBit { codes, scales: self.put([1, rows], DType::F32, &eight.scales.to_f32())? })
+        });
+        Ok(Matrix { tensor: self.put([rows, columns], self.dtype, weight.bytes())?, eight_bit: eight_bit.transpose()? })
     }
 
     fn kernel(&self, weight: &HostTensor, bias: &HostTensor) -> Result<ConvKernel> {
