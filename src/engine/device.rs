@@ -74,7 +74,7 @@ fn on_cpu(files: &mut ModelFiles, dtype: Option<DType>) -> Result<(Box<dyn Capti
 
 /// Type of the decoder's matrices in the file.
 fn stored(files: &ModelFiles) -> Option<DType> {
-    files.captioner.iter().find(|(name, _)| *name == "decoder.word_embedding").map(|(_, tensor)| tensor.dtype())
+    files.captioner.iter().find(|(name, _)| *name == "decoder.layers.0.qkv.weight").map(|(_, tensor)| tensor.dtype())
 }
 
 /// bf16 unless f32 is asked for: what the tensor cores compute in. Eight-bit weights are kept as such for decoding.

@@ -94,11 +94,11 @@ impl<'a> Launchable<'a> {
             return None;
         }
         let matrices = decoder.layers.iter().flat_map(|l| [l.qkv, l.attention_out, l.fc1, l.fc2]);
-        let eight_bit = matrices.chain([decoder.output]).all(|linear| linear.weight.eight_bit.is_some());
+        let eight_bit = matrices.into_iter().all(|linear| linear.weight.eight_bit.is_some());
         let dtype = if eight_bit { DType::F8E4M3 } else { cuda.dtype };
         let (kernel, batch) = kernel_for(dtype, sizes.rows);
         let grid = device.multiprocessors;
-        let slot_bytes = sizes.slot_bytes(grid, dtype.size());
+        let slot_bytes = sizes.slot_bytes(grid, dtype.size(), cuda.dtype.size());
         let fixed = BLACKBOARD + batch * (sizes.channels + sizes.hidden) * size_of::<f32>();
         let slots = SLOTS.rev().find(|slots| fixed + slots * slot_bytes <= device.shared_per_block)?;
         let shared = fixed + slots * slot_bytes;
@@ -175,12 +175,10 @@ impl<'a> Launchable<'a> {
         let control = cuda.put_ids(&[0; CONTROL])?;
         let images = cuda.put_ids(&(0..s.rows as u32).collect::<Vec<_>>())?;
         let (decoder, eps) = (self.decoder, self.decoder.embedding_norm.eps);
-        let (word, word_scale) = self.weights(&decoder.output.weight);
         let params = DecodeParams {
             layers: layers.pointer(),
-            word,
+            word: decoder.output.weight.tensor.pointer(),
             position: decoder.position.tensor.pointer(),
-            word_scale,
             embedding_norm_weight: decoder.embedding_norm.weight.pointer(),
             embedding_norm_bias: decoder.embedding_norm.bias.pointer(),
             output_bias: decoder.output.bias.pointer(),
@@ -259,10 +257,10 @@ impl<'a> Launchable<'a> {
 
 impl Sizes {
     /// Bytes of the largest share of a matrix that a block gets.
-    fn slot_bytes(&self, grid: usize, element: usize) -> usize {
+    fn slot_bytes(&self, grid: usize, layers: usize, output: usize) -> usize {
         let (c, f) = (self.channels, self.hidden);
-        let shares = [(3 * c, c), (c, c), (f, c), (c, f), (self.vocabulary, c)];
-        let most = shares.map(|(rows, columns)| rows.div_ceil(grid) * columns * element);
+        let shares = [(3 * c, c, layers), (c, c, layers), (f, c, layers), (c, f, layers), (self.vocabulary, c, output)];
+        let most = shares.map(|(rows, columns, element)| rows.div_ceil(grid) * columns * element);
         most.into_iter().max().unwrap_or(0).next_multiple_of(128)
     }
 }

@@ -153,8 +153,8 @@ impl Planned {
     /// The norms are few and precious: they stay f32.
     fn dtype(&self, options: &ConvertOptions) -> DType {
         let norm = self.name.contains("norm") || self.name.contains(".ln");
-        // What a decode step multiplies: its speed is that of these bytes.
-        let decoded = self.name.starts_with("decoder.layers.") || self.name == "decoder.word_embedding";
+        // What a decode step multiplies, but for the few bytes of the output: its speed is that of these.
+        let decoded = self.name.starts_with("decoder.layers.");
         match (norm, options.fp8 && decoded && self.shape.len() == 2) {
             (true, _) => DType::F32,
             (_, true) => DType::F8E4M3,
