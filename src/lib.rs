@@ -9,6 +9,7 @@
 
 pub mod audio;
 pub mod backend;
+pub mod bench;
 pub mod check;
 mod engine;
 pub mod error;
@@ -18,6 +19,7 @@ pub mod generate;
 pub mod image;
 pub mod model;
 pub mod tensor;
+pub mod trace;
 pub mod units;
 pub mod weights;
 

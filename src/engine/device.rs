@@ -24,6 +24,16 @@ pub enum Device {
     Emulator,
 }
 
+impl Device {
+    /// Whether a GPU can be used, and if not, why.
+    pub fn usable() -> std::result::Result<(), String> {
+        #[cfg(feature = "cuda")]
+        return crate::backend::cuda::gpu::probe().map_err(|error| error.to_string());
+        #[cfg(not(feature = "cuda"))]
+        Err("this im2sp was built without the feature cuda".into())
+    }
+}
+
 impl FromStr for Device {
     type Err = String;
 

@@ -161,6 +161,12 @@ impl Engine {
         Engine::new(crate::weights::embedded::files()?, options)
     }
 
+    /// Random weights of the published dimensions, for measuring; see [`crate::weights::random`].
+    pub fn random_with(options: LoadOptions) -> Result<Engine> {
+        let dtype = if options.dtype == Some(DType::F32) { DType::F32 } else { DType::BF16 };
+        Engine::new(crate::weights::random::files(crate::weights::random::published(), dtype)?, options)
+    }
+
     /// As [`Engine::embedded_with`], on a device that the caller opened.
     #[cfg(any(feature = "cuda", feature = "emulator"))]
     pub fn embedded_on(

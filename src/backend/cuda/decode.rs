@@ -87,7 +87,7 @@ impl<'a> Launchable<'a> {
             && (1..=MOST_ROWS).contains(&sizes.rows)
             && shape.head_size == HEAD_SIZE
             && sizes.channels == sizes.heads * HEAD_SIZE
-            && sizes.hidden % 16 == 0
+            && sizes.hidden.is_multiple_of(16)
             && limit <= decoder.position.tensor.rows
             && decoder.layers.len() == shape.layers;
         if !fits {

@@ -33,7 +33,7 @@ use super::{
     RegionBody,
 };
 use crate::tensor::{DType, HostTensor};
-use crate::{Error, Result};
+use crate::{Error, Result, trace};
 pub use cache::Cache;
 pub use conv1d::ConvKernel;
 use pool::{Buffer, Pool};
@@ -177,8 +177,11 @@ impl Cuda {
         if launch.grid.contains(&0) {
             return Ok(());
         }
+        let _span = trace::span(kernel.info.name);
         // SAFETY: the caller's promise.
-        unsafe { self.driver.launch(&kernel.info, launch, bytemuck::bytes_of(&params)) }
+        unsafe { self.driver.launch(&kernel.info, launch, bytemuck::bytes_of(&params))? };
+        // A span is to last as long as its kernel.
+        if trace::on() { self.driver.synchronize() } else { Ok(()) }
     }
 
     /// `x` row after row, in `dtype`.
@@ -245,7 +248,8 @@ impl Backend for Cuda {
     }
 
     fn region(&self, region: &Region, input: &Tensor, body: RegionBody<'_, Cuda>) -> Result<Tensor> {
-        region::run(self, region, input, body)
+        // In a recorded graph kernels have no times of their own.
+        if trace::on() { body(self, input) } else { region::run(self, region, input, body) }
     }
 
     fn linear(
