@@ -9,12 +9,14 @@ mod conv1d;
 mod conv_transpose1d;
 mod disjoint;
 mod embed;
+mod filter;
 mod gemm;
 mod layer_norm;
 mod linear;
 mod patch_embed;
 pub(crate) mod simd;
 mod transpose;
+mod winograd;
 
 use std::sync::Arc;
 
@@ -27,7 +29,7 @@ use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result};
 
 pub use cache::Cache;
-pub use conv1d::Kernel;
+pub use filter::Kernel;
 
 /// The host processor.
 #[derive(Clone, Copy, Debug, Default)]
