@@ -26,6 +26,8 @@ const MOST_SUMS: usize = 1 << 17;
 const TASK_COLUMNS: usize = 12;
 /// Inputs that are multiplied before the next are gathered: with ten streams of them a block fits the L2.
 const INPUTS: usize = 64;
+/// Terms of the groups of output channels that take turns.
+const TERMS_AT_ONCE: usize = 32;
 
 /// How a convolution is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,10 +204,17 @@ impl<'a> Convolution<'a> {
             for (input, streams) in block.chunks_exact_mut(self.streams * row).enumerate() {
                 self.gather(first + input, task * self.frames_per_task(), line, streams);
             }
-            for (group, sums) in sums.chunks_exact_mut(GROUP * self.sums_per_output()).enumerate() {
-                self.group(block, row, group, [first, inputs], weight, sums);
+            let groups = self.groups_at_once();
+            for (n, sums) in sums.chunks_mut(groups * GROUP * self.sums_per_output()).enumerate() {
+                self.groups(block, row, n * groups, [first, inputs], weight, sums);
             }
         }
+    }
+
+    /// Groups whose products take turns, so that what they all read stays in the L1.
+    fn groups_at_once(&self) -> usize {
+        let terms: usize = self.products.iter().map(Vec::len).sum();
+        (TERMS_AT_ONCE / terms).max(1)
     }
 
     /// The streams of one input channel, from frame `first` of the result on.
@@ -221,9 +230,9 @@ impl<'a> Convolution<'a> {
         winograd::streams(line, self.dilation, scratch, streams, row);
     }
 
-    /// Adds the products of `inputs` channels, `first` and the ones after it, to the sums of a group (8, products,
-    /// columns).
-    fn group(
+    /// Adds the products of `inputs` channels, `first` and the ones after it, to the sums (outputs, products, columns)
+    /// of the groups from `group` on.
+    fn groups(
         &self,
         block: &[f32],
         row: usize,
@@ -232,36 +241,41 @@ impl<'a> Convolution<'a> {
         scratch: &mut Vec<f32>,
         sums: &mut [f32],
     ) {
-        let part = |part: &'a Packed| {
-            let size = self.kernel.inputs * part.taps * GROUP;
-            &part.weight[group * size + first * part.taps * GROUP..][..inputs * part.taps * GROUP]
+        let size = GROUP * self.sums_per_output();
+        let groups = sums.len() / size;
+        let packed = |part: usize, group: usize| {
+            let Packed { taps, weight } = &self.kernel.packed[part];
+            &weight[(group * self.kernel.inputs + first) * taps * GROUP..][..inputs * taps * GROUP]
         };
-        let mut arranged: &[f32] = &[];
-        if self.kernel.form == Form::Winograd {
-            let terms: usize = self.products.iter().map(Vec::len).sum();
-            let weight = grown(scratch, inputs * terms * GROUP);
-            winograd::weights(part(&self.kernel.packed[0]), self.kernel.taps, inputs, weight);
-            arranged = weight;
+        let winograd = self.kernel.form == Form::Winograd;
+        let terms: usize = if winograd { self.products.iter().map(Vec::len).sum() } else { 0 };
+        let transformed = grown(scratch, groups * inputs * terms * GROUP);
+        if winograd {
+            for (n, transformed) in transformed.chunks_exact_mut(inputs * terms * GROUP).enumerate() {
+                winograd::weights(packed(0, group + n), self.kernel.taps, inputs, transformed);
+            }
         }
-        for (product, terms) in self.products.iter().enumerate() {
-            let weight = if self.kernel.form == Form::Winograd {
-                let (weight, rest) = arranged.split_at(inputs * terms.len() * GROUP);
-                arranged = rest;
-                weight
-            } else {
-                part(&self.kernel.packed[product])
-            };
-            let panel = Panel {
-                block,
-                plane: self.streams * row,
-                row,
-                terms,
-                weight,
-                columns: self.columns,
-                pitch: self.sums_per_output(),
-                resume: first > 0,
-            };
-            tiles(&panel, &mut sums[product * self.columns..]);
+        let mut start = 0;
+        for (product, list) in self.products.iter().enumerate() {
+            for n in 0..groups {
+                let weight = if winograd {
+                    &transformed[(n * terms + start) * inputs * GROUP..][..list.len() * inputs * GROUP]
+                } else {
+                    packed(product, group + n)
+                };
+                let panel = Panel {
+                    block,
+                    plane: self.streams * row,
+                    row,
+                    terms: list,
+                    weight,
+                    columns: self.columns,
+                    pitch: self.sums_per_output(),
+                    resume: first > 0,
+                };
+                tiles(&panel, &mut sums[n * size + product * self.columns..]);
+            }
+            start += list.len();
         }
     }
 }

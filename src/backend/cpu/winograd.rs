@@ -129,7 +129,7 @@ fn weights_body<S: Simd>(weight: &[f32], taps: usize, inputs: usize, out: &mut [
     for (input, weight) in weight.chunks_exact(taps).enumerate() {
         for three in 0..threes {
             let [g0, g1, g2] = [weight[4 * three], weight[4 * three + 1], weight[4 * three + 2]];
-            for (product, g) in transformed(g0, g1, g2).into_iter().enumerate() {
+            for (product, g) in transformed::<S>(g0, g1, g2).into_iter().enumerate() {
                 out[starts[product] + input * terms[product] + three] = g;
             }
         }
@@ -143,16 +143,16 @@ fn weights_body<S: Simd>(weight: &[f32], taps: usize, inputs: usize, out: &mut [
 
 /// Three taps of 8 channels at the six points.
 #[inline(always)]
-fn transformed(g0: [f32; GROUP], g1: [f32; GROUP], g2: [f32; GROUP]) -> [[f32; GROUP]; POINTS] {
-    let of = |a: f32, b: f32, c: f32| std::array::from_fn(|i| a * g0[i] + b * g1[i] + c * g2[i]);
-    [
-        g0,
-        of(1.0 / 6.0, 1.0 / 6.0, 1.0 / 6.0),
-        of(1.0 / 6.0, -1.0 / 6.0, 1.0 / 6.0),
-        of(1.0 / 30.0, 2.0 / 30.0, 4.0 / 30.0),
-        of(16.0 / 15.0, -8.0 / 15.0, 4.0 / 15.0),
-        g2,
-    ]
+fn transformed<S: Simd>(g0: [f32; GROUP], g1: [f32; GROUP], g2: [f32; GROUP]) -> [[f32; GROUP]; POINTS] {
+    let mut points = [g0, g0, g0, g0, g0, g2];
+    for i in 0..GROUP {
+        let (outer, inner) = ((g0[i] + g2[i]) * (1.0 / 6.0), g1[i] * (1.0 / 6.0));
+        points[1][i] = outer + inner;
+        points[2][i] = outer - inner;
+        points[3][i] = S::mul_add1(g2[i], 4.0, S::mul_add1(g1[i], 2.0, g0[i])) * (1.0 / 30.0);
+        points[4][i] = S::mul_add1(g0[i], 4.0, S::mul_add1(g1[i], -2.0, g2[i])) * (4.0 / 15.0);
+    }
+    points
 }
 
 dispatch! {
