@@ -25,11 +25,11 @@ pub(super) fn pack(weight: &HostTensor, bias: &HostTensor) -> Result<Kernel> {
     ensure(bias.shape() == [outputs] && taps % 2 == 1, "conv1d", || {
         format!("weight {:?} (odd taps), bias {:?}", weight.shape(), bias.shape())
     })?;
-    let values = weight.to_f32();
-    let at = |_, output: usize, input: usize, tap: usize| values[(output * inputs + input) * taps + tap];
     let worth = inputs.min(outputs) >= WINOGRAD_FROM && winograd::fits(taps);
     let form = if worth { Form::Winograd } else { Form::Direct };
-    Ok(Kernel::pack(form, [outputs, inputs, taps], &[taps], bias.to_f32().into_owned(), at))
+    let first = |_, output: usize, input: usize| (output * inputs + input) * taps;
+    let bias = bias.to_f32().into_owned();
+    Ok(Kernel::pack(form, [outputs, inputs, taps], &[taps], &weight.to_f32(), (first, 1), bias))
 }
 
 /// See [`crate::backend::Backend::conv1d`].

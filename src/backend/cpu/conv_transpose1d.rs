@@ -21,14 +21,14 @@ pub(super) fn pack(weight: &HostTensor, bias: &HostTensor, stride: usize) -> Res
         "conv_transpose1d",
         || format!("weight {:?}, bias {:?}, stride {stride}", weight.shape(), bias.shape()),
     )?;
-    let values = weight.to_f32();
     // Phase p has the taps p, p + stride, ...; the last of them meets the oldest frame.
-    let phase_taps: Vec<usize> = (0..stride).map(|phase| (taps - phase).div_ceil(stride)).collect();
-    let at = |phase: usize, output: usize, input: usize, tap: usize| {
-        values[(input * outputs + output) * taps + phase + (phase_taps[phase] - 1 - tap) * stride]
+    let phases: Vec<usize> = (0..stride).map(|phase| (taps - phase).div_ceil(stride)).collect();
+    let first = |phase: usize, output: usize, input: usize| {
+        (input * outputs + output) * taps + phase + (phases[phase] - 1) * stride
     };
+    let form = Form::Transposed(stride);
     let bias = bias.to_f32().into_owned();
-    Ok(Kernel::pack(Form::Transposed(stride), [outputs, inputs, taps], &phase_taps, bias, at))
+    Ok(Kernel::pack(form, [outputs, inputs, taps], &phases, &weight.to_f32(), (first, -(stride as isize)), bias))
 }
 
 /// See [`crate::backend::Backend::conv_transpose1d`].

@@ -57,22 +57,27 @@ struct Packed {
 }
 
 impl Kernel {
-    /// Packs `weight(part, output, input, tap)`, where part `n` has `parts[n]` taps.
+    /// Packs the weights of every part: the first tap of (part, output, input) is `values[first(..)]`, and part `n` has
+    /// `parts[n]` taps, each `step` elements after the one before.
     pub(super) fn pack(
         form: Form,
         [outputs, inputs, taps]: [usize; 3],
         parts: &[usize],
+        values: &[f32],
+        (first, step): (impl Fn(usize, usize, usize) -> usize + Sync, isize),
         bias: Vec<f32>,
-        weight: impl Fn(usize, usize, usize, usize) -> f32 + Sync,
     ) -> Kernel {
         let part = |(part, &taps): (usize, &usize)| {
-            let size = (inputs * taps * GROUP).max(1);
-            let mut packed = vec![0.0; outputs.div_ceil(GROUP) * inputs * taps * GROUP];
-            packed.par_chunks_mut(size).enumerate().for_each(|(group, packed)| {
+            let size = taps * GROUP;
+            let mut packed = vec![0.0; outputs.div_ceil(GROUP) * inputs * size];
+            packed.par_chunks_mut((inputs * size).max(1)).enumerate().for_each(|(group, packed)| {
                 let outputs = group * GROUP..outputs.min((group + 1) * GROUP);
-                for (at, packed) in packed.chunks_exact_mut(GROUP).enumerate() {
-                    for (packed, output) in packed.iter_mut().zip(outputs.clone()) {
-                        *packed = weight(part, output, at / taps, at % taps);
+                for (input, packed) in packed.chunks_exact_mut(size).enumerate() {
+                    for (lane, output) in outputs.clone().enumerate() {
+                        let first = first(part, output, input);
+                        for (tap, packed) in packed[lane..].iter_mut().step_by(GROUP).enumerate() {
+                            *packed = values[first.wrapping_add_signed(tap as isize * step)];
+                        }
                     }
                 }
             });
