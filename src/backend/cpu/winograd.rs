@@ -62,7 +62,7 @@ dispatch! {
 #[inline(always)]
 fn streams_body<S: Simd>(line: &[f32], dilation: usize, scratch: &mut [f32], streams: &mut [f32], row: usize) {
     let columns = line_columns(row, dilation);
-    take_apart(line, dilation, scratch, columns);
+    take_apart::<S>(line, dilation, scratch, columns);
     let frame = |n: usize| &scratch[n % FRAMES * columns + n / FRAMES * dilation..][..row];
     let (x0, x1, x2, x3, x4, x5) = (frame(0), frame(1), frame(2), frame(3), frame(4), frame(5));
     for (stream, v) in streams.chunks_exact_mut(row).enumerate() {
@@ -85,9 +85,9 @@ fn each(values: &mut [f32], value: impl Fn(usize) -> f32) {
 
 /// Frames, in runs of `dilation`, to rows of every fourth run, `columns` frames each.
 #[inline(always)]
-fn take_apart(line: &[f32], dilation: usize, rows: &mut [f32], columns: usize) {
+fn take_apart<S: Simd>(line: &[f32], dilation: usize, rows: &mut [f32], columns: usize) {
     match dilation {
-        1 => runs::<1>(line, rows, columns),
+        1 => fourths::<S>(line, rows, columns),
         3 => runs::<3>(line, rows, columns),
         5 => runs::<5>(line, rows, columns),
         _ => {
@@ -95,6 +95,20 @@ fn take_apart(line: &[f32], dilation: usize, rows: &mut [f32], columns: usize) {
                 rows[run % FRAMES * columns + run / FRAMES * dilation..][..dilation].copy_from_slice(frames);
             }
         }
+    }
+}
+
+/// [`take_apart`] for single frames.
+#[inline(always)]
+fn fourths<S: Simd>(line: &[f32], rows: &mut [f32], columns: usize) {
+    let whole = columns / S::N * S::N;
+    for column in (0..whole).step_by(S::N) {
+        for (n, lanes) in S::load_fourths(&line[FRAMES * column..][..FRAMES * S::N]).into_iter().enumerate() {
+            S::store(&mut rows[n * columns + column..], lanes);
+        }
+    }
+    for (at, frame) in line.iter().enumerate().skip(FRAMES * whole) {
+        rows[at % FRAMES * columns + at / FRAMES] = *frame;
     }
 }
 
@@ -179,14 +193,14 @@ fn frames_body<S: Simd>(sums: &mut [f32], columns: usize, dilation: usize, line:
     for (m, single) in [m1, m2].into_iter().zip(singles.chunks_exact(columns)) {
         m.iter_mut().zip(single).for_each(|(m, single)| *m += single);
     }
-    interleave(points, columns, dilation, line);
+    interleave::<S>(points, columns, dilation, line);
 }
 
 /// Rows of every fourth run of `dilation` frames to frames.
 #[inline(always)]
-fn interleave(rows: &[f32], columns: usize, dilation: usize, line: &mut [f32]) {
+fn interleave<S: Simd>(rows: &[f32], columns: usize, dilation: usize, line: &mut [f32]) {
     match dilation {
-        1 => interleave_runs::<1>(rows, columns, line),
+        1 => interleave_frames::<S>(rows, columns, line),
         3 => interleave_runs::<3>(rows, columns, line),
         5 => interleave_runs::<5>(rows, columns, line),
         _ => {
@@ -194,6 +208,16 @@ fn interleave(rows: &[f32], columns: usize, dilation: usize, line: &mut [f32]) {
                 frames.copy_from_slice(&rows[run % FRAMES * columns + run / FRAMES * dilation..][..dilation]);
             }
         }
+    }
+}
+
+/// [`interleave`] for single frames.
+#[inline(always)]
+fn interleave_frames<S: Simd>(rows: &[f32], columns: usize, line: &mut [f32]) {
+    // Columns are a multiple of the lanes.
+    for column in (0..columns).step_by(S::N) {
+        let lanes = std::array::from_fn(|n| S::load(&rows[n * columns + column..]));
+        S::store_fourths(&mut line[FRAMES * column..][..FRAMES * S::N], lanes);
     }
 }
 
