@@ -19,9 +19,9 @@ pub(super) const GROUP: usize = 8;
 /// Columns of a task are a multiple of this: the widest register.
 const LANES: usize = 16;
 /// Most columns of a task.
-const MOST_COLUMNS: usize = 192;
-/// Elements of a task's sums that leave room in the L2 for what is multiplied: half a MiB.
-const MOST_SUMS: usize = 1 << 17;
+const MOST_COLUMNS: usize = 128;
+/// Elements of a task's sums that are read and written once for every [`INPUTS`]: a MiB.
+const MOST_SUMS: usize = 1 << 18;
 /// What a task costs besides its columns, in columns: margins, weights that come from further away.
 const TASK_COLUMNS: usize = 12;
 /// Inputs that are multiplied before the next are gathered: with ten streams of them a block fits the L2.
@@ -131,12 +131,13 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// At least `len` elements of any value.
-pub(super) fn grown(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if values.len() < len {
-        values.resize(len, 0.0);
+/// `len` elements of any value that start where a cache line does; the same ones until more are asked for.
+fn grown(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if values.len() < len + LANES {
+        values.resize(len + LANES, 0.0);
     }
-    &mut values[..len]
+    let start = values.as_ptr().align_offset(4 * LANES).min(LANES);
+    &mut values[start..start + len]
 }
 
 impl<'a> Convolution<'a> {
@@ -181,9 +182,8 @@ impl<'a> Convolution<'a> {
             // Nothing below hands this thread another task meanwhile.
             SCRATCH.with_borrow_mut(|scratch| {
                 self.sum(task, scratch);
-                let Scratch { line, sums, .. } = scratch;
-                let line = grown(line, self.columns * self.kernel.frames_per_column());
-                finish(task, &mut sums[..self.sums()], line);
+                let line = grown(&mut scratch.line, self.columns * self.kernel.frames_per_column());
+                finish(task, grown(&mut scratch.sums, self.sums()), line);
             });
         });
     }
