@@ -27,7 +27,7 @@ const TASK_COLUMNS: usize = 12;
 /// Inputs that are multiplied before the next are gathered: with ten streams of them a block fits the L2.
 const INPUTS: usize = 64;
 /// Terms of the groups of output channels that take turns.
-const TERMS_AT_ONCE: usize = 32;
+const TERMS_AT_ONCE: usize = 96;
 
 /// How a convolution is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

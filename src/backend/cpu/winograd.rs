@@ -4,8 +4,8 @@
 //! single taps are multiplied as they are. That makes 6, 16 and 26 multiplications instead of 12, 28 and 44.
 //!
 //! Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016). The points are 0, 1, -1, 2, -1/2
-//! and infinity: with them a sum's rounding error is about 1.6 times that of the direct form, with -2 instead of -1/2
-//! it is more than twice.
+//! and infinity: with random values in 64 channels a sum's rounding error is about 1.7 times that of the direct form
+//! (root of the mean square); with the usual -2 instead of -1/2 it is 2.2 times.
 
 use super::filter::{GROUP, Term};
 use super::simd::{Simd, dispatch};
@@ -25,9 +25,8 @@ pub(super) fn fits(taps: usize) -> bool {
 /// and the last output join products 0 and 5, which only these outputs contain.
 pub(super) fn plan(taps: usize, dilation: usize) -> (usize, Vec<Vec<Term>>) {
     let threes = taps / 4 + 1;
-    let mut products: Vec<Vec<Term>> = (0..POINTS)
-        .map(|stream| (0..threes).map(|three| Term { stream, shift: three * dilation }).collect())
-        .collect();
+    let mut products: Vec<Vec<Term>> =
+        (0..POINTS).map(|stream| (0..threes).map(|three| Term { stream, shift: three * dilation }).collect()).collect();
     if threes == 1 {
         return (POINTS, products);
     }
