@@ -51,7 +51,7 @@ impl Context {
     }
 
     /// The same for giving things back, which a lost device has to allow.
-    fn enter_to_drop(&self) {
+    pub(super) fn enter_to_drop(&self) {
         // SAFETY: the context is retained until `self` is dropped.
         let _ = unsafe { sys::cuCtxSetCurrent(self.raw) };
     }

@@ -175,6 +175,7 @@ pub(super) fn words(result: CUresult) -> String {
 fn advice(result: CUresult) -> &'static str {
     use CUresult::*;
     match result {
+        CUDA_ERROR_OUT_OF_MEMORY => ": stop what else uses the GPU (`nvidia-smi` lists it), or use another",
         CUDA_ERROR_STUB_LIBRARY => ": libcuda.so is the toolkit's stub: take its folder out of LD_LIBRARY_PATH",
         CUDA_ERROR_DEVICE_UNAVAILABLE => ": another process holds the GPU for itself: wait for it, or use another GPU",
         CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => ": the driver was updated and not reloaded: start the machine again",

@@ -78,16 +78,7 @@ impl Program {
             let mut module = null_mut();
             // SAFETY: a whole image that nvcc made, aligned and constant.
             let result = unsafe { sys::cuModuleLoadData(&mut module, image.fatbin.as_ptr().cast()) };
-            if matches!(result, CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU | CUresult::CUDA_ERROR_INVALID_PTX) {
-                let ((major, minor), name) = (properties.capability, &properties.name);
-                return Err(context.error(format!(
-                    "the kernels of {} were not compiled for {name} (compute capability {major}.{minor}), and its driver \
-                     does not compile them ({}): build im2sp again with the nvcc of a later CUDA, or use --device cpu",
-                    image.file,
-                    library::words(result)
-                )));
-            }
-            context.check(&format!("loading the kernels of {}", image.file), result)?;
+            program.loaded(image.file, result, properties)?;
             program.modules.push(module);
         }
         for kernel in kernels::ALL {
@@ -102,32 +93,45 @@ impl Program {
         use CUfunction_attribute::{
             CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
         };
-        let what = format!("loading the kernel {}", kernel.name);
+        let what = kernel.name;
         let image = images::ALL.iter().position(|image| image.file == kernel.file);
         let module = image.and_then(|image| self.modules.get(image));
-        let module = *module.ok_or_else(|| self.context.error(format!("{what}: its file has no image")))?;
+        let module = *module.ok_or_else(|| self.context.error(format!("the kernel {what} has no image")))?;
         let name: Vec<u8> = kernel.name.bytes().chain([0]).collect();
         let (mut function, mut fixed) = (null_mut(), 0);
         // SAFETY: writes one handle; the module is loaded and the name ends in 0.
         let result = unsafe { sys::cuModuleGetFunction(&mut function, module, name.as_ptr().cast()) };
-        self.context.check(&what, result)?;
+        self.loaded(what, result, properties)?;
         // SAFETY: writes one number.
         let result = unsafe { sys::cuFuncGetAttribute(&mut fixed, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function) };
-        self.context.check(&what, result)?;
+        self.loaded(what, result, properties)?;
         let most = i32::try_from(properties.shared_per_block).unwrap_or(i32::MAX) - fixed;
         // SAFETY: the function was just looked up.
         let result =
             unsafe { sys::cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most) };
-        self.context.check(&what, result)?;
+        self.loaded(what, result, properties)?;
         Ok(function)
+    }
+
+    /// An error unless the driver could load `what`; it may find out as late as for a kernel that it has no code for this
+    /// device.
+    fn loaded(&self, what: &str, result: CUresult, properties: &Properties) -> Result<()> {
+        if !matches!(result, CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU | CUresult::CUDA_ERROR_INVALID_PTX) {
+            return self.context.check(&format!("loading kernels ({what})"), result);
+        }
+        let ((major, minor), name) = (properties.capability, &properties.name);
+        Err(self.context.error(format!(
+            "the kernels ({what}) were not compiled for {name} (compute capability {major}.{minor}), and its driver does \
+             not compile them ({}): build im2sp again with the nvcc of a later CUDA, or use --device cpu",
+            library::words(result)
+        )))
     }
 }
 
 impl Drop for Program {
     fn drop(&mut self) {
+        self.context.enter_to_drop();
         for &module in &self.modules {
-            // An error is of a device that is lost: nothing is left to unload.
-            let _ = self.context.enter();
             // SAFETY: loaded by `load`; the owner has waited for all kernels.
             let _ = unsafe { sys::cuModuleUnload(module) };
         }
@@ -149,6 +153,7 @@ impl GpuDriver {
     unsafe fn free_all(&self, pointers: impl IntoIterator<Item = DevicePtr>) {
         // Work that uses the memory may be under way. A lost device has none, and its errors are known.
         let _ = self.stream.wait();
+        self.context.enter_to_drop();
         for pointer in pointers {
             // SAFETY: the caller's promise.
             let _ = unsafe { sys::cuMemFree_v2(pointer.0) };
