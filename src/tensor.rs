@@ -15,6 +15,8 @@ pub enum DType {
     BF16,
     /// IEEE binary16; widened when used.
     F16,
+    /// Sign, 4 exponent and 3 mantissa bits; see [`crate::fp8`].
+    F8E4M3,
 }
 
 impl DType {
@@ -23,6 +25,7 @@ impl DType {
         match self {
             DType::F32 => 4,
             DType::BF16 | DType::F16 => 2,
+            DType::F8E4M3 => 1,
         }
     }
 }
@@ -80,6 +83,16 @@ pub struct HostTensor {
     shape: Vec<usize>,
     dtype: DType,
     bytes: Bytes,
+    quantized: Option<Arc<Quantized>>,
+}
+
+/// The eight-bit form of a matrix (N, K).
+#[derive(Clone, Debug)]
+pub struct Quantized {
+    /// (N, K), e4m3.
+    pub codes: HostTensor,
+    /// (N), f32.
+    pub scales: HostTensor,
 }
 
 /// Number of elements of `shape`, or `None` when it does not fit a `usize`.
@@ -100,9 +113,10 @@ impl HostTensor {
             match dtype {
                 DType::F32 => Bytes::new(Elements::<f32>(bytemuck::pod_collect_to_vec(&bytes))),
                 DType::BF16 | DType::F16 => Bytes::new(Elements::<u16>(bytemuck::pod_collect_to_vec(&bytes))),
+                DType::F8E4M3 => bytes,
             }
         };
-        Some(HostTensor { shape: shape.to_vec(), dtype, bytes })
+        Some(HostTensor { shape: shape.to_vec(), dtype, bytes, quantized: None })
     }
 
     /// An f32 tensor that owns `values`; `None` when their number is not that of `shape`.
@@ -113,6 +127,17 @@ impl HostTensor {
     /// A bf16 tensor that owns `values`; `None` when their number is not that of `shape`.
     pub fn from_bf16(shape: &[usize], values: Vec<bf16>) -> Option<HostTensor> {
         HostTensor::new(shape, DType::BF16, Bytes::new(Elements(values)))
+    }
+
+    /// The bf16 form of an eight-bit matrix, which remembers it; `None` when codes and scales do not fit together.
+    pub fn from_quantized(quantized: Quantized) -> Option<HostTensor> {
+        let wide = crate::fp8::dequantize(&quantized.codes, &quantized.scales)?;
+        Some(HostTensor { quantized: Some(Arc::new(quantized)), ..wide })
+    }
+
+    /// The eight-bit form that these very values were stored in, if any.
+    pub fn quantized(&self) -> Option<&Quantized> {
+        self.quantized.as_deref()
     }
 
     /// Extent of every dimension, outermost first.
@@ -156,6 +181,7 @@ impl HostTensor {
             DType::F32 => Cow::Borrowed(bytemuck::cast_slice(&self.bytes)),
             DType::BF16 => bytemuck::cast_slice::<u8, bf16>(&self.bytes).iter().map(|v| v.to_f32()).collect(),
             DType::F16 => bytemuck::cast_slice::<u8, f16>(&self.bytes).iter().map(|v| v.to_f32()).collect(),
+            DType::F8E4M3 => self.bytes.iter().map(|&code| crate::fp8::decode(code)).collect(),
         }
     }
 
@@ -169,12 +195,13 @@ impl HostTensor {
             DType::F32 => Bytes::new(Elements(values.into_owned())),
             DType::BF16 => Bytes::new(Elements(values.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>())),
             DType::F16 => Bytes::new(Elements(values.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>())),
+            DType::F8E4M3 => Bytes::new(values.iter().map(|&v| crate::fp8::encode(v)).collect::<Vec<_>>()),
         };
-        HostTensor { shape: self.shape.clone(), dtype, bytes }
+        HostTensor { shape: self.shape.clone(), dtype, bytes, quantized: None }
     }
 
     /// The same elements under another shape; `None` when the number of elements differs.
     pub fn reshape(self, shape: &[usize]) -> Option<HostTensor> {
-        (element_count(shape)? == self.len()).then(|| HostTensor { shape: shape.to_vec(), ..self })
+        (element_count(shape)? == self.len()).then(|| HostTensor { shape: shape.to_vec(), quantized: None, ..self })
     }
 }

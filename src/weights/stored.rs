@@ -112,6 +112,9 @@ impl StoredTensor {
                 // f16 is exact in f32, and nothing computes in f16.
                 HostTensor::from_f32(&self.shape, self.gather(|b: [u8; 2]| f16::from_le_bytes(b).to_f32()))
             }
+            Element::Float(DType::F8E4M3) => {
+                HostTensor::new(&self.shape, DType::F8E4M3, Bytes::new(self.gather(|[code]: [u8; 1]| code)))
+            }
             Element::F64 => HostTensor::from_f32(&self.shape, self.gather(|b: [u8; 8]| f64::from_le_bytes(b) as f32)),
         };
         tensor.ok_or_else(dense)

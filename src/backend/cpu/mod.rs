@@ -24,7 +24,7 @@ use buffer::Buffer;
 
 use super::{Activation, AttentionShape, Backend, CacheRow, CacheShape, ConvEpilogue, Linear, Norm};
 use crate::tensor::{DType, HostTensor};
-use crate::{Error, Result};
+use crate::{Error, Result, trace};
 
 pub use cache::Cache;
 pub use conv1d::Kernel;
@@ -140,6 +140,7 @@ impl Backend for Cpu {
         activation: Activation,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
+        let _span = trace::span("linear");
         linear::linear(x, layer, activation, residual, linear::blocked)
     }
 
@@ -150,14 +151,17 @@ impl Backend for Cpu {
         activation: Activation,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
+        let _span = trace::span("linear_step");
         linear::linear(x, layer, activation, residual, linear::step)
     }
 
     fn layer_norm(&self, x: &Tensor, norm: &Norm<Cpu>) -> Result<Tensor> {
+        let _span = trace::span("layer_norm");
         layer_norm::layer_norm(x, norm)
     }
 
     fn attention(&self, qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
+        let _span = trace::span("attention");
         attention::attention(qkv, shape)
     }
 
@@ -166,18 +170,22 @@ impl Backend for Cpu {
     }
 
     fn cache_prefix(&self, cache: &mut Cache, layer: usize, qkv: &Tensor) -> Result<()> {
+        let _span = trace::span("cache_prefix");
         cache.set_prefix(layer, qkv)
     }
 
     fn cache_rows(&self, cache: &mut Cache, rows: &[CacheRow]) -> Result<()> {
+        let _span = trace::span("cache_rows");
         cache.set_rows(rows)
     }
 
     fn attention_cached(&self, qkv: &Tensor, cache: &mut Cache, layer: usize, position: usize) -> Result<Tensor> {
+        let _span = trace::span("attention_cached");
         cache.attention(qkv, layer, position)
     }
 
     fn embed(&self, table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) -> Result<Tensor> {
+        let _span = trace::span("embed");
         embed::embed(table, position, ids, positions)
     }
 
@@ -189,26 +197,32 @@ impl Backend for Cpu {
         position: &Matrix,
         patch: usize,
     ) -> Result<Tensor> {
+        let _span = trace::span("patch_embed");
         patch_embed::patch_embed(pixels, weight, class, position, patch)
     }
 
     fn embed_columns(&self, tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
+        let _span = trace::span("embed_columns");
         embed::embed_columns(tables)
     }
 
     fn conv1d(&self, x: &Tensor, kernel: &Kernel, dilation: usize, epilogue: ConvEpilogue<'_, Cpu>) -> Result<Tensor> {
+        let _span = trace::span("conv1d");
         conv1d::conv1d(x, kernel, dilation, epilogue)
     }
 
     fn conv_transpose1d(&self, x: &Tensor, kernel: &Kernel, slope: f32) -> Result<Tensor> {
+        let _span = trace::span("conv_transpose1d");
         conv_transpose1d::conv_transpose1d(x, kernel, slope)
     }
 
     fn transpose(&self, x: &Tensor) -> Result<Tensor> {
+        let _span = trace::span("transpose");
         transpose::transpose(x)
     }
 
     fn argmax(&self, x: &Tensor) -> Result<Vec<u32>> {
+        let _span = trace::span("argmax");
         argmax::argmax(x)
     }
 }

@@ -12,6 +12,17 @@ impl Cache {
         todo!()
     }
 
+    /// Its sizes.
+    pub(super) fn shape(&self) -> CacheShape {
+        todo!()
+    }
+
+    /// Keys and values of the prefixes in one layer, (images, H, prefix, D).
+    pub(super) fn prefix(&self, layer: usize) -> (super::driver::DevicePtr, super::driver::DevicePtr) {
+        let _ = layer;
+        todo!()
+    }
+
     pub(super) fn set_prefix(&mut self, cuda: &Cuda, layer: usize, qkv: &Tensor) -> Result<()> {
         let _ = (cuda, layer, qkv);
         todo!()

@@ -12,6 +12,7 @@ mod cache;
 mod cast;
 mod conv1d;
 mod conv_transpose1d;
+mod decode;
 pub mod driver;
 mod embed;
 #[cfg(feature = "emulator")]
@@ -24,14 +25,19 @@ mod layer_norm;
 mod linear;
 mod patch_embed;
 mod pool;
+mod region;
 mod transpose;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use self::driver::{DevicePtr, Driver, Kernel, Launch};
-use super::{Activation, AttentionShape, Backend, CacheRow, CacheShape, ConvEpilogue, Linear, Norm};
+use super::{
+    Activation, AttentionShape, Backend, CacheRow, CacheShape, ConvEpilogue, GreedyDecoder, Linear, Norm, Region,
+    RegionBody,
+};
 use crate::tensor::{DType, HostTensor};
-use crate::{Error, Result};
+use crate::{Error, Result, trace};
 pub use cache::Cache;
 pub use conv1d::ConvKernel;
 use pool::{Buffer, Pool};
@@ -50,6 +56,7 @@ pub mod kernels {
 pub struct Cuda {
     driver: Arc<dyn Driver>,
     pool: Arc<Pool>,
+    graphs: Arc<region::Graphs>,
     /// Type of sequences and of weight matrices: f32 or bf16.
     dtype: DType,
 }
@@ -76,6 +83,13 @@ pub struct Tensor {
 /// Constant weights (N, K), row-major, in the type of the backend.
 pub struct Matrix {
     tensor: Tensor,
+    eight_bit: Option<EightBit>,
+}
+
+/// The same weights as e4m3 codes (N, K) and scales (N), for the decoder's loop.
+struct EightBit {
+    codes: Tensor,
+    scales: Tensor,
 }
 
 impl Tensor {
@@ -108,7 +122,7 @@ impl Cuda {
     pub fn new(driver: Arc<dyn Driver>, dtype: DType) -> Result<Cuda> {
         ensure(matches!(dtype, DType::F32 | DType::BF16), "cuda", || format!("{dtype:?} is not computed in"))?;
         let pool = Arc::new(Pool::new(driver.clone()));
-        Ok(Cuda { driver, pool, dtype })
+        Ok(Cuda { driver, pool, graphs: Arc::default(), dtype })
     }
 
     /// The device under it.
@@ -119,11 +133,6 @@ impl Cuda {
     /// Type of sequences and of weight matrices.
     pub fn dtype(&self) -> DType {
         self.dtype
-    }
-
-    /// Allocations that went to the device, because no buffer could be used again; and the most bytes in use at once.
-    pub fn allocations(&self) -> (u64, usize) {
-        self.pool.statistics()
     }
 
     /// Copies `values` to the device as the sequences of the models are held there: in the type of the backend.
@@ -172,8 +181,11 @@ impl Cuda {
         if launch.grid.contains(&0) {
             return Ok(());
         }
+        let _span = trace::span(kernel.info.name);
         // SAFETY: the caller's promise.
-        unsafe { self.driver.launch(&kernel.info, launch, bytemuck::bytes_of(&params)) }
+        unsafe { self.driver.launch(&kernel.info, launch, bytemuck::bytes_of(&params))? };
+        // A span is to last as long as its kernel.
+        if trace::on() { self.driver.synchronize() } else { Ok(()) }
     }
 
     /// `x` row after row, in `dtype`.
@@ -199,6 +211,10 @@ impl Backend for Cuda {
         self.driver.properties().name.clone()
     }
 
+    fn memory(&self) -> Option<(u64, usize)> {
+        Some(self.pool.statistics())
+    }
+
     fn upload(&self, shape: [usize; 2], values: &[f32]) -> Result<Tensor> {
         self.put(shape, DType::F32, values)
     }
@@ -220,7 +236,11 @@ impl Backend for Cuda {
             return Err(Error::shape("matrix", format!("weights of shape {:?}, expected (N, K)", weight.shape())));
         };
         let weight = weight.to_dtype(self.dtype);
-        Ok(Matrix { tensor: self.put([rows, columns], self.dtype, weight.bytes())? })
+        let eight_bit = weight.quantized().map(|eight| {
+            let codes = self.put([rows, columns], DType::F8E4M3, eight.codes.bytes())?;
+            Ok::<_, Error>(EightBit { codes, scales: self.put([1, rows], DType::F32, &eight.scales.to_f32())? })
+        });
+        Ok(Matrix { tensor: self.put([rows, columns], self.dtype, weight.bytes())?, eight_bit: eight_bit.transpose()? })
     }
 
     fn kernel(&self, weight: &HostTensor, bias: &HostTensor) -> Result<ConvKernel> {
@@ -229,6 +249,11 @@ impl Backend for Cuda {
 
     fn transposed_kernel(&self, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<ConvKernel> {
         conv_transpose1d::pack(self, weight, bias, stride)
+    }
+
+    fn region(&self, region: &Region, input: &Tensor, body: RegionBody<'_, Cuda>) -> Result<Tensor> {
+        // In a recorded graph kernels have no times of their own.
+        if trace::on() { body(self, input) } else { region::run(self, region, input, body) }
     }
 
     fn linear(
@@ -273,6 +298,16 @@ impl Backend for Cuda {
 
     fn attention_cached(&self, qkv: &Tensor, cache: &mut Cache, layer: usize, position: usize) -> Result<Tensor> {
         cache.attention(self, qkv, layer, position)
+    }
+
+    fn decode_greedy(
+        &self,
+        decoder: &GreedyDecoder<'_, Cuda>,
+        cache: &Cache,
+        limit: usize,
+        told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
+    ) -> Option<Result<Vec<Vec<u32>>>> {
+        decode::Launchable::new(self, decoder, cache, limit).map(|launch| launch.run(told))
     }
 
     fn embed(&self, table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) -> Result<Tensor> {
