@@ -3,6 +3,7 @@
 #![cfg(any(feature = "cuda", feature = "emulator"))]
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use im2sp::Result;
 use im2sp::backend::cuda::driver::{DevicePtr, Driver, Launch};
@@ -15,6 +16,7 @@ const SIZES: [usize; 8] = [1, 255, 257, 4096, (4 << 20) - 1, 4 << 20, (4 << 20) 
 fn goes_through(driver: &Arc<dyn Driver>, computes: bool) -> Result<()> {
     copies(driver, &SIZES)?;
     many_small_writes(driver)?;
+    words(driver)?;
     launches(driver, computes)?;
     captures(driver, computes)?;
     // Any thread may call.
@@ -91,6 +93,24 @@ fn many_small_writes(driver: &Arc<dyn Driver>) -> Result<()> {
         unsafe { driver.write(memory.1.offset(index * 300), &expected[index * 300..][..300])? };
     }
     assert!(read(driver, memory.1, COUNT * 300)? == expected);
+    Ok(())
+}
+
+/// Host memory that the device sees, and the end of work without waiting.
+fn words(driver: &Arc<dyn Driver>) -> Result<()> {
+    let words = driver.shared_words(1000)?;
+    assert!(words.device != DevicePtr::NULL && words.words().len() == 1000);
+    assert!(words.words().iter().all(|word| word.load(Ordering::Relaxed) == 0));
+    words.words()[999].store(7, Ordering::Relaxed);
+    let memory = Memory::new(driver, 1 << 20)?;
+    for byte in 0..10 {
+        // SAFETY: inside of the memory.
+        unsafe { driver.fill(memory.1, byte, 1 << 20)? };
+    }
+    while !driver.idle()? {
+        std::thread::yield_now();
+    }
+    assert_eq!(words.words()[999].load(Ordering::Relaxed), 7);
     Ok(())
 }
 
@@ -219,12 +239,13 @@ mod fake {
     use std::path::{Path, PathBuf};
     use std::process::Command;
     use std::sync::OnceLock;
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
     use im2sp::backend::cuda::gpu;
 
     /// Each function of the driver library that is used and may fail.
-    const FUNCTIONS: [&str; 39] = [
+    const FUNCTIONS: [&str; 41] = [
         "cuInit",
         "cuDeviceGetCount",
         "cuDeviceGet",
@@ -238,6 +259,7 @@ mod fake {
         "cuMemAlloc_v2",
         "cuMemFree_v2",
         "cuMemHostAlloc",
+        "cuMemHostGetDevicePointer_v2",
         "cuMemFreeHost",
         "cuMemcpyHtoDAsync_v2",
         "cuMemcpyDtoHAsync_v2",
@@ -246,6 +268,7 @@ mod fake {
         "cuStreamCreate",
         "cuStreamDestroy_v2",
         "cuStreamSynchronize",
+        "cuStreamQuery",
         "cuStreamBeginCapture_v2",
         "cuStreamEndCapture",
         "cuGraphInstantiateWithFlags",
@@ -302,8 +325,8 @@ mod fake {
 
     /// Runs `child` in a process of its own, which finds `folder`'s library.
     fn run(folder: &Path, settings: &[(&str, &str)]) -> Ending {
-        static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-        let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let report = folder.join(format!("report_{}_{count}", std::process::id()));
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.args(["--exact", "fake::child", "--ignored", "--nocapture", "--test-threads=1"]);

@@ -12,7 +12,7 @@
 #include <string.h>
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_IMAGE = 200,
-       INVALID_CONTEXT = 201, INVALID_HANDLE = 400, ILLEGAL_ADDRESS = 700, CAPTURE_UNSUPPORTED = 900 };
+       INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_READY = 600, ILLEGAL_ADDRESS = 700, CAPTURE_UNSUPPORTED = 900 };
 enum { MOST = 4096 };
 
 // What was handed out and not given back, by kind.
@@ -253,6 +253,11 @@ int cuMemHostAlloc(void** at, size_t bytes, unsigned flags) {
     *at = hand_out(PINNED_MEMORY, bytes);
     return SUCCESS;
 }
+int cuMemHostGetDevicePointer_v2(uint64_t* on_device, void* at, unsigned flags) {
+    CALL_IN_CONTEXT();
+    *on_device = (uint64_t)at;
+    return !flags && find(PINNED_MEMORY, at, 0) ? SUCCESS : INVALID_VALUE;
+}
 int cuMemFreeHost(void* at) { CALL_TO_GIVE_BACK(PINNED_MEMORY, at); }
 
 static int copy(enum Kind to_kind, void* to, enum Kind from_kind, const void* from, size_t bytes) {
@@ -298,6 +303,14 @@ int cuStreamSynchronize(void* stream) {
     CALL_IN_CONTEXT();
     (void)stream;
     return capturing ? CAPTURE_UNSUPPORTED : run_until(queue.count);
+}
+int cuStreamQuery(void* stream) {
+    CALL_IN_CONTEXT();
+    (void)stream;
+    if (capturing) return CAPTURE_UNSUPPORTED;
+    // Somebody asks again and again until everything is done.
+    if (done < queue.count) run_until(done + 1);
+    return done < queue.count ? NOT_READY : SUCCESS;
 }
 int cuStreamBeginCapture_v2(void* stream, int mode) {
     CALL_IN_CONTEXT();

@@ -13,7 +13,7 @@ use cudarc::driver::sys::{
 
 use super::library::{device_error, is_lasting, succeed, words};
 use crate::Result;
-use crate::backend::cuda::driver::KernelInfo;
+use crate::backend::cuda::driver::{DevicePtr, KernelInfo};
 
 /// The primary context of a device, which all of this process share.
 pub(super) struct Context {
@@ -120,6 +120,15 @@ impl Stream {
         Ok(Stream { context, raw })
     }
 
+    /// Whether all work so far has ended.
+    pub(super) fn idle(&self) -> Result<bool> {
+        // SAFETY: a live stream.
+        match unsafe { sys::cuStreamQuery(self.raw) } {
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            result => self.context.check("working", result).map(|()| true),
+        }
+    }
+
     /// Waits for all work so far.
     pub(super) fn wait(&self) -> Result<()> {
         self.context.enter()?;
@@ -196,7 +205,7 @@ impl Drop for Recording {
     }
 }
 
-/// Host memory that the device copies from and to by itself.
+/// Host memory that the device reaches by itself.
 pub(super) struct Pinned {
     context: Arc<Context>,
     start: NonNull<u8>,
@@ -205,13 +214,15 @@ pub(super) struct Pinned {
 
 // SAFETY: plain memory with one owner.
 unsafe impl Send for Pinned {}
+// SAFETY: nothing is written through a shared reference.
+unsafe impl Sync for Pinned {}
 
 impl Pinned {
     pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Pinned> {
         context.enter()?;
         let mut start: *mut c_void = null_mut();
         // SAFETY: writes one address.
-        let result = unsafe { sys::cuMemHostAlloc(&mut start, bytes, 0) };
+        let result = unsafe { sys::cuMemHostAlloc(&mut start, bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP) };
         context.check(&format!("allocating {bytes} bytes of pinned host memory"), result)?;
         let start = NonNull::new(start.cast()).ok_or_else(|| context.error("the driver gave no pinned memory"))?;
         // SAFETY: as many bytes, not yet seen by anyone.
@@ -223,6 +234,15 @@ impl Pinned {
     pub(super) fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: all initialised by `new`, borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
+    }
+
+    /// Where kernels find the memory.
+    pub(super) fn on_device(&self) -> Result<DevicePtr> {
+        let mut pointer = DevicePtr::NULL;
+        // SAFETY: writes one address; the memory is alive.
+        let result = unsafe { sys::cuMemHostGetDevicePointer_v2(&mut pointer.0, self.address(0), 0) };
+        self.context.check("mapping host memory", result)?;
+        Ok(pointer)
     }
 
     /// The address of a byte.

@@ -141,6 +141,7 @@ fn properties(name: &str, device: CUdevice) -> Result<Properties> {
             number(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
         memory,
+        cooperative: number(CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
         l2: number(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
         shared_per_block: number(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
     })

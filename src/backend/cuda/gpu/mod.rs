@@ -8,16 +8,16 @@ mod staging;
 
 use std::collections::HashSet;
 use std::ffi::c_void;
-use std::ptr::null_mut;
+use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUmodule, CUresult, CUstreamCaptureMode};
 
-use super::driver::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, Properties};
+use super::driver::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, Properties, SharedWords};
 use super::{images, kernels};
 use crate::Result;
-use context::{Context, Mark, Recording, Stream};
+use context::{Context, Mark, Pinned, Recording, Stream};
 use staging::{Download, Upload};
 
 pub use library::probe;
@@ -32,7 +32,7 @@ pub struct GpuDriver {
     upload: Mutex<Upload>,
     download: Mutex<Download>,
     program: Program,
-    stream: Stream,
+    stream: Arc<Stream>,
     context: Arc<Context>,
 }
 
@@ -43,7 +43,7 @@ pub struct GpuDriver {
 pub fn open(index: usize) -> Result<Arc<dyn Driver>> {
     let (device, properties) = library::device(index)?;
     let context = Context::open(device, format!("cuda:{index}"))?;
-    let stream = Stream::new(context.clone())?;
+    let stream = Arc::new(Stream::new(context.clone())?);
     Ok(Arc::new(GpuDriver {
         program: Program::load(&context, &properties)?,
         properties,
@@ -207,6 +207,26 @@ impl Driver for GpuDriver {
         }
         // SAFETY: it was allocated here, and the caller does not use it again.
         unsafe { self.free_all([pointer]) }
+    }
+
+    fn shared_words(&self, words: usize) -> Result<SharedWords> {
+        self.enter("an allocation")?;
+        let memory = Pinned::new(&self.context, words.max(1) * size_of::<u32>())?;
+        let device = memory.on_device()?;
+        let start = NonNull::new(memory.address(0).cast()).ok_or_else(|| self.context.error("no host memory"))?;
+        let stream = self.stream.clone();
+        let release = Box::new(move || {
+            // A kernel may still be looking at it.
+            let _ = stream.wait();
+            drop(memory);
+        });
+        // SAFETY: the memory holds as many words, zeroed, until it is dropped.
+        Ok(unsafe { SharedWords::new(device, start, words, release) })
+    }
+
+    fn idle(&self) -> Result<bool> {
+        self.enter("a question")?;
+        self.stream.idle()
     }
 
     unsafe fn write(&self, to: DevicePtr, from: &[u8]) -> Result<()> {
