@@ -17,6 +17,10 @@ pub mod driver;
 mod embed;
 #[cfg(feature = "emulator")]
 pub mod emulated;
+#[cfg(feature = "cuda")]
+pub mod gpu;
+#[cfg(feature = "cuda")]
+pub mod images;
 mod layer_norm;
 mod linear;
 mod patch_embed;
