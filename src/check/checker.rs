@@ -11,6 +11,8 @@ pub type Check = fn(&mut Checker<'_>) -> Result<()>;
 
 /// Every operation that a device has, and its table.
 pub const OPERATIONS: &[(&str, Check)] = &[
+    ("attention", super::attention::check),
+    ("cache", super::cache::check),
     ("layer_norm", super::layer_norm::check),
     ("linear", super::linear::check_sequences),
     ("linear_step", super::linear::check_steps),

@@ -4,6 +4,10 @@
 mod tolerance;
 
 #[cfg(any(feature = "cuda", feature = "emulator"))]
+mod attention;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod cache;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
 mod layer_norm;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod linear;
