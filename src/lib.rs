@@ -9,14 +9,17 @@
 
 pub mod audio;
 pub mod backend;
+pub mod bench;
 pub mod check;
 mod engine;
 pub mod error;
 pub mod files;
+pub mod fp8;
 pub mod generate;
 pub mod image;
 pub mod model;
 pub mod tensor;
+pub mod trace;
 pub mod units;
 pub mod weights;
 

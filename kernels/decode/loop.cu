@@ -2,7 +2,7 @@
 // Math:      per token: x = norm(word + position); per layer: y = norm(x + attention(x)), x = norm(y + fc2(gelu(fc1 y)));
 //            the next token is the lowest arg-max of word x + bias; a row ends with EOS or at the limit
 // Source:    transformers' GIT decoder (see src/model/decoder.rs, which this equals token for token)
-// Tensors:   weights (N, K) row-major in bf16, f32 or fp8 (e4m3 with an f32 scale a row); activations f32;
+// Tensors:   weights (N, K) row-major in bf16, f32 or, of the layers, fp8 (e4m3 with a scale a row); activations f32;
 //            keys and values of the pictures as the cache holds them; tokens go to memory that the host sees, as chosen
 // Tiling:    every matrix is cut into as many runs of rows as there are blocks; a block streams its run through a ring of
 //            shared-memory slots by cp.async, up to three matrices ahead, so weights keep flowing while it waits at a
@@ -125,8 +125,8 @@ template <typename T, int BATCH> struct Loop {
         return here;
     }
 
-    template <typename Store> DEVICE void product(int phase, const float* input, const Store& store) {
-        multiply<T, BATCH>(slice_of(p, phase), arrive(), input, store);
+    template <typename Weight, typename Store> DEVICE void product(int phase, const float* input, const Store& store) {
+        multiply<Weight, BATCH>(slice_of(p, phase), arrive(), input, store);
     }
 };
 
@@ -136,27 +136,27 @@ DEVICE bool layer_step(Loop<T, BATCH>& loop, int n, int t, Barrier& barrier, Bla
     const Scratch& s = loop.scratch;
     const DecodeLayerParams& layer = p.layers[n];
     const int C = p.channels, F = p.hidden;
-    loop.product(4 * n, loop.x, [&](int b, int row, float v) {
+    loop.template product<T>(4 * n, loop.x, [&](int b, int row, float v) {
         if (b < p.rows) s.qkv[b * 3 * C + row] = v;
     });
     if (!meet(barrier, board.aborted)) return false;
-    attend<typename CacheOf<T>::Type>(p, s, layer, t, board.attention);
+    attend<typename Wide<T>::Type>(p, s, layer, t, board.attention);
     if (!meet(barrier, board.aborted)) return false;
     combine<BATCH>(p, s, t, loop.hidden);
-    loop.product(4 * n + 1, loop.hidden, [&](int b, int row, float v) {
+    loop.template product<T>(4 * n + 1, loop.hidden, [&](int b, int row, float v) {
         if (b < p.rows) s.attended[b * C + row] = v + loop.x[b * C + planar(row, C)];
     });
     if (!meet(barrier, board.aborted)) return false;
     normalise<BATCH>(
         p, [&](int b, int c) { return s.attended[b * C + c]; }, layer.attention_norm_weight, layer.attention_norm_bias, loop.x);
-    loop.product(4 * n + 2, loop.x, [&](int b, int row, float v) {
+    loop.template product<T>(4 * n + 2, loop.x, [&](int b, int row, float v) {
         if (b < p.rows) s.hidden[b * F + row] = 0.5f * v * (1.0f + erff(v * 0.70710678f));
     });
     if (!meet(barrier, board.aborted)) return false;
     for (int at = threadIdx.x; at < BATCH * F; at += THREADS) {
         loop.hidden[at / F * F + planar(at % F, F)] = at / F < p.rows ? s.hidden[at] : 0.0f;
     }
-    loop.product(4 * n + 3, loop.hidden, [&](int b, int row, float v) {
+    loop.template product<T>(4 * n + 3, loop.hidden, [&](int b, int row, float v) {
         if (b < p.rows) s.mixed[b * C + row] = v + loop.x[b * C + planar(row, C)];
     });
     if (!meet(barrier, board.aborted)) return false;
@@ -177,14 +177,15 @@ DEVICE bool step(Loop<T, BATCH>& loop, int t, Barrier& barrier, Blackboard<BATCH
         p,
         [&](int b, int c) {
             const int64_t word = int64_t(board.tokens[b]) * C + c;
-            return element<T>(p.word, word, p.word_scale, board.tokens[b]) +
-                   element<T>(p.position, int64_t(t) * C + c, p.position_scale, t);
+            const auto* words = static_cast<const typename Wide<T>::Type*>(p.word);
+            const auto* positions = static_cast<const typename Wide<T>::Type*>(p.position);
+            return to_float(words[word]) + to_float(positions[int64_t(t) * C + c]);
         },
         p.embedding_norm_weight, p.embedding_norm_bias, loop.x);
     for (int n = 0; n < p.layer_count; n++) {
         if (!layer_step(loop, n, t, barrier, board)) return status = TIMED_OUT, false;
     }
-    loop.product(4 * p.layer_count, loop.x, [&](int b, int row, float v) {
+    loop.template product<typename Wide<T>::Type>(4 * p.layer_count, loop.x, [&](int b, int row, float v) {
         if (b < p.rows) loop.scratch.logits[b * p.vocabulary + row] = v;
     });
     if (leads && cancelled) store_release(&p.control[CONTROL_STOP], 1);

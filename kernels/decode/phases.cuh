@@ -30,10 +30,8 @@ SIZE_OF(DecodeLayerParams, 160);
 
 struct DecodeParams {
     const DecodeLayerParams* layers;  // in device memory
-    const void* word;                 // (V, C), also the output's weights
+    const void* word;                 // (V, C), also the output's weights; bf16 beside fp8 layers, as is
     const void* position;             // (P, C)
-    const float* word_scale;          // (V), fp8
-    const float* position_scale;      // (P), fp8
     const float* embedding_norm_weight;
     const float* embedding_norm_bias;
     const float* output_bias;         // (V)
@@ -58,7 +56,7 @@ struct DecodeParams {
     float scale;     // 1 / sqrt(D) * log2 e
     int seconds;     // without progress at a barrier, after which the launch gives up
 };
-SIZE_OF(DecodeParams, 160);
+SIZE_OF(DecodeParams, 144);
 
 namespace {
 
@@ -132,19 +130,11 @@ DEVICE void widen(const uint8_t* at, float (&v)[8]) {
 }
 constexpr float FP8_FACTOR = 1.329227995784916e36f;  // 2 to the 120
 
-// One element of a table whose row has this scale, if any.
-template <typename T> DEVICE float element(const void* table, int64_t at, const float*, int) {
-    return to_float(static_cast<const T*>(table)[at]);
-}
-template <> DEVICE float element<uint8_t>(const void* table, int64_t at, const float* scale, int row) {
-    const uint32_t byte = static_cast<const uint8_t*>(table)[at];
-    return __uint_as_float((byte & 0x80u) << 24 | (byte & 0x7fu) << 20) * (scale[row] * FP8_FACTOR);
-}
-
-template <typename T> struct CacheOf {
+// The type of the embeddings, of the output and of cached keys and values, beside layers of `T`.
+template <typename T> struct Wide {
     using Type = bf16;
 };
-template <> struct CacheOf<float> {
+template <> struct Wide<float> {
     using Type = float;
 };
 
@@ -164,7 +154,7 @@ struct Slice {
 };
 
 DEVICE Slice slice_of(const DecodeParams& p, int phase) {
-    if (phase == 4 * p.layer_count) return {p.word, p.word_scale, p.output_bias, p.vocabulary, p.channels};
+    if (phase == 4 * p.layer_count) return {p.word, nullptr, p.output_bias, p.vocabulary, p.channels};
     const DecodeLayerParams& layer = p.layers[phase / 4];
     switch (phase % 4) {
         case 0: return {layer.qkv, layer.qkv_scale, layer.qkv_bias, 3 * p.channels, p.channels};
@@ -178,7 +168,8 @@ DEVICE Slice slice_of(const DecodeParams& p, int phase) {
 template <typename T> DEVICE void fetch(const DecodeParams& p, int phase, unsigned char* slots, int slot) {
     const Slice s = slice_of(p, phase);
     const int first = share(s.rows, blockIdx.x), last = share(s.rows, blockIdx.x + 1);
-    const int64_t row_bytes = int64_t(s.columns) * sizeof(T);
+    const bool output = phase == 4 * p.layer_count;
+    const int64_t row_bytes = int64_t(s.columns) * (output ? sizeof(typename Wide<T>::Type) : sizeof(T));
     const unsigned char* from = static_cast<const unsigned char*>(s.weight) + first * row_bytes;
     unsigned char* to = slots + slot * p.slot_bytes;
     const int bytes = int((last - first) * row_bytes);

@@ -24,6 +24,16 @@ pub enum Device {
     Emulator,
 }
 
+impl Device {
+    /// Whether a GPU can be used, and if not, why.
+    pub fn usable() -> std::result::Result<(), String> {
+        #[cfg(feature = "cuda")]
+        return crate::backend::cuda::gpu::probe().map(|_| ()).map_err(|error| error.to_string());
+        #[cfg(not(feature = "cuda"))]
+        Err("this im2sp was built without the feature cuda".into())
+    }
+}
+
 impl FromStr for Device {
     type Err = String;
 
@@ -55,8 +65,8 @@ pub(super) fn load(files: &mut ModelFiles, options: LoadOptions) -> Result<(Box<
         Device::Emulator => on_gpu(crate::backend::cuda::emulated::driver(), files, options.dtype),
         Device::Auto => {
             #[cfg(feature = "cuda")]
-            if crate::backend::cuda::gpu::probe().is_ok() {
-                return on_gpu(gpu(0)?, files, options.dtype);
+            if let Some(&(index, _)) = crate::backend::cuda::gpu::probe().unwrap_or_default().first() {
+                return on_gpu(gpu(index)?, files, options.dtype);
             }
             on_cpu(files, options.dtype)
         }
@@ -65,25 +75,30 @@ pub(super) fn load(files: &mut ModelFiles, options: LoadOptions) -> Result<(Box<
 }
 
 fn on_cpu(files: &mut ModelFiles, dtype: Option<DType>) -> Result<(Box<dyn Captioner>, DType)> {
-    let stored = files.captioner.iter().find(|(name, _)| *name == "decoder.word_embedding");
-    let used = match dtype.or(stored.map(|(_, tensor)| tensor.dtype())) {
-        Some(DType::BF16) => DType::BF16,
+    let used = match dtype.or(stored(files)) {
+        Some(DType::BF16 | DType::F8E4M3) => DType::BF16,
         _ => DType::F32,
     };
     Ok((Box::new(Model::load(Cpu, files, dtype)?), used))
 }
 
-/// bf16 unless f32 is asked for: what the tensor cores compute in.
+/// Type of the decoder's matrices in the file.
+fn stored(files: &ModelFiles) -> Option<DType> {
+    files.captioner.iter().find(|(name, _)| *name == "decoder.layers.0.qkv.weight").map(|(_, tensor)| tensor.dtype())
+}
+
+/// bf16 unless f32 is asked for: what the tensor cores compute in. Eight-bit weights are kept as such for decoding.
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub(super) fn on_gpu(
     driver: std::sync::Arc<dyn crate::backend::cuda::driver::Driver>,
     files: &mut ModelFiles,
     dtype: Option<DType>,
 ) -> Result<(Box<dyn Captioner>, DType)> {
-    let dtype = dtype.unwrap_or(DType::BF16);
+    let used = dtype.or(stored(files).filter(|&dtype| dtype == DType::F8E4M3)).unwrap_or(DType::BF16);
+    let dtype = if used == DType::F32 { DType::F32 } else { DType::BF16 };
     let model = Model::load(crate::backend::cuda::Cuda::new(driver, dtype)?, files, Some(dtype))?;
     // One stream of work, one caller at a time.
-    Ok((Box::new(std::sync::Mutex::new(model)), dtype))
+    Ok((Box::new(std::sync::Mutex::new(model)), used))
 }
 
 #[cfg(feature = "cuda")]

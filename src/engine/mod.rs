@@ -161,6 +161,12 @@ impl Engine {
         Engine::new(crate::weights::embedded::files()?, options)
     }
 
+    /// Random weights of the published dimensions, for measuring; see [`crate::weights::random`].
+    pub fn random_with(options: LoadOptions) -> Result<Engine> {
+        let dtype = if options.dtype == Some(DType::F32) { DType::F32 } else { DType::BF16 };
+        Engine::new(crate::weights::random::files(crate::weights::random::published(), dtype)?, options)
+    }
+
     /// As [`Engine::embedded_with`], on a device that the caller opened.
     #[cfg(any(feature = "cuda", feature = "emulator"))]
     pub fn embedded_on(
@@ -181,7 +187,11 @@ impl Engine {
         let (model, dtype) = load(&mut files)?;
         files.captioner.finish()?;
         files.vocoder.map_or(Ok(()), |store| store.finish())?;
-        let dtype = if dtype == DType::BF16 { "bf16" } else { "f32" };
+        let dtype = match dtype {
+            DType::F8E4M3 => "fp8",
+            DType::BF16 => "bf16",
+            _ => "f32",
+        };
         Ok(Engine { model, config: files.config, dtype })
     }
 
@@ -200,7 +210,7 @@ impl Engine {
         self.model.memory()
     }
 
-    /// Type of the weight matrices in use: "f32" or "bf16".
+    /// Type of the weight matrices in use: "f32", "bf16", or "fp8" for those of the decoder beside bf16.
     pub fn dtype(&self) -> &'static str {
         self.dtype
     }

@@ -14,7 +14,7 @@ use crate::model::vocoder::{Vocoder, Voice};
 use crate::tensor::DType;
 use crate::units;
 use crate::weights::directory::ModelFiles;
-use crate::{Error, Result};
+use crate::{Error, Result, trace};
 
 /// The models on a backend.
 pub(super) struct Model<B: Backend> {
@@ -139,23 +139,26 @@ impl<B: Backend> Model<B> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Generated>> {
         progress(Progress::Vision);
-        let clock = Instant::now();
+        let (clock, span) = (Instant::now(), trace::span("vision"));
         let tokens = self.vision.tokens(&self.backend, pixels, batch)?;
+        drop(span);
         let vision = milliseconds(clock);
 
         progress(Progress::Prefill);
-        let clock = Instant::now();
+        let (clock, span) = (Instant::now(), trace::span("prefill"));
         let limit = options.limit(&self.decoder);
         let mut cache = self.decoder.prefill(&self.backend, &tokens, batch, limit)?;
+        drop(span);
         let prefill = milliseconds(clock);
 
-        let clock = Instant::now();
+        let (clock, span) = (Instant::now(), trace::span("decode"));
         let mut steps = 0;
         let mut told = |length: usize| {
             steps += 1;
             progress(Progress::Decode(length, limit));
         };
         let generated = generate::generate(&self.backend, &self.decoder, &mut cache, batch, options, &mut told)?;
+        drop(span);
         let decode = milliseconds(clock);
         for t in timings {
             *t = Timings { vision, prefill, decode, per_unit: decode / f64::from(steps.max(1)), ..*t };
@@ -169,7 +172,7 @@ impl<B: Backend> Model<B> {
             Compat::Current => units::spoken(row),
             Compat::Reference => units::reference_spoken(row),
         };
-        let clock = Instant::now();
+        let (clock, _span) = (Instant::now(), trace::span("vocoder"));
         let speech = if options.no_audio || units.is_empty() {
             Speech { samples: Vec::new(), sample_rate: self.vocoder.as_ref().map_or(0, |v| v.config().sampling_rate) }
         } else {

@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::driver::{Kernel, Launch, SharedWords};
+use super::driver::{DevicePtr, Kernel, Launch, SharedWords};
 use super::kernels::{self, DecodeLayerParams, DecodeParams};
-use super::{Cache, Cuda, Layout, Linear, Tensor, int, pointer_of};
+use super::{Cache, Cuda, Layout, Linear, Matrix, Tensor, int};
 use crate::backend::GreedyDecoder;
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -52,6 +52,7 @@ pub(super) struct Launchable<'a> {
     decoder: &'a GreedyDecoder<'a, Cuda>,
     cache: &'a Cache,
     sizes: Sizes,
+    eight_bit: bool,
     kernel: &'static Kernel<DecodeParams>,
     grid: usize,
     slots: usize,
@@ -86,19 +87,22 @@ impl<'a> Launchable<'a> {
             && (1..=MOST_ROWS).contains(&sizes.rows)
             && shape.head_size == HEAD_SIZE
             && sizes.channels == sizes.heads * HEAD_SIZE
-            && sizes.hidden % 16 == 0
+            && sizes.hidden.is_multiple_of(16)
             && limit <= decoder.position.tensor.rows
             && decoder.layers.len() == shape.layers;
         if !fits {
             return None;
         }
-        let (kernel, batch) = kernel_for(cuda.dtype, sizes.rows);
+        let matrices = decoder.layers.iter().flat_map(|l| [l.qkv, l.attention_out, l.fc1, l.fc2]);
+        let eight_bit = matrices.into_iter().all(|linear| linear.weight.eight_bit.is_some());
+        let dtype = if eight_bit { DType::F8E4M3 } else { cuda.dtype };
+        let (kernel, batch) = kernel_for(dtype, sizes.rows);
         let grid = device.multiprocessors;
-        let slot_bytes = sizes.slot_bytes(grid, cuda.dtype.size());
+        let slot_bytes = sizes.slot_bytes(grid, dtype.size(), cuda.dtype.size());
         let fixed = BLACKBOARD + batch * (sizes.channels + sizes.hidden) * size_of::<f32>();
         let slots = SLOTS.rev().find(|slots| fixed + slots * slot_bytes <= device.shared_per_block)?;
         let shared = fixed + slots * slot_bytes;
-        Some(Launchable { cuda, decoder, cache, sizes, kernel, grid, slots, slot_bytes, shared })
+        Some(Launchable { cuda, decoder, cache, sizes, eight_bit, kernel, grid, slots, slot_bytes, shared })
     }
 
     /// Runs the loop. Tokens of each row, BOS first.
@@ -175,8 +179,6 @@ impl<'a> Launchable<'a> {
             layers: layers.pointer(),
             word: decoder.output.weight.tensor.pointer(),
             position: decoder.position.tensor.pointer(),
-            word_scale: pointer_of(None),
-            position_scale: pointer_of(None),
             embedding_norm_weight: decoder.embedding_norm.weight.pointer(),
             embedding_norm_bias: decoder.embedding_norm.bias.pointer(),
             output_bias: decoder.output.bias.pointer(),
@@ -208,6 +210,14 @@ impl<'a> Launchable<'a> {
         Ok([vec![scratch, layers, control, images], texts].concat())
     }
 
+    /// A matrix and the scales of its rows, in the type that the kernel reads.
+    fn weights(&self, matrix: &Matrix) -> (DevicePtr, DevicePtr) {
+        match &matrix.eight_bit {
+            Some(eight) if self.eight_bit => (eight.codes.pointer(), eight.scales.pointer()),
+            _ => (matrix.tensor.pointer(), DevicePtr::NULL),
+        }
+    }
+
     fn layer(&self, n: usize, keys: &Tensor, values: &Tensor) -> Result<DecodeLayerParams> {
         let layer = &self.decoder.layers[n];
         let (c, f) = (self.sizes.channels, self.sizes.hidden);
@@ -216,15 +226,19 @@ impl<'a> Launchable<'a> {
             check(linear, rows, columns)?;
         }
         let (prefix_keys, prefix_values) = self.cache.prefix(n);
+        let (qkv, qkv_scale) = self.weights(&layer.qkv.weight);
+        let (attention_out, attention_out_scale) = self.weights(&layer.attention_out.weight);
+        let (fc1, fc1_scale) = self.weights(&layer.fc1.weight);
+        let (fc2, fc2_scale) = self.weights(&layer.fc2.weight);
         Ok(DecodeLayerParams {
-            qkv: layer.qkv.weight.tensor.pointer(),
-            attention_out: layer.attention_out.weight.tensor.pointer(),
-            fc1: layer.fc1.weight.tensor.pointer(),
-            fc2: layer.fc2.weight.tensor.pointer(),
-            qkv_scale: pointer_of(None),
-            attention_out_scale: pointer_of(None),
-            fc1_scale: pointer_of(None),
-            fc2_scale: pointer_of(None),
+            qkv,
+            attention_out,
+            fc1,
+            fc2,
+            qkv_scale,
+            attention_out_scale,
+            fc1_scale,
+            fc2_scale,
             qkv_bias: layer.qkv.bias.pointer(),
             attention_out_bias: layer.attention_out.bias.pointer(),
             fc1_bias: layer.fc1.bias.pointer(),
@@ -243,10 +257,10 @@ impl<'a> Launchable<'a> {
 
 impl Sizes {
     /// Bytes of the largest share of a matrix that a block gets.
-    fn slot_bytes(&self, grid: usize, element: usize) -> usize {
+    fn slot_bytes(&self, grid: usize, layers: usize, output: usize) -> usize {
         let (c, f) = (self.channels, self.hidden);
-        let shares = [(3 * c, c), (c, c), (f, c), (c, f), (self.vocabulary, c)];
-        let most = shares.map(|(rows, columns)| rows.div_ceil(grid) * columns * element);
+        let shares = [(3 * c, c, layers), (c, c, layers), (f, c, layers), (c, f, layers), (self.vocabulary, c, output)];
+        let most = shares.map(|(rows, columns, element)| rows.div_ceil(grid) * columns * element);
         most.into_iter().max().unwrap_or(0).next_multiple_of(128)
     }
 }
@@ -263,6 +277,8 @@ fn kernel_for(dtype: DType, rows: usize) -> (&'static Kernel<DecodeParams>, usiz
         (DType::BF16, 2) => (&kernels::DECODE_FORWARD_PAIR_BF16, 2),
         (DType::BF16, 3..=4) => (&kernels::DECODE_FORWARD_QUAD_BF16, 4),
         (DType::BF16, _) => (&kernels::DECODE_FORWARD_OCTET_BF16, 8),
+        (DType::F8E4M3, 1) => (&kernels::DECODE_FORWARD_SINGLE_FP8, 1),
+        (DType::F8E4M3, _) => (&kernels::DECODE_FORWARD_OCTET_FP8, 8),
         (_, 1) => (&kernels::DECODE_FORWARD_SINGLE_F32, 1),
         (_, _) => (&kernels::DECODE_FORWARD_OCTET_F32, 8),
     }

@@ -171,6 +171,8 @@ pub struct Event(pub(super) Box<dyn Any + Send + Sync>);
 pub trait Driver: Send + Sync {
     /// The device.
     fn properties(&self) -> &Properties;
+    /// Free and total bytes of device memory, other programs counted too.
+    fn memory(&self) -> Result<(usize, usize)>;
     /// New memory, aligned to 256 bytes, of unspecified content. 0 bytes give an address that must not be used.
     fn allocate(&self, bytes: usize) -> Result<DevicePtr>;
     /// Gives memory back. Work that uses it may still be under way.

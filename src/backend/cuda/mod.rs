@@ -17,6 +17,10 @@ pub mod driver;
 mod embed;
 #[cfg(feature = "emulator")]
 pub mod emulated;
+#[cfg(feature = "cuda")]
+pub mod gpu;
+#[cfg(feature = "cuda")]
+pub mod images;
 mod layer_norm;
 mod linear;
 mod patch_embed;
@@ -33,7 +37,7 @@ use super::{
     RegionBody,
 };
 use crate::tensor::{DType, HostTensor};
-use crate::{Error, Result};
+use crate::{Error, Result, trace};
 pub use cache::Cache;
 pub use conv1d::ConvKernel;
 use pool::{Buffer, Pool};
@@ -53,6 +57,8 @@ pub struct Cuda {
     driver: Arc<dyn Driver>,
     pool: Arc<Pool>,
     graphs: Arc<region::Graphs>,
+    /// Zeros, which kernels that count their blocks leave as zeros.
+    counters: Tensor,
     /// Type of sequences and of weight matrices: f32 or bf16.
     dtype: DType,
 }
@@ -79,6 +85,13 @@ pub struct Tensor {
 /// Constant weights (N, K), row-major, in the type of the backend.
 pub struct Matrix {
     tensor: Tensor,
+    eight_bit: Option<EightBit>,
+}
+
+/// The same weights as e4m3 codes (N, K) and scales (N), for the decoder's loop.
+struct EightBit {
+    codes: Tensor,
+    scales: Tensor,
 }
 
 impl Tensor {
@@ -90,6 +103,9 @@ impl Tensor {
         self.rows * self.columns
     }
 }
+
+/// Blocks that may be counted at once by one launch.
+const COUNTERS: usize = 4096;
 
 /// The tensor's address, or none.
 fn pointer_of(x: Option<&Tensor>) -> DevicePtr {
@@ -111,7 +127,12 @@ impl Cuda {
     pub fn new(driver: Arc<dyn Driver>, dtype: DType) -> Result<Cuda> {
         ensure(matches!(dtype, DType::F32 | DType::BF16), "cuda", || format!("{dtype:?} is not computed in"))?;
         let pool = Arc::new(Pool::new(driver.clone()));
-        Ok(Cuda { driver, pool, graphs: Arc::default(), dtype })
+        let zeros = [0u32; COUNTERS];
+        let buffer = Arc::new(pool.take(size_of_val(&zeros))?);
+        // SAFETY: the buffer was taken with as many bytes.
+        unsafe { driver.write(buffer.pointer(), bytemuck::cast_slice(&zeros))? };
+        let counters = Tensor { buffer, rows: 1, columns: COUNTERS, dtype: DType::F32, layout: Layout::Rows };
+        Ok(Cuda { driver, pool, graphs: Arc::default(), counters, dtype })
     }
 
     /// The device under it.
@@ -170,8 +191,11 @@ impl Cuda {
         if launch.grid.contains(&0) {
             return Ok(());
         }
+        let _span = trace::span(kernel.info.name);
         // SAFETY: the caller's promise.
-        unsafe { self.driver.launch(&kernel.info, launch, bytemuck::bytes_of(&params)) }
+        unsafe { self.driver.launch(&kernel.info, launch, bytemuck::bytes_of(&params))? };
+        // A span is to last as long as its kernel.
+        if trace::on() { self.driver.synchronize() } else { Ok(()) }
     }
 
     /// `x` row after row, in `dtype`.
@@ -222,7 +246,11 @@ impl Backend for Cuda {
             return Err(Error::shape("matrix", format!("weights of shape {:?}, expected (N, K)", weight.shape())));
         };
         let weight = weight.to_dtype(self.dtype);
-        Ok(Matrix { tensor: self.put([rows, columns], self.dtype, weight.bytes())? })
+        let eight_bit = weight.quantized().map(|eight| {
+            let codes = self.put([rows, columns], DType::F8E4M3, eight.codes.bytes())?;
+            Ok::<_, Error>(EightBit { codes, scales: self.put([1, rows], DType::F32, &eight.scales.to_f32())? })
+        });
+        Ok(Matrix { tensor: self.put([rows, columns], self.dtype, weight.bytes())?, eight_bit: eight_bit.transpose()? })
     }
 
     fn kernel(&self, weight: &HostTensor, bias: &HostTensor) -> Result<ConvKernel> {
@@ -234,7 +262,8 @@ impl Backend for Cuda {
     }
 
     fn region(&self, region: &Region, input: &Tensor, body: RegionBody<'_, Cuda>) -> Result<Tensor> {
-        region::run(self, region, input, body)
+        // In a recorded graph kernels have no times of their own.
+        if trace::on() { body(self, input) } else { region::run(self, region, input, body) }
     }
 
     fn linear(

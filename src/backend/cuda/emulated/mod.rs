@@ -194,6 +194,11 @@ impl Driver for EmulatedDriver {
         &self.properties
     }
 
+    fn memory(&self) -> Result<(usize, usize)> {
+        let total = self.properties.memory;
+        Ok((total.saturating_sub(self.in_use()), total))
+    }
+
     fn allocate(&self, bytes: usize) -> Result<DevicePtr> {
         self.not_capturing("an allocation")?;
         lock(&self.memory).allocate(bytes)
