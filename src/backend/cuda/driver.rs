@@ -49,6 +49,8 @@ pub struct EmulatedKernel {
     pub plain: unsafe extern "C" fn(*const u8),
     /// Reports every access to memory before it happens.
     pub checked: unsafe extern "C" fn(*const u8),
+    /// Fields of the params that hold addresses, and where: they name memory in reports.
+    pub pointers: &'static [(&'static str, usize)],
 }
 
 /// A kernel with the type of its params.

@@ -150,7 +150,7 @@ impl Cuda {
         cast::cast(self, &self.upload(shape, values)?, self.dtype)
     }
 
-    /// From now on every new tensor begins as NaN: for tests.
+    /// From now on every new tensor begins as NaN, in memory of just its size: for tests.
     pub fn poison(&self, on: bool) {
         self.pool.poison(on);
     }
