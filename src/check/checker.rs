@@ -18,6 +18,7 @@ pub const OPERATIONS: &[(&str, Check)] = &[
     ("layer_norm", super::layer_norm::check),
     ("linear", super::linear::check_sequences),
     ("linear_step", super::linear::check_steps),
+    ("patch_embed", super::patch_embed::check),
 ];
 
 /// Sizes of the cases that a checker runs.

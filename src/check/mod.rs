@@ -15,6 +15,8 @@ mod conv_transpose1d;
 mod layer_norm;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod linear;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod patch_embed;
 
 pub use tolerance::{Random, difference, largest, round_bf16, tolerance, tolerance_bf16};
 

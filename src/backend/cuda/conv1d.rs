@@ -77,7 +77,9 @@ pub(super) fn pack(cuda: &Cuda, weight: &HostTensor, bias: &HostTensor) -> Resul
     let &[outputs, inputs, taps] = weight.shape() else {
         return Err(Error::shape("conv1d", format!("weights of shape {:?}", weight.shape())));
     };
-    ensure(bias.shape() == [outputs], "conv1d", || format!("weight {:?}, bias {:?}", weight.shape(), bias.shape()))?;
+    ensure(bias.shape() == [outputs] && !taps.is_multiple_of(2), "conv1d", || {
+        format!("weight {:?} (odd taps), bias {:?}", weight.shape(), bias.shape())
+    })?;
     let values = weight.to_f32();
     let weight = pack_with(cuda, [outputs, taps, inputs], |o, tap, i| values[(o * inputs + i) * taps + tap])?;
     let bias = cuda.put([1, outputs], DType::F32, &bias.to_f32())?;

@@ -178,6 +178,14 @@ impl Cuda {
         self.put([1, ids.len()], DType::F32, ids)
     }
 
+    /// The first `len` words of a tensor.
+    fn get_words(&self, x: &Tensor, len: usize) -> Result<Vec<u32>> {
+        let mut words = vec![0; len.min(x.len())];
+        // SAFETY: the tensor holds as many words.
+        unsafe { self.driver.read(x.pointer(), bytemuck::cast_slice_mut(&mut words))? };
+        Ok(words)
+    }
+
     /// Starts a kernel; a grid without blocks is nothing to do.
     ///
     /// # Safety
