@@ -10,7 +10,7 @@ use crate::{Error, Result};
 pub type Check = fn(&mut Checker<'_>) -> Result<()>;
 
 /// Every operation that a device has, and its table.
-pub const OPERATIONS: &[(&str, Check)] = &[("layer_norm", super::layer_norm::check)];
+pub const OPERATIONS: &[(&str, Check)] = &[("layer_norm", super::layer_norm::check), ("linear", super::linear::check)];
 
 /// Sizes of the cases that a checker runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

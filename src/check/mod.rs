@@ -5,6 +5,8 @@ mod tolerance;
 
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod layer_norm;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod linear;
 
 pub use tolerance::{Random, difference, largest, round_bf16, tolerance, tolerance_bf16};
 

@@ -17,7 +17,7 @@ mod embed;
 #[cfg(feature = "emulator")]
 pub mod emulated;
 mod layer_norm;
-mod linear;
+pub(crate) mod linear;
 mod patch_embed;
 mod pool;
 mod transpose;
