@@ -10,7 +10,11 @@ use crate::{Error, Result};
 pub type Check = fn(&mut Checker<'_>) -> Result<()>;
 
 /// Every operation that a device has, and its table.
-pub const OPERATIONS: &[(&str, Check)] = &[("layer_norm", super::layer_norm::check), ("linear", super::linear::check)];
+pub const OPERATIONS: &[(&str, Check)] = &[
+    ("layer_norm", super::layer_norm::check),
+    ("linear", super::linear::check),
+    ("linear_step", super::linear::check_step),
+];
 
 /// Sizes of the cases that a checker runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

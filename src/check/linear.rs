@@ -52,6 +52,27 @@ const CHOSEN: &[Shape] = &[
     shape(4096, 4096, 4096, Size::Real),
 ];
 
+/// Decode steps: (depth, columns). Sums of one chunk, of less, with ragged last chunks, shared by two blocks and by three.
+const STEPS: &[(usize, usize, Size)] = &[
+    (1, 1, Size::Small),
+    (24, 5, Size::Small),
+    (33, 7, Size::Ragged),
+    (72, 40, Size::Ragged),
+    (328, 96, Size::Ragged),
+    (1032, 33, Size::Ragged),
+    (1029, 9, Size::Ragged),
+    (2200, 70, Size::Ragged),
+    (768, 2304, Size::Real),
+    (768, 768, Size::Real),
+    (768, 3072, Size::Real),
+    (3072, 768, Size::Real),
+    (768, 203, Size::Real),
+    (4096, 4096, Size::Real),
+];
+
+/// Rows of decode steps: around every number of rows that a block takes.
+const STEP_ROWS: [usize; 10] = [1, 2, 3, 7, 8, 9, 16, 33, 64, 65];
+
 /// All epilogues of the trait.
 const EPILOGUES: [(Activation, bool); 6] = [
     (Activation::None, false),
@@ -90,7 +111,11 @@ fn inputs(checker: &Checker<'_>, random: &mut Random, shape: Shape, kind: Kind) 
         false => random.values(len).iter().map(|v| v * scale).collect(),
     };
     let kept = |values: Vec<f32>| if kind.step { values } else { checker.stored(values) };
-    let x = kept(values(rows * depth, kind.scale));
+    let x = match whole && kind.step {
+        // More bits than a bf16 has.
+        true => values(rows * depth, 1.0).iter().zip(values(rows * depth, 1.0)).map(|(a, b)| 257.0 * a + b).collect(),
+        false => kept(values(rows * depth, kind.scale)),
+    };
     let weight = checker.stored(values(columns * depth, 1.0));
     let bias = values(columns, kind.scale);
     let residual = kind.residual.then(|| kept(values(rows * columns, kind.scale)));
@@ -177,6 +202,51 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
         }
     }
     independence(checker, &mut random)
+}
+
+/// Decode steps against the CPU form: every number of rows, every epilogue; and every row alone against the same row among
+/// others.
+pub(super) fn check_step(checker: &mut Checker<'_>) -> Result<()> {
+    let mut random = Random::new(42);
+    let most = checker.most;
+    let mut epilogues = EPILOGUES.into_iter().cycle();
+    for &(depth, columns, size) in STEPS.iter().filter(|shape| shape.2 <= most) {
+        for rows in STEP_ROWS.into_iter().filter(|&rows| size != Size::Small || rows < 4) {
+            let shape = Shape { rows, depth, columns, size };
+            let tail = rows * columns < 64;
+            let scaled = if tail { (Activation::None, true) } else { epilogues.next().unwrap_or(EPILOGUES[0]) };
+            let (activation, residual) = epilogues.next().unwrap_or(EPILOGUES[0]);
+            let kinds =
+                [(Activation::None, rows % 2 == 0, 0.0), (activation, residual, 1.0), (scaled.0, scaled.1, 1e4)];
+            for (activation, residual, scale) in kinds {
+                let kind = Kind { step: true, activation, residual, scale };
+                let Inputs { x, layer, residual, expected } = inputs(checker, &mut random, shape, kind)?;
+                let case = case(format!("of {scale:e}"), shape, kind, checker, &expected);
+                checker.case(case, true, &|cuda| cuda.linear_step(&x, &layer, activation, residual.as_ref()))?;
+            }
+        }
+        if size >= Size::Ragged {
+            step_independence(checker, &mut random, shape(65, depth, columns, size))?;
+        }
+    }
+    Ok(())
+}
+
+/// The first rows of a step are the same to the last bit, however many follow.
+fn step_independence(checker: &mut Checker<'_>, random: &mut Random, shape: Shape) -> Result<()> {
+    let cuda = checker.cuda;
+    let kind = Kind { step: true, activation: Activation::Gelu, residual: false, scale: 1.0 };
+    let Inputs { x, layer, .. } = inputs(checker, random, shape, kind)?;
+    let all = cuda.download(&cuda.linear_step(&x, &layer, kind.activation, None)?)?;
+    let values = cuda.download(&x)?;
+    for rows in [1, 8, 9, 16, 17, 64] {
+        let first = cuda.upload([rows, shape.depth], &values[..rows * shape.depth])?;
+        let name = format!("as of {} rows", shape.rows);
+        let exact = Kind { scale: 0.0, ..kind };
+        let case = case(name, Shape { rows, ..shape }, exact, checker, &all[..rows * shape.columns]);
+        checker.case(case, true, &|cuda| cuda.linear_step(&first, &layer, kind.activation, None))?;
+    }
+    Ok(())
 }
 
 /// A row's result is the same to the last bit for every tile shape, alone and among others.

@@ -1,7 +1,7 @@
 //! Launches kernels/linear/forward.cu and kernels/linear/step.cu.
 
-use super::driver::{Kernel, Launch};
-use super::kernels::{self, LinearParams};
+use super::driver::{DevicePtr, Kernel, Launch};
+use super::kernels::{self, LinearParams, LinearStepParams};
 use super::{Cuda, Layout, Linear, Tensor, ensure, int, pointer_of};
 use crate::Result;
 use crate::backend::Activation;
@@ -9,6 +9,17 @@ use crate::tensor::DType;
 
 /// Bytes of the addresses that vectors are read from.
 const VECTOR: usize = 16;
+/// Bytes of a chunk of a weight row, the unit in which the sums of a decode step are shared out.
+const CHUNK: usize = 128;
+/// Blocks that keep a large device busy: two on each of 132 multiprocessors. Not asked of the device, so that results are
+/// the same on all.
+const SHARE_BLOCKS: usize = 264;
+/// Columns of a block, for that count.
+const SHARE_COLUMNS: usize = 32;
+/// Chunks below which a block is not worth the wait for the others: two for each of eight warps.
+const SHARE_LEAST: usize = 16;
+/// Counters of blocks that share a sum.
+pub(super) const COUNTERS: usize = 1 << 14;
 
 /// A tile shape of the kernels, with a kernel for each activation.
 pub(crate) struct Tile {
@@ -189,6 +200,131 @@ fn tile_for(dtype: DType, rows: usize, columns: usize, depth: usize, multiproces
     usable.min_by_key(|tile| tile.cost(rows, columns, multiprocessors.max(1)))
 }
 
+/// A form of the decode step, with a kernel for each activation.
+struct Form {
+    dtype: DType,
+    /// Rows of a block.
+    rows: usize,
+    /// Columns of a block.
+    columns: usize,
+    /// Dynamic shared memory.
+    shared: usize,
+    /// For K of any size.
+    unaligned: bool,
+    /// In the order of [`Activation`].
+    kernels: [&'static Kernel<LinearStepParams>; 3],
+}
+
+/// By rising number of rows.
+static FORMS: [Form; 7] = [
+    Form {
+        dtype: DType::BF16,
+        rows: 8,
+        columns: 32,
+        shared: kernels::SIZE_OF_STEP_FEW_NARROW_SHARED,
+        unaligned: false,
+        kernels: [
+            &kernels::LINEAR_STEP_FORWARD_BIAS_FEW_BF16,
+            &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_FEW_BF16,
+            &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_FEW_BF16,
+        ],
+    },
+    Form {
+        dtype: DType::BF16,
+        rows: 16,
+        columns: 32,
+        shared: kernels::SIZE_OF_STEP_SOME_NARROW_SHARED,
+        unaligned: false,
+        kernels: [
+            &kernels::LINEAR_STEP_FORWARD_BIAS_SOME_BF16,
+            &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_SOME_BF16,
+            &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_SOME_BF16,
+        ],
+    },
+    Form {
+        dtype: DType::BF16,
+        rows: 64,
+        columns: 64,
+        shared: kernels::SIZE_OF_STEP_MANY_NARROW_SHARED,
+        unaligned: false,
+        kernels: [
+            &kernels::LINEAR_STEP_FORWARD_BIAS_MANY_BF16,
+            &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_MANY_BF16,
+            &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_MANY_BF16,
+        ],
+    },
+    Form {
+        dtype: DType::BF16,
+        rows: 8,
+        columns: 32,
+        shared: kernels::SIZE_OF_STEP_FEW_NARROW_SHARED,
+        unaligned: true,
+        kernels: [
+            &kernels::LINEAR_STEP_FORWARD_BIAS_UNALIGNED_BF16,
+            &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_UNALIGNED_BF16,
+            &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_UNALIGNED_BF16,
+        ],
+    },
+    Form {
+        dtype: DType::F32,
+        rows: 8,
+        columns: 32,
+        shared: kernels::SIZE_OF_STEP_FEW_WIDE_SHARED,
+        unaligned: false,
+        kernels: [
+            &kernels::LINEAR_STEP_FORWARD_BIAS_FEW_F32,
+            &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_FEW_F32,
+            &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_FEW_F32,
+        ],
+    },
+    Form {
+        dtype: DType::F32,
+        rows: 64,
+        columns: 32,
+        shared: kernels::SIZE_OF_STEP_MANY_WIDE_SHARED,
+        unaligned: false,
+        kernels: [
+            &kernels::LINEAR_STEP_FORWARD_BIAS_MANY_F32,
+            &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_MANY_F32,
+            &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_MANY_F32,
+        ],
+    },
+    Form {
+        dtype: DType::F32,
+        rows: 8,
+        columns: 32,
+        shared: kernels::SIZE_OF_STEP_FEW_WIDE_SHARED,
+        unaligned: true,
+        kernels: [
+            &kernels::LINEAR_STEP_FORWARD_BIAS_UNALIGNED_F32,
+            &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_UNALIGNED_F32,
+            &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_UNALIGNED_F32,
+        ],
+    },
+];
+
+/// The smallest form that takes all rows at once, or the largest.
+fn form_for(dtype: DType, rows: usize, depth: usize) -> Option<&'static Form> {
+    let unaligned = depth * dtype.size() % VECTOR != 0;
+    let mut usable = FORMS.iter().filter(|form| form.dtype == dtype && form.unaligned == unaligned);
+    usable.clone().find(|form| form.rows >= rows).or(usable.next_back())
+}
+
+/// How the sums of a tile are shared among blocks.
+struct Share {
+    blocks: usize,
+    /// Chunks of each block.
+    chunks: usize,
+}
+
+/// Depends on the weights alone, and so does the order of additions.
+fn share(dtype: DType, columns: usize, depth: usize) -> Share {
+    let chunks = (depth * dtype.size()).div_ceil(CHUNK).max(1);
+    let enough = (chunks * columns.div_ceil(SHARE_COLUMNS)).div_ceil(SHARE_BLOCKS).max(SHARE_LEAST);
+    let chunks_of_block = chunks.div_ceil(chunks.div_ceil(enough));
+    Share { blocks: chunks.div_ceil(chunks_of_block), chunks: chunks_of_block }
+}
+
 /// The index of an activation's kernel.
 fn index(activation: Activation) -> usize {
     match activation {
@@ -275,6 +411,44 @@ pub(super) fn linear_step(
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let _ = (cuda, x, layer, activation, residual);
-    todo!()
+    let op = "linear_step";
+    check(op, x, layer, residual)?;
+    let weight = &layer.weight.tensor;
+    let (rows, columns, depth) = (x.rows, weight.rows, x.columns);
+    let form = form_for(weight.dtype, rows, depth);
+    let form = form.ok_or_else(|| crate::Error::shape(op, format!("weights in {:?}", weight.dtype)))?;
+    let x = cuda.rows_of(x, DType::F32)?;
+    let bias = cuda.rows_of(&layer.bias, DType::F32)?;
+    let residual = residual.map(|r| cuda.rows_of(r, DType::F32)).transpose()?;
+    let y = cuda.empty([rows, columns], DType::F32, Layout::Rows)?;
+    let share = share(weight.dtype, columns, depth);
+    let tiles = columns.div_ceil(form.columns);
+    // Each tile of y needs a counter of its own.
+    let most = (COUNTERS / tiles.max(1)).max(1) * form.rows;
+    ensure(share.blocks == 1 || tiles <= COUNTERS, op, || format!("{columns} columns share sums of {depth}"))?;
+    let size = [most.min(rows).div_ceil(form.rows) * tiles * share.blocks, form.rows * form.columns];
+    let partial = if share.blocks > 1 { Some(cuda.empty(size, DType::F32, Layout::Rows)?) } else { None };
+    for first in (0..rows).step_by(most) {
+        let rows = most.min(rows - first);
+        let from = |pointer: DevicePtr, columns: usize| pointer.offset(first * columns * DType::F32.size());
+        let params = LinearStepParams {
+            x: from(x.pointer(), depth),
+            weight: weight.pointer(),
+            bias: bias.pointer(),
+            residual: residual.as_ref().map_or(DevicePtr::NULL, |r| from(r.pointer(), columns)),
+            y: from(y.pointer(), columns),
+            partial: pointer_of(partial.as_ref()),
+            arrived: cuda.counters.pointer(),
+            rows: int(op, rows)?,
+            columns: int(op, columns)?,
+            depth: int(op, depth)?,
+            block_chunks: int(op, share.chunks)?,
+        };
+        let launch = Launch::grid([tiles, share.blocks, rows.div_ceil(form.rows)]).shared(form.shared);
+        // SAFETY: x, weight, bias, residual and y hold what was checked, from row `first` on; rows and columns beyond are
+        // neither read nor written. Every block has its own part of `partial`, every tile of shared sums its counter.
+        // With K a multiple of a vector, or the unaligned form, all vectors are aligned.
+        unsafe { cuda.launch(form.kernels[index(activation)], launch, params)? };
+    }
+    Ok(y)
 }

@@ -48,6 +48,8 @@ pub struct Cuda {
     pool: Arc<Pool>,
     /// Type of sequences and of weight matrices: f32 or bf16.
     dtype: DType,
+    /// Counters of blocks that add up a sum together: zero whenever no kernel runs.
+    counters: Arc<Buffer>,
 }
 
 /// How a tensor's elements follow each other.
@@ -104,7 +106,11 @@ impl Cuda {
     pub fn new(driver: Arc<dyn Driver>, dtype: DType) -> Result<Cuda> {
         ensure(matches!(dtype, DType::F32 | DType::BF16), "cuda", || format!("{dtype:?} is not computed in"))?;
         let pool = Arc::new(Pool::new(driver.clone()));
-        Ok(Cuda { driver, pool, dtype })
+        let bytes = linear::COUNTERS * size_of::<u32>();
+        let counters = Arc::new(pool.take(bytes)?);
+        // SAFETY: the buffer was just taken with as many bytes.
+        unsafe { driver.fill(counters.pointer(), 0, bytes)? };
+        Ok(Cuda { driver, pool, dtype, counters })
     }
 
     /// The device under it.
