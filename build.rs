@@ -1,6 +1,7 @@
 //! Records the commit the crate is built from, so that every figure can name it, and builds the kernels: feature `cuda`
 //! with nvcc for GPUs, feature `emulator` with the C++ compiler for the host.
 
+#[cfg(any(feature = "cuda", feature = "emulator"))]
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

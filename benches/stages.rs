@@ -9,44 +9,28 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use full_size::Models;
 use im2sp::backend::cpu::Cpu;
 use im2sp::generate::{GenerateOptions, generate};
-use im2sp::model::config::ModelConfig;
 use im2sp::model::vocoder::Voice;
+use im2sp::model::work;
 use im2sp::tensor::DType;
+use im2sp::weights::random;
 use im2sp::{CaptionOptions, Engine, Image};
-
-/// Multiply-adds of the linear layers and of attention over `tokens`, times two.
-fn transformer_flop(layers: usize, width: usize, mlp: usize, tokens: usize) -> u64 {
-    let linear = 2 * tokens * width * (4 * width + 2 * mlp);
-    (layers * (linear + 4 * tokens * tokens * width)) as u64
-}
-
-fn vision_flop(config: &ModelConfig) -> u64 {
-    let (vision, tokens) = (&config.vision, config.image_tokens());
-    let patches = 2 * (tokens - 1) * vision.width * 3 * vision.patch * vision.patch;
-    let projection = 2 * tokens * vision.width * config.decoder.width;
-    transformer_flop(vision.layers, vision.width, vision.mlp, tokens) + (patches + projection) as u64
-}
 
 fn full(criterion: &mut Criterion) {
     let models = Models::random(DType::F32);
     let narrow = Models::random(DType::BF16);
     let config = models.config.clone();
     let mut group = criterion.benchmark_group("full_size");
-    let pixels = full_size::values(3 * config.image.size * config.image.size);
+    let pixels = random::values(3 * config.image.size * config.image.size);
 
-    group.throughput(Throughput::Elements(vision_flop(&config)));
+    group.throughput(Throughput::Elements(work::vision(&config, 4).flops as u64));
     group.bench_function("vision", |b| b.iter(|| models.image_tokens(&pixels)));
 
     let tokens = models.image_tokens(&pixels);
-    let decoder = &config.decoder;
-    let prefill = transformer_flop(decoder.layers - 1, decoder.width, decoder.mlp, config.image_tokens());
-    group.throughput(Throughput::Elements(prefill));
+    group.throughput(Throughput::Elements(work::prefill(&config, 4).flops as u64));
     group.bench_function("prefill", |b| b.iter(|| models.prefill(&tokens)));
 
-    // Bytes of the weights that 128 steps read.
-    let elements = decoder.layers * (4 * decoder.width + 2 * decoder.mlp) * decoder.width;
     for (name, models, size) in [("decode_128_f32", &models, 4), ("decode_128_bf16", &narrow, 2)] {
-        group.throughput(Throughput::Bytes((128 * elements * size) as u64));
+        group.throughput(Throughput::Bytes(128 * work::step(&config, size).bytes as u64));
         let tokens = models.image_tokens(&pixels);
         let options = GenerateOptions { max_length: 129, ..Default::default() };
         group.bench_function(name, |b| {
@@ -58,8 +42,8 @@ fn full(criterion: &mut Criterion) {
         });
     }
 
-    // The published generator takes 16.04 GFLOP for a second of speech.
-    group.throughput(Throughput::Elements(4 * 16_040_000_000));
+    let vocoder = config.vocoder.as_ref().expect("a vocoder");
+    group.throughput(Throughput::Elements(work::vocoder(vocoder, 200, 4).flops as u64));
     let units: Vec<u32> = (0..200).collect();
     let durations = vec![1; units.len()];
     group.bench_function("vocoder_4s", |b| {

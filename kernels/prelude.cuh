@@ -87,6 +87,27 @@ DEVICE unsigned atomic_add_acq_rel(unsigned* at, unsigned v) {
 // Stands inside every loop that waits for another thread.
 DEVICE void spin_pause() { __nanosleep(20); }
 
+// Nanoseconds of a clock that all multiprocessors share.
+DEVICE int64_t nanoseconds() {
+    int64_t now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    return now;
+}
+
+// Memory that the host sees while the kernel runs.
+DEVICE unsigned host_load(const unsigned* at) {
+    unsigned v;
+    asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
+    return v;
+}
+DEVICE void host_store(unsigned* at, unsigned v) {
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory");
+}
+// What was stored before is seen before this.
+DEVICE void host_store_release(unsigned* at, unsigned v) {
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory");
+}
+
 // 16 bytes that are read once and need not stay in L1.
 DEVICE uint4 load_streaming(const void* at) {
     uint4 v;

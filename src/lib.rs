@@ -9,17 +9,20 @@
 
 pub mod audio;
 pub mod backend;
+pub mod bench;
 pub mod check;
 mod engine;
 pub mod error;
 pub mod files;
+pub mod fp8;
 pub mod generate;
 pub mod image;
 pub mod model;
 pub mod tensor;
+pub mod trace;
 pub mod units;
 pub mod weights;
 
-pub use engine::{Caption, CaptionOptions, Device, Engine, LoadOptions, Progress, Speech, Timings};
+pub use engine::{Caption, CaptionOptions, Device, DeviceMemory, Engine, LoadOptions, Progress, Speech, Timings};
 pub use error::{Error, Result};
 pub use image::Image;

@@ -15,6 +15,8 @@ pub enum DType {
     BF16,
     /// IEEE binary16; widened when used.
     F16,
+    /// Sign, 4 exponent and 3 mantissa bits; see [`crate::fp8`].
+    F8E4M3,
 }
 
 impl DType {
@@ -23,6 +25,7 @@ impl DType {
         match self {
             DType::F32 => 4,
             DType::BF16 | DType::F16 => 2,
+            DType::F8E4M3 => 1,
         }
     }
 }
@@ -30,16 +33,45 @@ impl DType {
 /// Bytes with a shared owner. Cloning is a reference count.
 #[derive(Clone)]
 pub struct Bytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Arc<dyn Paged>,
     start: usize,
     len: usize,
+}
+
+/// An owner of bytes that can get them again from where they came.
+pub trait Paged: AsRef<[u8]> + Send + Sync {
+    /// Takes the memory of a range back as far as that is possible; the bytes stay readable and the same.
+    fn give_back(&self, range: std::ops::Range<usize>);
+}
+
+/// An owner that has its bytes nowhere else.
+struct Resident<T>(T);
+
+impl<T: AsRef<[u8]>> AsRef<[u8]> for Resident<T> {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_ref()
+    }
+}
+
+impl<T: AsRef<[u8]> + Send + Sync> Paged for Resident<T> {
+    fn give_back(&self, _: std::ops::Range<usize>) {}
 }
 
 impl Bytes {
     /// Takes everything `owner` holds.
     pub fn new(owner: impl AsRef<[u8]> + Send + Sync + 'static) -> Bytes {
+        Bytes::paged(Resident(owner))
+    }
+
+    /// As [`Bytes::new`], of an owner that can get them again.
+    pub fn paged(owner: impl Paged + 'static) -> Bytes {
         let len = owner.as_ref().len();
         Bytes { owner: Arc::new(owner), start: 0, len }
+    }
+
+    /// Gives the memory of these bytes back if their owner can get them again; what is read later costs a page fault.
+    pub fn give_back(&self) {
+        self.owner.give_back(self.start..self.start + self.len);
     }
 
     /// The part `range` of these bytes, or `None` when it reaches outside.
@@ -80,6 +112,16 @@ pub struct HostTensor {
     shape: Vec<usize>,
     dtype: DType,
     bytes: Bytes,
+    quantized: Option<Arc<Quantized>>,
+}
+
+/// The eight-bit form of a matrix (N, K).
+#[derive(Clone, Debug)]
+pub struct Quantized {
+    /// (N, K), e4m3.
+    pub codes: HostTensor,
+    /// (N), f32.
+    pub scales: HostTensor,
 }
 
 /// Number of elements of `shape`, or `None` when it does not fit a `usize`.
@@ -100,9 +142,10 @@ impl HostTensor {
             match dtype {
                 DType::F32 => Bytes::new(Elements::<f32>(bytemuck::pod_collect_to_vec(&bytes))),
                 DType::BF16 | DType::F16 => Bytes::new(Elements::<u16>(bytemuck::pod_collect_to_vec(&bytes))),
+                DType::F8E4M3 => bytes,
             }
         };
-        Some(HostTensor { shape: shape.to_vec(), dtype, bytes })
+        Some(HostTensor { shape: shape.to_vec(), dtype, bytes, quantized: None })
     }
 
     /// An f32 tensor that owns `values`; `None` when their number is not that of `shape`.
@@ -113,6 +156,17 @@ impl HostTensor {
     /// A bf16 tensor that owns `values`; `None` when their number is not that of `shape`.
     pub fn from_bf16(shape: &[usize], values: Vec<bf16>) -> Option<HostTensor> {
         HostTensor::new(shape, DType::BF16, Bytes::new(Elements(values)))
+    }
+
+    /// The bf16 form of an eight-bit matrix, which remembers it; `None` when codes and scales do not fit together.
+    pub fn from_quantized(quantized: Quantized) -> Option<HostTensor> {
+        let wide = crate::fp8::dequantize(&quantized.codes, &quantized.scales)?;
+        Some(HostTensor { quantized: Some(Arc::new(quantized)), ..wide })
+    }
+
+    /// The eight-bit form that these very values were stored in, if any.
+    pub fn quantized(&self) -> Option<&Quantized> {
+        self.quantized.as_deref()
     }
 
     /// Extent of every dimension, outermost first.
@@ -156,6 +210,7 @@ impl HostTensor {
             DType::F32 => Cow::Borrowed(bytemuck::cast_slice(&self.bytes)),
             DType::BF16 => bytemuck::cast_slice::<u8, bf16>(&self.bytes).iter().map(|v| v.to_f32()).collect(),
             DType::F16 => bytemuck::cast_slice::<u8, f16>(&self.bytes).iter().map(|v| v.to_f32()).collect(),
+            DType::F8E4M3 => self.bytes.iter().map(|&code| crate::fp8::decode(code)).collect(),
         }
     }
 
@@ -169,12 +224,13 @@ impl HostTensor {
             DType::F32 => Bytes::new(Elements(values.into_owned())),
             DType::BF16 => Bytes::new(Elements(values.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>())),
             DType::F16 => Bytes::new(Elements(values.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>())),
+            DType::F8E4M3 => Bytes::new(values.iter().map(|&v| crate::fp8::encode(v)).collect::<Vec<_>>()),
         };
-        HostTensor { shape: self.shape.clone(), dtype, bytes }
+        HostTensor { shape: self.shape.clone(), dtype, bytes, quantized: None }
     }
 
     /// The same elements under another shape; `None` when the number of elements differs.
     pub fn reshape(self, shape: &[usize]) -> Option<HostTensor> {
-        (element_count(shape)? == self.len()).then(|| HostTensor { shape: shape.to_vec(), ..self })
+        (element_count(shape)? == self.len()).then(|| HostTensor { shape: shape.to_vec(), quantized: None, ..self })
     }
 }

@@ -15,6 +15,7 @@ fn golden(name: &str) -> PathBuf {
 
 fn options(source: &Path, output: &Path) -> ConvertOptions {
     ConvertOptions {
+        fp8: false,
         source: source.to_owned(),
         vocoder: None,
         vocoder_config: None,

@@ -163,6 +163,11 @@ DEVICE unsigned atomic_exchange(unsigned* at, unsigned v) { return __atomic_exch
 DEVICE unsigned atomic_add_acq_rel(unsigned* at, unsigned v) { return __atomic_fetch_add(at, v, __ATOMIC_ACQ_REL); }
 DEVICE unsigned load_acquire(const unsigned* at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
 DEVICE void store_release(unsigned* at, unsigned v) { __atomic_store_n(at, v, __ATOMIC_RELEASE); }
+// The emulator finds a thread that waits for ever by itself; its clock stands still.
+DEVICE int64_t nanoseconds() { return 0; }
+DEVICE unsigned host_load(const unsigned* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
+DEVICE void host_store(unsigned* at, unsigned v) { __atomic_store_n(at, v, __ATOMIC_RELAXED); }
+DEVICE void host_store_release(unsigned* at, unsigned v) { __atomic_store_n(at, v, __ATOMIC_RELEASE); }
 DEVICE uint4 load_streaming(const void* at) { return *static_cast<const uint4*>(at); }
 
 }  // namespace

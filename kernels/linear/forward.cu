@@ -7,12 +7,12 @@
 //            M nor on its place. The epilogue is f32, rounded once
 // Requires:  rows of x and weight of a multiple of 16 bytes, or the unaligned kernels
 // Tiling:    see the table below and the launcher's choice; each block walks K in slabs of 128 bytes through a ring of
-//            stages in shared memory (tile.cuh), fragments are loaded a step ahead of the products
+//            stages in shared memory (product.cuh), fragments are loaded a step ahead of the products
 // Roofline:  2 M N K operations. Bound by the tensor cores once both M and N are some hundreds; mma.sync reaches about
 //            62% of what wgmma does on sm_90, so a tile for wgmma is the next step there
 // Measured:  not yet measured
 #include "linear/epilogue.cuh"
-#include "tile.cuh"
+#include "product.cuh"
 
 struct LinearParams {
     const void* x;
@@ -126,7 +126,7 @@ SIZE_OF(LinearSquareF32Shared, 65536);
 SIZE_OF(LinearSmallF32Shared, 49152);
 
 // Grid: one block for each tile of y, in the order of tile_place. Shared memory: the tile's stages. A warp owns its part
-// of the tile (tile.cuh).
+// of the tile (product.cuh).
 KERNEL(linear_forward_bias_wide_bf16, LinearParams, 256, 1) { linear_forward<Wide, Identity>(params); }
 KERNEL(linear_forward_bias_gelu_wide_bf16, LinearParams, 256, 1) { linear_forward<Wide, Gelu>(params); }
 KERNEL(linear_forward_bias_quick_gelu_wide_bf16, LinearParams, 256, 1) { linear_forward<Wide, QuickGelu>(params); }

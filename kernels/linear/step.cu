@@ -11,7 +11,7 @@
 // Roofline:  the bytes of weight, read once: memory-bound up to some 64 rows
 // Measured:  not yet measured
 #include "linear/epilogue.cuh"
-#include "tile.cuh"
+#include "product.cuh"
 
 struct LinearStepParams {
     const float* x;

@@ -8,6 +8,9 @@ pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub mod cuda;
 
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::Result;
 use crate::tensor::HostTensor;
 
@@ -60,6 +63,9 @@ pub struct AttentionShape {
     pub tokens: usize,
     /// Heads H.
     pub heads: usize,
+    /// The first tokens of each sequence, an image, which see each other and no other; later ones, text, see them and the
+    /// text up to themselves. All tokens: attention of everything to everything.
+    pub prefix: usize,
 }
 
 /// Sizes of a key-value cache.
@@ -108,6 +114,60 @@ impl<B: Backend> Default for ConvEpilogue<'_, B> {
     }
 }
 
+/// Weights of a post-norm transformer layer: attention, residual, norm; GELU feed-forward, residual, norm.
+pub struct PostNormLayer<'a, B: Backend> {
+    /// (3C, C); rows of query, key, value.
+    pub qkv: &'a Linear<B>,
+    /// (C, C).
+    pub attention_out: &'a Linear<B>,
+    /// After attention and its residual.
+    pub attention_norm: &'a Norm<B>,
+    /// (F, C).
+    pub fc1: &'a Linear<B>,
+    /// (C, F).
+    pub fc2: &'a Linear<B>,
+    /// After the feed-forward part and its residual.
+    pub mlp_norm: &'a Norm<B>,
+}
+
+/// A decoder as [`Backend::decode_greedy`] takes it: every decode step from ids to logits.
+pub struct GreedyDecoder<'a, B: Backend> {
+    /// In their order.
+    pub layers: Vec<PostNormLayer<'a, B>>,
+    /// (V, C), also the word embedding.
+    pub output: &'a Linear<B>,
+    /// (P, C).
+    pub position: &'a B::Matrix,
+    /// Of the sum of both embeddings.
+    pub embedding_norm: &'a Norm<B>,
+    /// The id every text begins with.
+    pub bos: u32,
+    /// The id that ends it.
+    pub eos: u32,
+}
+
+/// A stretch of operations that always runs the same way for inputs of the same shape: what a device may record once and
+/// replay.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Region(u64);
+
+impl Region {
+    /// One that differs from all others.
+    #[allow(clippy::new_without_default, reason = "two of them are never alike")]
+    pub fn new() -> Region {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Region(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// A number that no other region has.
+    pub fn number(&self) -> u64 {
+        self.0
+    }
+}
+
+/// What a [`Region`] does: operations on its input and on constants, nothing else.
+pub type RegionBody<'a, B> = &'a dyn Fn(&B, &<B as Backend>::Tensor) -> Result<<B as Backend>::Tensor>;
+
 /// A device that can run the models. Every operation checks its shapes and returns an error that names them.
 pub trait Backend: Send + Sync + Sized + 'static {
     /// Activations: two-dimensional, f32.
@@ -121,6 +181,10 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// The device in words, for people.
     fn describe(&self) -> String;
+    /// Allocations that went to the device so far, and the most bytes in use at once; `None` for host memory.
+    fn memory(&self) -> Option<(u64, usize)> {
+        None
+    }
     /// Copies `values` (rows, columns) to the device.
     fn upload(&self, shape: [usize; 2], values: &[f32]) -> Result<Self::Tensor>;
     /// Copies a tensor to the host.
@@ -133,6 +197,13 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn kernel(&self, weight: &HostTensor, bias: &HostTensor) -> Result<Self::Kernel>;
     /// Makes the weights (C in, C out, taps) of `conv_transpose1d` with its bias (C out) and stride.
     fn transposed_kernel(&self, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<Self::Kernel>;
+
+    /// `body(self, input)`. A device that can record its work does so, and replays it when the region is entered again
+    /// with an input of this shape; so `body` hands nothing to the host and takes nothing from it.
+    fn region(&self, region: &Region, input: &Self::Tensor, body: RegionBody<'_, Self>) -> Result<Self::Tensor> {
+        let _ = region;
+        body(self, input)
+    }
 
     /// `act(x weight^T + bias) + residual`: x (M, K), residual and result (M, N). For whole sequences.
     fn linear(
@@ -153,7 +224,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ) -> Result<Self::Tensor>;
     /// Each row of x (M, C) normalised.
     fn layer_norm(&self, x: &Self::Tensor, norm: &Norm<Self>) -> Result<Self::Tensor>;
-    /// Bidirectional attention: packed qkv (B*T, 3*H*D), each third H heads wide, to (B*T, H*D); scores over sqrt D.
+    /// Attention: packed qkv (B*T, 3*H*D), each third H heads wide, to (B*T, H*D); scores over sqrt D.
     fn attention(&self, qkv: &Self::Tensor, shape: AttentionShape) -> Result<Self::Tensor>;
 
     /// An empty cache without rows.
@@ -171,6 +242,20 @@ pub trait Backend: Send + Sync + Sized + 'static {
         layer: usize,
         position: usize,
     ) -> Result<Self::Tensor>;
+
+    /// The whole greedy loop, one row for each picture of `cache`, of at most `limit` tokens, where a device has a kernel
+    /// for it; `None` sends the caller to the steps above. `told` hears of new tokens (row, its tokens so far) and may end
+    /// the loop.
+    fn decode_greedy(
+        &self,
+        decoder: &GreedyDecoder<'_, Self>,
+        cache: &Self::Cache,
+        limit: usize,
+        told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
+    ) -> Option<Result<Vec<Vec<u32>>>> {
+        let _ = (decoder, cache, limit, told);
+        None
+    }
 
     /// Row `ids[r]` of `table` (V, C) plus row `positions[r]` of `position` (P, C), for every r: (R, C).
     fn embed(

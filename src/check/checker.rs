@@ -11,9 +11,13 @@ pub type Check = fn(&mut Checker<'_>) -> Result<()>;
 
 /// Every operation that a device has, and its table.
 pub const OPERATIONS: &[(&str, Check)] = &[
+    ("attention", super::attention::check),
+    ("cache", super::cache::check),
+    ("conv1d", super::conv1d::check),
+    ("conv_transpose1d", super::conv_transpose1d::check),
     ("layer_norm", super::layer_norm::check),
-    ("linear", super::linear::check),
-    ("linear_step", super::linear::check_step),
+    ("linear", super::linear::check_sequences),
+    ("linear_step", super::linear::check_steps),
 ];
 
 /// Sizes of the cases that a checker runs.

@@ -163,7 +163,7 @@ fn case(name: String, shape: Shape, kind: Kind, checker: &Checker<'_>, expected:
 }
 
 /// Whole sequences against the CPU form: every tile shape with every epilogue, and what the launcher chooses.
-pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
+pub(super) fn check_sequences(checker: &mut Checker<'_>) -> Result<()> {
     let mut random = Random::new(41);
     let (cuda, most) = (checker.cuda, checker.most);
     for tile in &TILES {
@@ -206,7 +206,7 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
 
 /// Decode steps against the CPU form: every number of rows, every epilogue; and every row alone against the same row among
 /// others.
-pub(super) fn check_step(checker: &mut Checker<'_>) -> Result<()> {
+pub(super) fn check_steps(checker: &mut Checker<'_>) -> Result<()> {
     let mut random = Random::new(42);
     let most = checker.most;
     let mut epilogues = EPILOGUES.into_iter().cycle();

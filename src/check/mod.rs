@@ -4,6 +4,14 @@
 mod tolerance;
 
 #[cfg(any(feature = "cuda", feature = "emulator"))]
+mod attention;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod cache;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod conv1d;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod conv_transpose1d;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
 mod layer_norm;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod linear;

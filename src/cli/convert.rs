@@ -39,6 +39,9 @@ pub struct Convert {
     /// Type of everything but the norms in the result: bf16 halves the size and nearly the time of a decode step
     #[arg(long, default_value = "f32", value_name = "TYPE")]
     dtype: Precision,
+    /// Store the matrices that a decode step multiplies in eight bits (e4m3, a scale for each row)
+    #[arg(long, value_name = "TYPE")]
+    quantize: Option<Quantization>,
     /// The model directory to make
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
@@ -62,6 +65,11 @@ enum Precision {
     Bf16,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Quantization {
+    Fp8,
+}
+
 impl Convert {
     /// Converts and says what was written.
     pub fn run(self) -> Result<ExitCode> {
@@ -74,6 +82,7 @@ impl Convert {
                 Precision::F32 => DType::F32,
                 Precision::Bf16 => DType::BF16,
             },
+            fp8: self.quantize.is_some(),
             output: self.output,
             domain: self.domain,
             description: self.description,

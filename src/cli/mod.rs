@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand. Each parses, calls the library and prints; none holds logic of its own.
 //! Results go to standard output, everything said about them to standard error.
 
+mod bench;
 mod caption;
 mod convert;
 mod info;
@@ -33,6 +34,7 @@ enum Command {
     Speak(speak::Speak),
     Convert(convert::Convert),
     Info(info::Info),
+    Bench(bench::Bench),
 }
 
 /// Which model, and where it runs.
@@ -57,13 +59,21 @@ enum Precision {
 }
 
 impl ModelArgs {
-    fn load(&self) -> Result<Engine> {
+    fn options(&self) -> LoadOptions {
         let dtype = match self.dtype {
             Precision::Auto => None,
             Precision::F32 => Some(DType::F32),
             Precision::Bf16 => Some(DType::BF16),
         };
-        let options = LoadOptions { device: self.device, dtype };
+        LoadOptions { device: self.device, dtype }
+    }
+
+    fn load_random(&self) -> Result<Engine> {
+        Engine::random_with(self.options())
+    }
+
+    fn load(&self) -> Result<Engine> {
+        let options = self.options();
         match &self.weights {
             Some(directory) => Engine::load_with(directory, options),
             None => Engine::embedded_with(options),
@@ -78,6 +88,7 @@ pub fn run() -> ExitCode {
         Command::Speak(command) => command.run(),
         Command::Convert(command) => command.run(),
         Command::Info(command) => command.run(),
+        Command::Bench(command) => command.run(),
     };
     match result {
         Ok(code) => code,

@@ -6,6 +6,8 @@ mod beam;
 mod rows;
 mod sample;
 
+use std::ops::ControlFlow;
+
 use crate::backend::{Backend, CacheRow};
 use crate::model::decoder::Decoder;
 use crate::units::{BOS, EOS};
@@ -135,6 +137,15 @@ pub fn generate<B: Backend>(
     let limit = options.limit(decoder);
     if options.beams > 1 {
         return beam::search(backend, decoder, cache, images, options, limit, progress);
+    }
+    if options.sampling.is_none() {
+        let mut told = |_: usize, tokens: &[u32]| {
+            progress(tokens.len());
+            ControlFlow::Continue(())
+        };
+        if let Some(done) = backend.decode_greedy(&decoder.greedy(), cache, limit, &mut told) {
+            return Ok(done?.into_iter().map(|tokens| Generated { tokens, score: None }).collect());
+        }
     }
     let mut sampler = options.sampling.map(|sampling| sample::Sampler::new(sampling, images));
     let mut done: Vec<Vec<u32>> = vec![vec![BOS]; images];

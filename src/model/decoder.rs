@@ -4,7 +4,8 @@
 
 use super::config::DecoderConfig;
 use super::layer::{Layer, Loader};
-use crate::backend::{Activation, AttentionShape, Backend, CacheShape, Linear, Norm};
+use crate::backend::{Activation, AttentionShape, Backend, CacheShape, GreedyDecoder, Linear, Norm, PostNormLayer};
+use crate::units::{BOS, EOS};
 use crate::{Error, Result};
 
 /// Weights of the decoder; C channels, V vocabulary, P positions.
@@ -66,7 +67,8 @@ impl<B: Backend> Decoder<B> {
             backend.cache_prefix(&mut cache, n, &qkv)?;
             // Nothing but the last layer's keys and values is ever read.
             if n + 1 < self.layers.len() {
-                let attended = backend.attention(&qkv, AttentionShape { batch: images, tokens: prefix, heads })?;
+                let attended =
+                    backend.attention(&qkv, AttentionShape { batch: images, tokens: prefix, heads, prefix })?;
                 x = self.after_attention(backend, B::linear, layer, &attended, &x)?;
             }
         }
@@ -87,6 +89,26 @@ impl<B: Backend> Decoder<B> {
             x = self.after_attention(backend, B::linear_step, layer, &attended, &x)?;
         }
         backend.linear_step(&x, &self.output, Activation::None, None)
+    }
+
+    /// The weights of a step, for a device that decodes in one launch.
+    pub fn greedy(&self) -> GreedyDecoder<'_, B> {
+        let layers = self.layers.iter().map(|layer| PostNormLayer {
+            qkv: &layer.qkv,
+            attention_out: &layer.attention_out,
+            attention_norm: &layer.attention_norm,
+            fc1: &layer.fc1,
+            fc2: &layer.fc2,
+            mlp_norm: &layer.mlp_norm,
+        });
+        GreedyDecoder {
+            layers: layers.collect(),
+            output: &self.output,
+            position: &self.position,
+            embedding_norm: &self.embedding_norm,
+            bos: BOS,
+            eos: EOS,
+        }
     }
 
     /// The rest of a layer: output projection, residual, norm; feed-forward, residual, norm. `linear` is the form that

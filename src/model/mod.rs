@@ -6,3 +6,4 @@ pub mod decoder;
 pub mod layer;
 pub mod vision;
 pub mod vocoder;
+pub mod work;

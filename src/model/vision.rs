@@ -4,13 +4,13 @@
 use super::config::ModelConfig;
 use super::layer::{Layer, Loader, expect_len};
 use crate::Result;
-use crate::backend::{Activation, AttentionShape, Backend, Linear, Norm};
+use crate::backend::{Activation, AttentionShape, Backend, Linear, Norm, Region};
 
 /// Weights of the encoder and the projection; C channels, T tokens, P side of a patch, W width of the decoder.
 pub struct Vision<B: Backend> {
     patch: usize,
     side: usize,
-    tokens: usize,
+    image_tokens: usize,
     heads: usize,
     patch_embedding: B::Matrix, // (C, 3*P*P)
     class: B::Tensor,           // (1, C)
@@ -20,6 +20,7 @@ pub struct Vision<B: Backend> {
     post_norm: Norm<B>,       // (C)
     projection: Linear<B>,    // (W, C)
     projection_norm: Norm<B>, // (W)
+    region: Region,
 }
 
 impl<B: Backend> Vision<B> {
@@ -30,7 +31,7 @@ impl<B: Backend> Vision<B> {
         Ok(Vision {
             patch: vision.patch,
             side: config.image.size,
-            tokens,
+            image_tokens: tokens,
             heads: vision.heads,
             patch_embedding: loader
                 .matrix("vision.patch_embedding.weight", [width, 3 * vision.patch * vision.patch])?,
@@ -43,20 +44,27 @@ impl<B: Backend> Vision<B> {
             post_norm: loader.norm("vision.post_norm", width, eps)?,
             projection: loader.linear("projection.linear", config.decoder.width, width)?,
             projection_norm: loader.norm("projection.norm", config.decoder.width, eps)?,
+            region: Region::new(),
         })
     }
 
-    /// Tokens per picture.
-    pub fn tokens(&self) -> usize {
-        self.tokens
+    /// Pixels (B, 3, side, side), normalised, to image tokens (B*T, W).
+    pub fn tokens(&self, backend: &B, pixels: &[f32], batch: usize) -> Result<B::Tensor> {
+        let pixels = self.upload(backend, pixels, batch)?;
+        backend.region(&self.region, &pixels, &|backend, pixels| self.project(backend, &self.encode(backend, pixels)?))
     }
 
-    /// Pixels (B, 3, side, side), normalised, to the encoder's output (B*T, C).
-    pub fn encode(&self, backend: &B, pixels: &[f32], batch: usize) -> Result<B::Tensor> {
+    /// Pixels (B, 3, side, side) to the device.
+    pub fn upload(&self, backend: &B, pixels: &[f32], batch: usize) -> Result<B::Tensor> {
         let columns = 3 * self.side * self.side;
         expect_len("vision pixels", pixels.len(), batch * columns)?;
-        let pixels = backend.upload([batch, columns], pixels)?;
-        let x = backend.patch_embed(&pixels, &self.patch_embedding, &self.class, &self.position, self.patch)?;
+        backend.upload([batch, columns], pixels)
+    }
+
+    /// Pixels (B, 3*side*side) to the encoder's output (B*T, C).
+    pub fn encode(&self, backend: &B, pixels: &B::Tensor) -> Result<B::Tensor> {
+        let batch = backend.shape(pixels)[0];
+        let x = backend.patch_embed(pixels, &self.patch_embedding, &self.class, &self.position, self.patch)?;
         let mut x = backend.layer_norm(&x, &self.pre_norm)?;
         for layer in &self.layers {
             x = self.layer(backend, layer, x, batch)?;
@@ -71,7 +79,7 @@ impl<B: Backend> Vision<B> {
     }
 
     fn layer(&self, backend: &B, layer: &Layer<B>, x: B::Tensor, batch: usize) -> Result<B::Tensor> {
-        let shape = AttentionShape { batch, tokens: self.tokens, heads: self.heads };
+        let shape = AttentionShape { batch, tokens: self.image_tokens, heads: self.heads, prefix: self.image_tokens };
         let normed = backend.layer_norm(&x, &layer.attention_norm)?;
         let qkv = backend.linear(&normed, &layer.qkv, Activation::None, None)?;
         let attended = backend.attention(&qkv, shape)?;

@@ -4,7 +4,7 @@
 
 use super::config::{DurationConfig, VocoderConfig};
 use super::layer::Loader;
-use crate::backend::{Activation, Backend, ConvActivation, ConvEpilogue, Linear, Norm};
+use crate::backend::{Activation, Backend, ConvActivation, ConvEpilogue, Linear, Norm, Region};
 use crate::{Error, Result};
 
 /// Slope of the leaky ReLUs inside the stages.
@@ -28,6 +28,7 @@ pub struct Vocoder<B: Backend> {
     pre: B::Kernel, // model_in_dim to upsample_initial_channel
     stages: Vec<Stage<B>>,
     post: B::Kernel, // to one channel
+    region: Region,
 }
 
 struct DurationPredictor<B: Backend> {
@@ -81,6 +82,7 @@ impl<B: Backend> Vocoder<B> {
                 .map(|stage| Stage::load(loader, config, stage))
                 .collect::<Result<_>>()?,
             post: loader.kernel("conv_post", [1, last, OUTER_TAPS])?,
+            region: Region::new(),
             config: config.clone(),
         })
     }
@@ -118,17 +120,22 @@ impl<B: Backend> Vocoder<B> {
     /// Speaks `units`, each for its `durations` frames: hop * frames samples in -1..1.
     pub fn synthesize(&self, backend: &B, units: &[u32], durations: &[usize], voice: Voice<'_>) -> Result<Vec<f32>> {
         let x = self.frames(backend, units, durations, voice)?;
-        let mut x = backend.conv1d(&x, &self.pre, 1, ConvEpilogue::default())?;
+        let samples = backend.download(&backend.region(&self.region, &x, &|backend, x| self.generator(backend, x))?)?;
+        if samples.iter().any(|s| s.is_nan()) {
+            return Err(Error::NotANumber { stage: "vocoder" });
+        }
+        Ok(samples)
+    }
+
+    /// Embedded frames (model_in_dim, S) to samples (1, hop * S).
+    fn generator(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
+        let mut x = backend.conv1d(x, &self.pre, 1, ConvEpilogue::default())?;
         for stage in &self.stages {
             x = backend.conv_transpose1d(&x, &stage.upsample, SLOPE)?;
             x = stage.residual_blocks(backend, &x)?;
         }
         let last = ConvEpilogue { slope: LAST_SLOPE, activation: ConvActivation::Tanh, ..Default::default() };
-        let samples = backend.download(&backend.conv1d(&x, &self.post, 1, last)?)?;
-        if samples.iter().any(|s| s.is_nan()) {
-            return Err(Error::NotANumber { stage: "vocoder" });
-        }
-        Ok(samples)
+        backend.conv1d(&x, &self.post, 1, last)
     }
 
     /// The generator's input (model_in_dim, S): unit, pitch and speaker embeddings of every frame, stacked.

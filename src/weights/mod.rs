@@ -5,6 +5,7 @@ pub mod convert;
 pub mod directory;
 pub mod embedded;
 pub mod pickle;
+pub mod random;
 pub mod safetensors;
 pub mod store;
 pub mod stored;

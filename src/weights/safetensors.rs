@@ -52,6 +52,7 @@ fn element_of(dtype: Dtype) -> std::result::Result<Element, String> {
         Dtype::F32 => Element::Float(DType::F32),
         Dtype::BF16 => Element::Float(DType::BF16),
         Dtype::F16 => Element::Float(DType::F16),
+        Dtype::F8_E4M3 => Element::Float(DType::F8E4M3),
         Dtype::F64 => Element::F64,
         Dtype::I64 | Dtype::U64 => Element::Integer(8),
         Dtype::I32 | Dtype::U32 => Element::Integer(4),
@@ -134,6 +135,7 @@ fn header(entries: &[Entry]) -> std::result::Result<String, String> {
             DType::F32 => Dtype::F32,
             DType::BF16 => Dtype::BF16,
             DType::F16 => Dtype::F16,
+            DType::F8E4M3 => Dtype::F8_E4M3,
         };
         let info = TensorInfo { dtype, shape: entry.shape.clone(), data_offsets: (start, end) };
         infos.push((entry.name.clone(), info));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::safetensors;
 use super::stored::{Element, map_file};
-use crate::tensor::{Bytes, HostTensor};
+use crate::tensor::{Bytes, DType, HostTensor, Quantized};
 use crate::{Error, Result};
 
 /// Most names an error lists.
@@ -32,7 +32,7 @@ impl TensorStore {
         for (name, stored) in safetensors::from_bytes(path, bytes)? {
             let tensor = match stored.element() {
                 Element::Float(_) => stored.load(),
-                _ => Err("is not f32, bf16 or f16: convert the checkpoint again".to_string()),
+                _ => Err("is not f32, bf16, f16 or e4m3: convert the checkpoint again".to_string()),
             };
             tensors.insert(name.clone(), tensor.map_err(|problem| Error::weights(path, name, problem))?);
         }
@@ -64,7 +64,19 @@ impl TensorStore {
             let problem = format!("has shape {:?}, expected {shape:?}", tensor.shape());
             return Err(Error::weights(&self.path, name, problem));
         }
-        Ok(tensor)
+        if tensor.dtype() == DType::F8E4M3 { self.scaled(name, tensor) } else { Ok(tensor) }
+    }
+
+    /// An eight-bit matrix with the scales of its rows, as bf16.
+    fn scaled(&mut self, name: &str, codes: HostTensor) -> Result<HostTensor> {
+        let scale = scale_name(name);
+        let rows = codes.shape().first().copied().unwrap_or(0);
+        let scales = self.take(&scale, &[rows])?;
+        if !scales.to_f32().iter().all(|scale| scale.is_normal() && *scale > 0.0) {
+            return Err(Error::weights(&self.path, scale, "holds a scale that is not a positive number"));
+        }
+        HostTensor::from_quantized(Quantized { codes, scales })
+            .ok_or_else(|| Error::weights(&self.path, name, "is eight-bit but no matrix: convert the checkpoint again"))
     }
 
     /// Fails when tensors are left that nothing asked for.
@@ -74,6 +86,11 @@ impl TensorStore {
             Some(names) => Err(Error::weights(&self.path, names, "not part of this model")),
         }
     }
+}
+
+/// What the scales of the eight-bit matrix `name` are called.
+pub fn scale_name(name: &str) -> String {
+    format!("{name}_scale")
 }
 
 /// The first few names and how many more there are; `None` of nothing.

@@ -54,6 +54,7 @@ impl Golden {
     }
 }
 
+#[allow(unused_imports, reason = "not every program draws random values")]
 pub use im2sp::check::{Random, tolerance};
 
 /// Fails unless every value is within `tolerance(length, largest expected value)` of what is expected.

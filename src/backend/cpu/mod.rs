@@ -9,14 +9,17 @@ mod conv1d;
 mod conv_transpose1d;
 mod disjoint;
 mod embed;
+mod filter;
 mod gemm;
 mod layer_norm;
 mod linear;
 mod patch_embed;
 pub(crate) mod simd;
 mod transpose;
+mod winograd;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::bf16;
 
@@ -24,10 +27,10 @@ use buffer::Buffer;
 
 use super::{Activation, AttentionShape, Backend, CacheRow, CacheShape, ConvEpilogue, Linear, Norm};
 use crate::tensor::{DType, HostTensor};
-use crate::{Error, Result};
+use crate::{Error, Result, trace};
 
 pub use cache::Cache;
-pub use conv1d::Kernel;
+pub use filter::Kernel;
 
 /// The host processor.
 #[derive(Clone, Copy, Debug, Default)]
@@ -75,9 +78,22 @@ pub struct Matrix {
     rows: usize,
     columns: usize,
     tensor: HostTensor,
+    /// Whether a product of a whole sequence has used it.
+    used: AtomicBool,
 }
 
 impl Matrix {
+    /// Says that a product of a whole sequence has used it. After the first time, the pages of a mapped file are given
+    /// back: a process that captions one picture never needs them again, and so never holds all weights at once. One
+    /// that captions another faults them in once more and keeps them.
+    fn use_once(&self) {
+        if !self.used.swap(true, Ordering::Relaxed) {
+            let bytes = self.tensor.bytes().clone();
+            // Beside the next operation: it takes as long as reading the weights.
+            rayon::spawn(move || bytes.give_back());
+        }
+    }
+
     fn elements(&self) -> Result<Elements<'_>> {
         match (self.tensor.as_f32(), self.tensor.as_bf16()) {
             (Some(values), _) => Ok(Elements::F32(values)),
@@ -122,15 +138,20 @@ impl Backend for Cpu {
             return Err(Error::shape("matrix", format!("weights of shape {:?}, expected (N, K)", weight.shape())));
         };
         let tensor = if weight.dtype() == DType::F16 { weight.to_dtype(DType::F32) } else { weight };
-        Ok(Matrix { rows, columns, tensor })
+        Ok(Matrix { rows, columns, tensor, used: AtomicBool::new(false) })
     }
 
     fn kernel(&self, weight: &HostTensor, bias: &HostTensor) -> Result<Kernel> {
-        conv1d::pack(weight, bias)
+        let kernel = conv1d::pack(weight, bias);
+        // The packed weights are a copy.
+        weight.bytes().give_back();
+        kernel
     }
 
     fn transposed_kernel(&self, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<Kernel> {
-        conv_transpose1d::pack(weight, bias, stride)
+        let kernel = conv_transpose1d::pack(weight, bias, stride);
+        weight.bytes().give_back();
+        kernel
     }
 
     fn linear(
@@ -140,7 +161,10 @@ impl Backend for Cpu {
         activation: Activation,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
-        linear::linear(x, layer, activation, residual, linear::blocked)
+        let _span = trace::span("linear");
+        let y = linear::linear(x, layer, activation, residual, linear::blocked);
+        layer.weight.use_once();
+        y
     }
 
     fn linear_step(
@@ -150,14 +174,17 @@ impl Backend for Cpu {
         activation: Activation,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
+        let _span = trace::span("linear_step");
         linear::linear(x, layer, activation, residual, linear::step)
     }
 
     fn layer_norm(&self, x: &Tensor, norm: &Norm<Cpu>) -> Result<Tensor> {
+        let _span = trace::span("layer_norm");
         layer_norm::layer_norm(x, norm)
     }
 
     fn attention(&self, qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
+        let _span = trace::span("attention");
         attention::attention(qkv, shape)
     }
 
@@ -166,18 +193,22 @@ impl Backend for Cpu {
     }
 
     fn cache_prefix(&self, cache: &mut Cache, layer: usize, qkv: &Tensor) -> Result<()> {
+        let _span = trace::span("cache_prefix");
         cache.set_prefix(layer, qkv)
     }
 
     fn cache_rows(&self, cache: &mut Cache, rows: &[CacheRow]) -> Result<()> {
+        let _span = trace::span("cache_rows");
         cache.set_rows(rows)
     }
 
     fn attention_cached(&self, qkv: &Tensor, cache: &mut Cache, layer: usize, position: usize) -> Result<Tensor> {
+        let _span = trace::span("attention_cached");
         cache.attention(qkv, layer, position)
     }
 
     fn embed(&self, table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) -> Result<Tensor> {
+        let _span = trace::span("embed");
         embed::embed(table, position, ids, positions)
     }
 
@@ -189,26 +220,32 @@ impl Backend for Cpu {
         position: &Matrix,
         patch: usize,
     ) -> Result<Tensor> {
+        let _span = trace::span("patch_embed");
         patch_embed::patch_embed(pixels, weight, class, position, patch)
     }
 
     fn embed_columns(&self, tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
+        let _span = trace::span("embed_columns");
         embed::embed_columns(tables)
     }
 
     fn conv1d(&self, x: &Tensor, kernel: &Kernel, dilation: usize, epilogue: ConvEpilogue<'_, Cpu>) -> Result<Tensor> {
+        let _span = trace::span("conv1d");
         conv1d::conv1d(x, kernel, dilation, epilogue)
     }
 
     fn conv_transpose1d(&self, x: &Tensor, kernel: &Kernel, slope: f32) -> Result<Tensor> {
+        let _span = trace::span("conv_transpose1d");
         conv_transpose1d::conv_transpose1d(x, kernel, slope)
     }
 
     fn transpose(&self, x: &Tensor) -> Result<Tensor> {
+        let _span = trace::span("transpose");
         transpose::transpose(x)
     }
 
     fn argmax(&self, x: &Tensor) -> Result<Vec<u32>> {
+        let _span = trace::span("argmax");
         argmax::argmax(x)
     }
 }

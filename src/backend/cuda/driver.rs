@@ -3,6 +3,8 @@
 
 use std::any::Any;
 use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU32;
 
 use bytemuck::{NoUninit, Pod, Zeroable};
 
@@ -92,6 +94,49 @@ impl Launch {
     }
 }
 
+/// Host memory that kernels see while they run. Words are read and written one at a time, on both sides.
+pub struct SharedWords {
+    /// Where the device finds it.
+    pub device: DevicePtr,
+    words: NonNull<AtomicU32>,
+    len: usize,
+    /// Gives the memory back.
+    release: Option<Box<dyn FnOnce() + Send + Sync>>,
+}
+
+// SAFETY: the words are atomics, and the memory is owned.
+unsafe impl Send for SharedWords {}
+// SAFETY: as above.
+unsafe impl Sync for SharedWords {}
+
+impl SharedWords {
+    /// # Safety
+    /// `words` points to `len` words, zeroed or written, that live until `release` is called, and the device sees them at
+    /// `device`.
+    pub(super) unsafe fn new(
+        device: DevicePtr,
+        words: NonNull<u32>,
+        len: usize,
+        release: Box<dyn FnOnce() + Send + Sync>,
+    ) -> SharedWords {
+        SharedWords { device, words: words.cast(), len, release: Some(release) }
+    }
+
+    /// All words.
+    pub fn words(&self) -> &[AtomicU32] {
+        // SAFETY: the promise made to `new`.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for SharedWords {
+    fn drop(&mut self) {
+        if let Some(release) = self.release.take() {
+            release();
+        }
+    }
+}
+
 /// What is known of a device.
 #[derive(Clone, Debug)]
 pub struct Properties {
@@ -103,6 +148,8 @@ pub struct Properties {
     pub capability: (u32, u32),
     /// Bytes of device memory.
     pub memory: usize,
+    /// Whether blocks of a launch may wait for each other.
+    pub cooperative: bool,
     /// Bytes of the L2 cache.
     pub l2: usize,
     /// Most bytes of shared memory a block may ask for.
@@ -122,6 +169,8 @@ pub struct Event(pub(super) Box<dyn Any + Send + Sync>);
 pub trait Driver: Send + Sync {
     /// The device.
     fn properties(&self) -> &Properties;
+    /// Free and total bytes of device memory, other programs counted too.
+    fn memory(&self) -> Result<(usize, usize)>;
     /// New memory, aligned to 256 bytes, of unspecified content. 0 bytes give an address that must not be used.
     fn allocate(&self, bytes: usize) -> Result<DevicePtr>;
     /// Gives memory back. Work that uses it may still be under way.
@@ -129,6 +178,10 @@ pub trait Driver: Send + Sync {
     /// # Safety
     /// `pointer` comes from `allocate` and is not used again.
     unsafe fn free(&self, pointer: DevicePtr);
+    /// Host memory of `words` zeros that kernels see while they run.
+    fn shared_words(&self, words: usize) -> Result<SharedWords>;
+    /// Whether all work has ended, without waiting.
+    fn idle(&self) -> Result<bool>;
     /// Copies from the host. `from` may be changed as soon as the call returns.
     ///
     /// # Safety

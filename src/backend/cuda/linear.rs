@@ -18,8 +18,6 @@ const SHARE_BLOCKS: usize = 264;
 const SHARE_COLUMNS: usize = 32;
 /// Chunks below which a block is not worth the wait for the others: two for each of eight warps.
 const SHARE_LEAST: usize = 16;
-/// Counters of blocks that share a sum.
-pub(super) const COUNTERS: usize = 1 << 14;
 
 /// A tile shape of the kernels, with a kernel for each activation.
 pub(crate) struct Tile {
@@ -41,140 +39,140 @@ pub(crate) struct Tile {
     kernels: [&'static Kernel<LinearParams>; 3],
 }
 
+/// A tile shape of [`TILES`].
+const fn tile(
+    name: &'static str,
+    dtype: DType,
+    [rows, columns]: [usize; 2],
+    shared: usize,
+    clocks: usize,
+    kernels: [&'static Kernel<LinearParams>; 3],
+) -> Tile {
+    Tile { name, dtype, rows, columns, shared, clocks, unaligned: false, kernels }
+}
+
 /// All tile shapes; of equal ones the first is taken.
 pub(crate) static TILES: [Tile; 9] = [
-    Tile {
-        name: "wide",
-        dtype: DType::BF16,
-        rows: 128,
-        columns: 256,
-        shared: kernels::SIZE_OF_LINEAR_WIDE_SHARED,
-        clocks: 413,
-        unaligned: false,
-        kernels: [
+    tile(
+        "wide",
+        DType::BF16,
+        [128, 256],
+        kernels::SIZE_OF_LINEAR_WIDE_SHARED,
+        413,
+        [
             &kernels::LINEAR_FORWARD_BIAS_WIDE_BF16,
             &kernels::LINEAR_FORWARD_BIAS_GELU_WIDE_BF16,
             &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_WIDE_BF16,
         ],
-    },
-    Tile {
-        name: "square",
-        dtype: DType::BF16,
-        rows: 128,
-        columns: 128,
-        shared: kernels::SIZE_OF_LINEAR_SQUARE_SHARED,
-        clocks: 207,
-        unaligned: false,
-        kernels: [
+    ),
+    tile(
+        "square",
+        DType::BF16,
+        [128, 128],
+        kernels::SIZE_OF_LINEAR_SQUARE_SHARED,
+        207,
+        [
             &kernels::LINEAR_FORWARD_BIAS_SQUARE_BF16,
             &kernels::LINEAR_FORWARD_BIAS_GELU_SQUARE_BF16,
             &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_SQUARE_BF16,
         ],
-    },
-    Tile {
-        name: "flat",
-        dtype: DType::BF16,
-        rows: 64,
-        columns: 128,
-        shared: kernels::SIZE_OF_LINEAR_FLAT_SHARED,
-        clocks: 144,
-        unaligned: false,
-        kernels: [
+    ),
+    tile(
+        "flat",
+        DType::BF16,
+        [64, 128],
+        kernels::SIZE_OF_LINEAR_FLAT_SHARED,
+        144,
+        [
             &kernels::LINEAR_FORWARD_BIAS_FLAT_BF16,
             &kernels::LINEAR_FORWARD_BIAS_GELU_FLAT_BF16,
             &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_FLAT_BF16,
         ],
-    },
-    Tile {
-        name: "small",
-        dtype: DType::BF16,
-        rows: 64,
-        columns: 64,
-        shared: kernels::SIZE_OF_LINEAR_SMALL_SHARED,
-        clocks: 96,
-        unaligned: false,
-        kernels: [
+    ),
+    tile(
+        "small",
+        DType::BF16,
+        [64, 64],
+        kernels::SIZE_OF_LINEAR_SMALL_SHARED,
+        96,
+        [
             &kernels::LINEAR_FORWARD_BIAS_SMALL_BF16,
             &kernels::LINEAR_FORWARD_BIAS_GELU_SMALL_BF16,
             &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_SMALL_BF16,
         ],
-    },
-    Tile {
-        name: "least",
-        dtype: DType::BF16,
-        rows: 32,
-        columns: 64,
-        shared: kernels::SIZE_OF_LINEAR_LEAST_SHARED,
-        clocks: 72,
-        unaligned: false,
-        kernels: [
+    ),
+    tile(
+        "least",
+        DType::BF16,
+        [32, 64],
+        kernels::SIZE_OF_LINEAR_LEAST_SHARED,
+        72,
+        [
             &kernels::LINEAR_FORWARD_BIAS_LEAST_BF16,
             &kernels::LINEAR_FORWARD_BIAS_GELU_LEAST_BF16,
             &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_LEAST_BF16,
         ],
-    },
+    ),
     Tile {
-        name: "unaligned",
-        dtype: DType::BF16,
-        rows: 64,
-        columns: 64,
-        shared: kernels::SIZE_OF_LINEAR_SMALL_SHARED,
-        clocks: 1000,
         unaligned: true,
-        kernels: [
-            &kernels::LINEAR_FORWARD_BIAS_UNALIGNED_BF16,
-            &kernels::LINEAR_FORWARD_BIAS_GELU_UNALIGNED_BF16,
-            &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_UNALIGNED_BF16,
-        ],
+        ..tile(
+            "unaligned",
+            DType::BF16,
+            [64, 64],
+            kernels::SIZE_OF_LINEAR_SMALL_SHARED,
+            1000,
+            [
+                &kernels::LINEAR_FORWARD_BIAS_UNALIGNED_BF16,
+                &kernels::LINEAR_FORWARD_BIAS_GELU_UNALIGNED_BF16,
+                &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_UNALIGNED_BF16,
+            ],
+        )
     },
-    Tile {
-        name: "square",
-        dtype: DType::F32,
-        rows: 128,
-        columns: 128,
-        shared: kernels::SIZE_OF_LINEAR_SQUARE_F32_SHARED,
-        clocks: 2048,
-        unaligned: false,
-        kernels: [
+    tile(
+        "square",
+        DType::F32,
+        [128, 128],
+        kernels::SIZE_OF_LINEAR_SQUARE_F32_SHARED,
+        2048,
+        [
             &kernels::LINEAR_FORWARD_BIAS_SQUARE_F32,
             &kernels::LINEAR_FORWARD_BIAS_GELU_SQUARE_F32,
             &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_SQUARE_F32,
         ],
-    },
-    Tile {
-        name: "small",
-        dtype: DType::F32,
-        rows: 64,
-        columns: 64,
-        shared: kernels::SIZE_OF_LINEAR_SMALL_F32_SHARED,
-        clocks: 768,
-        unaligned: false,
-        kernels: [
+    ),
+    tile(
+        "small",
+        DType::F32,
+        [64, 64],
+        kernels::SIZE_OF_LINEAR_SMALL_F32_SHARED,
+        768,
+        [
             &kernels::LINEAR_FORWARD_BIAS_SMALL_F32,
             &kernels::LINEAR_FORWARD_BIAS_GELU_SMALL_F32,
             &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_SMALL_F32,
         ],
-    },
+    ),
     Tile {
-        name: "unaligned",
-        dtype: DType::F32,
-        rows: 64,
-        columns: 64,
-        shared: kernels::SIZE_OF_LINEAR_SMALL_F32_SHARED,
-        clocks: 4000,
         unaligned: true,
-        kernels: [
-            &kernels::LINEAR_FORWARD_BIAS_UNALIGNED_F32,
-            &kernels::LINEAR_FORWARD_BIAS_GELU_UNALIGNED_F32,
-            &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_UNALIGNED_F32,
-        ],
+        ..tile(
+            "unaligned",
+            DType::F32,
+            [64, 64],
+            kernels::SIZE_OF_LINEAR_SMALL_F32_SHARED,
+            4000,
+            [
+                &kernels::LINEAR_FORWARD_BIAS_UNALIGNED_F32,
+                &kernels::LINEAR_FORWARD_BIAS_GELU_UNALIGNED_F32,
+                &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_UNALIGNED_F32,
+            ],
+        )
     },
 ];
 
 impl Tile {
     /// Whether it can be used for sums of `depth` values of this type.
     pub(crate) fn takes(&self, dtype: DType, depth: usize) -> bool {
-        self.dtype == dtype && (self.unaligned || depth * dtype.size() % VECTOR == 0)
+        self.dtype == dtype && (self.unaligned || (depth * dtype.size()).is_multiple_of(VECTOR))
     }
 
     /// Tiles of a result.
@@ -215,97 +213,101 @@ struct Form {
     kernels: [&'static Kernel<LinearStepParams>; 3],
 }
 
+/// A form of [`FORMS`].
+const fn form(
+    dtype: DType,
+    [rows, columns]: [usize; 2],
+    shared: usize,
+    unaligned: bool,
+    kernels: [&'static Kernel<LinearStepParams>; 3],
+) -> Form {
+    Form { dtype, rows, columns, shared, unaligned, kernels }
+}
+
 /// By rising number of rows.
 static FORMS: [Form; 7] = [
-    Form {
-        dtype: DType::BF16,
-        rows: 8,
-        columns: 32,
-        shared: kernels::SIZE_OF_STEP_FEW_NARROW_SHARED,
-        unaligned: false,
-        kernels: [
+    form(
+        DType::BF16,
+        [8, 32],
+        kernels::SIZE_OF_STEP_FEW_NARROW_SHARED,
+        false,
+        [
             &kernels::LINEAR_STEP_FORWARD_BIAS_FEW_BF16,
             &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_FEW_BF16,
             &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_FEW_BF16,
         ],
-    },
-    Form {
-        dtype: DType::BF16,
-        rows: 16,
-        columns: 32,
-        shared: kernels::SIZE_OF_STEP_SOME_NARROW_SHARED,
-        unaligned: false,
-        kernels: [
+    ),
+    form(
+        DType::BF16,
+        [16, 32],
+        kernels::SIZE_OF_STEP_SOME_NARROW_SHARED,
+        false,
+        [
             &kernels::LINEAR_STEP_FORWARD_BIAS_SOME_BF16,
             &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_SOME_BF16,
             &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_SOME_BF16,
         ],
-    },
-    Form {
-        dtype: DType::BF16,
-        rows: 64,
-        columns: 64,
-        shared: kernels::SIZE_OF_STEP_MANY_NARROW_SHARED,
-        unaligned: false,
-        kernels: [
+    ),
+    form(
+        DType::BF16,
+        [64, 64],
+        kernels::SIZE_OF_STEP_MANY_NARROW_SHARED,
+        false,
+        [
             &kernels::LINEAR_STEP_FORWARD_BIAS_MANY_BF16,
             &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_MANY_BF16,
             &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_MANY_BF16,
         ],
-    },
-    Form {
-        dtype: DType::BF16,
-        rows: 8,
-        columns: 32,
-        shared: kernels::SIZE_OF_STEP_FEW_NARROW_SHARED,
-        unaligned: true,
-        kernels: [
+    ),
+    form(
+        DType::BF16,
+        [8, 32],
+        kernels::SIZE_OF_STEP_FEW_NARROW_SHARED,
+        true,
+        [
             &kernels::LINEAR_STEP_FORWARD_BIAS_UNALIGNED_BF16,
             &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_UNALIGNED_BF16,
             &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_UNALIGNED_BF16,
         ],
-    },
-    Form {
-        dtype: DType::F32,
-        rows: 8,
-        columns: 32,
-        shared: kernels::SIZE_OF_STEP_FEW_WIDE_SHARED,
-        unaligned: false,
-        kernels: [
+    ),
+    form(
+        DType::F32,
+        [8, 32],
+        kernels::SIZE_OF_STEP_FEW_WIDE_SHARED,
+        false,
+        [
             &kernels::LINEAR_STEP_FORWARD_BIAS_FEW_F32,
             &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_FEW_F32,
             &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_FEW_F32,
         ],
-    },
-    Form {
-        dtype: DType::F32,
-        rows: 64,
-        columns: 32,
-        shared: kernels::SIZE_OF_STEP_MANY_WIDE_SHARED,
-        unaligned: false,
-        kernels: [
+    ),
+    form(
+        DType::F32,
+        [64, 32],
+        kernels::SIZE_OF_STEP_MANY_WIDE_SHARED,
+        false,
+        [
             &kernels::LINEAR_STEP_FORWARD_BIAS_MANY_F32,
             &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_MANY_F32,
             &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_MANY_F32,
         ],
-    },
-    Form {
-        dtype: DType::F32,
-        rows: 8,
-        columns: 32,
-        shared: kernels::SIZE_OF_STEP_FEW_WIDE_SHARED,
-        unaligned: true,
-        kernels: [
+    ),
+    form(
+        DType::F32,
+        [8, 32],
+        kernels::SIZE_OF_STEP_FEW_WIDE_SHARED,
+        true,
+        [
             &kernels::LINEAR_STEP_FORWARD_BIAS_UNALIGNED_F32,
             &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_UNALIGNED_F32,
             &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_UNALIGNED_F32,
         ],
-    },
+    ),
 ];
 
 /// The smallest form that takes all rows at once, or the largest.
 fn form_for(dtype: DType, rows: usize, depth: usize) -> Option<&'static Form> {
-    let unaligned = depth * dtype.size() % VECTOR != 0;
+    let unaligned = !(depth * dtype.size()).is_multiple_of(VECTOR);
     let mut usable = FORMS.iter().filter(|form| form.dtype == dtype && form.unaligned == unaligned);
     usable.clone().find(|form| form.rows >= rows).or(usable.next_back())
 }
@@ -424,8 +426,10 @@ pub(super) fn linear_step(
     let share = share(weight.dtype, columns, depth);
     let tiles = columns.div_ceil(form.columns);
     // Each tile of y needs a counter of its own.
-    let most = (COUNTERS / tiles.max(1)).max(1) * form.rows;
-    ensure(share.blocks == 1 || tiles <= COUNTERS, op, || format!("{columns} columns share sums of {depth}"))?;
+    let most = if share.blocks == 1 { rows.max(1) } else { (cuda.counters.len() / tiles.max(1)).max(1) * form.rows };
+    ensure(share.blocks == 1 || tiles <= cuda.counters.len(), op, || {
+        format!("{columns} columns share sums of {depth}")
+    })?;
     let size = [most.min(rows).div_ceil(form.rows) * tiles * share.blocks, form.rows * form.columns];
     let partial = if share.blocks > 1 { Some(cuda.empty(size, DType::F32, Layout::Rows)?) } else { None };
     for first in (0..rows).step_by(most) {
@@ -451,4 +455,103 @@ pub(super) fn linear_step(
         unsafe { cuda.launch(form.kernels[index(activation)], launch, params)? };
     }
     Ok(y)
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+    use crate::backend::cuda::emulated;
+    use crate::tensor::HostTensor;
+
+    fn cuda(dtype: DType) -> Cuda {
+        Cuda::new(emulated::driver(), dtype).unwrap()
+    }
+
+    fn layer(cuda: &Cuda, columns: usize, depth: usize) -> Linear<Cuda> {
+        let weight = HostTensor::from_f32(&[columns, depth], vec![1.0; columns * depth]).unwrap();
+        let bias = cuda.upload([1, columns], &vec![0.5; columns]).unwrap();
+        Linear { weight: cuda.matrix(weight).unwrap(), bias }
+    }
+
+    #[test]
+    fn misfits_name_the_operation_and_the_shapes() {
+        for dtype in [DType::F32, DType::BF16] {
+            let cuda = cuda(dtype);
+            let layer = layer(&cuda, 3, 2);
+            let (wide, fit) = (cuda.upload([2, 3], &[0.0; 6]).unwrap(), cuda.upload([1, 2], &[0.0; 2]).unwrap());
+            let short = Linear {
+                weight: cuda.matrix(HostTensor::from_f32(&[3, 2], vec![1.0; 6]).unwrap()).unwrap(),
+                bias: fit.clone(),
+            };
+            for (op, run) in
+                [("linear:", Cuda::linear as fn(&Cuda, &_, &_, _, _) -> _), ("linear_step:", Cuda::linear_step)]
+            {
+                let error =
+                    |x, layer, residual| run(&cuda, x, layer, Activation::None, residual).err().unwrap().to_string();
+                for error in [error(&wide, &layer, None), error(&fit, &layer, Some(&fit)), error(&fit, &short, None)] {
+                    assert!(error.contains(op) && error.contains("weight (3, 2)"), "{error}");
+                }
+                assert!(error(&wide, &layer, None).contains("x (2, 3)"));
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_computed_of_nothing() {
+        for dtype in [DType::F32, DType::BF16] {
+            let cuda = cuda(dtype);
+            for run in [Cuda::linear, Cuda::linear_step] {
+                let none = run(&cuda, &cuda.upload([0, 2], &[]).unwrap(), &layer(&cuda, 3, 2), Activation::Gelu, None);
+                assert_eq!(cuda.shape(&none.unwrap()), [0, 3]);
+                let none =
+                    run(&cuda, &cuda.upload([2, 2], &[1.0; 4]).unwrap(), &layer(&cuda, 0, 2), Activation::None, None);
+                assert_eq!(cuda.shape(&none.unwrap()), [2, 0]);
+                // A sum of nothing is the bias.
+                let bias = run(&cuda, &cuda.upload([2, 0], &[]).unwrap(), &layer(&cuda, 3, 0), Activation::None, None);
+                assert_eq!(cuda.download(&bias.unwrap()).unwrap(), [0.5; 6]);
+            }
+        }
+    }
+
+    /// More tiles of shared sums than there are counters take several launches.
+    #[test]
+    fn steps_of_many_rows_share_the_counters() {
+        let cuda = cuda(DType::F32);
+        let (columns, depth) = (800, 513);
+        let tiles = columns / SHARE_COLUMNS;
+        assert!(share(DType::F32, columns, depth).blocks > 1);
+        let rows = 8 * (cuda.counters.len() / tiles) + 1;
+        let x = cuda.upload([rows, depth], &vec![1.0; rows * depth]).unwrap();
+        let y = cuda.linear_step(&x, &layer(&cuda, columns, depth), Activation::None, None).unwrap();
+        assert!(cuda.download(&y).unwrap().iter().all(|&v| v == depth as f32 + 0.5));
+    }
+
+    #[test]
+    fn sums_are_shared_out_whole() {
+        for dtype in [DType::F32, DType::BF16] {
+            for columns in [1, 203, 768, 2304, 4096, 50_000] {
+                for depth in [0, 1, 64, 768, 1029, 3072, 4096, 65_536] {
+                    let Share { blocks, chunks } = share(dtype, columns, depth);
+                    let all = (depth * dtype.size()).div_ceil(CHUNK).max(1);
+                    assert!(
+                        blocks * chunks >= all && (blocks - 1) * chunks < all,
+                        "{columns}x{depth}: {blocks} of {chunks}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// One picture's 257 tokens do not fill tiles of 128 rows; large products do.
+    #[test]
+    fn tiles_follow_the_shape() {
+        let chosen = |rows, columns, depth| tile_for(DType::BF16, rows, columns, depth, 132).unwrap().name;
+        assert_eq!(chosen(4096, 4096, 4096), "wide");
+        assert_eq!(chosen(257, 3072, 1024), "flat");
+        assert!(["small", "least"].contains(&chosen(257, 1024, 4096)));
+        assert_eq!(chosen(257, 1024, 1001), "unaligned");
+        assert_eq!(tile_for(DType::F32, 4096, 4096, 4096, 132).unwrap().name, "square");
+        assert_eq!(tile_for(DType::F32, 1, 1, 3, 132).unwrap().name, "unaligned");
+    }
 }

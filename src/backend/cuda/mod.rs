@@ -12,22 +12,32 @@ mod cache;
 mod cast;
 mod conv1d;
 mod conv_transpose1d;
+mod decode;
 pub mod driver;
 mod embed;
 #[cfg(feature = "emulator")]
 pub mod emulated;
+#[cfg(feature = "cuda")]
+pub mod gpu;
+#[cfg(feature = "cuda")]
+pub mod images;
 mod layer_norm;
 pub(crate) mod linear;
 mod patch_embed;
 mod pool;
+mod region;
 mod transpose;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use self::driver::{DevicePtr, Driver, Kernel, Launch};
-use super::{Activation, AttentionShape, Backend, CacheRow, CacheShape, ConvEpilogue, Linear, Norm};
+use super::{
+    Activation, AttentionShape, Backend, CacheRow, CacheShape, ConvEpilogue, GreedyDecoder, Linear, Norm, Region,
+    RegionBody,
+};
 use crate::tensor::{DType, HostTensor};
-use crate::{Error, Result};
+use crate::{Error, Result, trace};
 pub use cache::Cache;
 pub use conv1d::ConvKernel;
 use pool::{Buffer, Pool};
@@ -46,10 +56,11 @@ pub mod kernels {
 pub struct Cuda {
     driver: Arc<dyn Driver>,
     pool: Arc<Pool>,
+    graphs: Arc<region::Graphs>,
+    /// Zeros, which kernels that count their blocks leave as zeros.
+    counters: Tensor,
     /// Type of sequences and of weight matrices: f32 or bf16.
     dtype: DType,
-    /// Counters of blocks that add up a sum together: zero whenever no kernel runs.
-    counters: Arc<Buffer>,
 }
 
 /// How a tensor's elements follow each other.
@@ -74,6 +85,13 @@ pub struct Tensor {
 /// Constant weights (N, K), row-major, in the type of the backend.
 pub struct Matrix {
     tensor: Tensor,
+    eight_bit: Option<EightBit>,
+}
+
+/// The same weights as e4m3 codes (N, K) and scales (N), for the decoder's loop.
+struct EightBit {
+    codes: Tensor,
+    scales: Tensor,
 }
 
 impl Tensor {
@@ -85,6 +103,9 @@ impl Tensor {
         self.rows * self.columns
     }
 }
+
+/// Blocks that may be counted at once by one launch.
+const COUNTERS: usize = 4096;
 
 /// The tensor's address, or none.
 fn pointer_of(x: Option<&Tensor>) -> DevicePtr {
@@ -106,11 +127,12 @@ impl Cuda {
     pub fn new(driver: Arc<dyn Driver>, dtype: DType) -> Result<Cuda> {
         ensure(matches!(dtype, DType::F32 | DType::BF16), "cuda", || format!("{dtype:?} is not computed in"))?;
         let pool = Arc::new(Pool::new(driver.clone()));
-        let bytes = linear::COUNTERS * size_of::<u32>();
-        let counters = Arc::new(pool.take(bytes)?);
-        // SAFETY: the buffer was just taken with as many bytes.
-        unsafe { driver.fill(counters.pointer(), 0, bytes)? };
-        Ok(Cuda { driver, pool, dtype, counters })
+        let zeros = [0u32; COUNTERS];
+        let buffer = Arc::new(pool.take(size_of_val(&zeros))?);
+        // SAFETY: the buffer was taken with as many bytes.
+        unsafe { driver.write(buffer.pointer(), bytemuck::cast_slice(&zeros))? };
+        let counters = Tensor { buffer, rows: 1, columns: COUNTERS, dtype: DType::F32, layout: Layout::Rows };
+        Ok(Cuda { driver, pool, graphs: Arc::default(), counters, dtype })
     }
 
     /// The device under it.
@@ -121,11 +143,6 @@ impl Cuda {
     /// Type of sequences and of weight matrices.
     pub fn dtype(&self) -> DType {
         self.dtype
-    }
-
-    /// Allocations that went to the device, because no buffer could be used again; and the most bytes in use at once.
-    pub fn allocations(&self) -> (u64, usize) {
-        self.pool.statistics()
     }
 
     /// Copies `values` to the device as the sequences of the models are held there: in the type of the backend.
@@ -174,8 +191,11 @@ impl Cuda {
         if launch.grid.contains(&0) {
             return Ok(());
         }
+        let _span = trace::span(kernel.info.name);
         // SAFETY: the caller's promise.
-        unsafe { self.driver.launch(&kernel.info, launch, bytemuck::bytes_of(&params)) }
+        unsafe { self.driver.launch(&kernel.info, launch, bytemuck::bytes_of(&params))? };
+        // A span is to last as long as its kernel.
+        if trace::on() { self.driver.synchronize() } else { Ok(()) }
     }
 
     /// `x` row after row, in `dtype`.
@@ -201,6 +221,10 @@ impl Backend for Cuda {
         self.driver.properties().name.clone()
     }
 
+    fn memory(&self) -> Option<(u64, usize)> {
+        Some(self.pool.statistics())
+    }
+
     fn upload(&self, shape: [usize; 2], values: &[f32]) -> Result<Tensor> {
         self.put(shape, DType::F32, values)
     }
@@ -222,7 +246,11 @@ impl Backend for Cuda {
             return Err(Error::shape("matrix", format!("weights of shape {:?}, expected (N, K)", weight.shape())));
         };
         let weight = weight.to_dtype(self.dtype);
-        Ok(Matrix { tensor: self.put([rows, columns], self.dtype, weight.bytes())? })
+        let eight_bit = weight.quantized().map(|eight| {
+            let codes = self.put([rows, columns], DType::F8E4M3, eight.codes.bytes())?;
+            Ok::<_, Error>(EightBit { codes, scales: self.put([1, rows], DType::F32, &eight.scales.to_f32())? })
+        });
+        Ok(Matrix { tensor: self.put([rows, columns], self.dtype, weight.bytes())?, eight_bit: eight_bit.transpose()? })
     }
 
     fn kernel(&self, weight: &HostTensor, bias: &HostTensor) -> Result<ConvKernel> {
@@ -231,6 +259,11 @@ impl Backend for Cuda {
 
     fn transposed_kernel(&self, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<ConvKernel> {
         conv_transpose1d::pack(self, weight, bias, stride)
+    }
+
+    fn region(&self, region: &Region, input: &Tensor, body: RegionBody<'_, Cuda>) -> Result<Tensor> {
+        // In a recorded graph kernels have no times of their own.
+        if trace::on() { body(self, input) } else { region::run(self, region, input, body) }
     }
 
     fn linear(
@@ -275,6 +308,16 @@ impl Backend for Cuda {
 
     fn attention_cached(&self, qkv: &Tensor, cache: &mut Cache, layer: usize, position: usize) -> Result<Tensor> {
         cache.attention(self, qkv, layer, position)
+    }
+
+    fn decode_greedy(
+        &self,
+        decoder: &GreedyDecoder<'_, Cuda>,
+        cache: &Cache,
+        limit: usize,
+        told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
+    ) -> Option<Result<Vec<Vec<u32>>>> {
+        decode::Launchable::new(self, decoder, cache, limit).map(|launch| launch.run(told))
     }
 
     fn embed(&self, table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) -> Result<Tensor> {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::directory::{CAPTIONER, StagedDirectory, VOCODER};
 use super::safetensors::{Entry, Writer};
-use super::store::list_names;
+use super::store::{list_names, scale_name};
 use super::stored::StoredTensor;
 use super::torch::StateDict;
 use crate::model::config::{FORMAT, ModelConfig};
@@ -33,6 +33,8 @@ pub struct ConvertOptions {
     pub preprocessor: Option<PathBuf>,
     /// Element type of everything but the norms, f32 or bf16. Those stay f32.
     pub dtype: DType,
+    /// Whether the matrices of the decoder are stored in eight bits, with a scale for each row.
+    pub fp8: bool,
     /// The model directory to make.
     pub output: PathBuf,
     /// Goes into the configuration: the only kind of pictures this model knows.
@@ -60,8 +62,9 @@ pub struct ConvertReport {
 /// written and to be written. Fails, and leaves nothing behind, when a tensor is missing, unknown, misshapen or not
 /// finite, or when the model is none that im2sp can run.
 pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<ConvertReport> {
-    if options.dtype == DType::F16 {
-        return Err(Error::Option { option: "dtype", problem: "f16 is not written; choose f32 or bf16".into() });
+    if !matches!(options.dtype, DType::F32 | DType::BF16) {
+        let problem = format!("{:?} is not written; choose f32 or bf16", options.dtype);
+        return Err(Error::Option { option: "dtype", problem });
     }
     let captioner = captioner::plan(&options.source, options.preprocessor.as_deref())?;
     let vocoder = match &options.vocoder {
@@ -101,19 +104,22 @@ fn write(
 ) -> Result<ConvertReport> {
     let mut report = ConvertReport { config, tensors: 0, parameters: 0, bytes: 0 };
     let planned = files.iter().flat_map(|(_, _, tensors)| tensors);
-    let total = planned.map(|planned| planned.entry(options.dtype).size().unwrap_or(0) as u64).sum();
+    let sizes = planned.flat_map(|planned| planned.entries(options)).map(|entry| entry.size().unwrap_or(0) as u64);
+    let total = sizes.sum();
     let staged = StagedDirectory::create(&options.output, options.force)?;
     progress(0, total);
     for (name, source, mut tensors) in files {
-        tensors.sort_by_key(|planned| std::cmp::Reverse(planned.dtype(options.dtype).size()));
-        let entries = tensors.iter().map(|planned| planned.entry(options.dtype)).collect();
+        tensors.sort_by_key(|planned| std::cmp::Reverse(planned.dtype(options).size()));
+        let entries = tensors.iter().flat_map(|planned| planned.entries(options)).collect();
         let mut writer = Writer::create(&staged.path().join(name), entries)?;
         for planned in tensors {
-            let tensor = planned.load(source)?.to_dtype(planned.dtype(options.dtype));
-            writer.write(&planned.name, &tensor)?;
+            let tensor = planned.load(source)?;
             report.tensors += 1;
             report.parameters += tensor.len() as u64;
-            report.bytes += tensor.bytes().len() as u64;
+            for (entry, tensor) in planned.entries(options).iter().zip(planned.stored(options, &tensor, source)?) {
+                writer.write(&entry.name, &tensor)?;
+                report.bytes += tensor.bytes().len() as u64;
+            }
             progress(report.bytes, total);
         }
         writer.finish()?;
@@ -145,12 +151,37 @@ struct WeightNorm {
 
 impl Planned {
     /// The norms are few and precious: they stay f32.
-    fn dtype(&self, asked: DType) -> DType {
-        if self.name.contains("norm") || self.name.contains(".ln") { DType::F32 } else { asked }
+    fn dtype(&self, options: &ConvertOptions) -> DType {
+        let norm = self.name.contains("norm") || self.name.contains(".ln");
+        // What a decode step multiplies, but for the few bytes of the output: its speed is that of these.
+        let decoded = self.name.starts_with("decoder.layers.");
+        match (norm, options.fp8 && decoded && self.shape.len() == 2) {
+            (true, _) => DType::F32,
+            (_, true) => DType::F8E4M3,
+            _ => options.dtype,
+        }
     }
 
-    fn entry(&self, asked: DType) -> Entry {
-        Entry { name: self.name.clone(), shape: self.shape.clone(), dtype: self.dtype(asked) }
+    /// What is written: the tensor, and before an eight-bit one its scales, which are wider.
+    fn entries(&self, options: &ConvertOptions) -> Vec<Entry> {
+        let dtype = self.dtype(options);
+        let entry = Entry { name: self.name.clone(), shape: self.shape.clone(), dtype };
+        if dtype != DType::F8E4M3 {
+            return vec![entry];
+        }
+        vec![Entry { name: scale_name(&self.name), shape: vec![self.shape[0]], dtype: DType::F32 }, entry]
+    }
+
+    /// The tensors of `entries`.
+    fn stored(&self, options: &ConvertOptions, tensor: &HostTensor, source: &Path) -> Result<Vec<HostTensor>> {
+        let dtype = self.dtype(options);
+        if dtype != DType::F8E4M3 {
+            return Ok(vec![tensor.to_dtype(dtype)]);
+        }
+        let (codes, scales) = crate::fp8::quantize(tensor).ok_or_else(|| {
+            Error::weights(source, self.name.as_str(), "is no matrix and cannot be stored in eight bits")
+        })?;
+        Ok(vec![scales, codes])
     }
 
     /// The values; `source` only names the file in errors.

@@ -5,13 +5,14 @@
 mod block;
 mod memory;
 
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::driver::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, Properties};
+use super::driver::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, Properties, SharedWords};
 use crate::{Error, Result};
 use memory::Memory;
 
@@ -37,6 +38,14 @@ pub struct Settings {
     pub checked: bool,
 }
 
+/// The words of a [`SharedWords`], on their way back to the allocator.
+struct Address(NonNull<[u32]>);
+
+// SAFETY: an owned box.
+unsafe impl Send for Address {}
+// SAFETY: as above.
+unsafe impl Sync for Address {}
+
 /// Work of a captured graph.
 enum Recorded {
     Launch { kernel: &'static KernelInfo, launch: Launch, params: Vec<u8> },
@@ -53,6 +62,7 @@ impl EmulatedDriver {
                 multiprocessors: 4,
                 capability: (8, 0),
                 memory,
+                cooperative: true,
                 l2: 1 << 20,
                 shared_per_block: 163 << 10,
             },
@@ -152,6 +162,11 @@ impl Driver for EmulatedDriver {
         &self.properties
     }
 
+    fn memory(&self) -> Result<(usize, usize)> {
+        let total = self.properties.memory;
+        Ok((total.saturating_sub(self.in_use()), total))
+    }
+
     fn allocate(&self, bytes: usize) -> Result<DevicePtr> {
         self.not_capturing("an allocation")?;
         lock(&self.memory).allocate(bytes)
@@ -159,6 +174,28 @@ impl Driver for EmulatedDriver {
 
     unsafe fn free(&self, pointer: DevicePtr) {
         lock(&self.memory).free(pointer);
+    }
+
+    fn shared_words(&self, words: usize) -> Result<SharedWords> {
+        let memory = vec![0u32; words.max(1)].into_boxed_slice();
+        let address = NonNull::from(Box::leak(memory));
+        let release = Box::new({
+            let address = Address(address);
+            move || {
+                let address = address;
+                // SAFETY: the box leaked above, taken back once.
+                drop(unsafe { Box::from_raw(address.0.as_ptr()) });
+            }
+        });
+        // SAFETY: the box lives until it is taken back.
+        Ok(unsafe {
+            SharedWords::new(DevicePtr(address.cast::<u32>().as_ptr() as u64), address.cast(), words, release)
+        })
+    }
+
+    fn idle(&self) -> Result<bool> {
+        // Launches end before they return.
+        Ok(true)
     }
 
     unsafe fn write(&self, to: DevicePtr, from: &[u8]) -> Result<()> {

@@ -1,0 +1,297 @@
+//! Launches kernels/decode/loop.cu: the whole greedy loop in one cooperative launch, its tokens read as they are chosen.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::driver::{DevicePtr, Kernel, Launch, SharedWords};
+use super::kernels::{self, DecodeLayerParams, DecodeParams};
+use super::{Cache, Cuda, Layout, Linear, Matrix, Tensor, int};
+use crate::backend::GreedyDecoder;
+use crate::tensor::DType;
+use crate::{Error, Result};
+
+const OP: &str = "decode_greedy";
+/// Rows that one launch decodes.
+const MOST_ROWS: usize = 8;
+/// Head size of the kernel.
+const HEAD_SIZE: usize = 64;
+/// Tokens of a split of the attention.
+const SPLIT: usize = 64;
+/// Floats of a split's result: output, sum, maximum.
+const PARTIAL: usize = HEAD_SIZE + 2;
+/// Most and fewest buffers of weights in shared memory.
+const SLOTS: std::ops::RangeInclusive<usize> = 2..=4;
+/// Bytes that the kernel's own variables take in shared memory, rounded up: norms, splits of attention, tokens.
+const BLACKBOARD: usize = 4608;
+/// Words of `control`.
+const CONTROL: usize = 96;
+/// Words of the host's memory before the tokens.
+const HOST_TOKENS: usize = 32;
+const HOST_CANCEL: usize = 0;
+const HOST_STATUS: usize = 1;
+const HOST_LENGTHS: usize = 16;
+/// Seconds at one barrier after which the kernel gives up.
+const PATIENCE: i32 = 5;
+
+/// The sizes of a loop.
+#[derive(Clone, Copy)]
+struct Sizes {
+    rows: usize,
+    channels: usize,
+    hidden: usize,
+    heads: usize,
+    vocabulary: usize,
+    prefix: usize,
+    limit: usize,
+}
+
+/// A loop that the device can run.
+pub(super) struct Launchable<'a> {
+    cuda: &'a Cuda,
+    decoder: &'a GreedyDecoder<'a, Cuda>,
+    cache: &'a Cache,
+    sizes: Sizes,
+    eight_bit: bool,
+    kernel: &'static Kernel<DecodeParams>,
+    grid: usize,
+    slots: usize,
+    slot_bytes: usize,
+    shared: usize,
+}
+
+impl<'a> Launchable<'a> {
+    /// `None` where the kernel does not fit the model, the batch or the device.
+    pub(super) fn new(
+        cuda: &'a Cuda,
+        decoder: &'a GreedyDecoder<'a, Cuda>,
+        cache: &'a Cache,
+        limit: usize,
+    ) -> Option<Launchable<'a>> {
+        let first = decoder.layers.first()?;
+        let shape = cache.shape();
+        let sizes = Sizes {
+            rows: shape.images,
+            channels: decoder.output.weight.tensor.columns,
+            hidden: first.fc1.weight.tensor.rows,
+            heads: shape.heads,
+            vocabulary: decoder.output.weight.tensor.rows,
+            prefix: shape.prefix,
+            limit,
+        };
+        let device = cuda.driver.properties();
+        let eps = decoder.embedding_norm.eps;
+        let alike = decoder.layers.iter().all(|l| l.attention_norm.eps == eps && l.mlp_norm.eps == eps);
+        let fits = device.cooperative
+            && alike
+            && (1..=MOST_ROWS).contains(&sizes.rows)
+            && shape.head_size == HEAD_SIZE
+            && sizes.channels == sizes.heads * HEAD_SIZE
+            && sizes.hidden.is_multiple_of(16)
+            && limit <= decoder.position.tensor.rows
+            && decoder.layers.len() == shape.layers;
+        if !fits {
+            return None;
+        }
+        let matrices = decoder.layers.iter().flat_map(|l| [l.qkv, l.attention_out, l.fc1, l.fc2]);
+        let eight_bit = matrices.into_iter().all(|linear| linear.weight.eight_bit.is_some());
+        let dtype = if eight_bit { DType::F8E4M3 } else { cuda.dtype };
+        let (kernel, batch) = kernel_for(dtype, sizes.rows);
+        let grid = device.multiprocessors;
+        let slot_bytes = sizes.slot_bytes(grid, dtype.size(), cuda.dtype.size());
+        let fixed = BLACKBOARD + batch * (sizes.channels + sizes.hidden) * size_of::<f32>();
+        let slots = SLOTS.rev().find(|slots| fixed + slots * slot_bytes <= device.shared_per_block)?;
+        let shared = fixed + slots * slot_bytes;
+        Some(Launchable { cuda, decoder, cache, sizes, eight_bit, kernel, grid, slots, slot_bytes, shared })
+    }
+
+    /// Runs the loop. Tokens of each row, BOS first.
+    pub(super) fn run(&self, told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>) -> Result<Vec<Vec<u32>>> {
+        let Sizes { rows, limit, .. } = self.sizes;
+        if limit < 2 {
+            return Ok(vec![vec![self.decoder.bos]; rows]);
+        }
+        let host = self.cuda.driver.shared_words(HOST_TOKENS + rows * limit)?;
+        // Held until the kernel has ended.
+        let _memory = self.start(&host)?;
+        let mut tokens = vec![vec![self.decoder.bos]; rows];
+        let mut waiting = true;
+        while waiting {
+            // Asked before looking: what was written before the end is seen after it.
+            waiting = !self.cuda.driver.idle()?;
+            if self.listen(&host, &mut tokens, told).is_break() {
+                host.words()[HOST_CANCEL].store(1, Ordering::Relaxed);
+            }
+            if waiting {
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        }
+        self.cuda.driver.synchronize()?;
+        match host.words()[HOST_STATUS].load(Ordering::Acquire) {
+            1 | 2 => Ok(tokens),
+            4 => Err(Error::NotANumber { stage: "decoder" }),
+            _ => Err(Error::Device {
+                device: self.cuda.driver.properties().name.clone(),
+                problem: format!(
+                    "the blocks of the decoder did not meet within {PATIENCE} s; is the device overloaded?"
+                ),
+            }),
+        }
+    }
+
+    /// Takes over the tokens that have been written since.
+    fn listen(
+        &self,
+        host: &SharedWords,
+        tokens: &mut [Vec<u32>],
+        told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let words = host.words();
+        for (row, tokens) in tokens.iter_mut().enumerate() {
+            let length = (words[HOST_LENGTHS + row].load(Ordering::Acquire) as usize).min(self.sizes.limit);
+            let written = &words[HOST_TOKENS + row * self.sizes.limit..][..self.sizes.limit];
+            let known = tokens.len();
+            tokens.extend(written.iter().take(length).skip(known).map(|word| word.load(Ordering::Relaxed)));
+            if tokens.len() > known {
+                told(row, tokens)?;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Starts the kernel; the tensors returned are what it works in.
+    fn start(&self, host: &SharedWords) -> Result<Vec<Tensor>> {
+        let (cuda, s) = (self.cuda, self.sizes);
+        let most_splits = s.prefix.div_ceil(SPLIT) + (s.limit - 1) / SPLIT + 1;
+        let width = 3 * s.channels + 2 * s.channels + s.hidden + s.vocabulary + s.heads * most_splits * PARTIAL;
+        let scratch = cuda.empty([s.rows, width], DType::F32, Layout::Rows)?;
+        let text = || cuda.empty([s.rows * s.heads * s.limit, HEAD_SIZE], cuda.dtype, Layout::Rows);
+        let texts = (0..2 * self.decoder.layers.len()).map(|_| text()).collect::<Result<Vec<_>>>()?;
+        let layers: Vec<DecodeLayerParams> = (0..self.decoder.layers.len())
+            .map(|n| self.layer(n, &texts[2 * n], &texts[2 * n + 1]))
+            .collect::<Result<_>>()?;
+        let words = layers.len() * size_of::<DecodeLayerParams>() / size_of::<u32>();
+        let layers = cuda.put([1, words], DType::F32, &layers)?;
+        let control = cuda.put_ids(&[0; CONTROL])?;
+        let images = cuda.put_ids(&(0..s.rows as u32).collect::<Vec<_>>())?;
+        let (decoder, eps) = (self.decoder, self.decoder.embedding_norm.eps);
+        let params = DecodeParams {
+            layers: layers.pointer(),
+            word: decoder.output.weight.tensor.pointer(),
+            position: decoder.position.tensor.pointer(),
+            embedding_norm_weight: decoder.embedding_norm.weight.pointer(),
+            embedding_norm_bias: decoder.embedding_norm.bias.pointer(),
+            output_bias: decoder.output.bias.pointer(),
+            images: images.pointer(),
+            scratch: scratch.pointer(),
+            control: control.pointer(),
+            host: host.device,
+            layer_count: int(OP, decoder.layers.len())?,
+            rows: int(OP, s.rows)?,
+            channels: int(OP, s.channels)?,
+            hidden: int(OP, s.hidden)?,
+            heads: int(OP, s.heads)?,
+            vocabulary: int(OP, s.vocabulary)?,
+            prefix: int(OP, s.prefix)?,
+            limit: int(OP, s.limit)?,
+            chunk: int(OP, chunk(s.prefix))?,
+            slots: int(OP, self.slots)?,
+            slot_bytes: int(OP, self.slot_bytes)?,
+            bos: decoder.bos as i32,
+            eos: decoder.eos as i32,
+            eps,
+            scale: std::f32::consts::LOG2_E / (HEAD_SIZE as f32).sqrt(),
+            seconds: PATIENCE,
+        };
+        let launch = Launch { cooperative: true, ..Launch::blocks(self.grid).shared(self.shared) };
+        // SAFETY: `new` checked that the sizes are those of the weights and of the cache; every block takes the rows that
+        // `share` gives it, at most `slot_bytes` of them; positions stay below `limit`, ids below the vocabulary.
+        unsafe { cuda.launch(self.kernel, launch, params)? };
+        Ok([vec![scratch, layers, control, images], texts].concat())
+    }
+
+    /// A matrix and the scales of its rows, in the type that the kernel reads.
+    fn weights(&self, matrix: &Matrix) -> (DevicePtr, DevicePtr) {
+        match &matrix.eight_bit {
+            Some(eight) if self.eight_bit => (eight.codes.pointer(), eight.scales.pointer()),
+            _ => (matrix.tensor.pointer(), DevicePtr::NULL),
+        }
+    }
+
+    fn layer(&self, n: usize, keys: &Tensor, values: &Tensor) -> Result<DecodeLayerParams> {
+        let layer = &self.decoder.layers[n];
+        let (c, f) = (self.sizes.channels, self.sizes.hidden);
+        let shapes = [(layer.qkv, 3 * c, c), (layer.attention_out, c, c), (layer.fc1, f, c), (layer.fc2, c, f)];
+        for (linear, rows, columns) in shapes {
+            check(linear, rows, columns)?;
+        }
+        let (prefix_keys, prefix_values) = self.cache.prefix(n);
+        let (qkv, qkv_scale) = self.weights(&layer.qkv.weight);
+        let (attention_out, attention_out_scale) = self.weights(&layer.attention_out.weight);
+        let (fc1, fc1_scale) = self.weights(&layer.fc1.weight);
+        let (fc2, fc2_scale) = self.weights(&layer.fc2.weight);
+        Ok(DecodeLayerParams {
+            qkv,
+            attention_out,
+            fc1,
+            fc2,
+            qkv_scale,
+            attention_out_scale,
+            fc1_scale,
+            fc2_scale,
+            qkv_bias: layer.qkv.bias.pointer(),
+            attention_out_bias: layer.attention_out.bias.pointer(),
+            fc1_bias: layer.fc1.bias.pointer(),
+            fc2_bias: layer.fc2.bias.pointer(),
+            attention_norm_weight: layer.attention_norm.weight.pointer(),
+            attention_norm_bias: layer.attention_norm.bias.pointer(),
+            mlp_norm_weight: layer.mlp_norm.weight.pointer(),
+            mlp_norm_bias: layer.mlp_norm.bias.pointer(),
+            prefix_keys,
+            prefix_values,
+            text_keys: keys.pointer(),
+            text_values: values.pointer(),
+        })
+    }
+}
+
+impl Sizes {
+    /// Bytes of the largest share of a matrix that a block gets.
+    fn slot_bytes(&self, grid: usize, layers: usize, output: usize) -> usize {
+        let (c, f) = (self.channels, self.hidden);
+        let shares = [(3 * c, c, layers), (c, c, layers), (f, c, layers), (c, f, layers), (self.vocabulary, c, output)];
+        let most = shares.map(|(rows, columns, element)| rows.div_ceil(grid) * columns * element);
+        most.into_iter().max().unwrap_or(0).next_multiple_of(128)
+    }
+}
+
+/// Image tokens of a split: as even as splits of at most `SPLIT` can be.
+fn chunk(prefix: usize) -> usize {
+    prefix.div_ceil(prefix.div_ceil(SPLIT).max(1)).max(1)
+}
+
+/// The kernel for so many rows, and the rows that it computes.
+fn kernel_for(dtype: DType, rows: usize) -> (&'static Kernel<DecodeParams>, usize) {
+    match (dtype, rows) {
+        (DType::BF16, 1) => (&kernels::DECODE_FORWARD_SINGLE_BF16, 1),
+        (DType::BF16, 2) => (&kernels::DECODE_FORWARD_PAIR_BF16, 2),
+        (DType::BF16, 3..=4) => (&kernels::DECODE_FORWARD_QUAD_BF16, 4),
+        (DType::BF16, _) => (&kernels::DECODE_FORWARD_OCTET_BF16, 8),
+        (DType::F8E4M3, 1) => (&kernels::DECODE_FORWARD_SINGLE_FP8, 1),
+        (DType::F8E4M3, _) => (&kernels::DECODE_FORWARD_OCTET_FP8, 8),
+        (_, 1) => (&kernels::DECODE_FORWARD_SINGLE_F32, 1),
+        (_, _) => (&kernels::DECODE_FORWARD_OCTET_F32, 8),
+    }
+}
+
+fn check(linear: &Linear<Cuda>, rows: usize, columns: usize) -> Result<()> {
+    let weight = &linear.weight.tensor;
+    super::ensure((weight.rows, weight.columns, linear.bias.len()) == (rows, columns, rows), OP, || {
+        format!(
+            "weights ({}, {}) with {} biases, expected ({rows}, {columns})",
+            weight.rows,
+            weight.columns,
+            linear.bias.len()
+        )
+    })
+}

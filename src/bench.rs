@@ -1,0 +1,271 @@
+//! `im2sp bench`: how long each stage of a caption takes, what it had to do, and which share of the machine's measured
+//! ceilings that is. Every figure comes from captions made by [`Engine::caption`], the path that users take.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::generate::GenerateOptions;
+use crate::image::Image;
+use crate::model::work::{self, Work};
+use crate::{CaptionOptions, Engine, Error, Result, Timings};
+
+/// What to measure.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BenchOptions {
+    /// Units of a caption; one that ends by itself may be shorter.
+    pub units: usize,
+    /// Captions that are timed.
+    pub repeat: usize,
+}
+
+/// What a machine does at most, as measured just before.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Ceilings {
+    /// Floating-point operations a second in a matrix product of the type in use.
+    pub flops: f64,
+    /// Bytes a second of a large read.
+    pub bytes: f64,
+}
+
+/// One stage.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// Its name.
+    pub stage: &'static str,
+    /// Milliseconds: median, least, most.
+    pub median: f64,
+    /// The fastest.
+    pub least: f64,
+    /// The slowest.
+    pub most: f64,
+    /// Floating-point operations of one run.
+    pub flops: f64,
+    /// Bytes of the weights of one run.
+    pub bytes: f64,
+    /// Share of the ceiling that binds it; none where there is nothing to compare.
+    pub share: Option<f64>,
+}
+
+/// A whole measurement.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Commit of the program.
+    pub commit: &'static str,
+    /// The device in words.
+    pub device: String,
+    /// Type of the weights.
+    pub dtype: &'static str,
+    /// What the model is.
+    pub model: String,
+    /// Units of each caption.
+    pub units: usize,
+    /// Seconds of speech of each caption.
+    pub seconds: f64,
+    /// Captions timed.
+    pub repeat: usize,
+    /// What the machine does at most; `None` on a device whose ceilings `im2sp doctor` measures.
+    pub ceilings: Option<Ceilings>,
+    /// The stages in their order, and the whole.
+    pub rows: Vec<Row>,
+}
+
+/// Captions `image` once to warm up, then `repeat` times.
+pub fn run(engine: &Engine, image: &Image, options: BenchOptions, told: &mut dyn FnMut(usize)) -> Result<Report> {
+    if options.units == 0 || options.repeat == 0 {
+        return Err(Error::Option { option: "units", problem: "and repeat must be at least 1".into() });
+    }
+    let generate = GenerateOptions { max_length: options.units + 1, ..Default::default() };
+    let caption = CaptionOptions { generate, ..Default::default() };
+    let warm = engine.caption(image, &CaptionOptions { no_audio: true, ..caption })?;
+    // As many units as the caption has tokens, none twice in a row: a model of random weights repeats itself, and what is
+    // repeated is spoken once.
+    let known = engine.config().vocoder.as_ref().map_or(0, |vocoder| vocoder.num_embeddings as u32);
+    let units: Vec<u32> = (0..warm.tokens.len() as u32 - 1).map(|n| n * 7 % known.max(1)).collect();
+    let mut runs = Vec::with_capacity(options.repeat);
+    let mut samples = 0;
+    for n in 0..options.repeat {
+        told(n);
+        let clock = Instant::now();
+        let mut timings = engine.caption(image, &CaptionOptions { no_audio: true, ..caption })?.timings;
+        if known > 1 {
+            let vocoder = Instant::now();
+            samples = engine.speak(&units, None)?.samples.len();
+            timings.vocoder = vocoder.elapsed().as_secs_f64() * 1e3;
+        }
+        runs.push((timings, clock.elapsed().as_secs_f64() * 1e3));
+    }
+    let on_cpu = engine.memory().is_none();
+    let ceilings = if on_cpu { Some(cpu_ceilings()?) } else { None };
+    let steps = warm.tokens.len().saturating_sub(1);
+    Ok(Report {
+        commit: env!("IM2SP_COMMIT"),
+        device: engine.device(),
+        dtype: engine.dtype(),
+        model: engine.config().description.clone().unwrap_or_else(|| "a model directory".into()),
+        units: steps,
+        seconds: samples as f64 / f64::from(warm.sample_rate.max(1)),
+        repeat: options.repeat,
+        ceilings,
+        rows: rows(engine, &runs, steps, samples, ceilings),
+    })
+}
+
+/// The stages of every run, with what each has to do.
+fn rows(
+    engine: &Engine,
+    runs: &[(Timings, f64)],
+    steps: usize,
+    samples: usize,
+    ceilings: Option<Ceilings>,
+) -> Vec<Row> {
+    let config = engine.config();
+    let element = match engine.dtype() {
+        "f32" => 4,
+        "fp8" => 1,
+        _ => 2,
+    };
+    let wide = element.max(if engine.dtype() == "fp8" { 2 } else { element });
+    let vocoder = config.vocoder.as_ref().map_or(Work::default(), |vocoder| {
+        let hop: usize = vocoder.upsample_rates.iter().product();
+        // The CPU's convolutions are in f32, whatever the matrices are.
+        let element = if engine.memory().is_none() { 4 } else { wide };
+        work::vocoder(vocoder, samples / hop.max(1), element)
+    });
+    type Stage = (&'static str, fn(&(Timings, f64)) -> f64, Work);
+    let stages: [Stage; 6] = [
+        ("preprocess", |run| run.0.preprocess, Work::default()),
+        ("vision", |run| run.0.vision, work::vision(config, wide)),
+        ("prefill", |run| run.0.prefill, work::prefill(config, wide)),
+        ("per unit", |run| run.0.per_unit, work::step(config, element)),
+        ("vocoder", |run| run.0.vocoder, vocoder),
+        ("picture to samples", |run| run.1, Work::default()),
+    ];
+    let mut rows: Vec<Row> = stages.map(|(stage, time, work)| row(stage, runs.iter().map(time), work, ceilings)).into();
+    let decode = work::step(config, element);
+    let decode = Work { flops: decode.flops * steps as f64, bytes: decode.bytes * steps as f64 };
+    rows.insert(4, row("all units", runs.iter().map(|run| run.0.decode), decode, ceilings));
+    rows
+}
+
+fn row(stage: &'static str, times: impl Iterator<Item = f64>, work: Work, ceilings: Option<Ceilings>) -> Row {
+    let mut times: Vec<f64> = times.collect();
+    times.sort_by(f64::total_cmp);
+    let median = times.get(times.len() / 2).copied().unwrap_or(f64::NAN);
+    let share = ceilings.filter(|_| work.flops > 0.0).map(|ceilings| {
+        let floor = (work.flops / ceilings.flops).max(work.bytes / ceilings.bytes);
+        floor * 1e3 / median
+    });
+    let (least, most) = (times.first().copied().unwrap_or(median), times.last().copied().unwrap_or(median));
+    Row { stage, median, least, most, flops: work.flops, bytes: work.bytes, share }
+}
+
+/// The best of a few matrix products that fit the caches, and of a few reads that do not.
+fn cpu_ceilings() -> Result<Ceilings> {
+    use crate::backend::cpu::Cpu;
+    use crate::backend::{Activation, Backend, Linear};
+    use crate::tensor::HostTensor;
+    let best = |rows: usize, n: usize, k: usize, step: bool| -> Result<f64> {
+        let weight = HostTensor::from_f32(&[n, k], crate::weights::random::values(n * k))
+            .ok_or_else(|| Error::shape("bench", "a matrix too large for this machine"))?;
+        let layer = Linear::<Cpu> { weight: Cpu.matrix(weight)?, bias: Cpu.upload([1, n], &vec![0.0; n])? };
+        let x = Cpu.upload([rows, k], &crate::weights::random::values(rows * k))?;
+        let form = if step { Cpu::linear_step } else { Cpu::linear };
+        let mut least = f64::INFINITY;
+        for _ in 0..5 {
+            let clock = Instant::now();
+            form(&Cpu, &x, &layer, Activation::None, None)?;
+            least = least.min(clock.elapsed().as_secs_f64());
+        }
+        Ok(least)
+    };
+    // 512 MB of weights against one row: nothing but reading.
+    let (n, k) = (32_768, 4096);
+    Ok(Ceilings {
+        flops: 2.0 * 1024f64.powi(3) / best(1024, 1024, 1024, false)?,
+        bytes: (n * k * 4) as f64 / best(1, n, k, true)?,
+    })
+}
+
+impl Report {
+    /// The table for people.
+    pub fn table(&self) -> String {
+        let mut out = format!(
+            "{}, weights {}: {}\n{} units, {:.2} s of speech, median of {} runs, commit {}\n\n{:<20} {:>10} {:>20} {:>12} {:>12} {:>8}\n",
+            self.device,
+            self.dtype,
+            self.model,
+            self.units,
+            self.seconds,
+            self.repeat,
+            self.commit,
+            "stage",
+            "ms",
+            "least - most",
+            "GFLOP/s",
+            "GB/s",
+            "share"
+        );
+        for row in &self.rows {
+            let rate = |amount: f64| match amount {
+                0.0 => "-".to_string(),
+                amount => format!("{:.1}", amount / row.median / 1e6),
+            };
+            let share = row.share.map_or("-".into(), |share| format!("{:.0} %", share * 100.0));
+            let range = format!("{:.2} - {:.2}", row.least, row.most);
+            out += &format!(
+                "{:<20} {:>10.2} {range:>20} {:>12} {:>12} {share:>8}\n",
+                row.stage,
+                row.median,
+                rate(row.flops),
+                rate(row.bytes)
+            );
+        }
+        match self.ceilings {
+            Some(Ceilings { flops, bytes }) => {
+                out + &format!(
+                    "\nceilings measured here: {:.0} GFLOP/s, {:.1} GB/s; share is that of the one that binds\n",
+                    flops / 1e9,
+                    bytes / 1e9
+                )
+            }
+            None => out + "\nceilings of this device: im2sp doctor\n",
+        }
+    }
+
+    /// The latency budget as a picture: one bar, a stretch for each stage.
+    pub fn plot(&self) -> String {
+        const COLOURS: [&str; 5] = ["#7f7f7f", "#4477aa", "#66ccee", "#228833", "#ee6677"];
+        const WIDTH: f64 = 720.0;
+        let stages: Vec<&Row> =
+            self.rows.iter().filter(|row| row.stage != "per unit" && row.stage != "picture to samples").collect();
+        let total: f64 = stages.iter().map(|row| row.median).sum();
+        let mut out = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"760\" height=\"170\" font-family=\"sans-serif\" font-size=\"13\">\n\
+             <rect width=\"760\" height=\"170\" fill=\"white\"/>\n<text x=\"20\" y=\"26\">Picture to speech: {total:.1} ms for {} units, \
+             {:.2} s of sound. {}, {}</text>\n",
+            self.units,
+            self.seconds,
+            escaped(&self.device),
+            self.dtype
+        );
+        let (mut x, mut legend) = (20.0, 20.0);
+        for (row, colour) in stages.iter().zip(COLOURS) {
+            let width = WIDTH * row.median / total;
+            out += &format!("<rect x=\"{x:.1}\" y=\"44\" width=\"{width:.1}\" height=\"44\" fill=\"{colour}\"/>\n");
+            out += &format!("<rect x=\"{legend}\" y=\"106\" width=\"12\" height=\"12\" fill=\"{colour}\"/>\n");
+            out += &format!("<text x=\"{}\" y=\"117\">{}</text>\n", legend + 17.0, row.stage);
+            out += &format!("<text x=\"{}\" y=\"136\" fill=\"#555\">{:.1} ms</text>\n", legend + 17.0, row.median);
+            x += width;
+            legend += 145.0;
+        }
+        out + &format!(
+            "<text x=\"20\" y=\"160\" fill=\"#555\">commit {}, median of {} runs</text>\n</svg>\n",
+            self.commit, self.repeat
+        )
+    }
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}

@@ -1,0 +1,156 @@
+//! The embedded model on a device: the GPU that IM2SP_TEST_DEVICE names ("cuda:0"), else the emulator. Its captions are the
+//! CPU's, whatever else is in the batch; it allocates nothing once warm, gives everything back, and reports what fails.
+#![cfg(feature = "emulator")]
+
+use std::sync::Arc;
+
+use im2sp::backend::cuda::driver::Driver;
+use im2sp::backend::cuda::emulated::EmulatedDriver;
+use im2sp::check::Random;
+use im2sp::generate::GenerateOptions;
+use im2sp::tensor::DType;
+use im2sp::{Caption, CaptionOptions, Device, Engine, Image, LoadOptions};
+
+fn device() -> Device {
+    let name = std::env::var("IM2SP_TEST_DEVICE").unwrap_or("emulator".into());
+    name.parse().unwrap_or_else(|problem| panic!("IM2SP_TEST_DEVICE: {name}: {problem}"))
+}
+
+fn engine(device: Device, dtype: DType) -> Engine {
+    Engine::embedded_with(LoadOptions { device, dtype: Some(dtype) }).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Drawings in the spirit of the model's scenes: a noisy ground, and one to three discs and boxes.
+fn pictures(count: usize) -> Vec<Image> {
+    let mut random = Random::new(2026);
+    (0..count)
+        .map(|_| {
+            let side = 96 + random.below(64);
+            let ground: [usize; 3] = std::array::from_fn(|_| 60 + random.below(150));
+            let mut shapes = Vec::new();
+            for _ in 0..1 + random.below(3) {
+                let colour: [usize; 3] = std::array::from_fn(|_| random.below(2) * 220 + 15);
+                shapes.push((
+                    random.below(side),
+                    random.below(side),
+                    8 + random.below(20),
+                    random.below(2) == 0,
+                    colour,
+                ));
+            }
+            let mut pixels = Vec::with_capacity(3 * side * side);
+            for (y, x) in (0..side).flat_map(|y| (0..side).map(move |x| (y, x))) {
+                let mut colour = ground;
+                for &(cx, cy, size, disc, paint) in &shapes {
+                    let (dx, dy) = (x.abs_diff(cx), y.abs_diff(cy));
+                    if if disc { dx * dx + dy * dy < size * size } else { dx < size && dy < size } {
+                        colour = paint;
+                    }
+                }
+                pixels.extend(colour.map(|c| (c + random.below(13)).min(255) as u8));
+            }
+            Image::from_rgb(side, side, pixels).expect("as many bytes as pixels")
+        })
+        .collect()
+}
+
+fn captions(engine: &Engine, pictures: &[Image], options: &CaptionOptions) -> Vec<Caption> {
+    let pictures: Vec<&Image> = pictures.iter().collect();
+    engine.caption_batch(&pictures, options, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn units_only() -> CaptionOptions {
+    CaptionOptions { no_audio: true, ..Default::default() }
+}
+
+#[test]
+fn f32_speaks_as_the_cpu_does() {
+    let pictures = pictures(3);
+    let options = CaptionOptions::default();
+    let expected = captions(&engine(Device::Cpu, DType::F32), &pictures, &options);
+    let actual = captions(&engine(device(), DType::F32), &pictures, &options);
+    for (expected, actual) in expected.iter().zip(&actual) {
+        assert_eq!(actual.tokens, expected.tokens);
+        assert_eq!(actual.samples.len(), expected.samples.len());
+        // A stack of some fifty convolutions; 1 / 32768 is the last bit of a WAV file.
+        let worst = im2sp::check::difference(&actual.samples, &expected.samples);
+        assert!(worst < 4.0 / 32768.0, "samples differ by {worst}");
+    }
+}
+
+#[test]
+fn bf16_says_the_same_nearly_always() {
+    let pictures = pictures(20);
+    let expected = captions(&engine(Device::Cpu, DType::F32), &pictures, &units_only());
+    let actual = captions(&engine(device(), DType::BF16), &pictures, &units_only());
+    let same = expected.iter().zip(&actual).filter(|(e, a)| e.units == a.units).count();
+    assert!(same >= 19, "{same} of 20 captions have the same units");
+}
+
+#[test]
+fn neighbours_in_a_batch_change_nothing() {
+    let pictures = pictures(5);
+    for dtype in [DType::BF16, DType::F32] {
+        let engine = engine(device(), dtype);
+        let together = captions(&engine, &pictures, &units_only());
+        for (picture, expected) in pictures.iter().zip(&together).skip(3) {
+            let alone = engine.caption(picture, &units_only()).expect("a caption");
+            assert_eq!(alone.tokens, expected.tokens);
+        }
+    }
+}
+
+#[test]
+fn beams_are_those_of_the_cpu() {
+    let pictures = pictures(2);
+    let options = CaptionOptions {
+        generate: GenerateOptions { beams: 3, ..Default::default() },
+        no_audio: true,
+        ..Default::default()
+    };
+    let expected = captions(&engine(Device::Cpu, DType::F32), &pictures, &options);
+    let actual = captions(&engine(device(), DType::F32), &pictures, &options);
+    for (expected, actual) in expected.iter().zip(&actual) {
+        assert_eq!(actual.tokens, expected.tokens);
+    }
+}
+
+#[test]
+fn a_warm_engine_allocates_nothing_and_repeats_itself() {
+    let picture = &pictures(1)[0];
+    let engine = engine(device(), DType::BF16);
+    let first = engine.caption(picture, &CaptionOptions::default()).expect("a caption");
+    let warm = engine.memory().expect("a device");
+    for _ in 0..2 {
+        let again = engine.caption(picture, &CaptionOptions::default()).expect("a caption");
+        assert_eq!(again.tokens, first.tokens);
+        assert_eq!(again.samples, first.samples, "the recorded graphs give the same bits");
+    }
+    assert_eq!(engine.memory().expect("a device"), warm);
+}
+
+#[test]
+fn memory_goes_back_to_its_level_and_its_end_is_said() {
+    let emulator = Arc::new(EmulatedDriver::new(1 << 30));
+    let picture = &pictures(1)[0];
+    {
+        let engine = Engine::embedded_on(emulator.clone(), DType::BF16).expect("an engine");
+        engine.caption(picture, &units_only()).expect("a caption");
+        assert!(emulator.in_use() > 10 << 20, "the weights are there");
+    }
+    assert_eq!(emulator.in_use(), 0);
+    // Room for half of the weights; then for the weights and a little more.
+    for (room, what) in [(6 << 20, "while loading"), (13 << 20, "while captioning")] {
+        let small: Arc<dyn Driver> = Arc::new(EmulatedDriver::new(room));
+        let result = Engine::embedded_on(small, DType::BF16).and_then(|engine| engine.caption(picture, &units_only()));
+        let error = result.map(|_| ()).expect_err(what).to_string();
+        assert!(error.contains("out of memory"), "{what}: {error}");
+    }
+}
+
+#[test]
+fn a_device_index_that_does_not_exist_is_an_error() {
+    let options = LoadOptions { device: Device::Cuda(99), dtype: None };
+    let error = Engine::embedded_with(options).map(|_| ()).expect_err("there are no hundred GPUs").to_string();
+    assert!(error.contains("cuda:99"), "{error}");
+}
