@@ -22,7 +22,7 @@ pub mod gpu;
 #[cfg(feature = "cuda")]
 pub mod images;
 mod layer_norm;
-mod linear;
+pub(crate) mod linear;
 mod patch_embed;
 mod pool;
 mod region;
