@@ -4,7 +4,17 @@
 mod tolerance;
 
 #[cfg(any(feature = "cuda", feature = "emulator"))]
+mod argmax;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod beam_candidates;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod embed;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
 mod layer_norm;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod top_k;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod transpose;
 
 pub use tolerance::{Random, difference, largest, round_bf16, tolerance, tolerance_bf16};
 
