@@ -67,12 +67,11 @@ template <typename T> DEVICE void add_rows(const EmbedParams& params) {
 
 template <typename T> DEVICE void join_rows(const EmbedColumnsParams& params) {
     const int channels = params.channels, groups = (channels + VALUES - 1) / VALUES;
-    const int64_t at = int64_t(blockIdx.x) * BLOCK + threadIdx.x;
-    const int64_t frame = at / groups;
-    const int c = int(at % groups) * VALUES;
+    const unsigned at = blockIdx.x * BLOCK + threadIdx.x;
+    const int frame = int(at / groups), c = int(at % groups) * VALUES;
     if (frame >= params.frames) return;
     const T* row = static_cast<const T*>(params.table) + int64_t(params.ids[frame]) * channels;
-    T* y = static_cast<T*>(params.y) + frame * params.stride + params.first;
+    T* y = static_cast<T*>(params.y) + int64_t(frame) * params.stride + params.first;
     if ((channels | params.stride | params.first) % VALUES == 0) {
         copy_four(y + c, row + c);
         return;

@@ -74,7 +74,9 @@ pub(super) fn embed_columns(cuda: &Cuda, tables: &[(&Matrix, &[u32])]) -> Result
             stride: int("embed_columns", stride)?,
             first: int("embed_columns", first)?,
         };
-        let launch = Launch::blocks((frames * channels.div_ceil(VALUES)).div_ceil(BLOCK));
+        let threads = frames * channels.div_ceil(VALUES);
+        int("embed_columns", threads)?;
+        let launch = Launch::blocks(threads.div_ceil(BLOCK));
         // SAFETY: every id names a row of the table, y holds frames * stride elements of the same type, and a row of the
         // table ends before the next table's channels; vectors are used where everything is whole ones.
         unsafe { cuda.launch(kernel, launch, params)? };

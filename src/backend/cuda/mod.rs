@@ -8,6 +8,7 @@
 
 mod argmax;
 mod attention;
+mod beam_candidates;
 mod cache;
 mod cast;
 mod conv1d;
@@ -26,6 +27,7 @@ pub(crate) mod linear;
 mod patch_embed;
 mod pool;
 mod region;
+mod top_k;
 mod transpose;
 
 use std::ops::ControlFlow;
@@ -33,8 +35,8 @@ use std::sync::Arc;
 
 use self::driver::{DevicePtr, Driver, Kernel, Launch};
 use super::{
-    Activation, AttentionShape, Backend, CacheRow, CacheShape, ConvEpilogue, GreedyDecoder, Linear, Norm, Region,
-    RegionBody,
+    Activation, AttentionShape, Backend, BeamCandidate, CacheRow, CacheShape, ConvEpilogue, GreedyDecoder, Linear,
+    Norm, Region, RegionBody, TopValue,
 };
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
@@ -148,6 +150,11 @@ impl Cuda {
     /// Copies `values` to the device as the sequences of the models are held there: in the type of the backend.
     pub fn sequence(&self, shape: [usize; 2], values: &[f32]) -> Result<Tensor> {
         cast::cast(self, &self.upload(shape, values)?, self.dtype)
+    }
+
+    /// `x` in its type with its rows one after the other in memory: itself, unless it was transposed.
+    pub fn row_major(&self, x: &Tensor) -> Result<Tensor> {
+        self.rows_of(x, x.dtype)
     }
 
     /// From now on every new tensor begins as NaN, in memory of just its size: for tests.
@@ -367,5 +374,19 @@ impl Backend for Cuda {
 
     fn argmax(&self, x: &Tensor) -> Result<Vec<u32>> {
         argmax::argmax(self, x)
+    }
+
+    fn top_k(&self, x: &Tensor, count: usize) -> Result<Vec<Vec<TopValue>>> {
+        top_k::top_k(self, x, count)
+    }
+
+    fn beam_candidates(
+        &self,
+        logits: &Tensor,
+        scores: &[f32],
+        pictures: &[usize],
+        count: usize,
+    ) -> Result<Vec<Vec<BeamCandidate>>> {
+        beam_candidates::beam_candidates(self, logits, scores, pictures, count)
     }
 }
