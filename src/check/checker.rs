@@ -111,12 +111,15 @@ impl<'a> Checker<'a> {
 
     /// Runs every case of the operations whose name contains `filter`.
     pub fn all(&mut self, filter: &str) -> Result<()> {
+        OPERATIONS.iter().filter(|(op, _)| op.contains(filter)).try_for_each(|&(op, check)| self.operation(op, check))
+    }
+
+    /// Runs every case of one operation.
+    pub fn operation(&mut self, op: &'static str, check: Check) -> Result<()> {
+        self.op = op;
         // Inputs, too, lie in memory of just their size.
         self.cuda.poison(true);
-        let done = OPERATIONS.iter().filter(|(op, _)| op.contains(filter)).try_for_each(|(op, check)| {
-            self.op = op;
-            check(self)
-        });
+        let done = check(self);
         self.cuda.poison(false);
         done
     }

@@ -18,6 +18,8 @@ mod conv1d;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod conv_transpose1d;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
+mod doctor;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
 mod embed;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod layer_norm;
@@ -34,3 +36,5 @@ pub use tolerance::{Random, difference, largest, round_bf16, tolerance, toleranc
 
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub use checker::{Case, Checker, OPERATIONS, Outcome, Size, Work};
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+pub use doctor::{Diagnosis, DoctorOptions, examine};

@@ -11,6 +11,7 @@ mod attention;
 mod beam_candidates;
 mod cache;
 mod cast;
+mod ceiling;
 mod conv1d;
 mod conv_transpose1d;
 mod decode;
@@ -41,6 +42,7 @@ use super::{
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
 pub use cache::Cache;
+pub use ceiling::Ceilings;
 pub use conv1d::ConvKernel;
 use pool::{Buffer, Pool};
 
