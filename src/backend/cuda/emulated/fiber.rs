@@ -283,17 +283,15 @@ impl Fiber {
     }
 
     /// Lets the thread run until it stops, and says why it did.
+    #[inline(always)]
     pub(super) fn resume(&mut self) -> State {
         let Some(coroutine) = &mut self.coroutine else { return State::Done };
         CURRENT.set(self.context);
         // SAFETY: the context lives as long as the fiber.
         unsafe { emulator_set_context(self.context) };
-        let result = coroutine.resume(());
-        CURRENT.set(ptr::null_mut());
-        // SAFETY: none runs.
-        unsafe { emulator_set_context(ptr::null_mut()) };
-        match result {
-            CoroutineResult::Yield(()) => self.context().state,
+        match coroutine.resume(()) {
+            // SAFETY: as in `context`.
+            CoroutineResult::Yield(()) => unsafe { (*self.context).state },
             // Kernels run in an endless loop.
             CoroutineResult::Return(()) => State::Fault,
         }
