@@ -360,6 +360,33 @@ fn graphs_replay_what_was_recorded() {
     assert_eq!((driver.launches(), seen), (2, vec![0.0, 0.0, 2.0, 3.0]));
 }
 
+#[test]
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn what_the_processor_refuses_ends_the_launch_not_the_process() {
+    let bench = Bench::new(1, THREADS, THREADS);
+    let cases: [(&'static Planted, &'static Planted, &str); 3] = [
+        (&planted::PLANTED_LARGE_FRAME, &planted::PLANTED_LARGE_FRAME_RIGHT, "stack overflow"),
+        (&planted::PLANTED_WILD_POINTER, &planted::PLANTED_WILD_POINTER_RIGHT, "where there is no memory"),
+        (&planted::PLANTED_DIVISION, &planted::PLANTED_DIVISION_RIGHT, "division by zero"),
+    ];
+    for (wrong, right, part) in cases {
+        for result in bench.plain(wrong) {
+            let found = result.expect_err("the processor refused it");
+            let parts = [part, wrong.info.name, " at kernels/emulator/planted.cu:", "by thread "];
+            // Division does not trap on every processor.
+            let traps = part != "division by zero" || cfg!(target_arch = "x86_64");
+            assert!(!traps || parts.iter().all(|part| found.contains(part)), "{found}");
+        }
+        bench.passes(right);
+    }
+    let found = bench.run(&planted::PLANTED_LARGE_FRAME, CHECKED).expect_err("no stack holds it");
+    assert!(found.contains("stack overflow"), "{found}");
+    let parts = ["out of bounds: thread 0 of block (0, 0, 0) writes 4 bytes of 0x", "which is no memory of the device"];
+    bench.finds(&planted::PLANTED_WILD_POINTER, &planted::PLANTED_WILD_POINTER_RIGHT, &parts);
+    let parts = ["division by zero", " at kernels/emulator/planted.cu:", "by thread 20 of block (0, 0, 0)"];
+    bench.finds(&planted::PLANTED_DIVISION, &planted::PLANTED_DIVISION_RIGHT, &parts);
+}
+
 /// A product of whole numbers as real kernels do it.
 fn product(size: usize) -> (Bench, Vec<f32>) {
     let tiles = size / 64;

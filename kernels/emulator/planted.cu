@@ -230,6 +230,16 @@ template <bool RIGHT> DEVICE void blocks_wait(const PlantedParams& params) {
     if (threadIdx.x == 0) params.y[blockIdx.x] = 1.0f;
 }
 
+// Beyond the end of all memory; and a division that a GPU would let pass.
+template <bool RIGHT> DEVICE void wild_pointer(const PlantedParams& params) {
+    const int64_t far = RIGHT ? 0 : int64_t(1) << 44;
+    params.y[threadIdx.x + far] = 1.0f;
+}
+template <bool RIGHT> DEVICE void division(const PlantedParams& params) {
+    const int divisor = int(threadIdx.x) - (RIGHT ? -1 : 20);
+    params.y[threadIdx.x] = float(params.count / divisor);
+}
+
 enum Copy { WAITED, NOT_WAITED, NO_BARRIER, OVERWRITTEN };
 
 template <Copy HOW> DEVICE void copies(const PlantedParams& params) {
@@ -375,6 +385,10 @@ KERNEL(planted_waits_without_pause, PlantedParams, 128, 1) { waits_without_pause
 KERNEL(planted_waits_without_pause_right, PlantedParams, 128, 1) { waits_without_pause<true>(params); }
 KERNEL(planted_blocks_wait, PlantedParams, 128, 1) { blocks_wait<false>(params); }
 KERNEL(planted_blocks_wait_right, PlantedParams, 128, 1) { blocks_wait<true>(params); }
+KERNEL(planted_wild_pointer, PlantedParams, 128, 1) { wild_pointer<false>(params); }
+KERNEL(planted_wild_pointer_right, PlantedParams, 128, 1) { wild_pointer<true>(params); }
+KERNEL(planted_division, PlantedParams, 128, 1) { division<false>(params); }
+KERNEL(planted_division_right, PlantedParams, 128, 1) { division<true>(params); }
 KERNEL(planted_copy_not_waited, PlantedParams, 128, 1) { copies<NOT_WAITED>(params); }
 KERNEL(planted_copy_no_barrier, PlantedParams, 128, 1) { copies<NO_BARRIER>(params); }
 KERNEL(planted_copy_overwritten, PlantedParams, 128, 1) { copies<OVERWRITTEN>(params); }
