@@ -60,6 +60,8 @@ DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu
 DEVICE int shuffle(int v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
 DEVICE int shuffle_xor(int v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 DEVICE unsigned ballot(bool v) { return __ballot_sync(0xffffffffu, v); }
+// The largest number of a warp; every lane gets it.
+DEVICE unsigned warp_largest(unsigned v) { return __reduce_max_sync(0xffffffffu, v); }
 
 DEVICE void sync_block() { __syncthreads(); }
 DEVICE void sync_warp() { __syncwarp(); }

@@ -366,6 +366,10 @@ mod fake {
                 driver.allocate(1000)?;
                 driver.begin_capture()?;
             }
+            // What was handed out may outlive the driver.
+            let handed_out = (driver.record(), driver.shared_words(10));
+            drop(driver);
+            drop(handed_out);
             ended
         })();
         if let Err(error) = ended {

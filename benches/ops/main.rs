@@ -3,6 +3,7 @@
 
 mod argmax;
 mod attention;
+mod beam_candidates;
 mod cache;
 mod conv1d;
 mod conv_transpose1d;
@@ -10,6 +11,7 @@ mod embed;
 mod layer_norm;
 mod linear;
 mod patch_embed;
+mod top_k;
 mod transpose;
 
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -65,6 +67,8 @@ fn all(criterion: &mut Criterion) {
     conv_transpose1d::bench(criterion);
     transpose::bench(criterion);
     argmax::bench(criterion);
+    top_k::bench(criterion);
+    beam_candidates::bench(criterion);
 }
 
 criterion_group! {

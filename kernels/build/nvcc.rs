@@ -3,7 +3,7 @@
 //!
 //! Beside the images, in OUT_DIR/images, stay the PTX, what nvcc said, and `report.txt` with the registers and spills of
 //! every kernel; images.rs is the table that `backend::cuda::images` includes. A file is compiled again when it, a header,
-//! the flags or nvcc changed.
+//! the flags or nvcc changed; what was compiled waits in target/kernels for the next profile or set of features.
 
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -30,6 +30,11 @@ const FLAGS: &[&str] = &[
 ];
 /// What nvcc itself listens to.
 const VARIABLES: &[&str] = &["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"];
+
+/// What is kept of an image.
+const PARTS: [&str; 4] = ["fatbin", "compute_80.ptx", "compute_90a.ptx", "log"];
+/// Images kept of a file, the last one made among them: a few branches, not a history.
+const KEPT: usize = 4;
 
 /// A compiler that is new enough.
 struct Nvcc {
@@ -80,43 +85,79 @@ pub fn build(folder: &Path, sources: &[PathBuf], out: &Path) -> Result<(), Strin
     write_tables(&nvcc, &stems, out, &images)
 }
 
-/// One image, unless the one that is there was made from the same.
+/// Puts a file's image and what belongs to it into `images`, compiled now or before.
 fn compile(nvcc: &Nvcc, folder: &Path, file: &Path, images: &Path, common: u64) -> Result<(), String> {
+    let io = |path: &Path| {
+        let path = path.display().to_string();
+        move |error: std::io::Error| format!("{path}: {error}")
+    };
     let stem = stem(folder, file);
-    let at = |extension: &str| images.join(format!("{stem}.{extension}"));
-    let io = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
     let mut hasher = DefaultHasher::new();
-    (common, std::fs::read(file).map_err(|e| io(file, e))?).hash(&mut hasher);
-    let hash = format!("{:016x}", hasher.finish());
-    if std::fs::read_to_string(at("hash")).is_ok_and(|made_from| made_from == hash) && at("fatbin").exists() {
-        return Ok(());
+    (common, std::fs::read(file).map_err(io(file))?).hash(&mut hasher);
+    let store = store(images);
+    let made = store.join(format!("{stem}-{:016x}", hasher.finish()));
+    if !made.is_dir() {
+        // Under another name until it is whole; another build may be making the same.
+        let fresh = store.join(format!("{stem}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&fresh);
+        std::fs::create_dir_all(&fresh).map_err(io(&fresh))?;
+        run(nvcc, folder, file, &fresh)?;
+        if std::fs::rename(&fresh, &made).is_err() && !made.is_dir() {
+            return Err(format!("{} cannot be renamed to {}", fresh.display(), made.display()));
+        }
+        forget(&store, &stem);
     }
-    let kept = at("kept");
-    let _ = std::fs::remove_dir_all(&kept);
-    std::fs::create_dir_all(&kept).map_err(|e| io(&kept, e))?;
-    let _ = std::fs::remove_file(at("hash"));
-    let output = Command::new(&nvcc.program)
-        .args(FLAGS)
-        .arg("-keep-dir")
-        .arg(&kept)
-        .arg("-I")
-        .arg(folder)
-        .arg("-o")
-        .args([&at("fatbin"), file])
-        .output()
-        .map_err(|e| io(&nvcc.program, e))?;
+    for part in PARTS {
+        let (from, to) = (made.join(part), images.join(format!("{stem}.{part}")));
+        std::fs::copy(&from, &to).map_err(io(&from))?;
+    }
+    Ok(())
+}
+
+/// Makes the parts of one image in `into`.
+fn run(nvcc: &Nvcc, folder: &Path, file: &Path, into: &Path) -> Result<(), String> {
+    let mut command = Command::new(&nvcc.program);
+    command.args(FLAGS).arg("-keep-dir").arg(into).arg("-I").arg(folder).arg("-o").args([&into.join("fatbin"), file]);
+    let output = command.output().map_err(|e| format!("{}: {e}", nvcc.program.display()))?;
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
+        let _ = std::fs::remove_dir_all(into);
         return Err(format!("nvcc cannot compile {} ({}):\n{said}", file.display(), output.status));
     }
-    std::fs::write(at("log"), said.as_bytes()).map_err(|e| io(&at("log"), e))?;
+    let problem = |e: std::io::Error| format!("{}: {e}", into.display());
+    std::fs::write(into.join("log"), said.as_bytes()).map_err(problem)?;
     let name = file.file_stem().unwrap_or_default().to_string_lossy();
-    for architecture in ["compute_80", "compute_90a"] {
-        let (from, to) = (kept.join(format!("{name}.{architecture}.ptx")), at(&format!("{architecture}.ptx")));
-        std::fs::rename(&from, &to).map_err(|e| io(&from, e))?;
+    for kept in std::fs::read_dir(into).map_err(problem)? {
+        let kept = kept.map_err(problem)?.path();
+        let part = kept.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match part.strip_prefix(&format!("{name}.")).filter(|part| PARTS.contains(part)) {
+            Some(part) => std::fs::rename(&kept, into.join(part)).map_err(problem)?,
+            None if !PARTS.contains(&part.as_str()) => std::fs::remove_file(&kept).map_err(problem)?,
+            None => {}
+        }
     }
-    let _ = std::fs::remove_dir_all(&kept);
-    std::fs::write(at("hash"), hash).map_err(|e| io(&at("hash"), e))
+    Ok(())
+}
+
+/// Where images wait to be used again, by all profiles and sets of features: beside the folders of cargo, which marks the
+/// one that `cargo clean` removes.
+fn store(images: &Path) -> PathBuf {
+    let target = images.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists());
+    target.map_or_else(|| images.join("made"), |target| target.join("kernels"))
+}
+
+/// Removes all but the last images of a file.
+fn forget(store: &Path, stem: &str) {
+    let Ok(entries) = std::fs::read_dir(store) else { return };
+    let mut made: Vec<_> = entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().rsplit_once('-').is_some_and(|(name, _)| name == stem))
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    made.sort();
+    for (_, old) in made.iter().rev().skip(KEPT) {
+        let _ = std::fs::remove_dir_all(old);
+    }
 }
 
 /// What every image depends on besides its own file.

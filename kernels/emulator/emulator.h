@@ -196,6 +196,13 @@ DEVICE unsigned host_load(const unsigned* at) {
 }
 DEVICE void host_store(unsigned* at, unsigned v) { __atomic_store_n(at, v, __ATOMIC_RELAXED); }
 DEVICE void host_store_release(unsigned* at, unsigned v) { __atomic_store_n(at, v, __ATOMIC_RELEASE); }
+DEVICE unsigned warp_largest(unsigned v) {
+    for (int mask = 16; mask > 0; mask /= 2) {
+        const unsigned other = unsigned(shuffle_xor(int(v), mask));
+        v = other > v ? other : v;
+    }
+    return v;
+}
 DEVICE uint4 load_streaming(const void* at) { return *static_cast<const uint4*>(at); }
 
 }  // namespace

@@ -7,6 +7,7 @@
 pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub mod cuda;
+pub(crate) mod rows;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -144,6 +145,26 @@ pub struct GreedyDecoder<'a, B: Backend> {
     pub bos: u32,
     /// The id that ends it.
     pub eos: u32,
+}
+
+/// A value of a row, and where it stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TopValue {
+    /// The value.
+    pub value: f32,
+    /// Its column.
+    pub column: u32,
+}
+
+/// One way to extend one text of a picture.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BeamCandidate {
+    /// Which of the picture's rows it extends, counted from the picture's first.
+    pub row: usize,
+    /// The token that follows.
+    pub token: u32,
+    /// Sum of log-probabilities, this token's included.
+    pub score: f32,
 }
 
 /// A stretch of operations that always runs the same way for inputs of the same shape: what a device may record once and
@@ -291,4 +312,16 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn transpose(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
     /// Column of the largest value of each row, the lowest such column on ties; NaN anywhere is an error.
     fn argmax(&self, x: &Self::Tensor) -> Result<Vec<u32>>;
+    /// The `count` largest values of each row, largest first, the lower column first on ties; NaN anywhere is an error.
+    fn top_k(&self, x: &Self::Tensor, count: usize) -> Result<Vec<Vec<TopValue>>>;
+    /// One step of a beam search: logits (R, V) of live texts, the sum of log-probabilities of each so far, and how many
+    /// rows in turn belong to each picture. The `count` best texts of each picture that are longer by one token, or all if
+    /// there are fewer, best first, the lower row and then the lower token first on ties; NaN is an error.
+    fn beam_candidates(
+        &self,
+        logits: &Self::Tensor,
+        scores: &[f32],
+        pictures: &[usize],
+        count: usize,
+    ) -> Result<Vec<Vec<BeamCandidate>>>;
 }

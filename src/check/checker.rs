@@ -11,11 +11,19 @@ pub type Check = fn(&mut Checker<'_>) -> Result<()>;
 
 /// Every operation that a device has, and its table.
 pub const OPERATIONS: &[(&str, Check)] = &[
+    ("argmax", super::argmax::check),
     ("attention", super::attention::check),
+    ("beam_candidates", super::beam_candidates::check),
     ("cache", super::cache::check),
+    ("conv1d", super::conv1d::check),
+    ("conv_transpose1d", super::conv_transpose1d::check),
+    ("embed", super::embed::check),
     ("layer_norm", super::layer_norm::check),
     ("linear", super::linear::check_sequences),
     ("linear_step", super::linear::check_steps),
+    ("patch_embed", super::patch_embed::check),
+    ("top_k", super::top_k::check),
+    ("transpose", super::transpose::check),
 ];
 
 /// Sizes of the cases that a checker runs.
@@ -125,37 +133,51 @@ impl<'a> Checker<'a> {
 
     /// Runs a case whose result is a tensor in the type of the device's sequences, or in f32 where `f32_result`.
     pub fn case(&mut self, case: Case, f32_result: bool, run: &dyn Fn(&Cuda) -> Result<Tensor>) -> Result<()> {
-        let allowed = match (case.exact, self.is_bf16() && !f32_result) {
+        let cuda = self.cuda;
+        let stored = self.is_bf16() && !f32_result;
+        self.compare(case, stored, &|| cuda.download(&run(cuda)?), &|| run(cuda).map(drop))
+    }
+
+    /// Runs a case whose f32 results the host receives.
+    pub fn values(&mut self, case: Case, run: &dyn Fn(&Cuda) -> Result<Vec<f32>>) -> Result<()> {
+        let cuda = self.cuda;
+        self.compare(case, false, &|| run(cuda), &|| run(cuda).map(drop))
+    }
+
+    /// Runs a case whose results are whole numbers, which are compared exactly.
+    pub fn ids(&mut self, mut case: Case, run: &dyn Fn(&Cuda) -> Result<Vec<u32>>) -> Result<()> {
+        case.exact = true;
+        self.values(case, &|cuda| Ok(run(cuda)?.into_iter().map(|id| id as f32).collect()))
+    }
+
+    /// Compares what `read` returns, stored in bf16 where `stored`, and times `run`.
+    fn compare(
+        &mut self,
+        case: Case,
+        stored: bool,
+        read: &dyn Fn() -> Result<Vec<f32>>,
+        run: &dyn Fn() -> Result<()>,
+    ) -> Result<()> {
+        let allowed = match (case.exact, stored) {
             (true, _) => 0.0,
             (_, true) => tolerance_bf16(case.length, &case.expected, &case.rounded),
             (_, false) => tolerance(case.length, largest(&case.expected)),
         };
         let (cuda, op) = (self.cuda, self.op);
         let named = |error: Error| Error::shape(op, format!("{}: {error}", case.name));
-        let results = self.every_way(case.size, &|| cuda.download(&run(cuda)?)).map_err(named)?;
+        let results = self.every_way(case.size, read).map_err(named)?;
         let mut error = difference(&results[0], &case.expected);
         // The order of threads, or a second run, must not change a bit.
         if results.iter().any(|r| r.iter().zip(&results[0]).any(|(a, b)| a.to_bits() != b.to_bits())) {
             error = f32::INFINITY;
         }
         cuda.poison(false);
-        let microseconds = self.time(&|| run(cuda).map(|_| ())).map_err(named)?;
+        let microseconds = self.time(run).map_err(named)?;
         cuda.poison(true);
         let dtype = if self.is_bf16() { "bf16" } else { "f32" };
         let (case, work) = (case.name, case.work);
         self.outcomes.push(Outcome { op, case, dtype, error, allowed, microseconds, work });
         Ok(())
-    }
-
-    /// Runs a case whose results are whole numbers, which are compared exactly.
-    pub fn ids(&mut self, mut case: Case, run: &dyn Fn(&Cuda) -> Result<Vec<u32>>) -> Result<()> {
-        case.exact = true;
-        let cuda = self.cuda;
-        let as_floats = |ids: Vec<u32>| ids.into_iter().map(|id| id as f32).collect::<Vec<_>>();
-        self.case(case, true, &|_| {
-            let ids = as_floats(run(cuda)?);
-            cuda.upload([1, ids.len()], &ids)
-        })
     }
 
     /// The result under every order of threads that the device can be made to take, and but for the largest cases with

@@ -2,10 +2,10 @@
 //! which the reference pins. They take the same candidates and differ in how hypotheses that meet the length limit are
 //! scored and chosen. Log-probabilities are summed in f32, as both do.
 
-use super::rows::{log_softmax, top};
 use super::{Compat, EarlyStopping, GenerateOptions, Generated};
 use crate::Result;
-use crate::backend::{Backend, CacheRow};
+use crate::backend::rows::top;
+use crate::backend::{Backend, BeamCandidate, CacheRow};
 use crate::model::decoder::Decoder;
 use crate::units::{BOS, EOS};
 
@@ -26,13 +26,6 @@ struct Running {
 struct Finished {
     tokens: Vec<u32>,
     score: f64,
-}
-
-/// One way to extend one running beam.
-struct Candidate {
-    beam: usize,
-    token: u32,
-    score: f32,
 }
 
 /// The search for one picture.
@@ -57,22 +50,23 @@ pub(super) fn search<B: Backend>(
 ) -> Result<Vec<Generated>> {
     let mut searches: Vec<Search<'_>> = (0..images).map(|_| Search::new(options, limit)).collect();
     for position in 0..limit - 1 {
-        let mut rows = Vec::new();
-        let mut ids = Vec::new();
+        let (mut rows, mut ids, mut scores, mut pictures) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (image, search) in searches.iter_mut().enumerate().filter(|(_, search)| !search.done) {
             for beam in &mut search.running {
                 rows.push(CacheRow { image, parent: beam.row.replace(rows.len()) });
                 ids.extend(beam.tokens.last());
+                scores.push(beam.score);
             }
+            pictures.push(search.running.len());
         }
         if rows.is_empty() {
             break;
         }
         backend.cache_rows(cache, &rows)?;
-        let logits = backend.download(&decoder.step(backend, cache, &ids, position)?)?;
-        let mut logits = logits.chunks_exact(logits.len() / rows.len());
-        for search in searches.iter_mut().filter(|search| !search.done) {
-            search.step(logits.by_ref().take(search.running.len()))?;
+        let logits = decoder.step(backend, cache, &ids, position)?;
+        let candidates = backend.beam_candidates(&logits, &scores, &pictures, 2 * options.beams)?;
+        for (search, candidates) in searches.iter_mut().filter(|search| !search.done).zip(candidates) {
+            search.step(&candidates);
         }
         progress(position + 2);
     }
@@ -86,22 +80,12 @@ impl<'a> Search<'a> {
         Search { options, limit, running, finished: Vec::new(), done: false }
     }
 
-    /// Extends every running beam by one token; `logits` yields their rows in order.
-    fn step<'l>(&mut self, logits: impl Iterator<Item = &'l [f32]>) -> Result<()> {
-        let mut scores = Vec::new();
-        for (beam, row) in self.running.iter().zip(logits) {
-            scores.extend(log_softmax(row)?.into_iter().map(|log| log + beam.score));
-        }
-        let vocabulary = scores.len() / self.running.len();
-        let candidates: Vec<Candidate> = top(&scores, 2 * self.options.beams)
-            .into_iter()
-            .map(|i| Candidate { beam: i / vocabulary, token: (i % vocabulary) as u32, score: scores[i] })
-            .collect();
+    /// Extends the running beams by one token; `candidates` are the best ways to, best first.
+    fn step(&mut self, candidates: &[BeamCandidate]) {
         match self.options.compat {
-            Compat::Current => self.step_current(&candidates),
-            Compat::Reference => self.step_reference(&candidates),
+            Compat::Current => self.step_current(candidates),
+            Compat::Reference => self.step_reference(candidates),
         }
-        Ok(())
     }
 
     /// Tokens of a running beam, BOS included.
@@ -109,14 +93,14 @@ impl<'a> Search<'a> {
         self.running.first().map_or(0, |beam| beam.tokens.len())
     }
 
-    fn extended(&self, candidate: &Candidate) -> Vec<u32> {
-        let mut tokens = self.running[candidate.beam].tokens.clone();
+    fn extended(&self, candidate: &BeamCandidate) -> Vec<u32> {
+        let mut tokens = self.running[candidate.row].tokens.clone();
         tokens.push(candidate.token);
         tokens
     }
 
-    fn grow(&self, candidate: &Candidate, score: f32) -> Running {
-        Running { tokens: self.extended(candidate), score, row: self.running[candidate.beam].row }
+    fn grow(&self, candidate: &BeamCandidate, score: f32) -> Running {
+        Running { tokens: self.extended(candidate), score, row: self.running[candidate.row].row }
     }
 
     /// Keeps the best hypotheses, earlier ones first on ties.
@@ -126,12 +110,12 @@ impl<'a> Search<'a> {
         self.finished.truncate(self.options.beams);
     }
 
-    fn step_current(&mut self, candidates: &[Candidate]) {
+    fn step_current(&mut self, candidates: &[BeamCandidate]) {
         let beams = self.options.beams;
         let penalty = f64::from(self.options.length_penalty);
         let generated = self.length();
         let at_limit = generated + 1 >= self.limit;
-        let ends = |candidate: &Candidate| at_limit || candidate.token == EOS;
+        let ends = |candidate: &BeamCandidate| at_limit || candidate.token == EOS;
         let open: Vec<f32> = candidates.iter().map(|c| if ends(c) { c.score + EXCLUDED } else { c.score }).collect();
         let running: Vec<Running> = top(&open, beams).into_iter().map(|i| self.grow(&candidates[i], open[i])).collect();
         for candidate in candidates.iter().take(beams).filter(|c| ends(c)) {
@@ -150,7 +134,7 @@ impl<'a> Search<'a> {
         self.done = at_limit || !improvable || (full && self.options.early_stopping == EarlyStopping::Yes);
     }
 
-    fn step_reference(&mut self, candidates: &[Candidate]) {
+    fn step_reference(&mut self, candidates: &[BeamCandidate]) {
         let beams = self.options.beams;
         let mut running = Vec::new();
         for (rank, candidate) in candidates.iter().enumerate() {
@@ -158,7 +142,7 @@ impl<'a> Search<'a> {
                 running.push(self.grow(candidate, candidate.score));
             } else if rank < beams {
                 // Scored without the EOS token, but with its log-probability.
-                let tokens = self.running[candidate.beam].tokens.clone();
+                let tokens = self.running[candidate.row].tokens.clone();
                 self.offer_reference(tokens, candidate.score);
             }
             if running.len() == beams {

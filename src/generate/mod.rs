@@ -3,7 +3,6 @@
 //! batch at once.
 
 mod beam;
-mod rows;
 mod sample;
 
 use std::ops::ControlFlow;
@@ -13,7 +12,7 @@ use crate::model::decoder::Decoder;
 use crate::units::{BOS, EOS};
 use crate::{Error, Result};
 
-pub use rows::log_softmax;
+pub use crate::backend::rows::log_softmax;
 
 /// When a beam search may stop looking for better hypotheses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,7 +162,7 @@ pub fn generate<B: Backend>(
         let ids: Vec<u32> = live.iter().filter_map(|&image| done[image].last().copied()).collect();
         let logits = decoder.step(backend, cache, &ids, position)?;
         let next = match &mut sampler {
-            Some(sampler) => sampler.draw(&backend.download(&logits)?, &live)?,
+            Some(sampler) => sampler.draw(backend, &logits, &live)?,
             None => backend.argmax(&logits)?,
         };
         for (&image, &token) in live.iter().zip(&next) {

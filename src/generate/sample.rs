@@ -3,8 +3,9 @@
 //! in every batch.
 
 use super::Sampling;
-use super::rows::{log_softmax, top};
 use crate::Result;
+use crate::backend::rows::{log_softmax, top};
+use crate::backend::{Backend, TopValue};
 
 /// The random state of every picture.
 pub struct Sampler {
@@ -18,10 +19,9 @@ impl Sampler {
     }
 
     /// One token for each row of `logits` (R, V); row r belongs to picture `images[r]`.
-    pub fn draw(&mut self, logits: &[f32], images: &[usize]) -> Result<Vec<u32>> {
-        let columns = logits.len().checked_div(images.len()).unwrap_or(0).max(1);
-        logits
-            .chunks_exact(columns)
+    pub fn draw<B: Backend>(&mut self, backend: &B, logits: &B::Tensor, images: &[usize]) -> Result<Vec<u32>> {
+        let rows = self.likeliest(backend, logits)?;
+        rows.iter()
             .zip(images)
             .map(|(row, &image)| {
                 let candidates = self.candidates(row)?;
@@ -30,22 +30,36 @@ impl Sampler {
             .collect()
     }
 
+    /// The logits that top-k leaves of each row, likeliest first.
+    fn likeliest<B: Backend>(&self, backend: &B, logits: &B::Tensor) -> Result<Vec<Vec<TopValue>>> {
+        let [_, vocabulary] = backend.shape(logits);
+        if self.sampling.top_k > 0 {
+            return backend.top_k(logits, self.sampling.top_k.min(vocabulary));
+        }
+        let value = |row: &[f32], column: usize| TopValue { value: row[column], column: column as u32 };
+        let of_row = |row: &[f32]| {
+            let order = top(&log_softmax(&self.scaled(row.iter().copied()))?, vocabulary);
+            Ok(order.into_iter().map(|column| value(row, column)).collect())
+        };
+        backend.download(logits)?.chunks_exact(vocabulary.max(1)).map(of_row).collect()
+    }
+
+    fn scaled(&self, logits: impl Iterator<Item = f32>) -> Vec<f32> {
+        logits.map(|logit| logit / self.sampling.temperature).collect()
+    }
+
     /// Tokens that may be drawn, likeliest first, with their probabilities.
-    fn candidates(&self, logits: &[f32]) -> Result<Vec<(u32, f64)>> {
-        let Sampling { temperature, top_k, top_p, .. } = self.sampling;
-        let scaled: Vec<f32> = logits.iter().map(|v| v / temperature).collect();
-        let keep = if top_k == 0 { scaled.len() } else { top_k };
-        let order = top(&log_softmax(&scaled)?, keep);
-        let kept = log_softmax(&order.iter().map(|&i| scaled[i]).collect::<Vec<_>>())?;
+    fn candidates(&self, likeliest: &[TopValue]) -> Result<Vec<(u32, f64)>> {
+        let kept = log_softmax(&self.scaled(likeliest.iter().map(|top| top.value)))?;
         let mut before = 0.0f64;
         let mut candidates = Vec::new();
-        for (&token, log) in order.iter().zip(kept) {
+        for (top, log) in likeliest.iter().zip(kept) {
             // A token stays while those before it do not reach top_p, so at least one does.
-            if before >= f64::from(top_p) && !candidates.is_empty() {
+            if before >= f64::from(self.sampling.top_p) && !candidates.is_empty() {
                 break;
             }
             let probability = f64::from(log).exp();
-            candidates.push((token as u32, probability));
+            candidates.push((top.column, probability));
             before += probability;
         }
         Ok(candidates)
@@ -76,6 +90,11 @@ fn uniform(state: &mut u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cpu::{Cpu, Tensor};
+
+    fn row(logits: &[f32]) -> Result<Tensor> {
+        Cpu.upload([1, logits.len()], logits)
+    }
 
     fn sampler(top_k: usize, top_p: f32, temperature: f32) -> Sampler {
         Sampler::new(Sampling { temperature, top_k, top_p, seed: 7 }, 1)
@@ -83,11 +102,11 @@ mod tests {
 
     #[test]
     fn frequencies_follow_the_softmax() -> Result<()> {
-        let logits = [0.0, 2.0f32.ln(), 5.0f32.ln()];
+        let logits = row(&[0.0, 2.0f32.ln(), 5.0f32.ln()])?;
         let mut sampler = sampler(0, 1.0, 1.0);
         let mut counts = [0; 3];
         for _ in 0..8000 {
-            counts[sampler.draw(&logits, &[0])?[0] as usize] += 1;
+            counts[sampler.draw(&Cpu, &logits, &[0])?[0] as usize] += 1;
         }
         for (count, expected) in counts.into_iter().zip([1000.0, 2000.0, 5000.0]) {
             // Five standard deviations of a binomial count.
@@ -98,9 +117,13 @@ mod tests {
 
     #[test]
     fn filters_keep_the_likeliest() -> Result<()> {
-        let logits = [0.1f32.ln(), 0.6f32.ln(), 0.3f32.ln()];
-        let tokens = |s: &Sampler| s.candidates(&logits).map(|c| c.into_iter().map(|(t, _)| t).collect::<Vec<_>>());
+        let logits = row(&[0.1f32.ln(), 0.6f32.ln(), 0.3f32.ln()])?;
+        let tokens = |s: &Sampler| -> Result<Vec<u32>> {
+            let likeliest = s.likeliest(&Cpu, &logits)?;
+            Ok(s.candidates(&likeliest[0])?.into_iter().map(|(token, _)| token).collect())
+        };
         assert_eq!(tokens(&sampler(2, 1.0, 1.0))?, [1, 2]);
+        assert_eq!(tokens(&sampler(9, 1.0, 1.0))?, [1, 2, 0], "more than there are keeps all");
         assert_eq!(tokens(&sampler(0, 0.5, 1.0))?, [1]);
         assert_eq!(tokens(&sampler(0, 0.7, 1.0))?, [1, 2]);
         assert_eq!(tokens(&sampler(0, 1.0, 0.01))?.first(), Some(&1));

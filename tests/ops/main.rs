@@ -6,6 +6,7 @@ mod common;
 
 mod argmax;
 mod attention;
+mod beam_candidates;
 mod cache;
 mod conv1d;
 mod conv_transpose1d;
@@ -13,6 +14,7 @@ mod embed;
 mod layer_norm;
 mod linear;
 mod patch_embed;
+mod top_k;
 mod transpose;
 
 use common::{Golden, Random};

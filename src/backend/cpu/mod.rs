@@ -3,6 +3,7 @@
 
 mod argmax;
 mod attention;
+mod beam_candidates;
 mod buffer;
 mod cache;
 mod conv1d;
@@ -15,6 +16,7 @@ mod layer_norm;
 mod linear;
 mod patch_embed;
 pub(crate) mod simd;
+mod top_k;
 mod transpose;
 mod winograd;
 
@@ -25,7 +27,9 @@ use half::bf16;
 
 use buffer::Buffer;
 
-use super::{Activation, AttentionShape, Backend, CacheRow, CacheShape, ConvEpilogue, Linear, Norm};
+use super::{
+    Activation, AttentionShape, Backend, BeamCandidate, CacheRow, CacheShape, ConvEpilogue, Linear, Norm, TopValue,
+};
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
 
@@ -247,5 +251,21 @@ impl Backend for Cpu {
     fn argmax(&self, x: &Tensor) -> Result<Vec<u32>> {
         let _span = trace::span("argmax");
         argmax::argmax(x)
+    }
+
+    fn top_k(&self, x: &Tensor, count: usize) -> Result<Vec<Vec<TopValue>>> {
+        let _span = trace::span("top_k");
+        top_k::top_k(x, count)
+    }
+
+    fn beam_candidates(
+        &self,
+        logits: &Tensor,
+        scores: &[f32],
+        pictures: &[usize],
+        count: usize,
+    ) -> Result<Vec<Vec<BeamCandidate>>> {
+        let _span = trace::span("beam_candidates");
+        beam_candidates::beam_candidates(logits, scores, pictures, count)
     }
 }

@@ -1,16 +1,25 @@
 //! Launches kernels/argmax.cu.
 
-use super::{Cuda, Tensor};
-use crate::Result;
+use super::driver::Launch;
+use super::kernels::{self, ArgmaxParams, SIZE_OF_SELECT_SHARED};
+use super::{Cuda, Layout, Tensor, ensure, int};
+use crate::tensor::DType;
+use crate::{Error, Result};
+
+/// What the kernel writes for a row that holds NaN.
+const NOT_A_NUMBER: u32 = u32::MAX;
 
 /// Column of the largest value of each row.
 pub(super) fn argmax(cuda: &Cuda, x: &Tensor) -> Result<Vec<u32>> {
-    let _ = (cuda, x, pointer_check);
-    todo!()
-}
-
-#[allow(dead_code)]
-fn pointer_check(cuda: &Cuda, x: Option<&Tensor>) -> Result<()> {
-    let _ = (super::pointer_of(x), cuda.put_ids(&[])?);
-    Ok(())
+    let (rows, columns) = (x.rows, x.columns);
+    ensure(columns > 0, "argmax", || "rows have no columns".into())?;
+    let x = cuda.rows_of(x, DType::F32)?;
+    let y = cuda.empty([1, rows], DType::F32, Layout::Rows)?;
+    let params = ArgmaxParams { x: x.pointer(), y: y.pointer(), columns: int("argmax", columns)?, unused: 0 };
+    // SAFETY: x holds rows * columns values and y a word for each row, which has a block.
+    unsafe {
+        cuda.launch(&kernels::ARGMAX_FORWARD_F32, Launch::blocks(rows).shared(SIZE_OF_SELECT_SHARED), params)?;
+    }
+    let best = cuda.get_words(&y, rows)?;
+    if best.contains(&NOT_A_NUMBER) { Err(Error::NotANumber { stage: "argmax" }) } else { Ok(best) }
 }

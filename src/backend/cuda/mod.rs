@@ -8,6 +8,7 @@
 
 mod argmax;
 mod attention;
+mod beam_candidates;
 mod cache;
 mod cast;
 mod conv1d;
@@ -22,10 +23,11 @@ pub mod gpu;
 #[cfg(feature = "cuda")]
 pub mod images;
 mod layer_norm;
-mod linear;
+pub(crate) mod linear;
 mod patch_embed;
 mod pool;
 mod region;
+mod top_k;
 mod transpose;
 
 use std::ops::ControlFlow;
@@ -33,8 +35,8 @@ use std::sync::Arc;
 
 use self::driver::{DevicePtr, Driver, Kernel, Launch};
 use super::{
-    Activation, AttentionShape, Backend, CacheRow, CacheShape, ConvEpilogue, GreedyDecoder, Linear, Norm, Region,
-    RegionBody,
+    Activation, AttentionShape, Backend, BeamCandidate, CacheRow, CacheShape, ConvEpilogue, GreedyDecoder, Linear,
+    Norm, Region, RegionBody, TopValue,
 };
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
@@ -150,6 +152,11 @@ impl Cuda {
         cast::cast(self, &self.upload(shape, values)?, self.dtype)
     }
 
+    /// `x` in its type with its rows one after the other in memory: itself, unless it was transposed.
+    pub fn row_major(&self, x: &Tensor) -> Result<Tensor> {
+        self.rows_of(x, x.dtype)
+    }
+
     /// From now on every new tensor begins as NaN, in memory of just its size: for tests.
     pub fn poison(&self, on: bool) {
         self.pool.poison(on);
@@ -176,6 +183,14 @@ impl Cuda {
     /// A buffer of whole numbers: ids, positions.
     fn put_ids(&self, ids: &[u32]) -> Result<Tensor> {
         self.put([1, ids.len()], DType::F32, ids)
+    }
+
+    /// The first `len` words of a tensor.
+    fn get_words(&self, x: &Tensor, len: usize) -> Result<Vec<u32>> {
+        let mut words = vec![0; len.min(x.len())];
+        // SAFETY: the tensor holds as many words.
+        unsafe { self.driver.read(x.pointer(), bytemuck::cast_slice_mut(&mut words))? };
+        Ok(words)
     }
 
     /// Starts a kernel; a grid without blocks is nothing to do.
@@ -359,5 +374,19 @@ impl Backend for Cuda {
 
     fn argmax(&self, x: &Tensor) -> Result<Vec<u32>> {
         argmax::argmax(self, x)
+    }
+
+    fn top_k(&self, x: &Tensor, count: usize) -> Result<Vec<Vec<TopValue>>> {
+        top_k::top_k(self, x, count)
+    }
+
+    fn beam_candidates(
+        &self,
+        logits: &Tensor,
+        scores: &[f32],
+        pictures: &[usize],
+        count: usize,
+    ) -> Result<Vec<Vec<BeamCandidate>>> {
+        beam_candidates::beam_candidates(self, logits, scores, pictures, count)
     }
 }

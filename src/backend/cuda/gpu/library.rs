@@ -14,10 +14,10 @@ const NEEDED: (c_int, &str) = (13_000, "580");
 /// The oldest compute capability that the kernels are compiled for.
 const CAPABILITY: (u32, u32) = (8, 0);
 
-/// The library, ready for use.
-pub(super) fn load() -> Result<()> {
+/// Gets the library ready for use by this device.
+fn load(device: &str) -> Result<()> {
     static LOADED: OnceLock<std::result::Result<(), String>> = OnceLock::new();
-    LOADED.get_or_init(find).clone().map_err(|problem| device_error("cuda", problem))
+    LOADED.get_or_init(find).clone().map_err(|problem| device_error(device, problem))
 }
 
 fn find() -> std::result::Result<(), String> {
@@ -69,7 +69,7 @@ fn no_device() -> String {
 /// # Errors
 /// If there is none, with the reason and what to do about it.
 pub fn probe() -> Result<Vec<(usize, Properties)>> {
-    load()?;
+    load("cuda")?;
     let mut usable = Vec::new();
     let mut reason = device_error("cuda", no_device());
     for index in 0..count()? {
@@ -90,8 +90,8 @@ fn count() -> Result<usize> {
 
 /// The device of this index, if the kernels run on it.
 pub(super) fn device(index: usize) -> Result<(CUdevice, Properties)> {
-    load()?;
     let name = format!("cuda:{index}");
+    load(&name)?;
     let count = count()?;
     if index >= count {
         let problem = match count {

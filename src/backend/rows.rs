@@ -1,4 +1,4 @@
-//! Arithmetic on rows of logits that beam search and sampling share.
+//! Arithmetic on rows of logits on the host: what the CPU backend, beam search and sampling share.
 
 use crate::{Error, Result};
 

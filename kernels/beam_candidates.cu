@@ -1,0 +1,75 @@
+// beam_candidates: the best continuations of every picture's texts, so that logits need not leave the device.
+// Math:      score(r, v) = log_softmax(logits[r])[v] + scores[r]; of each picture's rows the `count` largest, largest
+//            first, the lower row and then the lower token first on ties
+// Tensors:   logits (R, V) row-major f32; scores (R) f32; starts (P + 1): the first row of each picture and R;
+//            y (P, count, 2): the bits of the score, row in the picture * V + token. NaN comes first if there is any
+// Numerics:  f32; sums over V by one warp, in an order that depends on V only: a row's scores depend on nothing else
+// Requires:  rows of a picture * V below 2^31; places beyond them are left unwritten
+// Tiling:    a block for each picture: a warp per row finds its maximum and sum, then the whole block takes the largest
+//            score again and again, `count` times (see select.cuh); scores are computed anew from the cached logits
+// Roofline:  4 * R * V bytes; the rounds take longer: latency-bound
+// Measured:  not yet measured
+#include "select.cuh"
+
+struct BeamCandidatesParams {
+    const float* logits;
+    const float* scores;
+    const unsigned* starts;
+    unsigned* y;
+    int vocabulary;
+    int count;
+};
+SIZE_OF(BeamCandidatesParams, 40);
+
+// What turns a logit of a row into a score.
+struct BeamRow {
+    float most;
+    float log_sum;
+    float score;
+};
+SIZE_OF(BeamRow, 12);
+
+namespace {
+
+// By one warp.
+DEVICE BeamRow measure(const float* logits, int vocabulary, float score) {
+    float most = -INFINITY;
+    for (int v = lane_index(); v < vocabulary; v += WARP) most = fmaxf(most, logits[v]);
+    most = warp_max(most);
+    float sum = 0.0f;
+    for (int v = lane_index(); v < vocabulary; v += WARP) sum += expf(logits[v] - most);
+    return {most, logf(warp_sum(sum)), score};
+}
+
+}  // namespace
+
+// Grid: a block for each picture. Shared memory: SelectShared, then a BeamRow for each row of the picture with most rows.
+KERNEL(beam_candidates_forward_f32, BeamCandidatesParams, 256, 8) {
+    SelectShared& shared = shared_memory<SelectShared>();
+    BeamRow* beams = reinterpret_cast<BeamRow*>(&shared + 1);
+    const int first = int(params.starts[blockIdx.x]), rows = int(params.starts[blockIdx.x + 1]) - first;
+    const int vocabulary = params.vocabulary;
+    const float* logits = params.logits + int64_t(first) * vocabulary;
+    for (int row = warp_index(); row < rows; row += SELECT_WARPS) {
+        const BeamRow beam = measure(logits + int64_t(row) * vocabulary, vocabulary, params.scores[first + row]);
+        if (lane_index() == 0) beams[row] = beam;
+    }
+    sync_block();
+    const auto scan = [&](Key bound) {
+        Key best = 0;
+        for (int row = 0; row < rows; row++) {
+            const BeamRow beam = beams[row];
+            for (int v = threadIdx.x; v < vocabulary; v += SELECT_BLOCK) {
+                const float log = logits[int64_t(row) * vocabulary + v] - beam.most - beam.log_sum;
+                const Key key = key_of(log + beam.score, row * vocabulary + v);
+                if (key < bound) best = larger(best, key);
+            }
+        }
+        return best;
+    };
+    unsigned* y = params.y + int64_t(blockIdx.x) * params.count * 2;
+    select(min(params.count, rows * vocabulary), shared, scan, [&](int rank, Key key) {
+        y[2 * rank] = value_bits(key);
+        y[2 * rank + 1] = place_of(key);
+    });
+}

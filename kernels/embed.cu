@@ -1,0 +1,90 @@
+// embed: rows of tables. One form adds a word and a position, the other joins rows of several tables.
+// Math:      y[r] = words[ids[r]] + positions[places[r]];  y[s] = first[a[s]], second[b[s]], ... side by side
+// Tensors:   tables (V, C) row-major; y (R, C) f32 of the sum; y (S, sum of C) in the type of the tables where joined
+// Numerics:  f32 sums of two values; joined rows are copies
+// Requires:  ids inside of their tables; C % 4 == 0 for vectors, otherwise single elements
+// Roofline:  R * C elements of each table, 4 * R * C bytes written: memory-bound, and a launch's latency for a decode step
+// Measured:  not yet measured
+#include "prelude.cuh"
+
+namespace {
+
+constexpr int BLOCK = 128;
+constexpr int VALUES = 4;  // of a thread
+
+DEVICE float4 load_four(const float* at) { return *reinterpret_cast<const float4*>(at); }
+DEVICE float4 load_four(const bf16* at) {
+    const uint2 v = *reinterpret_cast<const uint2*>(at);
+    return make_float4(low_float(v.x), high_float(v.x), low_float(v.y), high_float(v.y));
+}
+DEVICE void copy_four(float* to, const float* from) {
+    *reinterpret_cast<float4*>(to) = *reinterpret_cast<const float4*>(from);
+}
+DEVICE void copy_four(bf16* to, const bf16* from) {
+    *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(from);
+}
+
+}  // namespace
+
+struct EmbedParams {
+    const void* words;
+    const void* positions;
+    const unsigned* ids;     // (R)
+    const unsigned* places;  // (R)
+    float* y;
+    int channels;
+    int groups;  // blocks of a row
+};
+SIZE_OF(EmbedParams, 48);
+
+struct EmbedColumnsParams {
+    const void* table;
+    const unsigned* ids;  // (S)
+    void* y;
+    int frames;
+    int channels;
+    int stride;  // channels of y
+    int first;   // channel of y where this table's begin
+};
+SIZE_OF(EmbedColumnsParams, 40);
+
+namespace {
+
+template <typename T> DEVICE void add_rows(const EmbedParams& params) {
+    const int row = int(blockIdx.x) / params.groups, channels = params.channels;
+    const int c = (int(blockIdx.x) % params.groups * BLOCK + int(threadIdx.x)) * VALUES;
+    if (c >= channels) return;
+    const T* word = static_cast<const T*>(params.words) + int64_t(params.ids[row]) * channels;
+    const T* position = static_cast<const T*>(params.positions) + int64_t(params.places[row]) * channels;
+    float* y = params.y + int64_t(row) * channels;
+    if (channels % VALUES == 0) {
+        const float4 a = load_four(word + c), b = load_four(position + c);
+        *reinterpret_cast<float4*>(y + c) = make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+        return;
+    }
+    for (int i = c; i < min(c + VALUES, channels); i++) y[i] = to_float(word[i]) + to_float(position[i]);
+}
+
+template <typename T> DEVICE void join_rows(const EmbedColumnsParams& params) {
+    const int channels = params.channels, groups = (channels + VALUES - 1) / VALUES;
+    const unsigned at = blockIdx.x * BLOCK + threadIdx.x;
+    const int frame = int(at / groups), c = int(at % groups) * VALUES;
+    if (frame >= params.frames) return;
+    const T* row = static_cast<const T*>(params.table) + int64_t(params.ids[frame]) * channels;
+    T* y = static_cast<T*>(params.y) + int64_t(frame) * params.stride + params.first;
+    if ((channels | params.stride | params.first) % VALUES == 0) {
+        copy_four(y + c, row + c);
+        return;
+    }
+    for (int i = c; i < min(c + VALUES, channels); i++) y[i] = row[i];
+}
+
+}  // namespace
+
+// Grid: `groups` blocks for each row; a thread owns four channels.
+KERNEL(embed_forward_bf16, EmbedParams, 128, 8) { add_rows<bf16>(params); }
+KERNEL(embed_forward_f32, EmbedParams, 128, 8) { add_rows<float>(params); }
+
+// Grid: a thread for four channels of a frame, frame after frame; a launch for each table.
+KERNEL(embed_forward_columns_bf16, EmbedColumnsParams, 128, 8) { join_rows<bf16>(params); }
+KERNEL(embed_forward_columns_f32, EmbedColumnsParams, 128, 8) { join_rows<float>(params); }

@@ -1,0 +1,46 @@
+//! Cases of transpose: the physical one, which a download of a transposed tensor makes.
+
+use super::{Case, Checker, Random, Size, Work};
+use crate::Result;
+use crate::backend::Backend;
+use crate::backend::cpu::Cpu;
+
+/// Rows and columns.
+const SHAPES: &[(usize, usize, Size)] = &[
+    (1, 1, Size::Small),
+    (2, 6, Size::Small),
+    (5, 3, Size::Small),
+    (34, 66, Size::Small),
+    (1, 40, Size::Ragged),
+    (70, 1, Size::Ragged),
+    (33, 95, Size::Ragged),
+    (64, 64, Size::Ragged),
+    (130, 62, Size::Ragged),
+    (127, 258, Size::Ragged),
+    (128, 200, Size::Real),
+    (32_000, 512, Size::Real),
+];
+
+/// Against the CPU form.
+pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
+    let mut random = Random::new(32);
+    let most = checker.most;
+    for &(rows, columns, size) in SHAPES.iter().filter(|shape| shape.2 <= most) {
+        let x = checker.stored(random.values(rows * columns));
+        let expected = Cpu.download(&Cpu.transpose(&Cpu.upload([rows, columns], &x)?)?)?;
+        let cuda = checker.cuda;
+        let x = cuda.sequence([rows, columns], &x)?;
+        let elements = (rows * columns) as f64;
+        let case = Case {
+            name: format!("{rows}x{columns}"),
+            size,
+            length: 1,
+            expected,
+            rounded: Vec::new(),
+            exact: true,
+            work: Work { flops: 0.0, bytes: 2.0 * elements * cuda.dtype().size() as f64 },
+        };
+        checker.case(case, false, &|cuda| cuda.row_major(&cuda.transpose(&x)?))?;
+    }
+    Ok(())
+}
