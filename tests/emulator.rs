@@ -417,10 +417,15 @@ fn speed() {
     let (bench, expected) = product(256);
     let n: usize = std::env::var("N").map(|n| n.parse().unwrap()).unwrap_or(20);
     for checked in [false, true] {
-        if std::env::var("ONLY").is_ok_and(|v| v != format!("{checked}")) { continue; }
+        if std::env::var("ONLY").is_ok_and(|v| v != format!("{checked}")) {
+            continue;
+        }
         let start = std::time::Instant::now();
         for _ in 0..n {
-            assert_eq!(bench.run(&planted::PLANTED_PRODUCT_RIGHT, Settings { order: Order::Forward, checked }).unwrap(), expected);
+            assert_eq!(
+                bench.run(&planted::PLANTED_PRODUCT_RIGHT, Settings { order: Order::Forward, checked }).unwrap(),
+                expected
+            );
         }
         println!("product checked {checked}: {:.2} ms", start.elapsed().as_secs_f64() * 1e3 / n as f64);
     }
@@ -432,13 +437,15 @@ fn speed_blocks() {
     let bench = Bench::new(4096, 128 * 4096, 128 * 4096);
     let n: usize = std::env::var("N").map(|n| n.parse().unwrap()).unwrap_or(20);
     for checked in [false, true] {
-        if std::env::var("ONLY").is_ok_and(|v| v != format!("{checked}")) { continue; }
-        for kernel in [&planted::PLANTED_OUT_OF_BOUNDS_WRITE_RIGHT, &planted::PLANTED_SAME_PLACE_RIGHT] {
-        let start = std::time::Instant::now();
-        for _ in 0..n {
-            bench.run(kernel, Settings { order: Order::Forward, checked }).unwrap();
+        if std::env::var("ONLY").is_ok_and(|v| v != format!("{checked}")) {
+            continue;
         }
-        println!("blocks checked {checked}: {:.2} ms", start.elapsed().as_secs_f64() * 1e3 / n as f64);
+        for kernel in [&planted::PLANTED_OUT_OF_BOUNDS_WRITE_RIGHT, &planted::PLANTED_SAME_PLACE_RIGHT] {
+            let start = std::time::Instant::now();
+            for _ in 0..n {
+                bench.run(kernel, Settings { order: Order::Forward, checked }).unwrap();
+            }
+            println!("blocks checked {checked}: {:.2} ms", start.elapsed().as_secs_f64() * 1e3 / n as f64);
         }
     }
 }

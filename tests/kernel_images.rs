@@ -16,16 +16,17 @@ const MAY_SPILL: [(&str, &str); 0] = [];
 /// What a bf16 kernel of an operation has to be made of.
 struct Made {
     op: &'static str,
-    /// Variants, by a word of their name, that do without: they are bound by memory, or their rows are not aligned.
+    /// Variants, by a word of their name, that do without: they are bound by memory, or their rows or heads do not fit.
     not: &'static [&'static str],
     of: &'static [&'static str],
 }
 
 /// Operations without a kernel file are passed over.
-const MADE: [Made; 3] = [
+const MADE: [Made; 4] = [
     Made { op: "linear", not: &["step", "unaligned"], of: TENSOR_CORES },
-    Made { op: "attention", not: &["cached", "unaligned"], of: TENSOR_CORES },
-    Made { op: "conv1d", not: &["unaligned"], of: TENSOR_CORES },
+    Made { op: "attention", not: &["cached", "warp"], of: TENSOR_CORES },
+    Made { op: "conv1d", not: &["plain", "sample"], of: TENSOR_CORES },
+    Made { op: "conv_transpose1d", not: &["plain"], of: TENSOR_CORES },
 ];
 
 /// Products of tiles, fed from shared memory, which is filled past the registers.

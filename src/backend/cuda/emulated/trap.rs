@@ -44,9 +44,8 @@ extern "C" fn emulator_trapped(
         (false, false) => format!("access to {address:#x}, where there is no memory"),
     };
     // SAFETY: the thread was interrupted in its own code, on its own stack, and goes on with these registers.
-    let regs = unsafe {
-        handler.setup_trap_handler(move || fiber::set_fault(Finding::interrupted(what(), program as usize)))
-    };
+    let regs =
+        unsafe { handler.setup_trap_handler(move || fiber::set_fault(Finding::interrupted(what(), program as usize))) };
     #[cfg(target_arch = "x86_64")]
     let regs =
         Registers { program: regs.rip, stack: regs.rsp, frame: regs.rbp, first: regs.rdi, second: regs.rsi, link: 0 };
