@@ -1,6 +1,7 @@
 //! Records the commit the crate is built from, so that every figure can name it, and builds the kernels: feature `cuda`
 //! with nvcc for GPUs, feature `emulator` with the C++ compiler for the host.
 
+#[cfg(any(feature = "cuda", feature = "emulator"))]
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -46,18 +47,27 @@ fn kernels() -> Result<(), String> {
     println!("cargo:rerun-if-changed=kernels");
     let folder = Path::new("kernels");
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: run this through cargo")?);
-    let files = table::kernel_files(folder).map_err(|e| format!("kernels: {e}"))?;
-    let mut table = table::Table::default();
-    for file in &files {
-        let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
-        table.read(&table::stem(folder, file), &text)?;
-    }
-    std::fs::write(out.join("kernels.rs"), table.rust()?).map_err(|e| format!("kernels.rs: {e}"))?;
-    let sources: Vec<PathBuf> = files.into_iter().filter(|file| file.extension().is_some_and(|e| e == "cu")).collect();
+    let sources = write_table(folder, &table::kernel_files(folder)?, &out.join("kernels.rs"))?;
     #[cfg(feature = "emulator")]
-    emulator::build(&sources)?;
+    {
+        // Kernels with faults, for the tests of the emulator alone.
+        let planted = write_table(folder, &[folder.join("emulator/planted.cu")], &out.join("planted.rs"))?;
+        emulator::build(folder, &[sources.clone(), planted].concat(), &out)?;
+    }
     #[cfg(feature = "cuda")]
     nvcc::build(folder, &sources, &out)?;
     let _ = sources;
     Ok(())
+}
+
+/// Writes the Rust table of what `files` declare; returns those of them that are compiled by themselves.
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+fn write_table(folder: &Path, files: &[PathBuf], to: &Path) -> Result<Vec<PathBuf>, String> {
+    let mut table = table::Table::default();
+    for file in files {
+        let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+        table.read(&table::stem(folder, file), &text)?;
+    }
+    std::fs::write(to, table.rust()?).map_err(|e| format!("{}: {e}", to.display()))?;
+    Ok(files.iter().filter(|file| file.extension().is_some_and(|e| e == "cu")).cloned().collect())
 }

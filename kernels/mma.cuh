@@ -60,85 +60,30 @@ template <int N> DEVICE void cp_async_wait() {
 #else
 
 DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], PLACE) {
-    EmulatorContext& self = *emulator_context;
-    EmulatorWarp& warp = *self.warp;
-    const unsigned set = self.phase++ & 1, g = self.lane / 4, t = self.lane % 4;
-    for (int i = 0; i < 4; i++) {
-        float* at = &warp.a[set][(g + i % 2 * 8) * 16 + 2 * t + i / 2 * 8];
-        at[0] = low_float(a[i]), at[1] = high_float(a[i]);
-    }
-    for (int i = 0; i < 2; i++) {
-        float* at = &warp.b[set][(2 * t + i * 8) * 8 + g];
-        at[0] = low_float(b[i]), at[8] = high_float(b[i]);
-    }
-    for (int i = 0; i < 4; i++) warp.d[set][(g + i / 2 * 8) * 8 + 2 * t + i % 2] = d[i];
-    // The last lane to come has everything, and computes for all.
-    if (++warp.arrived[set] == 32) {
-        warp.arrived[set] = 0;
-        for (int row = 0; row < 16; row++) {
-            float sums[8];
-            memcpy(sums, &warp.d[set][row * 8], sizeof sums);
-            for (int k = 0; k < 16; k++) {
-                const float factor = warp.a[set][row * 16 + k];
-                for (int column = 0; column < 8; column++) sums[column] += factor * warp.b[set][k * 8 + column];
-            }
-            memcpy(&warp.d[set][row * 8], sums, sizeof sums);
-        }
-    }
-    emulator_wait(WAIT_WARP, "mma_m16n8k16", file, line);
-    for (int i = 0; i < 4; i++) d[i] = warp.d[set][(g + i / 2 * 8) * 8 + 2 * t + i % 2];
-}
-
-DEVICE const uint64_t* lay_open_row(const void* row, const char* what, const char* file, int line) {
-    EmulatorContext& self = *emulator_context;
-    uint64_t* rows = self.warp->slot[self.phase++ & 1];
-    rows[self.lane] = reinterpret_cast<uint64_t>(row);
-    emulator_wait(WAIT_WARP, what, file, line);
-    return rows;
+    emulator_mma_m16n8k16(d, a, b, file, line);
 }
 
 DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* row, PLACE) {
-    const uint64_t* rows = lay_open_row(row, "ldmatrix_x4", file, line);
+    const uint16_t* rows = emulator_ldmatrix(row, "ldmatrix_x4", file, line);
     const unsigned g = emulator_context->lane / 4, t = emulator_context->lane % 4;
-    for (int i = 0; i < 4; i++) r[i] = reinterpret_cast<const uint32_t*>(rows[i * 8 + g])[t];
+    for (int i = 0; i < 4; i++) __builtin_memcpy(&r[i], &rows[(i * 8 + g) * 8 + 2 * t], sizeof r[i]);
 }
 
 DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, PLACE) {
-    const uint64_t* rows = lay_open_row(row, "ldmatrix_x4_trans", file, line);
+    const uint16_t* rows = emulator_ldmatrix(row, "ldmatrix_x4_trans", file, line);
     const unsigned g = emulator_context->lane / 4, t = emulator_context->lane % 4;
     for (int i = 0; i < 4; i++) {
-        const uint32_t low = reinterpret_cast<const uint16_t*>(rows[i * 8 + 2 * t])[g];
-        const uint32_t high = reinterpret_cast<const uint16_t*>(rows[i * 8 + 2 * t + 1])[g];
-        r[i] = low | high << 16;
+        const uint16_t* low = &rows[(i * 8 + 2 * t) * 8 + g];
+        r[i] = low[0] | uint32_t(low[8]) << 16;
     }
 }
 
-DEVICE void cp_async_16(void* to, const void* from, bool valid) {
-    EmulatorCopies& copies = *emulator_context->copies;
-    emulator_require(copies.count < EmulatorCopies::MOST, "more copies under way than the emulator holds");
-    emulator_require(reinterpret_cast<uint64_t>(to) % 16 == 0, "cp_async_16 to a misaligned address");
-    emulator_require(!valid || reinterpret_cast<uint64_t>(from) % 16 == 0, "cp_async_16 from a misaligned address");
-    copies.pending[copies.count++] = {to, valid ? from : nullptr, copies.group};
-}
+DEVICE void cp_async_16(void* to, const void* from, bool valid) { emulator_copy(to, valid ? from : nullptr); }
 
 DEVICE void cp_async_commit() { emulator_context->copies->group++; }
 
 // Nothing arrives before it is waited for.
-template <int N> DEVICE void cp_async_wait() {
-    EmulatorCopies& copies = *emulator_context->copies;
-    unsigned kept = 0;
-    for (unsigned i = 0; i < copies.count; i++) {
-        const auto copy = copies.pending[i];
-        if (copy.group + N >= copies.group) {
-            copies.pending[kept++] = copy;
-        } else if (copy.from) {
-            *static_cast<uint4*>(copy.to) = *static_cast<const uint4*>(copy.from);
-        } else {
-            *static_cast<uint4*>(copy.to) = uint4{};
-        }
-    }
-    copies.count = kept;
-}
+template <int N> DEVICE void cp_async_wait() { emulator_copies_wait(N); }
 
 #endif
 

@@ -150,4 +150,18 @@ DEVICE float warp_max(float v) {
     return v;
 }
 
+// All blocks of a cooperative launch meet: what any of their threads did before is seen by all after. `counter` is a word of
+// device memory that is zero before its first use, and ready for the next after each: the arrivals of a round add up to its
+// highest bit, which therefore changes once a round, when the last block has come.
+DEVICE void grid_barrier(unsigned* counter, unsigned blocks) {
+    constexpr unsigned ROUND = 0x80000000u;
+    sync_block();
+    if (threadIdx.x == 0) {
+        const bool first = blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0;
+        const unsigned before = atomic_add_acq_rel(counter, first ? ROUND - (blocks - 1) : 1);
+        while (((load_acquire(counter) ^ before) & ROUND) == 0) spin_pause();
+    }
+    sync_block();
+}
+
 }  // namespace

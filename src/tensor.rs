@@ -33,16 +33,45 @@ impl DType {
 /// Bytes with a shared owner. Cloning is a reference count.
 #[derive(Clone)]
 pub struct Bytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Arc<dyn Paged>,
     start: usize,
     len: usize,
+}
+
+/// An owner of bytes that can get them again from where they came.
+pub trait Paged: AsRef<[u8]> + Send + Sync {
+    /// Takes the memory of a range back as far as that is possible; the bytes stay readable and the same.
+    fn give_back(&self, range: std::ops::Range<usize>);
+}
+
+/// An owner that has its bytes nowhere else.
+struct Resident<T>(T);
+
+impl<T: AsRef<[u8]>> AsRef<[u8]> for Resident<T> {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_ref()
+    }
+}
+
+impl<T: AsRef<[u8]> + Send + Sync> Paged for Resident<T> {
+    fn give_back(&self, _: std::ops::Range<usize>) {}
 }
 
 impl Bytes {
     /// Takes everything `owner` holds.
     pub fn new(owner: impl AsRef<[u8]> + Send + Sync + 'static) -> Bytes {
+        Bytes::paged(Resident(owner))
+    }
+
+    /// As [`Bytes::new`], of an owner that can get them again.
+    pub fn paged(owner: impl Paged + 'static) -> Bytes {
         let len = owner.as_ref().len();
         Bytes { owner: Arc::new(owner), start: 0, len }
+    }
+
+    /// Gives the memory of these bytes back if their owner can get them again; what is read later costs a page fault.
+    pub fn give_back(&self) {
+        self.owner.give_back(self.start..self.start + self.len);
     }
 
     /// The part `range` of these bytes, or `None` when it reaches outside.

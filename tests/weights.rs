@@ -223,6 +223,20 @@ fn a_file_cut_anywhere_is_refused() {
 }
 
 #[test]
+fn mapped_bytes_that_were_given_back_are_still_there() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/weights/git/model.safetensors");
+    for (_, tensor) in TensorStore::open(&path).expect("a golden file").iter() {
+        let before = tensor.bytes().to_vec();
+        tensor.bytes().give_back();
+        assert_eq!(before[..], tensor.bytes()[..]);
+        // What is in memory only stays there.
+        let bytes = Bytes::new(before.clone());
+        bytes.give_back();
+        assert_eq!(before[..], bytes[..]);
+    }
+}
+
+#[test]
 fn lying_safetensors_headers_are_refused() {
     let file = |header: &str, data: usize| {
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();

@@ -1,4 +1,5 @@
-//! conv1d: operations a second in every stage of the published vocoder, at one second of speech.
+//! conv1d: operations a second in every stage of the published vocoder, at one second of speech. Operations are
+//! those of the direct form; Winograd's does fewer.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use im2sp::backend::cpu::Cpu;

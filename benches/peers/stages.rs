@@ -37,8 +37,10 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Runs `work` once to warm up and `repetitions` times on the clock: milliseconds of each, and the last result.
+/// Runs `work` twice to warm up, since mapped weights are given back after their first use, and `repetitions` times on the
+/// clock: milliseconds of each, and the last result.
 fn timed<T>(repetitions: usize, mut work: impl FnMut() -> Result<T>) -> Result<(Vec<f64>, T)> {
+    work()?;
     let mut last = work()?;
     let mut samples = Vec::new();
     for _ in 0..repetitions {

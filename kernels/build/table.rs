@@ -21,13 +21,15 @@ pub struct Table {
     sizes: Vec<(String, usize)>,
 }
 
-/// Every kernel file under `folder`, sorted: files ending in .cu, folders one deep.
-pub fn kernel_files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+/// Every kernel file under `folder`, sorted: files ending in .cu and .cuh, and those in folders, but not the emulator's.
+pub fn kernel_files(folder: &Path) -> Result<Vec<PathBuf>, String> {
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
+    for entry in std::fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))? {
+        let path = entry.map_err(|e| format!("{}: {e}", folder.display()))?.path();
         if path.is_dir() {
-            files.extend(kernel_files(&path)?);
+            if path.file_name().is_none_or(|name| name != "emulator") {
+                files.extend(kernel_files(&path)?);
+            }
         } else if path.extension().is_some_and(|e| e == "cu" || e == "cuh") {
             files.push(path);
         }
@@ -103,6 +105,12 @@ impl Table {
         self.sizes.iter().find(|(n, _)| n == name).map(|&(_, bytes)| bytes)
     }
 
+    /// The fields of a struct of params that hold addresses.
+    fn pointers<'a>(&'a self, params: &str) -> impl Iterator<Item = &'a str> {
+        let fields = self.structs.iter().find(|(name, _)| name == params).map_or(&[][..], |(_, fields)| fields);
+        fields.iter().filter(|(_, kind)| kind == "DevicePtr").map(|(name, _)| name.as_str())
+    }
+
     fn rust_kernels(&self, out: &mut String) -> Result<(), String> {
         let mut add = |text: String| out.push_str(&text);
         add("#[cfg(feature = \"emulator\")]\nunsafe extern \"C\" {\n".into());
@@ -115,10 +123,14 @@ impl Table {
                 return Err(format!("{file}: {name}: no struct {params} with its fields one a line"));
             }
             let constant = name.to_uppercase();
+            let pointers: String = self
+                .pointers(params)
+                .map(|field| format!("(\"{field}\", std::mem::offset_of!({params}, {field})), "))
+                .collect();
             add(format!(
                 "/// Kernel of {file}.\npub static {constant}: Kernel<{params}> = Kernel::new(KernelInfo {{ file: \"{file}\", name: \
                  \"{name}\", threads: {threads}, index: {index}, #[cfg(feature = \"emulator\")] emulated: \
-                 EmulatedKernel {{ plain: plain_{name}, checked: checked_{name} }} }});\n"
+                 EmulatedKernel {{ plain: plain_{name}, checked: checked_{name}, pointers: &[{pointers}] }} }});\n"
             ));
         }
         add(format!("/// Every kernel, by index.\npub static ALL: [&KernelInfo; {}] = [\n", self.kernels.len()));

@@ -2,11 +2,12 @@
 // src/backend/cuda/emulated; it stops wherever the hardware would let it wait, and the runtime decides who goes on.
 #pragma once
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "emulator/system.h"
 
 #define DEVICE inline __attribute__((unused))
+// What a helper of the emulator does to the runtime's memory is no access of the kernel's. Such a helper is not inlined
+// where accesses are checked.
+#define UNCHECKED __attribute__((no_sanitize("thread"))) DEVICE
 
 // A kernel is a function of the address of its params; the table of the build declares it to Rust under both names.
 #ifdef IM2SP_CHECKED
@@ -23,14 +24,19 @@ struct Index3 {
     unsigned x, y, z;
 };
 
-// What a thread waits for. The runtime's `Wait` has the same order.
-enum EmulatorWait { WAIT_WARP, WAIT_BLOCK, WAIT_SPIN };
+// What a thread waits for. The runtime's `Wait` has the same order. The lanes of a warp meet in both of the first; only
+// the barrier orders their accesses to memory.
+enum EmulatorWait { WAIT_WARP, WAIT_BLOCK, WAIT_SPIN, WAIT_WARP_BARRIER };
 
 // What the lanes of a warp hand to each other: two sets, used in turn, so that one wait per exchange is enough.
 struct EmulatorWarp {
-    uint64_t slot[2][32];
-    unsigned arrived[2];
-    float a[2][16 * 16], b[2][16 * 8], d[2][16 * 8];
+    struct alignas(16) Set {
+        uint64_t slot[32];
+        uint32_t a[32][4], b[32][2];
+        float d[32][4];
+        unsigned char row[32][16];  // of ldmatrix
+        unsigned arrived;
+    } set[2];
 };
 
 // Asynchronous copies of a thread that are under way; `group` is the one that is being filled.
@@ -39,27 +45,46 @@ struct EmulatorCopies {
     unsigned count, group;
     struct {
         void* to;
-        const void* from;
+        const void* from;  // null: zeros
         unsigned group;
     } pending[MOST];
 };
 
-// What a thread knows of itself. The runtime's `Context` has the same layout.
+// What a thread knows of itself. The runtime's `Context` has the same layout, and more behind it.
 struct EmulatorContext {
     Index3 thread, block, block_size, grid_size;
     unsigned phase;  // warp exchanges so far
     unsigned lane;
     unsigned char* shared;
+    uint64_t shared_bytes;
     EmulatorWarp* warp;
     EmulatorCopies* copies;
+    const unsigned char* stack;  // its own memory: the context lies at the upper end
+    uint64_t stack_bytes;
+    uint64_t checked;  // whether accesses to memory are
+    uint64_t spins;    // reads of flags since it last waited
 };
 
 extern "C" {
-extern thread_local EmulatorContext* emulator_context;
+extern __thread EmulatorContext* emulator_context __attribute__((tls_model("initial-exec")));
 // Stops this thread until the runtime lets it go on; `what`, `file` and `line` name the place.
 void emulator_wait(int wait, const char* what, const char* file, int line);
 // Ends the launch: the running thread did what no kernel may.
 void emulator_fault(const char* what);
+// The emulated halves of mma.cuh, in runtime.cpp.
+void emulator_mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, const char* file, int line);
+const uint16_t* emulator_ldmatrix(const void* row, const char* what, const char* file, int line);
+void emulator_copy(void* to, const void* from);
+void emulator_copies_wait(unsigned groups);
+void emulator_fence_device();
+// A flag was read that another thread may be waited for to change.
+void emulator_flag_read();
+#ifdef IM2SP_CHECKED
+void* emulator_memcpy(void* to, const void* from, size_t bytes);
+void* emulator_memset(void* to, int byte, size_t bytes);
+#define memcpy emulator_memcpy
+#define memset emulator_memset
+#endif
 }
 
 #define emulator_require(condition, what) \
@@ -101,7 +126,7 @@ DEVICE int max(int a, int b) { return a > b ? a : b; }
 template <typename To, typename From> DEVICE To bit_cast(From v) {
     static_assert(sizeof(To) == sizeof(From), "same size");
     To to;
-    memcpy(&to, &v, sizeof to);
+    __builtin_memcpy(&to, &v, sizeof to);
     return to;
 }
 DEVICE float __uint_as_float(uint32_t v) { return bit_cast<float>(v); }
@@ -123,20 +148,17 @@ DEVICE uint32_t pack_bf16(float low, float high) { return to_bf16(low).bits | ui
 template <typename T> DEVICE T& shared_memory() { return *reinterpret_cast<T*>(emulator_context->shared); }
 
 DEVICE void sync_block(PLACE) { emulator_wait(WAIT_BLOCK, "sync_block", file, line); }
-DEVICE void sync_warp(PLACE) { emulator_wait(WAIT_WARP, "sync_warp", file, line); }
+DEVICE void sync_warp(PLACE) { emulator_wait(WAIT_WARP_BARRIER, "sync_warp", file, line); }
 DEVICE void spin_pause(PLACE) { emulator_wait(WAIT_SPIN, "spin_pause", file, line); }
 
-// The runtime lays a warp's exchange open here, where the lanes' values do not count as accesses to memory.
-template <typename T> __attribute__((no_sanitize("thread"))) DEVICE T exchange(T v, int from, const char* what, const char* file, int line) {
+template <typename T>
+UNCHECKED T exchange(T v, int from, const char* what, const char* file, int line) {
     static_assert(sizeof(T) <= 8, "a slot holds 8 bytes");
     EmulatorContext& self = *emulator_context;
-    uint64_t* slots = self.warp->slot[self.phase++ & 1];
-    uint64_t bits = 0;
-    __builtin_memcpy(&bits, &v, sizeof v);
-    slots[self.lane] = bits;
+    uint64_t* slots = self.warp->set[self.phase++ & 1].slot;
+    __builtin_memcpy(&slots[self.lane], &v, sizeof v);
     emulator_wait(WAIT_WARP, what, file, line);
-    bits = slots[from & 31];
-    __builtin_memcpy(&v, &bits, sizeof v);
+    __builtin_memcpy(&v, &slots[from & 31], sizeof v);
     return v;
 }
 DEVICE float shuffle(float v, int lane, PLACE) { return exchange(v, lane, "shuffle", file, line); }
@@ -147,9 +169,9 @@ DEVICE float shuffle_xor(float v, int mask, PLACE) {
 DEVICE int shuffle_xor(int v, int mask, PLACE) {
     return exchange(v, int(emulator_context->lane) ^ mask, "shuffle_xor", file, line);
 }
-DEVICE __attribute__((no_sanitize("thread"))) unsigned ballot(bool v, PLACE) {
+UNCHECKED unsigned ballot(bool v, PLACE) {
     EmulatorContext& self = *emulator_context;
-    uint64_t* slots = self.warp->slot[self.phase++ & 1];
+    uint64_t* slots = self.warp->set[self.phase++ & 1].slot;
     slots[self.lane] = v;
     emulator_wait(WAIT_WARP, "ballot", file, line);
     unsigned votes = 0;
@@ -157,15 +179,21 @@ DEVICE __attribute__((no_sanitize("thread"))) unsigned ballot(bool v, PLACE) {
     return votes;
 }
 
-DEVICE void fence_device() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+DEVICE void fence_device() { emulator_fence_device(); }
 DEVICE unsigned atomic_add(unsigned* at, unsigned v) { return __atomic_fetch_add(at, v, __ATOMIC_RELAXED); }
 DEVICE unsigned atomic_exchange(unsigned* at, unsigned v) { return __atomic_exchange_n(at, v, __ATOMIC_RELAXED); }
 DEVICE unsigned atomic_add_acq_rel(unsigned* at, unsigned v) { return __atomic_fetch_add(at, v, __ATOMIC_ACQ_REL); }
-DEVICE unsigned load_acquire(const unsigned* at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
+DEVICE unsigned load_acquire(const unsigned* at) {
+    emulator_flag_read();
+    return __atomic_load_n(at, __ATOMIC_ACQUIRE);
+}
 DEVICE void store_release(unsigned* at, unsigned v) { __atomic_store_n(at, v, __ATOMIC_RELEASE); }
 // The emulator finds a thread that waits for ever by itself; its clock stands still.
 DEVICE int64_t nanoseconds() { return 0; }
-DEVICE unsigned host_load(const unsigned* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
+DEVICE unsigned host_load(const unsigned* at) {
+    emulator_flag_read();
+    return __atomic_load_n(at, __ATOMIC_RELAXED);
+}
 DEVICE void host_store(unsigned* at, unsigned v) { __atomic_store_n(at, v, __ATOMIC_RELAXED); }
 DEVICE void host_store_release(unsigned* at, unsigned v) { __atomic_store_n(at, v, __ATOMIC_RELEASE); }
 DEVICE unsigned warp_largest(unsigned v) {

@@ -1,11 +1,151 @@
-// The one variable that the kernels and the runtime share: who is running on this host thread.
+// What the emulated kernels share however they were built, itself never checked: who is running on this host thread, and
+// the halves of mma.cuh that take a whole warp. See src/backend/cuda/emulated.
 #include "emulator.h"
 
+static_assert(sizeof(uint4) == 16, "a copy is one uint4");
+
 extern "C" {
-thread_local EmulatorContext* emulator_context;
+__thread EmulatorContext* emulator_context __attribute__((tls_model("initial-exec")));
+
+// The runtime's: an access of the running thread (0 reads, 1 writes), its fence, and a copy's two ends. They end the launch
+// or return.
+void emulator_access(const void* at, uint64_t bytes, int kind, const void* place);
+void emulator_fence();
+void emulator_copy_begins(const void* to, const void* from, const void* place);
+void emulator_copy_arrives(const void* to, const void* from, const void* place);
 
 void emulator_set_context(EmulatorContext* context) { emulator_context = context; }
 unsigned emulator_context_bytes() { return sizeof(EmulatorContext); }
 unsigned emulator_warp_bytes() { return sizeof(EmulatorWarp); }
 unsigned emulator_copies_bytes() { return sizeof(EmulatorCopies); }
+
+// Before a block starts, whatever the one before left behind.
+void emulator_reset_warp(EmulatorWarp* warp) { warp->set[0].arrived = warp->set[1].arrived = 0; }
+void emulator_reset_copies(EmulatorCopies* copies) { copies->count = copies->group = 0; }
+
+// Where the binary's constants lie: what the linker put between its start and the end of its data.
+extern char __executable_start __attribute__((weak));
+extern char _end __attribute__((weak));
+const void* emulator_binary_start() { return &__executable_start; }
+const void* emulator_binary_end() { return &_end; }
+
+void emulator_fence_device() {
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (emulator_context->checked) emulator_fence();
+}
+
+void emulator_flag_read() {
+    constexpr uint64_t MOST = 1 << 22;
+    if (++emulator_context->spins > MOST) emulator_fault("waits for a flag in a loop without spin_pause");
+}
+}
+
+namespace {
+
+bool in_shared(const EmulatorContext& self, const void* at, uint64_t bytes) {
+    const uint64_t offset = static_cast<const unsigned char*>(at) - self.shared;
+    return offset <= self.shared_bytes && bytes <= self.shared_bytes - offset;
+}
+
+// d += a b from the fragments of 32 lanes, which are laid out as the head of mma.cuh says; along K in order.
+void multiply(EmulatorWarp::Set& set) {
+    float a[16][16], b[16][8], d[16][8];
+    for (int lane = 0; lane < 32; lane++) {
+        const int g = lane / 4, t = lane % 4;
+        for (int i = 0; i < 4; i++) {
+            float* at = &a[g + i % 2 * 8][2 * t + i / 2 * 8];
+            const uint32_t pair = set.a[lane][i];
+            at[0] = __uint_as_float(pair << 16), at[1] = __uint_as_float(pair & 0xffff0000u);
+            d[g + i / 2 * 8][2 * t + i % 2] = set.d[lane][i];
+        }
+        for (int i = 0; i < 2; i++) {
+            const uint32_t pair = set.b[lane][i];
+            b[2 * t + i * 8][g] = __uint_as_float(pair << 16);
+            b[2 * t + i * 8 + 1][g] = __uint_as_float(pair & 0xffff0000u);
+        }
+    }
+    // Four rows at a time hide the latency of the additions.
+    for (int row = 0; row < 16; row += 4) {
+        float sums[4][8];
+        __builtin_memcpy(sums, d[row], sizeof sums);
+        for (int k = 0; k < 16; k++) {
+            for (int r = 0; r < 4; r++) {
+                for (int column = 0; column < 8; column++) sums[r][column] += a[row + r][k] * b[k][column];
+            }
+        }
+        __builtin_memcpy(d[row], sums, sizeof sums);
+    }
+    for (int lane = 0; lane < 32; lane++) {
+        for (int i = 0; i < 4; i++) set.d[lane][i] = d[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// The last lane to come has everything, and computes for all.
+void emulator_mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, const char* file, int line) {
+    EmulatorContext& self = *emulator_context;
+    EmulatorWarp::Set& set = self.warp->set[self.phase++ & 1];
+    __builtin_memcpy(set.a[self.lane], a, sizeof set.a[0]);
+    __builtin_memcpy(set.b[self.lane], b, sizeof set.b[0]);
+    __builtin_memcpy(set.d[self.lane], d, sizeof set.d[0]);
+    if (++set.arrived == 32) {
+        set.arrived = 0;
+        multiply(set);
+    }
+    emulator_wait(WAIT_WARP, "mma_m16n8k16", file, line);
+    __builtin_memcpy(d, set.d[self.lane], sizeof set.d[0]);
+}
+
+// The rows are read when all lanes have named theirs and before any goes on. Each counts as an access of the lane that
+// named it, made when it did: the instruction itself orders nothing.
+const uint16_t* emulator_ldmatrix(const void* row, const char* what, const char* file, int line) {
+    EmulatorContext& self = *emulator_context;
+    emulator_require(reinterpret_cast<uint64_t>(row) % 16 == 0, "ldmatrix of a misaligned row");
+    EmulatorWarp::Set& set = self.warp->set[self.phase++ & 1];
+    if (self.checked) emulator_access(row, 16, 0, __builtin_return_address(0));
+    emulator_require(in_shared(self, row, 16), "ldmatrix of a row that is not in shared memory");
+    set.slot[self.lane] = reinterpret_cast<uint64_t>(row);
+    if (++set.arrived == 32) {
+        set.arrived = 0;
+        for (int lane = 0; lane < 32; lane++) {
+            __builtin_memcpy(set.row[lane], reinterpret_cast<const void*>(set.slot[lane]), 16);
+        }
+    }
+    emulator_wait(WAIT_WARP, what, file, line);
+    return reinterpret_cast<const uint16_t*>(set.row);
+}
+
+void emulator_copy(void* to, const void* from) {
+    EmulatorContext& self = *emulator_context;
+    EmulatorCopies& copies = *self.copies;
+    emulator_require(copies.count < EmulatorCopies::MOST, "more copies under way than the emulator holds");
+    emulator_require(reinterpret_cast<uint64_t>(to) % 16 == 0, "cp_async_16 to a misaligned address");
+    emulator_require(reinterpret_cast<uint64_t>(from) % 16 == 0, "cp_async_16 from a misaligned address");
+    if (self.checked) emulator_copy_begins(to, from, __builtin_return_address(0));
+    emulator_require(in_shared(self, to, 16), "cp_async_16 to an address that is not in shared memory");
+    copies.pending[copies.count++] = {to, from, copies.group};
+}
+
+void emulator_copies_wait(unsigned groups) {
+    EmulatorContext& self = *emulator_context;
+    EmulatorCopies& copies = *self.copies;
+    unsigned kept = 0;
+    for (unsigned i = 0; i < copies.count; i++) {
+        const auto copy = copies.pending[i];
+        if (copy.group + groups >= copies.group) {
+            copies.pending[kept++] = copy;
+            continue;
+        }
+        if (self.checked) emulator_copy_arrives(copy.to, copy.from, __builtin_return_address(0));
+        if (copy.from) {
+            __builtin_memcpy(copy.to, copy.from, 16);
+        } else {
+            __builtin_memset(copy.to, 0, 16);
+        }
+    }
+    copies.count = kept;
+}
 }

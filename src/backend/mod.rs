@@ -64,6 +64,9 @@ pub struct AttentionShape {
     pub tokens: usize,
     /// Heads H.
     pub heads: usize,
+    /// The first tokens of each sequence, an image, which see each other and no other; later ones, text, see them and the
+    /// text up to themselves. All tokens: attention of everything to everything.
+    pub prefix: usize,
 }
 
 /// Sizes of a key-value cache.
@@ -242,7 +245,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ) -> Result<Self::Tensor>;
     /// Each row of x (M, C) normalised.
     fn layer_norm(&self, x: &Self::Tensor, norm: &Norm<Self>) -> Result<Self::Tensor>;
-    /// Bidirectional attention: packed qkv (B*T, 3*H*D), each third H heads wide, to (B*T, H*D); scores over sqrt D.
+    /// Attention: packed qkv (B*T, 3*H*D), each third H heads wide, to (B*T, H*D); scores over sqrt D.
     fn attention(&self, qkv: &Self::Tensor, shape: AttentionShape) -> Result<Self::Tensor>;
 
     /// An empty cache without rows.

@@ -12,9 +12,16 @@ pub type Check = fn(&mut Checker<'_>) -> Result<()>;
 /// Every operation that a device has, and its table.
 pub const OPERATIONS: &[(&str, Check)] = &[
     ("argmax", super::argmax::check),
+    ("attention", super::attention::check),
     ("beam_candidates", super::beam_candidates::check),
+    ("cache", super::cache::check),
+    ("conv1d", super::conv1d::check),
+    ("conv_transpose1d", super::conv_transpose1d::check),
     ("embed", super::embed::check),
     ("layer_norm", super::layer_norm::check),
+    ("linear", super::linear::check_sequences),
+    ("linear_step", super::linear::check_steps),
+    ("patch_embed", super::patch_embed::check),
     ("top_k", super::top_k::check),
     ("transpose", super::transpose::check),
 ];
@@ -104,10 +111,14 @@ impl<'a> Checker<'a> {
 
     /// Runs every case of the operations whose name contains `filter`.
     pub fn all(&mut self, filter: &str) -> Result<()> {
-        OPERATIONS.iter().filter(|(op, _)| op.contains(filter)).try_for_each(|(op, check)| {
+        // Inputs, too, lie in memory of just their size.
+        self.cuda.poison(true);
+        let done = OPERATIONS.iter().filter(|(op, _)| op.contains(filter)).try_for_each(|(op, check)| {
             self.op = op;
             check(self)
-        })
+        });
+        self.cuda.poison(false);
+        done
     }
 
     /// Whether the device stores sequences in bf16.
@@ -154,27 +165,28 @@ impl<'a> Checker<'a> {
         };
         let (cuda, op) = (self.cuda, self.op);
         let named = |error: Error| Error::shape(op, format!("{}: {error}", case.name));
-        cuda.poison(true);
-        let results = self.every_way(read);
-        cuda.poison(false);
-        let results = results.map_err(named)?;
+        let results = self.every_way(case.size, read).map_err(named)?;
         let mut error = difference(&results[0], &case.expected);
         // The order of threads, or a second run, must not change a bit.
         if results.iter().any(|r| r.iter().zip(&results[0]).any(|(a, b)| a.to_bits() != b.to_bits())) {
             error = f32::INFINITY;
         }
+        cuda.poison(false);
         let microseconds = self.time(run).map_err(named)?;
+        cuda.poison(true);
         let dtype = if self.is_bf16() { "bf16" } else { "f32" };
         let (case, work) = (case.name, case.work);
         self.outcomes.push(Outcome { op, case, dtype, error, allowed, microseconds, work });
         Ok(())
     }
 
-    /// The result under every order of threads that the device can be made to take; twice on a GPU.
-    fn every_way(&self, run: &dyn Fn() -> Result<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
+    /// The result under every order of threads that the device can be made to take, and where it checks every access to
+    /// memory, so too if the case is small; twice on a GPU.
+    #[cfg_attr(not(feature = "emulator"), allow(unused_variables))]
+    fn every_way(&self, size: Size, run: &dyn Fn() -> Result<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
         #[cfg(feature = "emulator")]
         if let Some(emulator) = self.cuda.driver().emulator() {
-            return emulator.every_way(run);
+            return emulator.every_way(size == Size::Small, run);
         }
         Ok(vec![run()?, run()?])
     }

@@ -6,11 +6,23 @@ mod tolerance;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod argmax;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
+mod attention;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
 mod beam_candidates;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod cache;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod conv1d;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod conv_transpose1d;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod embed;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod layer_norm;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod linear;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod patch_embed;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod top_k;
 #[cfg(any(feature = "cuda", feature = "emulator"))]

@@ -28,7 +28,7 @@ impl Device {
     /// Whether a GPU can be used, and if not, why.
     pub fn usable() -> std::result::Result<(), String> {
         #[cfg(feature = "cuda")]
-        return crate::backend::cuda::gpu::probe().map_err(|error| error.to_string());
+        return crate::backend::cuda::gpu::probe().map(|_| ()).map_err(|error| error.to_string());
         #[cfg(not(feature = "cuda"))]
         Err("this im2sp was built without the feature cuda".into())
     }
@@ -65,8 +65,8 @@ pub(super) fn load(files: &mut ModelFiles, options: LoadOptions) -> Result<(Box<
         Device::Emulator => on_gpu(crate::backend::cuda::emulated::driver(), files, options.dtype),
         Device::Auto => {
             #[cfg(feature = "cuda")]
-            if crate::backend::cuda::gpu::probe().is_ok() {
-                return on_gpu(gpu(0)?, files, options.dtype);
+            if let Some(&(index, _)) = crate::backend::cuda::gpu::probe().unwrap_or_default().first() {
+                return on_gpu(gpu(index)?, files, options.dtype);
             }
             on_cpu(files, options.dtype)
         }

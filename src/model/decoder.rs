@@ -67,7 +67,8 @@ impl<B: Backend> Decoder<B> {
             backend.cache_prefix(&mut cache, n, &qkv)?;
             // Nothing but the last layer's keys and values is ever read.
             if n + 1 < self.layers.len() {
-                let attended = backend.attention(&qkv, AttentionShape { batch: images, tokens: prefix, heads })?;
+                let attended =
+                    backend.attention(&qkv, AttentionShape { batch: images, tokens: prefix, heads, prefix })?;
                 x = self.after_attention(backend, B::linear, layer, &attended, &x)?;
             }
         }

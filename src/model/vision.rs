@@ -79,7 +79,7 @@ impl<B: Backend> Vision<B> {
     }
 
     fn layer(&self, backend: &B, layer: &Layer<B>, x: B::Tensor, batch: usize) -> Result<B::Tensor> {
-        let shape = AttentionShape { batch, tokens: self.image_tokens, heads: self.heads };
+        let shape = AttentionShape { batch, tokens: self.image_tokens, heads: self.heads, prefix: self.image_tokens };
         let normed = backend.layer_norm(&x, &layer.attention_norm)?;
         let qkv = backend.linear(&normed, &layer.qkv, Activation::None, None)?;
         let attended = backend.attention(&qkv, shape)?;

@@ -40,6 +40,14 @@ fn equals_the_definition() {
         (3, 16, 7, 193, 3),
         (5, 3, 5, 1000, 1),
         (1, 1, 3, 2000, 255),
+        // Winograd's form: more inputs than are gathered at once, edges of every kind, a dilation without a form of its
+        // own.
+        (32, 32, 3, 1, 1),
+        (33, 40, 3, 97, 1),
+        (70, 35, 7, 193, 3),
+        (130, 32, 11, 1000, 5),
+        (32, 33, 11, 777, 2),
+        (32, 32, 15, 3001, 97),
     ];
     for (inputs, outputs, taps, frames, dilation) in shapes {
         let x = random.values(inputs * frames);

@@ -18,10 +18,14 @@ const QUERY_BLOCK: usize = 128;
 
 /// See [`crate::backend::Backend::attention`].
 pub fn attention(qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
-    let AttentionShape { batch, tokens, heads } = shape;
+    let AttentionShape { batch, tokens, heads, prefix } = shape;
     let width = qkv.columns / 3;
     ensure(
-        heads > 0 && qkv.columns == 3 * width && width.is_multiple_of(heads) && qkv.rows == batch * tokens,
+        heads > 0
+            && qkv.columns == 3 * width
+            && width.is_multiple_of(heads)
+            && qkv.rows == batch * tokens
+            && prefix <= tokens,
         "attention",
         || format!("qkv ({}, {}) for {shape:?}", qkv.rows, qkv.columns),
     )?;
@@ -53,6 +57,9 @@ pub fn attention(qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
         let left = Left { values: query, row_stride: 3 * width, rows: queries, depth: size };
         // SAFETY: `scores` holds `queries` rows of `tokens` and is this task's own.
         unsafe { gemm::serial(left, key, plain(Disjoint::new(scores), tokens, tokens), scratch) };
+        if prefix < tokens {
+            hide(scores, tokens, first, prefix);
+        }
         softmax_rows(scores, tokens, 1.0 / (size as f32).sqrt());
         let left = Left { values: scores, row_stride: tokens, rows: queries, depth: tokens };
         let out = target.offset((sequence * tokens + first) * width + head * size);
@@ -60,6 +67,14 @@ pub fn attention(qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
         unsafe { gemm::serial(left, value, plain(out, width, size), scratch) };
     });
     Ok(Tensor::new(batch * tokens, width, out))
+}
+
+/// Takes from queries `first..` the keys that they must not see: of text, what stands after them; for an image, all text.
+fn hide(scores: &mut [f32], tokens: usize, first: usize, prefix: usize) {
+    for (query, row) in scores.chunks_exact_mut(tokens).enumerate() {
+        let visible = (first + query + 1).max(prefix);
+        row[visible..].fill(f32::NEG_INFINITY);
+    }
 }
 
 dispatch! {

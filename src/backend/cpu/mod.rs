@@ -10,6 +10,7 @@ mod conv1d;
 mod conv_transpose1d;
 mod disjoint;
 mod embed;
+mod filter;
 mod gemm;
 mod layer_norm;
 mod linear;
@@ -17,8 +18,10 @@ mod patch_embed;
 pub(crate) mod simd;
 mod top_k;
 mod transpose;
+mod winograd;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::bf16;
 
@@ -31,7 +34,7 @@ use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
 
 pub use cache::Cache;
-pub use conv1d::Kernel;
+pub use filter::Kernel;
 
 /// The host processor.
 #[derive(Clone, Copy, Debug, Default)]
@@ -79,9 +82,22 @@ pub struct Matrix {
     rows: usize,
     columns: usize,
     tensor: HostTensor,
+    /// Whether a product of a whole sequence has used it.
+    used: AtomicBool,
 }
 
 impl Matrix {
+    /// Says that a product of a whole sequence has used it. After the first time, the pages of a mapped file are given
+    /// back: a process that captions one picture never needs them again, and so never holds all weights at once. One
+    /// that captions another faults them in once more and keeps them.
+    fn use_once(&self) {
+        if !self.used.swap(true, Ordering::Relaxed) {
+            let bytes = self.tensor.bytes().clone();
+            // Beside the next operation: it takes as long as reading the weights.
+            rayon::spawn(move || bytes.give_back());
+        }
+    }
+
     fn elements(&self) -> Result<Elements<'_>> {
         match (self.tensor.as_f32(), self.tensor.as_bf16()) {
             (Some(values), _) => Ok(Elements::F32(values)),
@@ -126,15 +142,20 @@ impl Backend for Cpu {
             return Err(Error::shape("matrix", format!("weights of shape {:?}, expected (N, K)", weight.shape())));
         };
         let tensor = if weight.dtype() == DType::F16 { weight.to_dtype(DType::F32) } else { weight };
-        Ok(Matrix { rows, columns, tensor })
+        Ok(Matrix { rows, columns, tensor, used: AtomicBool::new(false) })
     }
 
     fn kernel(&self, weight: &HostTensor, bias: &HostTensor) -> Result<Kernel> {
-        conv1d::pack(weight, bias)
+        let kernel = conv1d::pack(weight, bias);
+        // The packed weights are a copy.
+        weight.bytes().give_back();
+        kernel
     }
 
     fn transposed_kernel(&self, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<Kernel> {
-        conv_transpose1d::pack(weight, bias, stride)
+        let kernel = conv_transpose1d::pack(weight, bias, stride);
+        weight.bytes().give_back();
+        kernel
     }
 
     fn linear(
@@ -145,7 +166,9 @@ impl Backend for Cpu {
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
         let _span = trace::span("linear");
-        linear::linear(x, layer, activation, residual, linear::blocked)
+        let y = linear::linear(x, layer, activation, residual, linear::blocked);
+        layer.weight.use_once();
+        y
     }
 
     fn linear_step(

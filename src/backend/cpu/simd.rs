@@ -26,6 +26,25 @@ pub trait Simd: Copy {
     fn sum(lanes: Self::Lanes) -> f32;
     /// Scalar `a * b + c` in the same arithmetic as [`Simd::mul_add`].
     fn mul_add1(a: f32, b: f32, c: f32) -> f32;
+    /// 4 N values to those at every fourth place.
+    #[inline(always)]
+    fn load_fourths(values: &[f32]) -> [Self::Lanes; 4] {
+        std::array::from_fn(|n| {
+            let fourth: [f32; MAX_LANES] = std::array::from_fn(|i| if i < Self::N { values[4 * i + n] } else { 0.0 });
+            Self::load(&fourth)
+        })
+    }
+    /// The inverse of [`Simd::load_fourths`].
+    #[inline(always)]
+    fn store_fourths(values: &mut [f32], lanes: [Self::Lanes; 4]) {
+        let mut fourths = [[0.0; MAX_LANES]; 4];
+        for (fourth, lanes) in fourths.iter_mut().zip(lanes) {
+            Self::store(fourth, lanes);
+        }
+        for (i, value) in values[..4 * Self::N].iter_mut().enumerate() {
+            *value = fourths[i % 4][i / 4];
+        }
+    }
     /// Transposes the first `N` registers, seen as the rows of a square.
     #[inline(always)]
     fn transpose(square: &mut [Self::Lanes; MAX_LANES]) {
@@ -88,7 +107,7 @@ impl Simd for Portable {
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_lanes {
     ($name:ident, $doc:literal, $register:ty, $n:literal, $splat:ident, $load:ident, $store:ident, $fma:ident, $add:ident,
-     $widen:expr, $sum:expr $(, $transpose:item)?) => {
+     $widen:expr, $sum:expr $(, $own:item)*) => {
         #[doc = $doc]
         #[derive(Clone, Copy)]
         pub struct $name;
@@ -133,7 +152,7 @@ macro_rules! x86_lanes {
             fn mul_add1(a: f32, b: f32, c: f32) -> f32 {
                 a.mul_add(b, c)
             }
-            $($transpose)?
+            $($own)*
         }
     };
 }
@@ -160,8 +179,55 @@ mod x86 {
         #[inline(always)]
         fn transpose(square: &mut [__m512; 16]) {
             unsafe { transpose_16x16(square) }
+        },
+        #[inline(always)]
+        fn load_fourths(values: &[f32]) -> [__m512; 4] {
+            let [a, b, c, d] = std::array::from_fn(|n| Avx512::load(&values[16 * n..]));
+            unsafe {
+                let ([even, odd], [even2, odd2]) = (halves(a, b), halves(c, d));
+                let ([first, third], [second, fourth]) = (halves(even, even2), halves(odd, odd2));
+                [first, second, third, fourth]
+            }
+        },
+        #[inline(always)]
+        fn store_fourths(values: &mut [f32], [a, b, c, d]: [__m512; 4]) {
+            unsafe {
+                let ([even, even2], [odd, odd2]) = (alternate(a, c), alternate(b, d));
+                let ([first, second], [third, fourth]) = (alternate(even, odd), alternate(even2, odd2));
+                for (values, lanes) in values.chunks_exact_mut(16).zip([first, second, third, fourth]) {
+                    Avx512::store(values, lanes);
+                }
+            }
         }
     );
+
+    /// The values at even and at odd places of two registers.
+    ///
+    /// # Safety
+    /// The processor has to have AVX-512 F.
+    #[inline(always)]
+    unsafe fn halves(a: __m512, b: __m512) -> [__m512; 2] {
+        // SAFETY: the caller's promise; no memory is touched.
+        unsafe {
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+            [_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b)]
+        }
+    }
+
+    /// The inverse of [`halves`].
+    ///
+    /// # Safety
+    /// The processor has to have AVX-512 F.
+    #[inline(always)]
+    unsafe fn alternate(even: __m512, odd: __m512) -> [__m512; 2] {
+        // SAFETY: the caller's promise; no memory is touched.
+        unsafe {
+            let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+            [_mm512_permutex2var_ps(even, low, odd), _mm512_permutex2var_ps(even, high, odd)]
+        }
+    }
 
     /// Pairs of rows, then fours, then the quarters of each register: 64 shuffles.
     ///

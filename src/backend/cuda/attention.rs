@@ -1,10 +1,58 @@
 //! Launches kernels/attention.cu.
 
-use super::{AttentionShape, Cuda, Tensor};
+use super::driver::Launch;
+use super::kernels::{self, AttentionParams, SIZE_OF_ATTENTION_SHARED};
+use super::{AttentionShape, Cuda, Layout, Tensor, ensure, int};
 use crate::Result;
+use crate::tensor::DType;
+
+/// Head size of the form on tensor cores, and its queries of a block.
+const TILED_SIZE: usize = 64;
+const TILED_QUERIES: usize = 64;
+/// Queries of a block of the other form, keys it loads at a time, and the largest head size.
+const PLAIN_QUERIES: usize = 4;
+const PLAIN_KEYS: usize = 32;
+const MOST_SIZE: usize = 256;
 
 /// Packed qkv (B*T, 3*H*D) to (B*T, H*D), in the type of the backend.
 pub(super) fn attention(cuda: &Cuda, qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
-    let _ = (cuda, qkv, shape);
-    todo!()
+    const OP: &str = "attention";
+    let AttentionShape { batch, tokens, heads, prefix } = shape;
+    let width = qkv.columns / 3;
+    let size = width.checked_div(heads).unwrap_or(0);
+    ensure(
+        heads > 0
+            && qkv.columns == 3 * heads * size
+            && qkv.rows == batch * tokens
+            && prefix <= tokens
+            && (1..=MOST_SIZE).contains(&size),
+        OP,
+        || format!("qkv ({}, {}) for {shape:?}; heads of 1 to {MOST_SIZE}", qkv.rows, qkv.columns),
+    )?;
+    let qkv = cuda.rows_of(qkv, cuda.dtype)?;
+    let y = cuda.empty([batch * tokens, width], cuda.dtype, Layout::Rows)?;
+    let params = AttentionParams {
+        qkv: qkv.pointer(),
+        y: y.pointer(),
+        tokens: int(OP, tokens)?,
+        prefix: int(OP, prefix)?,
+        heads: int(OP, heads)?,
+        head_size: int(OP, size)?,
+        scale: std::f32::consts::LOG2_E / (size as f32).sqrt(),
+        unused: 0,
+    };
+    let plain = ((2 * PLAIN_KEYS) * (size + 1) + PLAIN_QUERIES * size) * size_of::<f32>();
+    let plain = Launch::grid([tokens.div_ceil(PLAIN_QUERIES), heads, batch]).shared(plain);
+    let (kernel, launch) = match cuda.dtype {
+        DType::BF16 if size == TILED_SIZE => {
+            let grid = [tokens.div_ceil(TILED_QUERIES), heads, batch];
+            (&kernels::ATTENTION_FORWARD_BF16, Launch::grid(grid).shared(SIZE_OF_ATTENTION_SHARED))
+        }
+        DType::BF16 => (&kernels::ATTENTION_FORWARD_WARP_PER_QUERY_BF16, plain),
+        _ => (&kernels::ATTENTION_FORWARD_WARP_PER_QUERY_F32, plain),
+    };
+    // SAFETY: the shape was checked; no row of a sequence from T on is read or written; with D = 64 every row begins at a
+    // multiple of 16 bytes.
+    unsafe { cuda.launch(kernel, launch, params)? };
+    Ok(y)
 }

@@ -1,19 +1,150 @@
-//! Launches kernels/conv1d.cu.
+//! Launches kernels/conv1d.cu; the packed weights and the choice of tiles serve conv_transpose1d as well.
 
-use super::{ConvEpilogue, Cuda, Tensor};
-use crate::Result;
-use crate::tensor::HostTensor;
+use half::bf16;
+
+use super::driver::{Kernel, Launch};
+use super::kernels::{self, ConvolutionParams, SIZE_OF_PLAIN_SHARED};
+use super::{ConvEpilogue, Cuda, Layout, Tensor, ensure, int, pointer_of};
+use crate::backend::ConvActivation;
+use crate::tensor::{DType, HostTensor};
+use crate::{Error, Result};
 
 /// Weights and bias of a convolution, in the type of the backend.
-pub struct ConvKernel {}
+pub struct ConvKernel {
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    pub(super) taps: usize,
+    /// Of a transposed convolution, else 0.
+    pub(super) stride: usize,
+    /// Columns of the matrix product, and its taps.
+    pub(super) columns: usize,
+    pub(super) steps: usize,
+    /// (columns, steps, C in padded).
+    pub(super) weight: Tensor,
+    /// (1, C out), f32.
+    pub(super) bias: Tensor,
+}
+
+/// A tile shape of kernels/convolution.cuh.
+pub(super) struct Tile {
+    pub rows: usize,
+    pub columns: usize,
+    pub stages: usize,
+    /// Time of a block for each of its sums, next to the other shapes; estimates, to be replaced by measurements.
+    pub cost: f64,
+    pub kernel: &'static Kernel<ConvolutionParams>,
+}
+
+/// Values of K of a stage.
+const DEPTH: usize = 64;
+/// Rows and columns of the tiles on FMA units.
+const PLAIN: usize = 64;
+/// Samples of a block of the one-channel form.
+const SAMPLES: usize = 256;
+
+static TILES: [Tile; 5] = [
+    Tile { rows: 128, columns: 64, stages: 3, cost: 1.0, kernel: &kernels::CONV1D_FORWARD_TALL_BF16 },
+    Tile { rows: 64, columns: 64, stages: 4, cost: 1.2, kernel: &kernels::CONV1D_FORWARD_SQUARE_BF16 },
+    Tile { rows: 32, columns: 64, stages: 4, cost: 1.6, kernel: &kernels::CONV1D_FORWARD_LOW_BF16 },
+    Tile { rows: 128, columns: 32, stages: 3, cost: 1.3, kernel: &kernels::CONV1D_FORWARD_NARROW_BF16 },
+    Tile { rows: 128, columns: 16, stages: 3, cost: 1.8, kernel: &kernels::CONV1D_FORWARD_SLIM_BF16 },
+];
+
+/// Weights (columns, steps, C in) as a function of their place, padded and in the type of the backend.
+pub(super) fn pack_with(
+    cuda: &Cuda,
+    [columns, steps, inputs]: [usize; 3],
+    value: impl Fn(usize, usize, usize) -> f32,
+) -> Result<Tensor> {
+    let padded = inputs.next_multiple_of(8);
+    let mut values = vec![0.0f32; columns * steps * padded];
+    for (i, v) in values.iter_mut().enumerate() {
+        let (column, step, input) = (i / padded / steps, i / padded % steps, i % padded);
+        if input < inputs {
+            *v = value(column, step, input);
+        }
+    }
+    let shape = [columns, steps * padded];
+    if cuda.dtype == DType::BF16 {
+        let values: Vec<bf16> = values.into_iter().map(bf16::from_f32).collect();
+        return cuda.put(shape, DType::BF16, &values);
+    }
+    cuda.put(shape, DType::F32, &values)
+}
 
 /// Weights (C out, C in, taps) and bias (C out), as the kernels read them.
 pub(super) fn pack(cuda: &Cuda, weight: &HostTensor, bias: &HostTensor) -> Result<ConvKernel> {
-    let _ = (cuda, weight, bias);
-    todo!()
+    let &[outputs, inputs, taps] = weight.shape() else {
+        return Err(Error::shape("conv1d", format!("weights of shape {:?}", weight.shape())));
+    };
+    ensure(bias.shape() == [outputs] && !taps.is_multiple_of(2), "conv1d", || {
+        format!("weight {:?} (odd taps), bias {:?}", weight.shape(), bias.shape())
+    })?;
+    let values = weight.to_f32();
+    let weight = pack_with(cuda, [outputs, taps, inputs], |o, tap, i| values[(o * inputs + i) * taps + tap])?;
+    let bias = cuda.put([1, outputs], DType::F32, &bias.to_f32())?;
+    Ok(ConvKernel { inputs, outputs, taps, stride: 0, columns: outputs, steps: taps, weight, bias })
 }
 
-/// x (C in, S) to (C out, S), column after column.
+impl ConvKernel {
+    /// Params of a product of `rows` rows over x (C in, S), without epilogue.
+    pub(super) fn params(&self, op: &'static str, x: &Tensor, y: &Tensor, rows: usize) -> Result<ConvolutionParams> {
+        let padded = self.inputs.next_multiple_of(8);
+        Ok(ConvolutionParams {
+            x: x.pointer(),
+            weight: self.weight.pointer(),
+            bias: self.bias.pointer(),
+            residual: pointer_of(None),
+            sum: pointer_of(None),
+            y: y.pointer(),
+            total: y.len() as i64,
+            before: 0,
+            frames: int(op, x.columns)?,
+            rows: int(op, rows)?,
+            columns: int(op, self.columns)?,
+            inputs: int(op, self.inputs)?,
+            padded: int(op, padded)?,
+            shift: if padded.is_power_of_two() { padded.trailing_zeros() as i32 } else { -1 },
+            outputs: int(op, self.outputs)?,
+            taps: int(op, self.steps)?,
+            step: 1,
+            origin: 0,
+            activation: 0,
+            slope: 1.0,
+            scale: 1.0,
+            unused: 0,
+        })
+    }
+
+    /// Whether the tiles on tensor cores can read x.
+    pub(super) fn tiled(&self, cuda: &Cuda) -> bool {
+        cuda.dtype == DType::BF16 && self.inputs.is_multiple_of(8)
+    }
+}
+
+/// The launch of the tile that should take the least time: waves over the multiprocessors, each as long as a block.
+pub(super) fn tiled_launch(
+    cuda: &Cuda,
+    tiles: &'static [Tile],
+    rows: usize,
+    columns: usize,
+) -> (&'static Kernel<ConvolutionParams>, Launch) {
+    let multiprocessors = cuda.driver.properties().multiprocessors;
+    let time = |tile: &Tile| {
+        let blocks = rows.div_ceil(tile.rows) * columns.div_ceil(tile.columns);
+        blocks.div_ceil(multiprocessors) as f64 * (tile.rows * tile.columns) as f64 * tile.cost
+    };
+    let tile = tiles.iter().min_by(|a, b| time(a).total_cmp(&time(b))).unwrap_or(&tiles[0]);
+    let shared = tile.stages * (tile.rows + tile.columns) * DEPTH * DType::BF16.size();
+    (tile.kernel, Launch::grid([rows.div_ceil(tile.rows), columns.div_ceil(tile.columns), 1]).shared(shared))
+}
+
+/// The launch of the tiles on FMA units.
+pub(super) fn plain_launch(rows: usize, columns: usize) -> Launch {
+    Launch::grid([rows.div_ceil(PLAIN), columns.div_ceil(PLAIN), 1]).shared(SIZE_OF_PLAIN_SHARED)
+}
+
+/// x (C in, S) to (C out, S), column after column; sound, the result of a tanh, is f32.
 pub(super) fn conv1d(
     cuda: &Cuda,
     x: &Tensor,
@@ -21,6 +152,49 @@ pub(super) fn conv1d(
     dilation: usize,
     epilogue: ConvEpilogue<'_, Cuda>,
 ) -> Result<Tensor> {
-    let _ = (cuda.columns_of(x, cuda.dtype)?, kernel, dilation, epilogue.slope);
-    todo!()
+    const OP: &str = "conv1d";
+    let (frames, outputs) = (x.columns, kernel.outputs);
+    let ConvEpilogue { slope, residual, activation, sum, scale } = epilogue;
+    let fits = |other: Option<&Tensor>| other.is_none_or(|t| (t.rows, t.columns) == (outputs, frames));
+    ensure(kernel.stride == 0 && x.rows == kernel.inputs && dilation > 0 && fits(residual) && fits(sum), OP, || {
+        let (inputs, taps) = (kernel.inputs, kernel.taps);
+        let others = [residual, sum].map(|t| t.map(|t| (t.rows, t.columns)));
+        format!(
+            "x ({}, {frames}), weight ({outputs}, {inputs}, {taps}), dilation {dilation}, residual and sum {others:?}",
+            x.rows
+        )
+    })?;
+    let x = cuda.columns_of(x, cuda.dtype)?;
+    let beside = |t: Option<&Tensor>| t.map(|t| cuda.columns_of(t, cuda.dtype)).transpose();
+    let (residual, sum) = (beside(residual)?, beside(sum)?);
+    let sound = outputs == 1;
+    let y = cuda.empty([outputs, frames], if sound { DType::F32 } else { cuda.dtype }, Layout::Columns)?;
+    let reach = (kernel.taps - 1) * dilation / 2;
+    let params = ConvolutionParams {
+        residual: pointer_of(residual.as_ref()),
+        sum: pointer_of(sum.as_ref()),
+        step: int(OP, dilation)?,
+        origin: -int(OP, reach)?,
+        activation: match activation {
+            ConvActivation::None => 0,
+            ConvActivation::Relu => 1,
+            ConvActivation::Tanh => 2,
+        },
+        slope,
+        scale,
+        ..kernel.params(OP, &x, &y, frames)?
+    };
+    let (kernel, launch) = match (sound, kernel.tiled(cuda), cuda.dtype) {
+        (true, _, DType::BF16) => {
+            (&kernels::CONV1D_FORWARD_SAMPLE_PER_THREAD_BF16, Launch::blocks(frames.div_ceil(SAMPLES)))
+        }
+        (true, _, _) => (&kernels::CONV1D_FORWARD_SAMPLE_PER_THREAD_F32, Launch::blocks(frames.div_ceil(SAMPLES))),
+        (_, true, _) => tiled_launch(cuda, &TILES, frames, outputs),
+        (_, _, DType::BF16) => (&kernels::CONV1D_FORWARD_PLAIN_BF16, plain_launch(frames, outputs)),
+        _ => (&kernels::CONV1D_FORWARD_PLAIN_F32, plain_launch(frames, outputs)),
+    };
+    // SAFETY: the shapes were checked; frames outside of 0..S are not read, elements outside of y not written; with
+    // C in % 8 == 0 every frame begins at a multiple of 16 bytes, and so do packed weights.
+    unsafe { cuda.launch(kernel, launch, params)? };
+    Ok(y)
 }

@@ -1,17 +1,59 @@
 //! Launches kernels/conv_transpose1d.cu.
 
-use super::{ConvKernel, Cuda, Tensor};
-use crate::Result;
-use crate::tensor::HostTensor;
+use super::conv1d::{Tile, pack_with, plain_launch, tiled_launch};
+use super::kernels::{self, ConvolutionParams};
+use super::{ConvKernel, Cuda, Layout, Tensor, ensure};
+use crate::tensor::{DType, HostTensor};
+use crate::{Error, Result};
 
-/// Weights (C in, C out, taps) and bias (C out), as the kernels read them.
+static TILES: [Tile; 3] = [
+    Tile { rows: 128, columns: 64, stages: 3, cost: 1.0, kernel: &kernels::CONV_TRANSPOSE1D_FORWARD_TALL_BF16 },
+    Tile { rows: 64, columns: 64, stages: 4, cost: 1.2, kernel: &kernels::CONV_TRANSPOSE1D_FORWARD_SQUARE_BF16 },
+    Tile { rows: 32, columns: 64, stages: 4, cost: 1.6, kernel: &kernels::CONV_TRANSPOSE1D_FORWARD_LOW_BF16 },
+];
+
+/// Weights (C in, C out, taps) and bias (C out), as the kernels read them: a column for each phase and output.
 pub(super) fn pack(cuda: &Cuda, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<ConvKernel> {
-    let _ = (cuda, weight, bias, stride);
-    todo!()
+    let &[inputs, outputs, taps] = weight.shape() else {
+        return Err(Error::shape("conv_transpose1d", format!("weights of shape {:?}", weight.shape())));
+    };
+    ensure(
+        bias.shape() == [outputs] && stride > 0 && taps >= stride && (taps - stride).is_multiple_of(2),
+        "conv_transpose1d",
+        || format!("weight {:?}, bias {:?}, stride {stride}", weight.shape(), bias.shape()),
+    )?;
+    let values = weight.to_f32();
+    let (columns, steps) = (stride * outputs, taps.div_ceil(stride));
+    let weight = pack_with(cuda, [columns, steps, inputs], |column, step, input| {
+        let (phase, output) = (column / outputs, column % outputs);
+        let tap = phase + step * stride;
+        if tap < taps { values[(input * outputs + output) * taps + tap] } else { 0.0 }
+    })?;
+    let bias = cuda.put([1, outputs], DType::F32, &bias.to_f32())?;
+    Ok(ConvKernel { inputs, outputs, taps, stride, columns, steps, weight, bias })
 }
 
 /// x (C in, S) to (C out, S * stride), column after column.
 pub(super) fn conv_transpose1d(cuda: &Cuda, x: &Tensor, kernel: &ConvKernel, slope: f32) -> Result<Tensor> {
-    let _ = (cuda, x, kernel, slope);
-    todo!()
+    const OP: &str = "conv_transpose1d";
+    let ConvKernel { inputs, outputs, taps, stride, columns, .. } = *kernel;
+    ensure(stride > 0 && x.rows == inputs, OP, || {
+        format!("x ({}, {}), a kernel of {inputs} inputs and stride {stride}", x.rows, x.columns)
+    })?;
+    let x = cuda.columns_of(x, cuda.dtype)?;
+    let samples = x.columns * stride;
+    let y = cuda.empty([outputs, samples], cuda.dtype, Layout::Columns)?;
+    let padding = (taps - stride) / 2;
+    let rows = if samples == 0 { 0 } else { (samples + padding).div_ceil(stride) };
+    let params =
+        ConvolutionParams { step: -1, before: (padding * outputs) as i64, slope, ..kernel.params(OP, &x, &y, rows)? };
+    let (kernel, launch) = match (kernel.tiled(cuda), cuda.dtype) {
+        (true, _) => tiled_launch(cuda, &TILES, rows, columns),
+        (_, DType::BF16) => (&kernels::CONV_TRANSPOSE1D_FORWARD_PLAIN_BF16, plain_launch(rows, columns)),
+        _ => (&kernels::CONV_TRANSPOSE1D_FORWARD_PLAIN_F32, plain_launch(rows, columns)),
+    };
+    // SAFETY: the shapes were checked; frames outside of 0..S are not read, elements outside of y not written; with
+    // C in % 8 == 0 every frame begins at a multiple of 16 bytes, and so do packed weights.
+    unsafe { cuda.launch(kernel, launch, params)? };
+    Ok(y)
 }

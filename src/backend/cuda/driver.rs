@@ -49,6 +49,8 @@ pub struct EmulatedKernel {
     pub plain: unsafe extern "C" fn(*const u8),
     /// Reports every access to memory before it happens.
     pub checked: unsafe extern "C" fn(*const u8),
+    /// Fields of the params that hold addresses, and where: they name memory in reports.
+    pub pointers: &'static [(&'static str, usize)],
 }
 
 /// A kernel with the type of its params.
@@ -169,6 +171,8 @@ pub struct Event(pub(super) Box<dyn Any + Send + Sync>);
 pub trait Driver: Send + Sync {
     /// The device.
     fn properties(&self) -> &Properties;
+    /// Free and total bytes of device memory, other programs counted too.
+    fn memory(&self) -> Result<(usize, usize)>;
     /// New memory, aligned to 256 bytes, of unspecified content. 0 bytes give an address that must not be used.
     fn allocate(&self, bytes: usize) -> Result<DevicePtr>;
     /// Gives memory back. Work that uses it may still be under way.

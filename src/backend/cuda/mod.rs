@@ -18,6 +18,10 @@ pub mod driver;
 mod embed;
 #[cfg(feature = "emulator")]
 pub mod emulated;
+#[cfg(feature = "cuda")]
+pub mod gpu;
+#[cfg(feature = "cuda")]
+pub mod images;
 mod layer_norm;
 mod linear;
 mod patch_embed;
@@ -55,6 +59,8 @@ pub struct Cuda {
     driver: Arc<dyn Driver>,
     pool: Arc<Pool>,
     graphs: Arc<region::Graphs>,
+    /// Zeros, which kernels that count their blocks leave as zeros.
+    counters: Tensor,
     /// Type of sequences and of weight matrices: f32 or bf16.
     dtype: DType,
 }
@@ -100,6 +106,9 @@ impl Tensor {
     }
 }
 
+/// Blocks that may be counted at once by one launch.
+const COUNTERS: usize = 4096;
+
 /// The tensor's address, or none.
 fn pointer_of(x: Option<&Tensor>) -> DevicePtr {
     x.map_or(DevicePtr::NULL, Tensor::pointer)
@@ -120,7 +129,12 @@ impl Cuda {
     pub fn new(driver: Arc<dyn Driver>, dtype: DType) -> Result<Cuda> {
         ensure(matches!(dtype, DType::F32 | DType::BF16), "cuda", || format!("{dtype:?} is not computed in"))?;
         let pool = Arc::new(Pool::new(driver.clone()));
-        Ok(Cuda { driver, pool, graphs: Arc::default(), dtype })
+        let zeros = [0u32; COUNTERS];
+        let buffer = Arc::new(pool.take(size_of_val(&zeros))?);
+        // SAFETY: the buffer was taken with as many bytes.
+        unsafe { driver.write(buffer.pointer(), bytemuck::cast_slice(&zeros))? };
+        let counters = Tensor { buffer, rows: 1, columns: COUNTERS, dtype: DType::F32, layout: Layout::Rows };
+        Ok(Cuda { driver, pool, graphs: Arc::default(), counters, dtype })
     }
 
     /// The device under it.
@@ -143,7 +157,7 @@ impl Cuda {
         self.rows_of(x, x.dtype)
     }
 
-    /// From now on every new tensor begins as NaN: for tests.
+    /// From now on every new tensor begins as NaN, in memory of just its size: for tests.
     pub fn poison(&self, on: bool) {
         self.pool.poison(on);
     }

@@ -1,21 +1,19 @@
-//! Runs the threads of blocks as coroutines and decides who goes on: barriers of a warp and of a block, threads that wait
-//! for others in a loop, and what is wrong when nobody can go on.
+//! Runs the threads of blocks and decides who goes on: barriers of a warp and of a block, threads that wait for others in a
+//! loop, and what is wrong when nobody can go on.
 
-use std::cell::{Cell, RefCell};
-use std::ffi::{CStr, c_char, c_int};
+use std::cell::RefCell;
 use std::ptr;
 
-use corosensei::stack::DefaultStack;
-use corosensei::{Coroutine, CoroutineResult, Yielder};
-
 use super::Settings;
+use super::fiber::{self, Entry, Fiber, Index3, State, WARP};
+use super::watch::Watch;
 use crate::backend::cuda::driver::{KernelInfo, Launch};
 
-/// Bytes of a thread's stack: kernels keep tiles of accumulators there.
-const STACK: usize = 128 << 10;
-const WARP: usize = 32;
 /// Rounds in which threads only wait for each other in loops, after which they are taken to wait for ever.
 const MOST_IDLE_ROUNDS: usize = 10_000;
+/// Bytes behind a block's shared memory that it must not touch.
+const GUARD: usize = 256;
+const GUARD_BYTE: u8 = 0xa5;
 
 /// Which of the threads that may go on does so first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +28,7 @@ pub enum Order {
 }
 
 impl Order {
-    pub(super) fn of(self, count: usize) -> Vec<usize> {
+    fn of(self, count: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..count).collect();
         match self {
             Order::Forward => {}
@@ -50,188 +48,112 @@ impl Order {
 }
 
 /// One launch.
-#[derive(Clone, Copy)]
 pub(super) struct Task<'a> {
-    pub kernel: &'static KernelInfo,
-    pub launch: Launch,
-    pub params: &'a [u8],
-    pub settings: Settings,
+    entry: Entry,
+    threads: usize,
+    launch: Launch,
+    params: &'a [u128],
+    checked: bool,
+    blocks: Vec<usize>,
+    warps: Vec<usize>,
+    lanes: Vec<usize>,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Index3 {
-    x: u32,
-    y: u32,
-    z: u32,
+/// The checks of a launch, where it is checked.
+pub(super) type Checks<'a, 'm> = Option<&'a RefCell<Watch<'m>>>;
+
+/// What a block runs in. It is used again.
+#[derive(Default)]
+struct Scratch {
+    fibers: Vec<Fiber>,
+    warps: Vec<u128>,
+    shared: Vec<u128>,
 }
-
-/// What a thread knows of itself: EmulatorContext of emulator.h.
-#[repr(C)]
-struct Context {
-    thread: Index3,
-    block: Index3,
-    block_size: Index3,
-    grid_size: Index3,
-    phase: u32,
-    lane: u32,
-    shared: *mut u8,
-    warp: *mut u8,
-    copies: *mut u8,
-}
-
-/// EmulatorWait of emulator.h, and what only the runtime sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Ready,
-    Warp,
-    Block,
-    Spin,
-    /// It did what no kernel may; `Place::what` says what.
-    Fault,
-    Done,
-}
-
-/// Where a thread stopped.
-#[derive(Clone, Copy)]
-struct Place {
-    what: *const c_char,
-    file: *const c_char,
-    line: c_int,
-}
-
-impl Place {
-    const START: Place = Place { what: ptr::null(), file: ptr::null(), line: 0 };
-
-    fn describe(self) -> String {
-        if self.what.is_null() {
-            return "its start".into();
-        }
-        // SAFETY: both are string literals of a kernel.
-        let (what, file) = unsafe { (CStr::from_ptr(self.what), CStr::from_ptr(self.file)) };
-        format!("{} at {}:{}", what.to_string_lossy(), file.to_string_lossy(), self.line)
-    }
-}
-
-type Handle = Coroutine<(), (State, Place), (), DefaultStack>;
 
 thread_local! {
-    static YIELDER: Cell<*const Yielder<(), (State, Place)>> = const { Cell::new(ptr::null()) };
-    /// Stacks of finished threads: making one is a system call.
-    static STACKS: RefCell<Vec<DefaultStack>> = const { RefCell::new(Vec::new()) };
-}
-
-unsafe extern "C" {
-    fn emulator_set_context(context: *mut Context);
-    fn emulator_context_bytes() -> u32;
-    fn emulator_warp_bytes() -> u32;
-    fn emulator_copies_bytes() -> u32;
-}
-
-/// Called by kernels: stops the running thread.
-#[unsafe(no_mangle)]
-extern "C" fn emulator_wait(wait: c_int, what: *const c_char, file: *const c_char, line: c_int) {
-    let state = match wait {
-        0 => State::Warp,
-        1 => State::Block,
-        _ => State::Spin,
-    };
-    let yielder = YIELDER.get();
-    // SAFETY: only coroutines call this, and `resume` has set their own yielder just before.
-    unsafe { (*yielder).suspend((state, Place { what, file, line })) };
-}
-
-/// Called by kernels: stops the running thread for ever.
-#[unsafe(no_mangle)]
-extern "C" fn emulator_fault(what: *const c_char) {
-    let yielder = YIELDER.get();
-    loop {
-        // SAFETY: as above.
-        unsafe { (*yielder).suspend((State::Fault, Place { what, file: c"".as_ptr(), line: 0 })) };
-    }
-}
-
-/// A thread of a block.
-struct Thread {
-    coroutine: Option<Handle>,
-    yielder: Box<Cell<*const Yielder<(), (State, Place)>>>,
-    context: Box<Context>,
-    state: State,
-    place: Place,
+    static SCRATCH: RefCell<Vec<Scratch>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A block that is under way.
-struct Block {
+struct Block<'a> {
+    task: &'a Task<'a>,
+    number: u32,
     index: Index3,
-    threads: Vec<Thread>,
-    // What the contexts point into.
-    _shared: Vec<u128>,
-    _warps: Vec<Vec<u64>>,
-    _copies: Vec<u64>,
+    states: Vec<State>,
+    /// Threads of each warp that wait for the block, or have ended.
+    held: Vec<usize>,
+    shared: *mut u8,
+    scratch: Scratch,
 }
 
-impl Drop for Thread {
-    fn drop(&mut self) {
-        if let Some(mut coroutine) = self.coroutine.take() {
-            if !coroutine.done() {
-                // SAFETY: a kernel's frames own nothing that has to be dropped.
-                unsafe { coroutine.force_reset() };
-            }
-            STACKS.with_borrow_mut(|stacks| stacks.push(coroutine.into_stack()));
+impl<'a> Task<'a> {
+    /// `params` are the bytes of the kernel's params, aligned.
+    pub(super) fn new(kernel: &KernelInfo, launch: Launch, params: &'a [u128], settings: Settings) -> Task<'a> {
+        let Settings { order, checked } = settings;
+        let threads = kernel.threads as usize;
+        let blocks: usize = launch.grid.iter().map(|&n| n as usize).product();
+        let emulated = kernel.emulated;
+        Task {
+            entry: if checked { emulated.checked } else { emulated.plain },
+            threads,
+            launch,
+            params,
+            checked,
+            blocks: order.of(blocks),
+            warps: order.of(threads.div_ceil(WARP)),
+            lanes: order.of(WARP),
         }
     }
-}
 
-impl Task<'_> {
-    /// The order in which `count` things are visited.
-    pub(super) fn order(&self, count: usize) -> Vec<usize> {
-        self.settings.order.of(count)
-    }
-
-    fn blocks(&self) -> usize {
-        self.launch.grid.iter().map(|&n| n as usize).product()
+    /// The blocks in the order in which they begin.
+    pub(super) fn blocks(&self) -> &[usize] {
+        &self.blocks
     }
 
     /// Runs one block from its start to its end.
     ///
     /// # Safety
     /// The kernel may run with these params.
-    pub(super) unsafe fn run_block(&self, block: usize) -> Result<(), String> {
+    pub(super) unsafe fn run_block(&self, block: usize, checks: Checks<'_, '_>) -> Result<(), String> {
         // SAFETY: the caller's promise.
-        let mut block = unsafe { self.start(block)? };
+        let mut block = unsafe { self.start(block, checks)? };
         let mut idle = 0;
         while !block.finished() {
-            idle = if self.round(&mut block)? { 0 } else { idle + 1 };
+            idle = if block.round(checks)? { 0 } else { idle + 1 };
             if idle > MOST_IDLE_ROUNDS {
                 return Err(block.stuck());
             }
         }
-        Ok(())
+        block.end(checks)
     }
 
-    /// Runs all blocks at once, on this host thread.
+    /// Runs all blocks on this host thread: at once if they may wait for each other.
     ///
     /// # Safety
     /// The kernel may run with these params.
-    pub(super) unsafe fn run_together(&self) -> Result<(), String> {
+    pub(super) unsafe fn run_together(&self, checks: Checks<'_, '_>) -> Result<(), String> {
         if !self.launch.cooperative {
             // SAFETY: the caller's promise.
-            return self.order(self.blocks()).into_iter().try_for_each(|block| unsafe { self.run_block(block) });
+            return self.blocks.iter().try_for_each(|&block| unsafe { self.run_block(block, checks) });
         }
-        let order = self.order(self.blocks());
-        // SAFETY: the caller's promise.
-        let mut blocks: Vec<Block> =
-            order.into_iter().map(|block| unsafe { self.start(block) }).collect::<Result<_, _>>()?;
+        let start = |&block: &usize| {
+            // SAFETY: the caller's promise.
+            unsafe { self.start(block, checks) }
+        };
+        let mut blocks: Vec<Block<'_>> = self.blocks.iter().map(start).collect::<Result<_, _>>()?;
         let mut idle = 0;
         while !blocks.is_empty() {
             let mut progress = false;
             for block in &mut blocks {
-                progress |= self.round(block)?;
+                progress |= block.round(checks)?;
             }
-            blocks.retain(|block| !block.finished());
+            for ended in blocks.extract_if(.., |block| block.finished()) {
+                ended.end(checks)?;
+            }
             idle = if progress { 0 } else { idle + 1 };
             if idle > MOST_IDLE_ROUNDS {
-                return Err(blocks.first().map(Block::stuck).unwrap_or_default());
+                let stuck: Vec<String> = blocks.iter().take(2).map(Block::stuck).collect();
+                return Err(stuck.join("; "));
             }
         }
         Ok(())
@@ -239,175 +161,210 @@ impl Task<'_> {
 
     /// # Safety
     /// The kernel may run with these params.
-    unsafe fn start(&self, block: usize) -> Result<Block, String> {
-        // SAFETY: both only return a constant.
-        let (context_bytes, warp_bytes, copies_bytes) =
-            unsafe { (emulator_context_bytes(), emulator_warp_bytes(), emulator_copies_bytes() as usize) };
-        assert_eq!(context_bytes as usize, size_of::<Context>(), "the layout of emulator.h");
+    unsafe fn start(&self, number: usize, checks: Checks<'_, '_>) -> Result<Block<'_>, String> {
         let [x, y, z] = self.launch.grid.map(|n| n as usize);
-        let index = Index3 { x: (block % x) as u32, y: (block / x % y) as u32, z: (block / x / y) as u32 };
-        let count = self.kernel.threads as usize;
-        // Never-written shared memory is NaN.
-        let mut shared = vec![u128::MAX; (self.launch.shared as usize).div_ceil(16) + 8];
-        let start = shared.as_mut_ptr().cast::<u8>();
-        // SAFETY: 128 spare bytes were added for the alignment.
-        let start = unsafe { start.add(start.align_offset(128)) };
-        let mut warps = vec![vec![0u64; warp_bytes as usize / 8]; count.div_ceil(WARP)];
-        let mut copies = vec![0u64; copies_bytes.div_ceil(8) * count];
-        let emulated = self.kernel.emulated;
-        let (entry, params) =
-            (if self.settings.checked { emulated.checked } else { emulated.plain }, self.params.as_ptr() as usize);
-        let threads = (0..count)
-            .map(|thread| {
-                let context = Box::new(Context {
-                    thread: Index3 { x: thread as u32, ..Default::default() },
-                    block: index,
-                    block_size: Index3 { x: count as u32, y: 1, z: 1 },
-                    grid_size: Index3 { x: x as u32, y: y as u32, z: z as u32 },
-                    phase: 0,
-                    lane: (thread % WARP) as u32,
-                    shared: start,
-                    warp: warps[thread / WARP].as_mut_ptr().cast(),
-                    copies: copies[thread * copies_bytes.div_ceil(8)..].as_mut_ptr().cast(),
-                });
-                let yielder = Box::new(Cell::new(ptr::null()));
-                let own = &raw const *yielder as usize;
-                let stack = STACKS.with_borrow_mut(Vec::pop).map_or_else(|| DefaultStack::new(STACK), Ok);
-                let stack = stack.map_err(|error| format!("no memory for a thread's stack: {error}"))?;
-                let coroutine = Coroutine::with_stack(stack, move |y, ()| {
-                    // SAFETY: the cell is boxed and lives as long as the thread.
-                    unsafe { (*(own as *const Cell<*const Yielder<(), (State, Place)>>)).set(y) };
-                    YIELDER.set(y);
-                    // SAFETY: the caller's promise; the params outlive the launch.
-                    unsafe { entry(params as *const u8) };
-                });
-                Ok(Thread { coroutine: Some(coroutine), yielder, context, state: State::Ready, place: Place::START })
-            })
-            .collect::<Result<Vec<_>, String>>()?;
-        Ok(Block { index, threads, _shared: shared, _warps: warps, _copies: copies })
+        let index = Index3 { x: (number % x) as u32, y: (number / x % y) as u32, z: (number / x / y) as u32 };
+        let mut scratch = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
+        let bytes = self.launch.shared as usize;
+        let shared = prepare_shared(&mut scratch.shared, bytes);
+        let warp_bytes = fiber::warp_bytes();
+        scratch.warps.resize(self.warps.len() * warp_bytes.div_ceil(16), 0);
+        let warps = scratch.warps.as_mut_ptr().cast::<u8>();
+        for warp in 0..self.warps.len() {
+            // SAFETY: there is room for all warps.
+            unsafe { fiber::reset_warp(warps.add(warp * warp_bytes)) };
+        }
+        while scratch.fibers.len() < self.threads {
+            scratch.fibers.push(Fiber::new(scratch.fibers.len())?);
+        }
+        for (thread, fiber) in scratch.fibers[..self.threads].iter_mut().enumerate() {
+            let context = fiber.context();
+            context.thread = Index3 { x: thread as u32, ..Default::default() };
+            context.block = index;
+            context.block_size = Index3 { x: self.threads as u32, y: 1, z: 1 };
+            context.grid_size = Index3 { x: x as u32, y: y as u32, z: z as u32 };
+            context.lane = (thread % WARP) as u32;
+            (context.shared, context.shared_bytes) = (shared, bytes as u64);
+            // SAFETY: there is room for all warps.
+            context.warp = unsafe { warps.add(thread / WARP * warp_bytes) };
+            (context.entry, context.params) = (self.entry, self.params.as_ptr().cast());
+            (context.number, context.checked) = (number as u32, u64::from(self.checked));
+            context.watch = checks.map_or(ptr::null(), |checks| (&raw const *checks).cast());
+            fiber.start();
+        }
+        if let Some(checks) = checks {
+            let warps = warps as u64..warps as u64 + (self.warps.len() * warp_bytes) as u64;
+            checks.borrow_mut().start_block(number as u32, self.threads, shared as u64, bytes, warps);
+        }
+        let states = vec![State::Ready; self.threads];
+        Ok(Block { task: self, number: number as u32, index, states, held: vec![0; self.warps.len()], shared, scratch })
+    }
+}
+
+/// Shared memory as a block finds it, with guard words behind: what was never written is NaN. Aligned to 128 bytes.
+fn prepare_shared(memory: &mut Vec<u128>, bytes: usize) -> *mut u8 {
+    memory.resize(memory.len().max((bytes + GUARD + 128).div_ceil(16)), 0);
+    let start = memory.as_mut_ptr().cast::<u8>();
+    // SAFETY: 128 bytes more than needed were asked for.
+    unsafe {
+        let start = start.add(start.align_offset(128));
+        start.write_bytes(0xff, bytes);
+        start.add(bytes).write_bytes(GUARD_BYTE, GUARD);
+        start
+    }
+}
+
+impl Drop for Block<'_> {
+    fn drop(&mut self) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.fibers.iter_mut().for_each(Fiber::abandon);
+        SCRATCH.with_borrow_mut(|free| free.push(scratch));
+    }
+}
+
+impl Block<'_> {
+    fn finished(&self) -> bool {
+        self.held.iter().sum::<usize>() == self.states.len() && self.states.iter().all(|&state| state == State::Done)
+    }
+
+    /// After its last thread.
+    fn end(&self, checks: Checks<'_, '_>) -> Result<(), String> {
+        if let Some(checks) = checks {
+            checks.borrow_mut().end_block(self.number);
+        }
+        let bytes = self.task.launch.shared as usize;
+        // SAFETY: `prepare_shared` made room for the guard; all threads have ended.
+        let guard = unsafe { std::slice::from_raw_parts(self.shared.add(bytes), GUARD) };
+        match guard.iter().all(|&byte| byte == GUARD_BYTE) {
+            true => Ok(()),
+            false => Err(format!("block {} wrote beside its {bytes} bytes of shared memory", self.name())),
+        }
     }
 
     /// Lets every thread go on as far as it can, then opens the block's barrier if all wait there. False if threads did
     /// nothing but wait in a loop.
-    fn round(&self, block: &mut Block) -> Result<bool, String> {
-        let warps = block.threads.len().div_ceil(WARP);
+    fn round(&mut self, checks: Checks<'_, '_>) -> Result<bool, String> {
+        let task = self.task;
         let mut progress = false;
-        for warp in self.order(warps) {
-            let first = warp * WARP;
-            let lanes = self.order(WARP.min(block.threads.len() - first));
-            progress |= block.run_warp(first, &lanes)?;
+        for &warp in &task.warps {
+            progress |= self.run_warp(warp, checks)?;
         }
-        let waiting = block.threads.iter().filter(|thread| thread.state == State::Block).count();
-        if waiting == block.threads.len() {
-            block.threads.iter_mut().for_each(|thread| thread.state = State::Ready);
+        if self.held.iter().sum::<usize>() < self.states.len() {
+            return Ok(progress);
+        }
+        let waiting = self.states.iter().filter(|&&state| state == State::Block).count();
+        if waiting == self.states.len() {
+            if let Some(checks) = checks {
+                checks.borrow_mut().block_barrier(self.number, self.scratch.fibers[0].place());
+            }
+            self.states.fill(State::Ready);
+            self.held.fill(0);
             return Ok(true);
         }
-        let done = block.threads.iter().filter(|thread| thread.state == State::Done).count();
-        if waiting > 0 && done > 0 && waiting + done == block.threads.len() {
-            return Err(block.divergent("block", State::Block));
+        if waiting > 0 {
+            return Err(self.divergent("block", &[State::Block]));
         }
         Ok(progress)
     }
-}
-
-impl Block {
-    fn finished(&self) -> bool {
-        self.threads.iter().all(|thread| thread.state == State::Done)
-    }
 
     /// Runs a warp until all of its threads wait for more than the warp. False if none did anything but spin.
-    fn run_warp(&mut self, first: usize, lanes: &[usize]) -> Result<bool, String> {
+    fn run_warp(&mut self, warp: usize, checks: Checks<'_, '_>) -> Result<bool, String> {
+        let task = self.task;
+        let first = warp * WARP;
+        let count = WARP.min(self.states.len() - first);
+        if self.held[warp] == count {
+            return Ok(false);
+        }
         let mut progress = false;
-        for thread in &mut self.threads[first..first + lanes.len()] {
-            if thread.state == State::Spin {
-                thread.state = State::Ready;
+        for state in &mut self.states[first..first + count] {
+            if *state == State::Spin {
+                *state = State::Ready;
             }
         }
         loop {
-            let mut ran = false;
-            for &lane in lanes {
-                let thread = &mut self.threads[first + lane];
-                if thread.state == State::Ready {
-                    thread.resume();
-                    if thread.state == State::Fault {
-                        return Err(self.fault(first + lane));
+            let mut meeting = 0;
+            for &lane in task.lanes.iter().filter(|&&lane| lane < count) {
+                let thread = first + lane;
+                if self.states[thread] == State::Ready {
+                    let state = self.scratch.fibers[thread].resume();
+                    self.states[thread] = state;
+                    match state {
+                        State::Fault => return Err(self.fault(thread)),
+                        State::Block | State::Done => self.held[warp] += 1,
+                        _ => {}
                     }
-                    progress |= thread.state != State::Spin;
-                    ran = true;
+                    progress |= state != State::Spin;
                 }
+                meeting += usize::from(matches!(self.states[thread], State::Warp | State::WarpBarrier));
             }
-            let warp = &mut self.threads[first..first + lanes.len()];
-            let waiting = warp.iter().filter(|thread| thread.state == State::Warp).count();
-            if waiting == lanes.len() {
-                let Place { what, line, .. } = warp[0].place;
-                if warp.iter().any(|thread| (thread.place.what, thread.place.line) != (what, line)) {
-                    return Err(self.divergent("warp", State::Warp));
-                }
-                warp.iter_mut().for_each(|thread| thread.state = State::Ready);
-            } else if !ran {
-                let held = warp.iter().any(|thread| matches!(thread.state, State::Block | State::Done));
-                if waiting > 0 && held {
-                    return Err(self.divergent("warp", State::Warp));
+            if meeting < count {
+                if meeting > 0 && self.held[warp] > 0 {
+                    return Err(self.divergent("warp", &[State::Warp, State::WarpBarrier]));
                 }
                 return Ok(progress);
             }
+            let fibers = &self.scratch.fibers[first..first + count];
+            let place = fibers[0].place();
+            if !fibers.iter().all(|fiber| fiber.place().meets(place)) {
+                return Err(self.divergent("warp", &[State::Warp, State::WarpBarrier]));
+            }
+            if let Some(checks) = checks.filter(|_| self.states[first] == State::WarpBarrier) {
+                checks.borrow_mut().warp_barrier(self.number, warp as u32);
+            }
+            self.states[first..first + count].fill(State::Ready);
         }
     }
 
     /// A barrier that some threads reached and others never will.
-    fn divergent(&self, scope: &str, barrier: State) -> String {
-        let at = |thread: &Thread| match thread.state {
-            State::Done => "has ended".to_string(),
-            _ => format!("waits in {}", thread.place.describe()),
+    fn divergent(&self, scope: &str, barrier: &[State]) -> String {
+        let at = |thread: usize| match self.states[thread] {
+            State::Done => format!("thread {thread} has ended"),
+            _ => format!("thread {thread} waits in {}", self.scratch.fibers[thread].place().describe()),
         };
-        let Some(one) = self.threads.iter().find(|thread| thread.state == barrier) else { return String::new() };
-        let place = one.place.describe();
-        let other = self.threads.iter().find(|thread| thread.state != barrier || thread.place.describe() != place);
-        let other = other.map(|other| format!(", thread {} {}", other.context.thread.x, at(other)));
-        format!(
-            "divergent barrier of a {scope} in block {}: thread {} {}{}",
-            self.name(),
-            one.context.thread.x,
-            at(one),
-            other.unwrap_or_default()
-        )
+        let mut threads = 0..self.states.len();
+        let Some(one) = threads.clone().find(|&thread| barrier.contains(&self.states[thread])) else {
+            return String::new();
+        };
+        // Of a warp's barrier, the others are in the warp.
+        if scope == "warp" {
+            threads = one / WARP * WARP..(one / WARP * WARP + WARP).min(self.states.len());
+        }
+        let place = self.scratch.fibers[one].place();
+        let other = threads.into_iter().find(|&thread| {
+            !barrier.contains(&self.states[thread]) || !self.scratch.fibers[thread].place().meets(place)
+        });
+        let other = other.map(|other| format!(", {}", at(other))).unwrap_or_default();
+        format!("divergent barrier of a {scope} in block {}: {}{other}", self.name(), at(one))
     }
 
     /// A thread did what no kernel may.
     fn fault(&self, thread: usize) -> String {
-        let what = self.threads[thread].place.what;
-        // SAFETY: a string of the kernel.
-        let what = unsafe { CStr::from_ptr(what) }.to_string_lossy();
-        format!("{what}, in block {}, thread {thread}", self.name())
+        fiber::take_fault().describe(&format!("thread {thread} of block {}", self.name()))
     }
 
     /// Nobody can go on.
     fn stuck(&self) -> String {
-        let mut places: Vec<String> = Vec::new();
-        for thread in self.threads.iter().filter(|thread| thread.state != State::Done) {
-            let place = format!("thread {} in {}", thread.context.thread.x, thread.place.describe());
-            if places.len() < 4 {
-                places.push(place);
+        // Where threads wait: the first there, and how many.
+        let mut places: Vec<(usize, usize)> = Vec::new();
+        for thread in (0..self.states.len()).filter(|&thread| self.states[thread] != State::Done) {
+            let place = self.scratch.fibers[thread].place();
+            match places.iter_mut().find(|(first, _)| self.scratch.fibers[*first].place().meets(place)) {
+                Some((_, count)) => *count += 1,
+                None => places.push((thread, 1)),
             }
         }
-        format!("deadlock in block {}: {}", self.name(), places.join(", "))
+        let words = places.into_iter().take(4).map(|(first, count)| {
+            let place = self.scratch.fibers[first].place().describe();
+            match count {
+                1 => format!("thread {first} waits in {place}"),
+                _ => format!("{count} threads from {first} on wait in {place}"),
+            }
+        });
+        format!("deadlock in block {}: {}", self.name(), words.collect::<Vec<_>>().join(", "))
     }
 
     fn name(&self) -> String {
         let Index3 { x, y, z } = self.index;
         format!("({x}, {y}, {z})")
-    }
-}
-
-impl Thread {
-    fn resume(&mut self) {
-        let Some(coroutine) = &mut self.coroutine else { return };
-        YIELDER.set(self.yielder.get());
-        // SAFETY: the context lives as long as the thread.
-        unsafe { emulator_set_context(&raw mut *self.context) };
-        match coroutine.resume(()) {
-            CoroutineResult::Yield((state, place)) => (self.state, self.place) = (state, place),
-            CoroutineResult::Return(()) => self.state = State::Done,
-        }
     }
 }

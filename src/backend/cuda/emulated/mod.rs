@@ -1,10 +1,21 @@
 //! A CUDA device made of the host: every thread of a kernel is a coroutine that stops where the hardware would let it
 //! wait. It runs the kernels that a GPU runs, compiled by the C++ compiler, and exists for tests: it favours being right
 //! over being quick.
+//!
+//! A plain launch runs at full speed: memory that was never written is NaN, whatever lies beside an allocation or a block's
+//! shared memory must not change, and each order of the threads has to give the same bits. A checked launch sees every
+//! access before it happens (`watch.rs`) and ends at the first that is out of bounds, misaligned, of something never
+//! written, or not ordered after an earlier one (`races.rs`).
 
 mod block;
+mod fiber;
 mod memory;
+pub mod planted;
+mod races;
+mod report;
+mod watch;
 
+use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -15,13 +26,14 @@ use rayon::prelude::*;
 use super::driver::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, Properties, SharedWords};
 use crate::{Error, Result};
 use memory::Memory;
+use watch::Watch;
 
 pub use block::Order;
 
 /// The host as a CUDA device.
 pub struct EmulatedDriver {
     properties: Properties,
-    memory: Mutex<Memory>,
+    memory: Arc<Mutex<Memory>>,
     settings: Mutex<Settings>,
     capture: Mutex<Option<Vec<Recorded>>>,
     /// What went wrong in a launch, reported by the next call that waits, as a GPU does.
@@ -34,7 +46,7 @@ pub struct EmulatedDriver {
 pub struct Settings {
     /// Which of the threads that may go on does so first.
     pub order: Order,
-    /// Check every access to memory, one block after the other. Slow.
+    /// Check every access to memory. Slow: all on one thread of the host, and each access takes some 100 ns.
     pub checked: bool,
 }
 
@@ -51,6 +63,7 @@ enum Recorded {
     Launch { kernel: &'static KernelInfo, launch: Launch, params: Vec<u8> },
     Copy { to: DevicePtr, from: DevicePtr, bytes: usize },
     Fill { to: DevicePtr, byte: u8, bytes: usize },
+    Poison { to: DevicePtr, bytes: usize },
 }
 
 impl EmulatedDriver {
@@ -66,7 +79,7 @@ impl EmulatedDriver {
                 l2: 1 << 20,
                 shared_per_block: 163 << 10,
             },
-            memory: Mutex::new(Memory::new(memory)),
+            memory: Arc::new(Mutex::new(Memory::new(memory))),
             settings: Mutex::default(),
             capture: Mutex::default(),
             failure: Mutex::default(),
@@ -79,14 +92,17 @@ impl EmulatedDriver {
         *lock(&self.settings) = settings;
     }
 
-    /// The results of `run` under each of three orders of threads.
-    pub fn every_way(&self, run: &dyn Fn() -> Result<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
+    /// The results of `run` under each of three orders of threads, and if `checked`, once more with every access checked.
+    pub fn every_way(&self, checked: bool, run: &dyn Fn() -> Result<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
         let before = *lock(&self.settings);
-        let orders = [Order::Forward, Order::Backward, Order::Shuffled(1)];
-        let results = orders
+        let plain = |order| Settings { order, checked: false };
+        let mut ways = vec![plain(Order::Forward), plain(Order::Backward), plain(Order::Shuffled(1))];
+        // First: it names what the others only show by different results.
+        ways.splice(0..0, checked.then_some(Settings { order: Order::Forward, checked }));
+        let results = ways
             .into_iter()
-            .map(|order| {
-                self.set(Settings { order, ..before });
+            .map(|way| {
+                self.set(way);
                 run()
             })
             .collect();
@@ -138,28 +154,49 @@ impl EmulatedDriver {
             return Ok(());
         }
         let settings = *lock(&self.settings);
-        let task = block::Task { kernel, launch, params, settings };
-        let done = if launch.cooperative || settings.checked {
+        let mut aligned = vec![0u128; params.len().div_ceil(16)];
+        bytemuck::cast_slice_mut(&mut aligned)[..params.len()].copy_from_slice(params);
+        let task = block::Task::new(kernel, launch, &aligned, settings);
+        let done = if settings.checked {
+            if x * y * z > races::MOST_BLOCKS as u64 {
+                return problem(format!("{:?} blocks are too many to check", launch.grid));
+            }
+            let mut memory = lock(&self.memory);
+            let watch = RefCell::new(Watch::new(kernel, launch, &aligned, &mut memory));
             // SAFETY: the caller's promise.
-            unsafe { task.run_together() }
+            let done = unsafe { task.run_together(Some(&watch)) };
+            let earlier = watch.into_inner().finish();
+            match (earlier, done) {
+                (Some(earlier), Err(fault)) => Err(format!("{earlier}; after that: {fault}")),
+                (Some(earlier), Ok(())) => Err(earlier),
+                (None, done) => done,
+            }
         } else {
-            let blocks = task.order((x * y * z) as usize);
-            // SAFETY: the caller's promise; blocks of one launch do not wait for each other.
-            blocks.par_iter().try_for_each(|&block| unsafe { task.run_block(block) })
+            lock(&self.memory).assume_written();
+            if launch.cooperative {
+                // SAFETY: the caller's promise.
+                unsafe { task.run_together(None) }
+            } else {
+                // SAFETY: the caller's promise; blocks of one launch do not wait for each other.
+                task.blocks().par_iter().try_for_each(|&block| unsafe { task.run_block(block, None) })
+            }
         };
-        if let Err(fault) = done {
+        let guards = lock(&self.memory).check_guards();
+        if let Err(fault) = done.and(guards) {
             *lock(&self.failure) = Some(format!("kernel {}: {fault}", kernel.name));
         }
-        lock(&self.memory).check_guards().or_else(|fault| {
-            lock(&self.failure).get_or_insert(format!("kernel {}: {fault}", kernel.name));
-            Ok(())
-        })
+        Ok(())
     }
 }
 
 impl Driver for EmulatedDriver {
     fn properties(&self) -> &Properties {
         &self.properties
+    }
+
+    fn memory(&self) -> Result<(usize, usize)> {
+        let total = self.properties.memory;
+        Ok((total.saturating_sub(self.in_use()), total))
     }
 
     fn allocate(&self, bytes: usize) -> Result<DevicePtr> {
@@ -172,12 +209,13 @@ impl Driver for EmulatedDriver {
     }
 
     fn shared_words(&self, words: usize) -> Result<SharedWords> {
-        let memory = vec![0u32; words.max(1)].into_boxed_slice();
-        let address = NonNull::from(Box::leak(memory));
+        let address = NonNull::from(Box::leak(vec![0u32; words.max(1)].into_boxed_slice()));
+        lock(&self.memory).show_host(address.cast::<u32>().as_ptr() as u64, words * size_of::<u32>());
         let release = Box::new({
-            let address = Address(address);
+            let (address, memory) = (Address(address), self.memory.clone());
             move || {
                 let address = address;
+                lock(&memory).hide_host(address.0.cast::<u32>().as_ptr() as u64);
                 // SAFETY: the box leaked above, taken back once.
                 drop(unsafe { Box::from_raw(address.0.as_ptr()) });
             }
@@ -214,7 +252,14 @@ impl Driver for EmulatedDriver {
         if self.recorded(|| Recorded::Fill { to, byte, bytes }) {
             return Ok(());
         }
-        lock(&self.memory).write(to, &vec![byte; bytes])
+        lock(&self.memory).fill(to, byte, bytes)
+    }
+
+    unsafe fn poison(&self, to: DevicePtr, bytes: usize) -> Result<()> {
+        if self.recorded(|| Recorded::Poison { to, bytes }) {
+            return Ok(());
+        }
+        lock(&self.memory).poison(to, bytes)
     }
 
     unsafe fn launch(&self, kernel: &'static KernelInfo, launch: Launch, params: &[u8]) -> Result<()> {
@@ -253,6 +298,7 @@ impl Driver for EmulatedDriver {
                     Recorded::Launch { kernel, launch, params } => self.launch(kernel, *launch, params)?,
                     Recorded::Copy { to, from, bytes } => self.copy(*to, *from, *bytes)?,
                     Recorded::Fill { to, byte, bytes } => self.fill(*to, *byte, *bytes)?,
+                    Recorded::Poison { to, bytes } => self.poison(*to, *bytes)?,
                 }
             }
         }

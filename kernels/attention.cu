@@ -1,0 +1,247 @@
+// attention: softmax(query key^T / sqrt D) value over whole sequences.
+// Math:      tokens before `prefix` (an image) see the prefix, later ones (text) see the prefix and the text up to
+//            themselves; prefix = T is attention of everything to everything
+// Source:    Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Dao, "FlashAttention-2" (2023)
+// Tensors:   qkv (B*T, 3*H*D) packed rows of query, key, value; y (B*T, H*D); one type
+// Tiling:    bf16, D = 64: a block takes 64 queries of one head, 16 a warp; keys and values come in tiles of 64 through two
+//            swizzled shared-memory buffers; scores stay in registers and become the left operand of the second product.
+//            f32, and other head sizes: a warp takes a query, 32 keys at a time, on FMA units
+// Numerics:  f32 scores, maximum and sum; probabilities rounded to bf16 before they meet the values; the order depends on
+//            the position of a query only
+// Requires:  tensor cores: D = 64, rows 16-byte aligned (8 divides 3*H*D); D <= 256
+// Roofline:  4 B T^2 H D operations; at 257 tokens the tensor cores are idle most of the time, latency counts
+// Measured:  not yet measured
+#include "tile.cuh"
+
+struct AttentionParams {
+    const void* qkv;
+    void* y;
+    int tokens;
+    int prefix;
+    int heads;
+    int head_size;
+    float scale;  // log2 e / sqrt D
+    int unused;
+};
+SIZE_OF(AttentionParams, 40);
+
+namespace {
+
+constexpr int D = 64;
+constexpr int QUERIES = 64, KEYS = 64;
+constexpr int THREADS = 128;
+
+struct AttentionShared {
+    bf16 query[QUERIES * D];
+    bf16 key[2][KEYS * D];
+    bf16 value[2][KEYS * D];
+};
+SIZE_OF(AttentionShared, 40960);
+
+DEVICE bool sees(const AttentionParams& p, int query, int key) {
+    return key < p.prefix || (query >= p.prefix && key <= query);
+}
+
+// Keys that any query before `end` sees.
+DEVICE int visible_before(const AttentionParams& p, int end) { return end <= p.prefix ? p.prefix : end; }
+
+// Starts the copy of 64 rows of one part of qkv; rows from `tokens` on are zeros.
+DEVICE void fetch(const AttentionParams& p, const bf16* from, int first, bf16* to) {
+    const int64_t stride = int64_t(3) * p.heads * D;
+    for (int i = threadIdx.x; i < KEYS * PIECES; i += THREADS) {
+        const int row = i / PIECES, piece = i % PIECES;
+        const bool inside = first + row < p.tokens;
+        cp_async_16(to + swizzled(row, piece), inside ? from + (first + row) * stride + piece * 8 : from, inside);
+    }
+}
+
+// What a warp keeps of its 16 queries: output, maximum and sum of rows g and g + 8.
+struct Running {
+    float out[8][4];
+    float most[2], sum[2];
+};
+
+// Scores of a tile of keys, scaled to base 2; what a query does not see is minus infinity.
+DEVICE void score(const AttentionParams& p, const uint32_t (&query)[4][4], const bf16* key, int row, int first, float (&s)[8][4]) {
+    const int lane = lane_index();
+#pragma unroll
+    for (int n = 0; n < 8; n += 2) {
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            uint32_t pair[4];
+            ldmatrix_x4(pair, key + swizzled(n * 8 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
+            const uint32_t even[2] = {pair[0], pair[1]}, odd[2] = {pair[2], pair[3]};
+            mma_m16n8k16(s[n], query[k], even);
+            mma_m16n8k16(s[n + 1], query[k], odd);
+        }
+    }
+    // A tile that every query of the warp sees whole needs no looking.
+    const bool whole = first + KEYS <= p.prefix;
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int q = row + lane / 4 + i / 2 * 8, k = first + n * 8 + lane % 4 * 2 + i % 2;
+            s[n][i] = whole || sees(p, q, k) ? s[n][i] * p.scale : -INFINITY;
+        }
+    }
+}
+
+// Four lanes share a row.
+DEVICE float row_max(float v) {
+    v = fmaxf(v, shuffle_xor(v, 1));
+    return fmaxf(v, shuffle_xor(v, 2));
+}
+DEVICE float row_sum(float v) {
+    v += shuffle_xor(v, 1);
+    return v + shuffle_xor(v, 2);
+}
+
+// One tile: new maximum, old output scaled to it, probabilities, their product with the values.
+DEVICE void absorb(Running& run, float (&s)[8][4], const bf16* value) {
+    const int lane = lane_index();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float most = run.most[half];
+#pragma unroll
+        for (int n = 0; n < 8; n++) most = fmaxf(most, fmaxf(s[n][half * 2], s[n][half * 2 + 1]));
+        most = row_max(most);
+        const float factor = exp2_fast(run.most[half] - most);
+        run.most[half] = most;
+        run.sum[half] *= factor;
+#pragma unroll
+        for (int n = 0; n < 8; n++) {
+            run.out[n][half * 2] *= factor, run.out[n][half * 2 + 1] *= factor;
+            s[n][half * 2] = exp2_fast(s[n][half * 2] - most);
+            s[n][half * 2 + 1] = exp2_fast(s[n][half * 2 + 1] - most);
+            run.sum[half] += s[n][half * 2] + s[n][half * 2 + 1];
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const float(&a)[4] = s[2 * k], (&b)[4] = s[2 * k + 1];
+        const uint32_t weights[4] = {pack_bf16(a[0], a[1]), pack_bf16(a[2], a[3]), pack_bf16(b[0], b[1]), pack_bf16(b[2], b[3])};
+#pragma unroll
+        for (int n = 0; n < 8; n += 2) {
+            uint32_t pair[4];
+            ldmatrix_x4_trans(pair, value + swizzled(k * 16 + lane % 16, n + lane / 16));
+            const uint32_t even[2] = {pair[0], pair[1]}, odd[2] = {pair[2], pair[3]};
+            mma_m16n8k16(run.out[n], weights, even);
+            mma_m16n8k16(run.out[n + 1], weights, odd);
+        }
+    }
+}
+
+}  // namespace
+
+// Grid: (ceil(T / 64), H, B). Shared memory: AttentionShared. A warp owns 16 queries.
+KERNEL(attention_forward_bf16, AttentionParams, 128, 3) {
+    const AttentionParams& p = params;
+    AttentionShared& shared = shared_memory<AttentionShared>();
+    const int width = p.heads * D, head = blockIdx.y, first = blockIdx.x * QUERIES;
+    const bf16* qkv = static_cast<const bf16*>(p.qkv) + int64_t(blockIdx.z) * p.tokens * 3 * width + head * D;
+    const int row = first + warp_index() * 16, lane = lane_index();
+    const int keys = visible_before(p, min(first + QUERIES, p.tokens)), tiles = (keys + KEYS - 1) / KEYS;
+    fetch(p, qkv, first, shared.query);
+    fetch(p, qkv + width, 0, shared.key[0]);
+    fetch(p, qkv + 2 * width, 0, shared.value[0]);
+    cp_async_commit();
+    uint32_t query[4][4];
+    Running run = {};
+    run.most[0] = run.most[1] = -INFINITY;
+    for (int tile = 0; tile < tiles; tile++) {
+        cp_async_wait<0>();
+        sync_block();
+        if (tile + 1 < tiles) {
+            fetch(p, qkv + width, (tile + 1) * KEYS, shared.key[(tile + 1) % 2]);
+            fetch(p, qkv + 2 * width, (tile + 1) * KEYS, shared.value[(tile + 1) % 2]);
+        }
+        cp_async_commit();
+        if (row >= p.tokens) continue;
+        if (tile == 0) {
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                ldmatrix_x4(query[k], shared.query + swizzled(warp_index() * 16 + lane % 16, k * 2 + lane / 16));
+            }
+        }
+        float s[8][4] = {};
+        score(p, query, shared.key[tile % 2], row, tile * KEYS, s);
+        absorb(run, s, shared.value[tile % 2]);
+    }
+    if (row >= p.tokens) return;
+    bf16* y = static_cast<bf16*>(p.y) + int64_t(blockIdx.z) * p.tokens * width + head * D;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int q = row + lane / 4 + half * 8;
+        const float factor = 1.0f / row_sum(run.sum[half]);
+        if (q >= p.tokens) continue;
+#pragma unroll
+        for (int n = 0; n < 8; n++) {
+            store_pair(y + int64_t(q) * width + n * 8 + lane % 4 * 2, run.out[n][half * 2] * factor,
+                       run.out[n][half * 2 + 1] * factor, true);
+        }
+    }
+}
+
+namespace {
+
+constexpr int PLAIN_QUERIES = THREADS / WARP;  // one a warp
+constexpr int MOST_VALUES = 8;                 // values of the output that a lane owns: D <= 256
+
+// Shared memory: 32 keys and 32 values of D + 1 floats, four queries of D.
+template <typename T> DEVICE void warp_per_query(const AttentionParams& p) {
+    const int size = p.head_size, width = p.heads * size, lane = lane_index();
+    float* keys = &shared_memory<float>();
+    float* values = keys + WARP * (size + 1);
+    float* queries = values + WARP * (size + 1);
+    const int first = blockIdx.x * PLAIN_QUERIES, own = first + warp_index();
+    const T* qkv = static_cast<const T*>(p.qkv) + int64_t(blockIdx.z) * p.tokens * 3 * width + int(blockIdx.y) * size;
+    for (int i = threadIdx.x; i < PLAIN_QUERIES * size; i += THREADS) {
+        const int q = min(first + i / size, p.tokens - 1);
+        queries[i] = to_float(qkv[int64_t(q) * 3 * width + i % size]);
+    }
+    const float* query = queries + warp_index() * size;
+    const int end = visible_before(p, min(first + PLAIN_QUERIES, p.tokens));
+    float out[MOST_VALUES] = {}, most = -INFINITY, sum = 0.0f;
+    for (int start = 0; start < end; start += WARP) {
+        sync_block();
+        for (int i = threadIdx.x; i < WARP * size; i += THREADS) {
+            const int k = start + i / size, at = i / size * (size + 1) + i % size;
+            const int64_t from = int64_t(k) * 3 * width + i % size;
+            keys[at] = k < end ? to_float(qkv[from + width]) : 0.0f;
+            values[at] = k < end ? to_float(qkv[from + 2 * width]) : 0.0f;
+        }
+        sync_block();
+        float s = 0.0f;
+        for (int d = 0; d < size; d++) s = fmaf(query[d], keys[lane * (size + 1) + d], s);
+        s = start + lane < end && sees(p, own, start + lane) ? s * p.scale : -INFINITY;
+        const float now = fmaxf(most, warp_max(s));
+        const float factor = most == now ? 1.0f : exp2_fast(most - now);
+        const float weight = s == -INFINITY ? 0.0f : exp2_fast(s - now);
+        most = now;
+        sum = sum * factor + warp_sum(weight);
+#pragma unroll
+        for (int i = 0; i < MOST_VALUES; i++) out[i] *= factor;
+        for (int k = 0; k < WARP; k++) {
+            const float w = shuffle(weight, k);
+#pragma unroll
+            for (int i = 0; i < MOST_VALUES; i++) {
+                const int d = i * WARP + lane;
+                if (d < size) out[i] = fmaf(w, values[k * (size + 1) + d], out[i]);
+            }
+        }
+    }
+    if (own >= p.tokens) return;
+    T* y = static_cast<T*>(p.y) + (int64_t(blockIdx.z) * p.tokens + own) * width + int(blockIdx.y) * size;
+#pragma unroll
+    for (int i = 0; i < MOST_VALUES; i++) {
+        const int d = i * WARP + lane;
+        if (d < size) y[d] = from_float<T>(out[i] / sum);
+    }
+}
+
+}  // namespace
+
+// Grid: (ceil(T / 4), H, B). Shared memory: (66 + 4) * D + 64 floats. A warp owns a query.
+KERNEL(attention_forward_warp_per_query_bf16, AttentionParams, 128, 4) { warp_per_query<bf16>(params); }
+KERNEL(attention_forward_warp_per_query_f32, AttentionParams, 128, 4) { warp_per_query<float>(params); }

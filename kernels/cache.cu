@@ -1,0 +1,209 @@
+// cache: keys and values of a decoder, and attention of one query per row over them.
+// Math:      softmax(query key^T / sqrt D) value over the prefix of the row's picture and its text so far
+// Tensors:   prefix keys and values (images, H, P, D); text keys and values (positions, slots, H, D): what row r wrote at
+//            position t lies at (t, r) for ever. A row that continues another knows its ancestors by a table (rows, known):
+//            the slot of each position; positions from `known` on are in its own slot. So nothing is copied when beams
+//            change places. All in bf16 or f32; qkv (R, 3*H*D) and y (R, H*D) f32
+// Tiling:    a block takes 64 tokens of one head: of the prefix for all rows of a picture, whose keys and values it reads
+//            once, or of the text of one row. Partial results are added in order by the combining kernel
+// Numerics:  f32; splits depend on the lengths only, so a row does not depend on its neighbours
+// Requires:  D <= 256
+// Roofline:  bytes of the keys and values, those of a prefix once for all its rows
+// Measured:  not yet measured
+#include "prelude.cuh"
+
+struct CachePrefixParams {
+    const void* qkv;  // (images*P, 3*H*D)
+    void* keys;
+    void* values;
+    int images;
+    int prefix;
+    int heads;
+    int head_size;
+};
+SIZE_OF(CachePrefixParams, 40);
+
+struct CachedAttentionParams {
+    const float* qkv;
+    const void* prefix_keys;
+    const void* prefix_values;
+    void* text_keys;
+    void* text_values;
+    const unsigned* order;      // (R): rows sorted by picture
+    const unsigned* first;      // (images + 1): where each picture's rows begin in `order`
+    const unsigned* ancestors;  // (R, known)
+    float* partials;            // (R, H, splits, D + 2): output, maximum, sum
+    float* y;
+    int rows;
+    int images;
+    int heads;
+    int head_size;
+    int prefix;
+    int position;
+    int known;
+    int slots;
+    int prefix_splits;
+    int splits;
+    float scale;  // log2 e / sqrt D
+    int unused;
+};
+SIZE_OF(CachedAttentionParams, 128);
+
+namespace {
+
+constexpr int THREADS = 128;
+constexpr int TOKENS = 64;  // of a split
+constexpr int WARPS = THREADS / WARP;
+
+template <typename T> DEVICE void copy_prefix(const CachePrefixParams& p) {
+    const int width = p.heads * p.head_size;
+    const int64_t count = int64_t(p.images) * p.prefix * width;
+    for (int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x; i < count; i += int64_t(gridDim.x) * 256) {
+        const int d = int(i % p.head_size), token = int(i / p.head_size % p.prefix);
+        const int64_t block = i / p.head_size / p.prefix;
+        const int head = int(block % p.heads);
+        const int64_t row = block / p.heads * p.prefix + token;
+        const T* from = static_cast<const T*>(p.qkv) + row * 3 * width + head * p.head_size + d;
+        static_cast<T*>(p.keys)[i] = from[width];
+        static_cast<T*>(p.values)[i] = from[2 * width];
+    }
+}
+
+}  // namespace
+
+// Grid: any; threads stride over the elements in the order of the cache.
+KERNEL(cache_prefix_forward_bf16, CachePrefixParams, 256, 4) { copy_prefix<bf16>(params); }
+KERNEL(cache_prefix_forward_f32, CachePrefixParams, 256, 4) { copy_prefix<float>(params); }
+
+namespace {
+
+// Keys and values of a split, as floats, rows of D + 1; then the query, the weights and what warps tell each other.
+struct Split {
+    float* keys;
+    float* values;
+    float* query;
+    float* weights;
+    float* told;
+};
+
+DEVICE Split split_of(int size) {
+    Split s;
+    s.keys = &shared_memory<float>();
+    s.values = s.keys + TOKENS * (size + 1);
+    s.query = s.values + TOKENS * (size + 1);
+    s.weights = s.query + size;
+    s.told = s.weights + TOKENS;
+    return s;
+}
+
+// The slot whose row wrote position `t` of `row`'s text.
+DEVICE int slot_of(const CachedAttentionParams& p, int row, int t) {
+    return t < p.known ? int(p.ancestors[int64_t(row) * p.known + t]) : row;
+}
+
+// Loads the split's `count` keys and values; the newest token of a text comes from qkv and is stored on the way.
+template <typename T> DEVICE void load_prefix(const CachedAttentionParams& p, const Split& s, int image, int head, int first, int count) {
+    const int size = p.head_size;
+    const int64_t base = ((int64_t(image) * p.heads + head) * p.prefix + first) * size;
+    for (int i = threadIdx.x; i < count * size; i += THREADS) {
+        const int at = i / size * (size + 1) + i % size;
+        s.keys[at] = to_float(static_cast<const T*>(p.prefix_keys)[base + i]);
+        s.values[at] = to_float(static_cast<const T*>(p.prefix_values)[base + i]);
+    }
+}
+
+template <typename T> DEVICE void load_text(const CachedAttentionParams& p, const Split& s, int row, int head, int first, int count) {
+    const int size = p.head_size, width = p.heads * size;
+    T* keys = static_cast<T*>(p.text_keys);
+    T* values = static_cast<T*>(p.text_values);
+    for (int i = threadIdx.x; i < count * size; i += THREADS) {
+        const int t = first + i / size, d = i % size, at = i / size * (size + 1) + d;
+        const int64_t place = ((int64_t(t) * p.slots + slot_of(p, row, t)) * p.heads + head) * size + d;
+        if (t == p.position) {
+            const float* fresh = p.qkv + int64_t(row) * 3 * width + head * size + d;
+            const T key = from_float<T>(fresh[width]), value = from_float<T>(fresh[2 * width]);
+            keys[place] = key, values[place] = value;
+            s.keys[at] = to_float(key), s.values[at] = to_float(value);
+        } else {
+            s.keys[at] = to_float(keys[place]), s.values[at] = to_float(values[place]);
+        }
+    }
+}
+
+// One query over the split that is loaded, into its partial result. Two threads share a token's score.
+DEVICE void attend(const CachedAttentionParams& p, const Split& s, int row, int head, int split, int count) {
+    const int size = p.head_size, thread = threadIdx.x;
+    for (int d = thread; d < size; d += THREADS) s.query[d] = p.qkv[int64_t(row) * 3 * p.heads * size + head * size + d];
+    sync_block();
+    const int token = thread / 2;
+    float score = 0.0f;
+    if (token < count) {
+        for (int d = thread % 2; d < size; d += 2) score = fmaf(s.query[d], s.keys[token * (size + 1) + d], score);
+    }
+    score += shuffle_xor(score, 1);
+    score = token < count ? score * p.scale : -INFINITY;
+    const float warp_most = warp_max(score);
+    if (lane_index() == 0) s.told[warp_index()] = warp_most;
+    sync_block();
+    float most = s.told[0];
+    for (int warp = 1; warp < WARPS; warp++) most = fmaxf(most, s.told[warp]);
+    const float weight = token < count ? exp2_fast(score - most) : 0.0f;
+    if (thread % 2 == 0) s.weights[token] = weight;
+    sync_block();
+    float* out = p.partials + ((int64_t(row) * p.heads + head) * p.splits + split) * (size + 2);
+    for (int d = thread; d < size + 1; d += THREADS) {
+        float sum = 0.0f;
+        for (int t = 0; t < count; t++) sum = fmaf(s.weights[t], d < size ? s.values[t * (size + 1) + d] : 1.0f, sum);
+        // The sum of the weights stands last, after the maximum.
+        out[d < size ? d : size + 1] = sum;
+    }
+    if (thread == 0) out[size] = most;
+    sync_block();
+}
+
+template <typename T> DEVICE void cached(const CachedAttentionParams& p) {
+    const Split s = split_of(p.head_size);
+    const int head = blockIdx.y;
+    // First the splits of every picture's prefix, then those of every row's text.
+    const int unit = blockIdx.x, prefixes = p.images * p.prefix_splits;
+    if (unit < prefixes) {
+        const int image = unit / p.prefix_splits, split = unit % p.prefix_splits, first = split * TOKENS;
+        const int begin = p.first[image], end = p.first[image + 1];
+        if (begin == end) return;
+        const int count = min(TOKENS, p.prefix - first);
+        load_prefix<T>(p, s, image, head, first, count);
+        sync_block();
+        for (int i = begin; i < end; i++) attend(p, s, int(p.order[i]), head, split, count);
+        return;
+    }
+    const int texts = p.splits - p.prefix_splits, row = (unit - prefixes) / texts, split = (unit - prefixes) % texts;
+    const int first = split * TOKENS, count = min(TOKENS, p.position + 1 - first);
+    load_text<T>(p, s, row, head, first, count);
+    sync_block();
+    attend(p, s, row, head, p.prefix_splits + split, count);
+}
+
+}  // namespace
+
+// Grid: (images * prefix splits + rows * text splits, H). Shared memory: 128 (D + 1) + D + 64 + 4 floats.
+KERNEL(attention_cached_forward_bf16, CachedAttentionParams, 128, 4) { cached<bf16>(params); }
+KERNEL(attention_cached_forward_f32, CachedAttentionParams, 128, 4) { cached<float>(params); }
+
+// Grid: (R, H). A thread owns the values d, d + 128, ... of a row's head.
+KERNEL(attention_cached_forward_combine, CachedAttentionParams, 128, 8) {
+    const CachedAttentionParams& p = params;
+    const int size = p.head_size;
+    const int64_t block = int64_t(blockIdx.x) * p.heads + blockIdx.y;
+    const float* parts = p.partials + block * p.splits * (size + 2);
+    float most = -INFINITY;
+    for (int s = 0; s < p.splits; s++) most = fmaxf(most, parts[s * (size + 2) + size]);
+    for (int d = threadIdx.x; d < size; d += THREADS) {
+        float out = 0.0f, sum = 0.0f;
+        for (int s = 0; s < p.splits; s++) {
+            const float factor = exp2_fast(parts[s * (size + 2) + size] - most);
+            out = fmaf(factor, parts[s * (size + 2) + d], out);
+            sum = fmaf(factor, parts[s * (size + 2) + size + 1], sum);
+        }
+        p.y[block * size + d] = out / sum;
+    }
+}

@@ -1,0 +1,330 @@
+// planted: kernels with one mistake each, and their twins without it (`_right`), for tests/emulator.rs. The emulator has
+// to find every mistake, to name it, and to pass the twins. Built for the emulator alone.
+#include "mma.cuh"
+
+struct PlantedParams {
+    const float* x;
+    float* y;
+    unsigned* flag;
+    int count;
+    int unused;
+};
+SIZE_OF(PlantedParams, 32);
+
+namespace {
+
+constexpr int THREADS = 128;
+
+struct Values {
+    float at[THREADS];
+};
+SIZE_OF(Values, 512);
+
+// Every thread hands a value to another warp.
+template <bool RIGHT> DEVICE void block_barrier(const PlantedParams& params) {
+    Values& values = shared_memory<Values>();
+    values.at[threadIdx.x] = params.x[threadIdx.x];
+    if (RIGHT) sync_block();
+    params.y[threadIdx.x] = values.at[(threadIdx.x + 37) % THREADS];
+}
+
+// What is read is written anew before the others have read it.
+template <bool RIGHT> DEVICE void second_barrier(const PlantedParams& params) {
+    Values& values = shared_memory<Values>();
+    values.at[threadIdx.x] = params.x[threadIdx.x];
+    sync_block();
+    const float other = values.at[THREADS - 1 - threadIdx.x];
+    if (RIGHT) sync_block();
+    values.at[threadIdx.x] = other + 1.0f;
+    sync_block();
+    params.y[threadIdx.x] = values.at[THREADS - 1 - threadIdx.x];
+}
+
+// A shuffle makes the lanes meet, but orders no memory.
+template <bool RIGHT> DEVICE void warp_barrier(const PlantedParams& params) {
+    Values& values = shared_memory<Values>();
+    values.at[threadIdx.x] = params.x[threadIdx.x];
+    const float one = shuffle(1.0f, 0);
+    if (RIGHT) sync_warp();
+    params.y[threadIdx.x] = one * values.at[threadIdx.x ^ 1];
+}
+
+// Only the halves of each warp hand values to each other, after a barrier of the warp: another warp's are not covered.
+template <bool RIGHT> DEVICE void warp_barrier_for_block(const PlantedParams& params) {
+    Values& values = shared_memory<Values>();
+    values.at[threadIdx.x] = params.x[threadIdx.x];
+    sync_warp();
+    params.y[threadIdx.x] = values.at[threadIdx.x ^ (RIGHT ? 16 : 32)];
+}
+
+template <bool RIGHT> DEVICE void same_place(const PlantedParams& params) {
+    if (threadIdx.x == 0) params.y[RIGHT ? blockIdx.x : 0] = 1.0f;
+}
+
+enum Release { RELAXED, FENCED, RELEASED, TOO_EARLY };
+
+// Every block leaves a partial sum; the last to come adds them up.
+template <Release HOW> DEVICE void last_block(const PlantedParams& params) {
+    Values& values = shared_memory<Values>();
+    const int blocks = gridDim.x;
+    float* partials = params.y + THREADS;
+    partials[blockIdx.x * THREADS + threadIdx.x] = params.x[blockIdx.x * THREADS + threadIdx.x];
+    if (HOW != TOO_EARLY) sync_block();
+    if (threadIdx.x == 0) {
+        unsigned before;
+        if (HOW == FENCED) {
+            fence_device();
+            before = atomic_add(params.flag, 1);
+            fence_device();
+        } else {
+            before = HOW == RELAXED ? atomic_add(params.flag, 1) : atomic_add_acq_rel(params.flag, 1);
+        }
+        values.at[0] = before == unsigned(blocks) - 1 ? 1.0f : 0.0f;
+    }
+    sync_block();
+    if (values.at[0] == 0.0f) return;
+    float sum = 0.0f;
+    for (int block = 0; block < blocks; block++) sum += partials[block * THREADS + threadIdx.x];
+    params.y[threadIdx.x] = sum;
+}
+
+// One thread writes and raises a flag, of its own block or another.
+template <bool RIGHT> DEVICE void flag(const PlantedParams& params) {
+    const int blocks = gridDim.x;
+    if (threadIdx.x == 0 && int(blockIdx.x) < blocks - 1) {
+        params.y[blockIdx.x + 1] = 2.0f;
+        if (RIGHT) store_release(&params.flag[blockIdx.x], 1);
+        else atomic_exchange(&params.flag[blockIdx.x], 1);
+    }
+    if (threadIdx.x == 32 && blockIdx.x > 0) {
+        while (load_acquire(&params.flag[blockIdx.x - 1]) == 0) spin_pause();
+        params.y[blocks + blockIdx.x] = params.y[blockIdx.x];
+    }
+}
+
+// Every block reads what its neighbour wrote, round after round.
+template <bool RIGHT> DEVICE void grid(const PlantedParams& params) {
+    const int blocks = gridDim.x, next = (blockIdx.x + 1) % blocks;
+    for (int round = 0; round < 3; round++) {
+        params.y[blockIdx.x * THREADS + threadIdx.x] = float(round * 1000 + blockIdx.x * THREADS + threadIdx.x);
+        grid_barrier(params.flag, blocks);
+        const float seen = params.y[next * THREADS + THREADS - 1 - threadIdx.x];
+        // The neighbour must not write anew before this has been read.
+        if (RIGHT) grid_barrier(params.flag, blocks);
+        if (round == 2) params.y[(blocks + blockIdx.x) * THREADS + threadIdx.x] = seen;
+    }
+}
+
+template <bool RIGHT> DEVICE void out_of_bounds_write(const PlantedParams& params) {
+    const int at = blockIdx.x * THREADS + threadIdx.x;
+    if (at < params.count + (RIGHT ? 0 : 1)) params.y[at] = 1.0f;
+}
+
+template <bool RIGHT> DEVICE void out_of_bounds_read(const PlantedParams& params) {
+    const int at = blockIdx.x * THREADS + threadIdx.x;
+    const float v = at < params.count + (RIGHT ? 0 : 1) ? params.x[at] : 0.0f;
+    if (at < params.count) params.y[at] = v;
+}
+
+template <bool RIGHT> DEVICE void shared_out_of_bounds(const PlantedParams& params) {
+    float* values = &shared_memory<float>();
+    values[threadIdx.x + (RIGHT ? 0 : 4)] = 1.0f;
+    params.y[threadIdx.x] = 1.0f;
+}
+
+struct Tile {
+    float at[8][16];
+};
+
+// A column beyond the row is the next row's first, which no bound of memory shows.
+template <bool RIGHT> DEVICE void array_index(const PlantedParams& params) {
+    Tile& tile = shared_memory<Tile>();
+    const int row = threadIdx.x / 16, column = threadIdx.x % 16;
+    tile.at[row][column] = params.x[threadIdx.x];
+    sync_block();
+    params.y[threadIdx.x] = tile.at[row][column + (RIGHT || row == 7 ? 0 : 1)];
+}
+
+template <bool RIGHT> DEVICE void set_memory(const PlantedParams& params) {
+    if (threadIdx.x == 0) memset(params.y, 0, (params.count + (RIGHT ? 0 : 1)) * sizeof(float));
+}
+
+struct Wide {
+    float at[9];
+};
+
+template <bool RIGHT> DEVICE void wide_copy(const PlantedParams& params) {
+    const Wide* from = reinterpret_cast<const Wide*>(params.x);
+    Wide* to = reinterpret_cast<Wide*>(params.y);
+    const int wides = params.count / 9 + (RIGHT ? 0 : 1);
+    if (int(threadIdx.x) < wides) to[threadIdx.x] = from[threadIdx.x];
+}
+
+template <bool RIGHT> DEVICE void divergent_block(const PlantedParams& params) {
+    if (!RIGHT && threadIdx.x >= 64) return;
+    sync_block();
+    params.y[threadIdx.x] = 1.0f;
+}
+
+template <bool RIGHT> DEVICE void divergent_warp(const PlantedParams& params) {
+    if (RIGHT || lane_index() < 16) sync_warp();
+    sync_block();
+    params.y[threadIdx.x] = 1.0f;
+}
+
+// Two barriers, of which each thread reaches another.
+template <bool RIGHT> DEVICE void two_barriers(const PlantedParams& params) {
+    if (lane_index() < 16 || RIGHT) {
+        sync_warp();
+    } else {
+        shuffle(1.0f, 0);
+    }
+    params.y[threadIdx.x] = 1.0f;
+}
+
+template <bool RIGHT> DEVICE void ended_lane(const PlantedParams& params) {
+    if (!RIGHT && threadIdx.x == 5) return;
+    params.y[threadIdx.x] = shuffle(1.0f, 5);
+}
+
+template <bool RIGHT> DEVICE void uninitialised(const PlantedParams& params) {
+    // The test writes `count` values.
+    if (int(threadIdx.x) < params.count + (RIGHT ? 0 : 1)) params.y[threadIdx.x] = params.x[threadIdx.x];
+}
+
+template <bool RIGHT> DEVICE void uninitialised_shared(const PlantedParams& params) {
+    Values& values = shared_memory<Values>();
+    if (RIGHT || threadIdx.x % 4 != 3) values.at[threadIdx.x] = 1.0f;
+    sync_block();
+    // Four lanes of a vector, one of them unused.
+    const float4 v = reinterpret_cast<const float4*>(values.at)[threadIdx.x / 4];
+    params.y[threadIdx.x] = v.x + v.y + v.z;
+}
+
+template <bool RIGHT> DEVICE void waits_for_ever(const PlantedParams& params) {
+    if (threadIdx.x == 3 && RIGHT) store_release(params.flag, 1);
+    if (threadIdx.x == 77) {
+        while (load_acquire(params.flag) == 0) spin_pause();
+    }
+    sync_block();
+    params.y[threadIdx.x] = 1.0f;
+}
+
+template <bool RIGHT> DEVICE void waits_without_pause(const PlantedParams& params) {
+    if (threadIdx.x == 77) {
+        while (load_acquire(params.flag) == 0) {
+            if (RIGHT) spin_pause();
+        }
+    }
+    if (threadIdx.x == 99) store_release(params.flag, 1);
+}
+
+// Each of two blocks waits for the other's flag before it raises its own.
+template <bool RIGHT> DEVICE void blocks_wait(const PlantedParams& params) {
+    if (threadIdx.x == 0) {
+        if (RIGHT) store_release(&params.flag[blockIdx.x], 1);
+        while (load_acquire(&params.flag[1 - blockIdx.x]) == 0) spin_pause();
+        if (!RIGHT) store_release(&params.flag[blockIdx.x], 1);
+    }
+    sync_block();
+    if (threadIdx.x == 0) params.y[blockIdx.x] = 1.0f;
+}
+
+enum Copy { WAITED, NOT_WAITED, NO_BARRIER, OVERWRITTEN };
+
+template <Copy HOW> DEVICE void copies(const PlantedParams& params) {
+    Values& values = shared_memory<Values>();
+    if (threadIdx.x < THREADS / 4) cp_async_16(&values.at[threadIdx.x * 4], params.x + threadIdx.x * 4, true);
+    cp_async_commit();
+    if (HOW == OVERWRITTEN) values.at[threadIdx.x] = 1.0f;
+    if (HOW != NOT_WAITED) cp_async_wait<0>();
+    if (HOW != NO_BARRIER) sync_block();
+    params.y[threadIdx.x] = values.at[THREADS - 1 - threadIdx.x];
+    cp_async_wait<0>();
+}
+
+template <bool RIGHT> DEVICE void misaligned(const PlantedParams& params) {
+    const float* x = params.x + (RIGHT ? 0 : 1);
+    const float4 v = reinterpret_cast<const float4*>(x)[threadIdx.x];
+    params.y[threadIdx.x] = v.x + v.y + v.z + v.w;
+}
+
+// A warp reads rows that another lane writes.
+template <bool RIGHT> DEVICE void matrix_rows(const PlantedParams& params) {
+    Values& values = shared_memory<Values>();
+    values.at[threadIdx.x] = params.x[threadIdx.x];
+    if (RIGHT) sync_warp();
+    uint32_t r[4];
+    ldmatrix_x4(r, &values.at[warp_index() * WARP + lane_index() % 8 * 4]);
+    params.y[threadIdx.x] = __uint_as_float(r[0]) + __uint_as_float(r[3]);
+}
+
+// A frame that no stack holds.
+template <bool RIGHT> DEVICE void large_frame(const PlantedParams& params) {
+    constexpr int LARGE = RIGHT ? 1 << 10 : 1 << 17;
+    volatile float frame[LARGE];
+    for (int i = 0; i < LARGE; i += 64) frame[i] = float(i);
+    params.y[threadIdx.x] = frame[64 * (threadIdx.x % 16)];
+}
+
+}  // namespace
+
+// Grid of all: as the test likes. Shared memory: Values.
+KERNEL(planted_block_barrier, PlantedParams, 128, 1) { block_barrier<false>(params); }
+KERNEL(planted_block_barrier_right, PlantedParams, 128, 1) { block_barrier<true>(params); }
+KERNEL(planted_second_barrier, PlantedParams, 128, 1) { second_barrier<false>(params); }
+KERNEL(planted_second_barrier_right, PlantedParams, 128, 1) { second_barrier<true>(params); }
+KERNEL(planted_warp_barrier, PlantedParams, 128, 1) { warp_barrier<false>(params); }
+KERNEL(planted_warp_barrier_right, PlantedParams, 128, 1) { warp_barrier<true>(params); }
+KERNEL(planted_warp_barrier_for_block, PlantedParams, 128, 1) { warp_barrier_for_block<false>(params); }
+KERNEL(planted_warp_barrier_for_block_right, PlantedParams, 128, 1) { warp_barrier_for_block<true>(params); }
+KERNEL(planted_same_place, PlantedParams, 128, 1) { same_place<false>(params); }
+KERNEL(planted_same_place_right, PlantedParams, 128, 1) { same_place<true>(params); }
+KERNEL(planted_last_block, PlantedParams, 128, 1) { last_block<RELAXED>(params); }
+KERNEL(planted_last_block_too_early, PlantedParams, 128, 1) { last_block<TOO_EARLY>(params); }
+KERNEL(planted_last_block_right, PlantedParams, 128, 1) { last_block<RELEASED>(params); }
+KERNEL(planted_last_block_fenced_right, PlantedParams, 128, 1) { last_block<FENCED>(params); }
+KERNEL(planted_flag, PlantedParams, 128, 1) { flag<false>(params); }
+KERNEL(planted_flag_right, PlantedParams, 128, 1) { flag<true>(params); }
+KERNEL(planted_grid, PlantedParams, 128, 1) { grid<false>(params); }
+KERNEL(planted_grid_right, PlantedParams, 128, 1) { grid<true>(params); }
+KERNEL(planted_out_of_bounds_write, PlantedParams, 128, 1) { out_of_bounds_write<false>(params); }
+KERNEL(planted_out_of_bounds_write_right, PlantedParams, 128, 1) { out_of_bounds_write<true>(params); }
+KERNEL(planted_out_of_bounds_read, PlantedParams, 128, 1) { out_of_bounds_read<false>(params); }
+KERNEL(planted_out_of_bounds_read_right, PlantedParams, 128, 1) { out_of_bounds_read<true>(params); }
+KERNEL(planted_shared_out_of_bounds, PlantedParams, 128, 1) { shared_out_of_bounds<false>(params); }
+KERNEL(planted_shared_out_of_bounds_right, PlantedParams, 128, 1) { shared_out_of_bounds<true>(params); }
+KERNEL(planted_array_index, PlantedParams, 128, 1) { array_index<false>(params); }
+KERNEL(planted_array_index_right, PlantedParams, 128, 1) { array_index<true>(params); }
+KERNEL(planted_set_memory, PlantedParams, 128, 1) { set_memory<false>(params); }
+KERNEL(planted_set_memory_right, PlantedParams, 128, 1) { set_memory<true>(params); }
+KERNEL(planted_wide_copy, PlantedParams, 128, 1) { wide_copy<false>(params); }
+KERNEL(planted_wide_copy_right, PlantedParams, 128, 1) { wide_copy<true>(params); }
+KERNEL(planted_divergent_block, PlantedParams, 128, 1) { divergent_block<false>(params); }
+KERNEL(planted_divergent_block_right, PlantedParams, 128, 1) { divergent_block<true>(params); }
+KERNEL(planted_divergent_warp, PlantedParams, 128, 1) { divergent_warp<false>(params); }
+KERNEL(planted_divergent_warp_right, PlantedParams, 128, 1) { divergent_warp<true>(params); }
+KERNEL(planted_two_barriers, PlantedParams, 128, 1) { two_barriers<false>(params); }
+KERNEL(planted_two_barriers_right, PlantedParams, 128, 1) { two_barriers<true>(params); }
+KERNEL(planted_ended_lane, PlantedParams, 128, 1) { ended_lane<false>(params); }
+KERNEL(planted_ended_lane_right, PlantedParams, 128, 1) { ended_lane<true>(params); }
+KERNEL(planted_uninitialised, PlantedParams, 128, 1) { uninitialised<false>(params); }
+KERNEL(planted_uninitialised_right, PlantedParams, 128, 1) { uninitialised<true>(params); }
+KERNEL(planted_uninitialised_shared, PlantedParams, 128, 1) { uninitialised_shared<false>(params); }
+KERNEL(planted_uninitialised_shared_right, PlantedParams, 128, 1) { uninitialised_shared<true>(params); }
+KERNEL(planted_waits_for_ever, PlantedParams, 128, 1) { waits_for_ever<false>(params); }
+KERNEL(planted_waits_for_ever_right, PlantedParams, 128, 1) { waits_for_ever<true>(params); }
+KERNEL(planted_waits_without_pause, PlantedParams, 128, 1) { waits_without_pause<false>(params); }
+KERNEL(planted_waits_without_pause_right, PlantedParams, 128, 1) { waits_without_pause<true>(params); }
+KERNEL(planted_blocks_wait, PlantedParams, 128, 1) { blocks_wait<false>(params); }
+KERNEL(planted_blocks_wait_right, PlantedParams, 128, 1) { blocks_wait<true>(params); }
+KERNEL(planted_copy_not_waited, PlantedParams, 128, 1) { copies<NOT_WAITED>(params); }
+KERNEL(planted_copy_no_barrier, PlantedParams, 128, 1) { copies<NO_BARRIER>(params); }
+KERNEL(planted_copy_overwritten, PlantedParams, 128, 1) { copies<OVERWRITTEN>(params); }
+KERNEL(planted_copy_right, PlantedParams, 128, 1) { copies<WAITED>(params); }
+KERNEL(planted_misaligned, PlantedParams, 128, 1) { misaligned<false>(params); }
+KERNEL(planted_misaligned_right, PlantedParams, 128, 1) { misaligned<true>(params); }
+KERNEL(planted_matrix_rows, PlantedParams, 128, 1) { matrix_rows<false>(params); }
+KERNEL(planted_matrix_rows_right, PlantedParams, 128, 1) { matrix_rows<true>(params); }
+KERNEL(planted_large_frame, PlantedParams, 128, 1) { large_frame<false>(params); }
+KERNEL(planted_large_frame_right, PlantedParams, 128, 1) { large_frame<true>(params); }

@@ -1,0 +1,156 @@
+//! Cases of conv1d.
+
+use super::{Case, Checker, Random, Size, Work};
+use crate::Result;
+use crate::backend::cpu::Cpu;
+use crate::backend::{Backend, ConvActivation, ConvEpilogue};
+use crate::tensor::HostTensor;
+
+/// C in, C out, taps, S, dilation.
+const SHAPES: &[([usize; 5], Size)] = &[
+    ([1, 1, 1, 1, 1], Size::Small),
+    ([8, 16, 3, 5, 1], Size::Small),
+    ([16, 1, 7, 20, 1], Size::Small),
+    ([5, 3, 5, 9, 2], Size::Small),
+    ([16, 16, 11, 140, 5], Size::Ragged),
+    ([24, 33, 7, 65, 3], Size::Ragged),
+    ([64, 64, 3, 130, 5], Size::Ragged),
+    ([7, 40, 3, 2, 3], Size::Ragged),
+    ([128, 192, 7, 30, 1], Size::Ragged),
+    ([32, 32, 7, 300, 3], Size::Ragged),
+    ([128, 512, 7, 200, 1], Size::Real),
+    ([256, 256, 11, 1000, 5], Size::Real),
+    ([128, 128, 7, 4000, 3], Size::Real),
+    ([64, 64, 11, 16_000, 5], Size::Real),
+    ([32, 32, 11, 32_000, 5], Size::Real),
+    ([16, 16, 11, 64_000, 5], Size::Real),
+    ([16, 1, 7, 64_000, 1], Size::Real),
+];
+
+/// What is done around the sum.
+#[derive(Clone, Copy)]
+struct Around {
+    slope: f32,
+    residual: bool,
+    activation: ConvActivation,
+    sum: bool,
+    scale: f32,
+}
+
+const PLAIN: Around = Around { slope: 1.0, residual: false, activation: ConvActivation::None, sum: false, scale: 1.0 };
+
+fn epilogue<'a, B: Backend>(around: Around, residual: &'a B::Tensor, sum: &'a B::Tensor) -> ConvEpilogue<'a, B> {
+    let Around { slope, activation, scale, .. } = around;
+    ConvEpilogue {
+        slope,
+        residual: around.residual.then_some(residual),
+        activation,
+        sum: around.sum.then_some(sum),
+        scale,
+    }
+}
+
+/// Against the CPU form; and a cut of a sequence against the whole.
+pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
+    let most = checker.most;
+    for &(shape, size) in SHAPES.iter().filter(|shape| shape.1 <= most) {
+        let arounds = [
+            PLAIN,
+            Around { slope: 0.1, residual: true, sum: true, scale: 0.5, ..PLAIN },
+            Around { slope: 0.01, activation: ConvActivation::Tanh, ..PLAIN },
+            Around { activation: ConvActivation::Relu, ..PLAIN },
+        ];
+        let count = if size == Size::Real { 2 } else { arounds.len() };
+        for around in arounds.into_iter().take(count) {
+            one(checker, shape, size, around)?;
+        }
+        if size < Size::Real {
+            cut(checker, shape, size)?;
+        }
+    }
+    Ok(())
+}
+
+fn one(
+    checker: &mut Checker<'_>,
+    [inputs, outputs, taps, frames, dilation]: [usize; 5],
+    size: Size,
+    around: Around,
+) -> Result<()> {
+    let mut random = Random::new((inputs * 31 + frames) as u64);
+    let x = checker.stored(random.values(inputs * frames));
+    let weight = checker.stored(random.values(outputs * inputs * taps));
+    let bias = random.values(outputs);
+    let (residual, sum) =
+        (checker.stored(random.values(outputs * frames)), checker.stored(random.values(outputs * frames)));
+    let host = |shape: &[usize], values: &[f32]| {
+        HostTensor::from_f32(shape, values.to_vec()).ok_or_else(|| crate::Error::shape("check", "weights"))
+    };
+    let (weight, bias) = (host(&[outputs, inputs, taps], &weight)?, host(&[outputs], &bias)?);
+    let put = |values: &[f32]| Cpu.upload([outputs, frames], values);
+    // The device rounds what the leaky ReLU gives.
+    let leaky: Vec<f32> = checker.stored(x.iter().map(|&v| v.max(v * around.slope)).collect());
+    let expected = Cpu.conv1d(
+        &Cpu.upload([inputs, frames], &leaky)?,
+        &Cpu.kernel(&weight, &bias)?,
+        dilation,
+        epilogue::<Cpu>(Around { slope: 1.0, ..around }, &put(&residual)?, &put(&sum)?),
+    )?;
+    let element = checker.cuda.dtype().size() as f64;
+    let case = Case {
+        name: format!(
+            "{inputs}x{outputs}x{taps} over {frames}, dilation {dilation}, slope {} {:?}",
+            around.slope, around.activation
+        ),
+        size,
+        length: inputs * taps,
+        expected: Cpu.download(&expected)?,
+        rounded: Vec::new(),
+        exact: false,
+        work: Work {
+            flops: 2.0 * (inputs * outputs * taps * frames) as f64,
+            bytes: ((inputs + outputs) * frames) as f64 * element,
+        },
+    };
+    let cuda = checker.cuda;
+    let kernel = cuda.kernel(&weight, &bias)?;
+    let x = cuda.sequence([inputs, frames], &x)?;
+    let (residual, sum) = (cuda.sequence([outputs, frames], &residual)?, cuda.sequence([outputs, frames], &sum)?);
+    checker.case(case, outputs == 1, &|cuda| {
+        cuda.conv1d(&x, &kernel, dilation, epilogue::<crate::backend::cuda::Cuda>(around, &residual, &sum))
+    })
+}
+
+/// The first half alone gives the bits that it gives within the whole, as far as the margin allows.
+fn cut(checker: &mut Checker<'_>, [inputs, outputs, taps, frames, dilation]: [usize; 5], size: Size) -> Result<()> {
+    let mut random = Random::new(99);
+    let cuda = checker.cuda;
+    let weight = HostTensor::from_f32(&[outputs, inputs, taps], random.values(outputs * inputs * taps));
+    let bias = HostTensor::from_f32(&[outputs], random.values(outputs));
+    let (Some(weight), Some(bias)) = (weight, bias) else { return Ok(()) };
+    let kernel = cuda.kernel(&weight, &bias)?;
+    let x = random.values(inputs * frames);
+    let half = frames.div_ceil(2);
+    let known = half.saturating_sub((taps - 1) * dilation);
+    if known == 0 {
+        return Ok(());
+    }
+    let first = |rows: usize, columns: usize, values: &[f32], count: usize| -> Vec<f32> {
+        (0..rows).flat_map(|row| values[row * columns..][..count].to_vec()).collect()
+    };
+    let whole = cuda.conv1d(&cuda.sequence([inputs, frames], &x)?, &kernel, dilation, ConvEpilogue::default())?;
+    let case = Case {
+        name: format!("{inputs}x{outputs}x{taps} over {frames}, cut at {half}"),
+        size,
+        length: 1,
+        expected: first(outputs, frames, &cuda.download(&whole)?, known),
+        rounded: Vec::new(),
+        exact: true,
+        work: Work::default(),
+    };
+    let part = cuda.sequence([inputs, half], &first(inputs, frames, &x, half))?;
+    checker.case(case, true, &|cuda| {
+        let y = cuda.download(&cuda.conv1d(&part, &kernel, dilation, ConvEpilogue::default())?)?;
+        cuda.upload([outputs, known], &first(outputs, half, &y, known))
+    })
+}
