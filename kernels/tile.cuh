@@ -1,7 +1,7 @@
 // tile: the product of a block, y = A W^T over a tile of rows and columns, on tensor cores in bf16 and on FMA units for
 // f32 and for rows that are not 16-byte aligned. What A is (rows of a matrix, shifted rows of a sequence, pieces of a
-// picture) and what becomes of the sums (bias, activation, residual) is given by functors. Used by linear, patch_embed,
-// conv1d and conv_transpose1d.
+// picture) and what becomes of the sums is given by functors. Used by conv1d, conv_transpose1d and patch_embed, and in part
+// by attention; linear has its own, product.cuh.
 //
 // Every element adds its products along K from first to last, whatever the tile: results do not depend on its shape.
 #pragma once
@@ -156,18 +156,6 @@ DEVICE void plain_product(const A& a, const W& w, int depth, const Store& store)
         store(row + i, column + 2, sums[i][2], sums[i][3]);
     }
 }
-
-// ---- what is done to the sums
-
-struct Identity {
-    DEVICE float operator()(float v) const { return v; }
-};
-struct Gelu {
-    DEVICE float operator()(float v) const { return 0.5f * v * (1.0f + erff(v * 0.70710678f)); }
-};
-struct QuickGelu {
-    DEVICE float operator()(float v) const { return __fdividef(v, 1.0f + __expf(-1.702f * v)); }
-};
 
 // Two neighbouring values, as one store where they are aligned and both wanted.
 DEVICE void store_pair(float* at, float v0, float v1, bool both) {

@@ -65,7 +65,7 @@ fn units_only() -> CaptionOptions {
 
 #[test]
 fn f32_speaks_as_the_cpu_does() {
-    let pictures = pictures(3);
+    let pictures = pictures(2);
     let options = CaptionOptions::default();
     let expected = captions(&engine(Device::Cpu, DType::F32), &pictures, &options);
     let actual = captions(&engine(device(), DType::F32), &pictures, &options);
@@ -89,7 +89,7 @@ fn bf16_says_the_same_nearly_always() {
 
 #[test]
 fn neighbours_in_a_batch_change_nothing() {
-    let pictures = pictures(5);
+    let pictures = pictures(4);
     for dtype in [DType::BF16, DType::F32] {
         let engine = engine(device(), dtype);
         let together = captions(&engine, &pictures, &units_only());

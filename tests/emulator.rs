@@ -5,6 +5,7 @@
 use im2sp::backend::cuda::driver::{Driver, Kernel, Launch};
 use im2sp::backend::cuda::emulated::planted::{self, PlantedParams};
 use im2sp::backend::cuda::emulated::{EmulatedDriver, Order, Settings};
+use im2sp::check::Random;
 
 type Planted = Kernel<PlantedParams>;
 
@@ -357,4 +358,87 @@ fn graphs_replay_what_was_recorded() {
         unsafe { driver.read(bench.params.y, bytemuck::cast_slice_mut(&mut seen)) }.expect("it passed");
     }
     assert_eq!((driver.launches(), seen), (2, vec![0.0, 0.0, 2.0, 3.0]));
+}
+
+#[test]
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn what_the_processor_refuses_ends_the_launch_not_the_process() {
+    let bench = Bench::new(1, THREADS, THREADS);
+    let cases: [(&'static Planted, &'static Planted, &str); 3] = [
+        (&planted::PLANTED_LARGE_FRAME, &planted::PLANTED_LARGE_FRAME_RIGHT, "stack overflow"),
+        (&planted::PLANTED_WILD_POINTER, &planted::PLANTED_WILD_POINTER_RIGHT, "where there is no memory"),
+        (&planted::PLANTED_DIVISION, &planted::PLANTED_DIVISION_RIGHT, "division by zero"),
+    ];
+    for (wrong, right, part) in cases {
+        for result in bench.plain(wrong) {
+            let found = result.expect_err("the processor refused it");
+            let parts = [part, wrong.info.name, " at kernels/emulator/planted.cu:", "by thread "];
+            // Division does not trap on every processor.
+            let traps = part != "division by zero" || cfg!(target_arch = "x86_64");
+            assert!(!traps || parts.iter().all(|part| found.contains(part)), "{found}");
+        }
+        bench.passes(right);
+    }
+    let found = bench.run(&planted::PLANTED_LARGE_FRAME, CHECKED).expect_err("no stack holds it");
+    assert!(found.contains("stack overflow"), "{found}");
+    let parts = ["out of bounds: thread 0 of block (0, 0, 0) writes 4 bytes of 0x", "which is no memory of the device"];
+    bench.finds(&planted::PLANTED_WILD_POINTER, &planted::PLANTED_WILD_POINTER_RIGHT, &parts);
+    let parts = ["division by zero", " at kernels/emulator/planted.cu:", "by thread 20 of block (0, 0, 0)"];
+    bench.finds(&planted::PLANTED_DIVISION, &planted::PLANTED_DIVISION_RIGHT, &parts);
+}
+
+/// A product of whole numbers as real kernels do it.
+fn product(size: usize) -> (Bench, Vec<f32>) {
+    let tiles = size / 64;
+    let mut bench = Bench::new(1, 2 * size * size / 2, size * size);
+    bench.launch = Launch::grid([tiles, tiles, 1]).shared(planted::SIZE_OF_STAGES);
+    bench.params.count = size as i32;
+    let values = Random::new(5).whole(2 * size * size);
+    let stored: Vec<half::bf16> = values.iter().map(|&v| half::bf16::from_f32(v)).collect();
+    // SAFETY: as many bytes were allocated.
+    unsafe { bench.driver.write(bench.params.x, bytemuck::cast_slice(&stored)) }.expect("the memory is the driver's");
+    let (a, b) = values.split_at(size * size);
+    let dot = |row: &[f32], column: &[f32]| row.iter().zip(column).map(|(a, b)| a * b).sum::<f32>();
+    let expected = a.chunks(size).flat_map(|row| b.chunks(size).map(move |column| dot(row, column))).collect();
+    (bench, expected)
+}
+
+#[test]
+fn tensor_cores_multiply_exactly() {
+    let (bench, expected) = product(128);
+    let parts = ["data race in shared memory", "at kernels/emulator/planted.cu:"];
+    bench.finds(&planted::PLANTED_PRODUCT, &planted::PLANTED_PRODUCT_RIGHT, &parts);
+    assert_eq!(bench.passes(&planted::PLANTED_PRODUCT_RIGHT), expected);
+}
+
+#[test]
+#[ignore]
+fn speed() {
+    let (bench, expected) = product(256);
+    let n: usize = std::env::var("N").map(|n| n.parse().unwrap()).unwrap_or(20);
+    for checked in [false, true] {
+        if std::env::var("ONLY").is_ok_and(|v| v != format!("{checked}")) { continue; }
+        let start = std::time::Instant::now();
+        for _ in 0..n {
+            assert_eq!(bench.run(&planted::PLANTED_PRODUCT_RIGHT, Settings { order: Order::Forward, checked }).unwrap(), expected);
+        }
+        println!("product checked {checked}: {:.2} ms", start.elapsed().as_secs_f64() * 1e3 / n as f64);
+    }
+}
+
+#[test]
+#[ignore]
+fn speed_blocks() {
+    let bench = Bench::new(4096, 128 * 4096, 128 * 4096);
+    let n: usize = std::env::var("N").map(|n| n.parse().unwrap()).unwrap_or(20);
+    for checked in [false, true] {
+        if std::env::var("ONLY").is_ok_and(|v| v != format!("{checked}")) { continue; }
+        for kernel in [&planted::PLANTED_OUT_OF_BOUNDS_WRITE_RIGHT, &planted::PLANTED_SAME_PLACE_RIGHT] {
+        let start = std::time::Instant::now();
+        for _ in 0..n {
+            bench.run(kernel, Settings { order: Order::Forward, checked }).unwrap();
+        }
+        println!("blocks checked {checked}: {:.2} ms", start.elapsed().as_secs_f64() * 1e3 / n as f64);
+        }
+    }
 }

@@ -230,6 +230,16 @@ template <bool RIGHT> DEVICE void blocks_wait(const PlantedParams& params) {
     if (threadIdx.x == 0) params.y[blockIdx.x] = 1.0f;
 }
 
+// Beyond the end of all memory; and a division that a GPU would let pass.
+template <bool RIGHT> DEVICE void wild_pointer(const PlantedParams& params) {
+    const int64_t far = RIGHT ? 0 : int64_t(1) << 44;
+    params.y[threadIdx.x + far] = 1.0f;
+}
+template <bool RIGHT> DEVICE void division(const PlantedParams& params) {
+    const int divisor = int(threadIdx.x) - (RIGHT ? -1 : 20);
+    params.y[threadIdx.x] = float(params.count / divisor);
+}
+
 enum Copy { WAITED, NOT_WAITED, NO_BARRIER, OVERWRITTEN };
 
 template <Copy HOW> DEVICE void copies(const PlantedParams& params) {
@@ -265,6 +275,63 @@ template <bool RIGHT> DEVICE void large_frame(const PlantedParams& params) {
     volatile float frame[LARGE];
     for (int i = 0; i < LARGE; i += 64) frame[i] = float(i);
     params.y[threadIdx.x] = frame[64 * (threadIdx.x % 16)];
+}
+
+constexpr int TILE = 64;        // rows and columns of a block's part of a product
+constexpr int STEP = 32;        // of K at a time
+constexpr int PITCH = STEP + 8;  // elements between rows: a row further is four banks further on
+
+struct Stages {
+    uint16_t a[2][TILE][PITCH], b[2][TILE][PITCH];
+};
+SIZE_OF(Stages, 20480);
+
+// y = a b^T for a (count, count) and b (count, count) in bf16, one behind the other at x, as real kernels do it: tiles come
+// by asynchronous copies, two stages, tensor cores. With a barrier less, the next stage overwrites what is still read.
+template <bool RIGHT> DEVICE void product(const PlantedParams& params) {
+    Stages& stages = shared_memory<Stages>();
+    const int size = params.count, lane = lane_index(), warp = warp_index();
+    const uint16_t* a = reinterpret_cast<const uint16_t*>(params.x) + blockIdx.y * TILE * size;
+    const uint16_t* b = reinterpret_cast<const uint16_t*>(params.x) + size * size + blockIdx.x * TILE * size;
+    auto fetch = [&](int stage, int k) {
+        for (int at = threadIdx.x; at < TILE * STEP / 8; at += THREADS) {
+            const int row = at / (STEP / 8), column = at % (STEP / 8) * 8;
+            cp_async_16(&stages.a[stage][row][column], &a[row * size + k + column], true);
+            cp_async_16(&stages.b[stage][row][column], &b[row * size + k + column], true);
+        }
+        cp_async_commit();
+    };
+    float sums[2][4][4] = {};
+    const int rows = warp / 2 * 32, columns = warp % 2 * 32;
+    fetch(0, 0);
+    for (int k = 0; k < size; k += STEP) {
+        const int stage = k / STEP % 2;
+        cp_async_wait<0>();
+        if (RIGHT || k == 0) sync_block();
+        if (k + STEP < size) fetch(1 - stage, k + STEP);
+        for (int inner = 0; inner < STEP; inner += 16) {
+            uint32_t fa[2][4], fb[2][4];
+            for (int i = 0; i < 2; i++) {
+                const int row = i * 16 + lane % 16, column = inner + lane / 16 * 8;
+                ldmatrix_x4(fa[i], &stages.a[stage][rows + row][column]);
+                ldmatrix_x4(fb[i], &stages.b[stage][columns + row][column]);
+            }
+            for (int i = 0; i < 2; i++) {
+                for (int j = 0; j < 4; j++) {
+                    const uint32_t half[2] = {fb[j / 2][j % 2], fb[j / 2][j % 2 + 2]};
+                    mma_m16n8k16(sums[i][j], fa[i], half);
+                }
+            }
+        }
+    }
+    for (int i = 0; i < 2; i++) {
+        for (int j = 0; j < 4; j++) {
+            const int row = blockIdx.y * TILE + rows + i * 16 + lane / 4;
+            const int column = blockIdx.x * TILE + columns + j * 8 + lane % 4 * 2;
+            *reinterpret_cast<float2*>(&params.y[row * size + column]) = make_float2(sums[i][j][0], sums[i][j][1]);
+            *reinterpret_cast<float2*>(&params.y[(row + 8) * size + column]) = make_float2(sums[i][j][2], sums[i][j][3]);
+        }
+    }
 }
 
 }  // namespace
@@ -318,6 +385,10 @@ KERNEL(planted_waits_without_pause, PlantedParams, 128, 1) { waits_without_pause
 KERNEL(planted_waits_without_pause_right, PlantedParams, 128, 1) { waits_without_pause<true>(params); }
 KERNEL(planted_blocks_wait, PlantedParams, 128, 1) { blocks_wait<false>(params); }
 KERNEL(planted_blocks_wait_right, PlantedParams, 128, 1) { blocks_wait<true>(params); }
+KERNEL(planted_wild_pointer, PlantedParams, 128, 1) { wild_pointer<false>(params); }
+KERNEL(planted_wild_pointer_right, PlantedParams, 128, 1) { wild_pointer<true>(params); }
+KERNEL(planted_division, PlantedParams, 128, 1) { division<false>(params); }
+KERNEL(planted_division_right, PlantedParams, 128, 1) { division<true>(params); }
 KERNEL(planted_copy_not_waited, PlantedParams, 128, 1) { copies<NOT_WAITED>(params); }
 KERNEL(planted_copy_no_barrier, PlantedParams, 128, 1) { copies<NO_BARRIER>(params); }
 KERNEL(planted_copy_overwritten, PlantedParams, 128, 1) { copies<OVERWRITTEN>(params); }
@@ -328,3 +399,7 @@ KERNEL(planted_matrix_rows, PlantedParams, 128, 1) { matrix_rows<false>(params);
 KERNEL(planted_matrix_rows_right, PlantedParams, 128, 1) { matrix_rows<true>(params); }
 KERNEL(planted_large_frame, PlantedParams, 128, 1) { large_frame<false>(params); }
 KERNEL(planted_large_frame_right, PlantedParams, 128, 1) { large_frame<true>(params); }
+
+// Grid: (count / 64, count / 64). Shared memory: Stages.
+KERNEL(planted_product, PlantedParams, 128, 1) { product<false>(params); }
+KERNEL(planted_product_right, PlantedParams, 128, 1) { product<true>(params); }

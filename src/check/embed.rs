@@ -18,8 +18,11 @@ const SUMS: &[(usize, usize, usize, usize, Size)] = &[
     (320, 203, 1024, 768, Size::Real),
 ];
 
-/// Frames, and the rows and channels of each table.
-const JOINED: &[(usize, &[(usize, usize)], Size)] = &[
+/// Rows and channels of each table.
+type Tables = &'static [(usize, usize)];
+
+/// Frames and tables.
+const JOINED: &[(usize, Tables, Size)] = &[
     (1, &[(1, 1)], Size::Small),
     (5, &[(3, 4), (2, 3)], Size::Small),
     (0, &[(3, 4)], Size::Small),

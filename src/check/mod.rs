@@ -12,9 +12,13 @@ mod beam_candidates;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod cache;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
+mod checker;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
 mod conv1d;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod conv_transpose1d;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod doctor;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod embed;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
@@ -32,6 +36,5 @@ pub use tolerance::{Random, difference, largest, round_bf16, tolerance, toleranc
 
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub use checker::{Case, Checker, OPERATIONS, Outcome, Size, Work};
-
 #[cfg(any(feature = "cuda", feature = "emulator"))]
-mod checker;
+pub use doctor::{Diagnosis, DoctorOptions, examine};

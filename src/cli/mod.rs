@@ -4,6 +4,7 @@
 mod bench;
 mod caption;
 mod convert;
+mod doctor;
 mod info;
 mod progress;
 mod speak;
@@ -35,6 +36,7 @@ enum Command {
     Convert(convert::Convert),
     Info(info::Info),
     Bench(bench::Bench),
+    Doctor(doctor::Doctor),
 }
 
 /// Which model, and where it runs.
@@ -89,6 +91,7 @@ pub fn run() -> ExitCode {
         Command::Convert(command) => command.run(),
         Command::Info(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Doctor(command) => command.run(),
     };
     match result {
         Ok(code) => code,

@@ -34,6 +34,37 @@ impl Device {
     }
 }
 
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+impl Device {
+    /// Opens the device; `Auto` is the first GPU that can be used.
+    ///
+    /// # Errors
+    /// If it is the CPU, which has no driver, or cannot be used.
+    pub fn driver(self) -> Result<std::sync::Arc<dyn crate::backend::cuda::driver::Driver>> {
+        match self {
+            Device::Cuda(index) => gpu(index),
+            #[cfg(feature = "emulator")]
+            Device::Emulator => Ok(crate::backend::cuda::emulated::driver()),
+            Device::Auto => gpu(first_gpu().unwrap_or(0)),
+            Device::Cpu => {
+                Err(crate::Error::Device { device: "cpu".into(), problem: "has no driver: name a GPU, cuda:N".into() })
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Device::Auto => write!(f, "auto"),
+            Device::Cpu => write!(f, "cpu"),
+            Device::Cuda(index) => write!(f, "cuda:{index}"),
+            #[cfg(feature = "emulator")]
+            Device::Emulator => write!(f, "emulator"),
+        }
+    }
+}
+
 impl FromStr for Device {
     type Err = String;
 
@@ -57,21 +88,21 @@ impl FromStr for Device {
 /// Puts the models of `files` on the device that is asked for; says in which type its weight matrices are.
 pub(super) fn load(files: &mut ModelFiles, options: LoadOptions) -> Result<(Box<dyn Captioner>, DType)> {
     match options.device {
-        #[cfg(any(feature = "cuda", feature = "emulator"))]
-        Device::Cuda(index) => on_gpu(gpu(index)?, files, options.dtype),
-        #[cfg(not(any(feature = "cuda", feature = "emulator")))]
-        Device::Cuda(index) => Err(no_kernels(index)),
-        #[cfg(feature = "emulator")]
-        Device::Emulator => on_gpu(crate::backend::cuda::emulated::driver(), files, options.dtype),
-        Device::Auto => {
-            #[cfg(feature = "cuda")]
-            if let Some(&(index, _)) = crate::backend::cuda::gpu::probe().unwrap_or_default().first() {
-                return on_gpu(gpu(index)?, files, options.dtype);
-            }
-            on_cpu(files, options.dtype)
-        }
         Device::Cpu => on_cpu(files, options.dtype),
+        Device::Auto if first_gpu().is_none() => on_cpu(files, options.dtype),
+        #[cfg(any(feature = "cuda", feature = "emulator"))]
+        device => on_gpu(device.driver()?, files, options.dtype),
+        #[cfg(not(any(feature = "cuda", feature = "emulator")))]
+        device => Err(no_kernels(device)),
     }
+}
+
+/// Index of the first GPU that can be used.
+fn first_gpu() -> Option<usize> {
+    #[cfg(feature = "cuda")]
+    return crate::backend::cuda::gpu::probe().ok().and_then(|devices| devices.first().map(|device| device.0));
+    #[cfg(not(feature = "cuda"))]
+    None
 }
 
 fn on_cpu(files: &mut ModelFiles, dtype: Option<DType>) -> Result<(Box<dyn Captioner>, DType)> {
@@ -108,13 +139,13 @@ fn gpu(index: usize) -> Result<std::sync::Arc<dyn crate::backend::cuda::driver::
 
 #[cfg(all(feature = "emulator", not(feature = "cuda")))]
 fn gpu(index: usize) -> Result<std::sync::Arc<dyn crate::backend::cuda::driver::Driver>> {
-    Err(no_kernels(index))
+    Err(no_kernels(Device::Cuda(index)))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn no_kernels(index: usize) -> crate::Error {
+fn no_kernels(device: Device) -> crate::Error {
     crate::Error::Device {
-        device: format!("cuda:{index}"),
+        device: device.to_string(),
         problem: "this im2sp was built without kernels for GPUs: build it with --features cuda, or use --device cpu \
                   or auto"
             .into(),

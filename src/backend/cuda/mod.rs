@@ -11,6 +11,7 @@ mod attention;
 mod beam_candidates;
 mod cache;
 mod cast;
+mod ceiling;
 mod conv1d;
 mod conv_transpose1d;
 mod decode;
@@ -23,7 +24,7 @@ pub mod gpu;
 #[cfg(feature = "cuda")]
 pub mod images;
 mod layer_norm;
-mod linear;
+pub(crate) mod linear;
 mod patch_embed;
 mod pool;
 mod region;
@@ -41,6 +42,7 @@ use super::{
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
 pub use cache::Cache;
+pub use ceiling::Ceilings;
 pub use conv1d::ConvKernel;
 use pool::{Buffer, Pool};
 

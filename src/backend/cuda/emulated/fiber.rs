@@ -3,9 +3,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ops::Range;
 use std::ptr;
 
 use corosensei::stack::{DefaultStack, Stack, StackPointer};
+use corosensei::trap::CoroutineTrapHandler;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 
 use super::report::Finding;
@@ -55,6 +57,7 @@ pub(super) struct Context {
     state: State,
     pub place: Place,
     yielder: *const Yielder<(), ()>,
+    trap: Option<CoroutineTrapHandler<()>>,
     /// The `RefCell<Watch>` of a checked launch.
     pub watch: *const c_void,
 }
@@ -63,7 +66,6 @@ pub(super) struct Context {
 const SHARED_CONTEXT: usize = std::mem::offset_of!(Context, entry);
 
 /// EmulatorWait of emulator.h, and what only the runtime sees.
-#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     Ready,
@@ -79,7 +81,6 @@ pub(super) enum State {
 }
 
 /// Where a thread stopped.
-#[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     what: *const c_char,
@@ -113,7 +114,7 @@ thread_local! {
 }
 
 unsafe extern "C" {
-    fn emulator_set_context(context: *mut Context);
+    fn emulator_set_context(context: *mut c_void);
     fn emulator_context_bytes() -> c_uint;
     fn emulator_warp_bytes() -> c_uint;
     fn emulator_copies_bytes() -> c_uint;
@@ -182,6 +183,22 @@ pub(super) fn fault(finding: Finding) {
             (*(*context).yielder).suspend(());
         }
     }
+}
+
+/// What the thread did that was just ended by a trap.
+pub(super) fn set_fault(finding: Finding) {
+    FAULT.set(Some(finding));
+    // SAFETY: it ends in its own stack, above which the context lies.
+    unsafe { (*CURRENT.get()).state = State::Fault };
+}
+
+/// The thread that was interrupted while its stack pointer was `stack`: how to end it, and its own memory.
+pub(super) fn interrupted(stack: usize) -> Option<(CoroutineTrapHandler<()>, Range<u64>)> {
+    // SAFETY: a context lives as long as its fiber, which outlives the block it runs in.
+    let context = unsafe { CURRENT.get().as_ref() }?;
+    let handler = context.trap.filter(|handler| handler.stack_ptr_in_bounds(stack))?;
+    let start = context.stack as u64;
+    Some((handler, start..start + context.stack_bytes))
 }
 
 /// The thread that runs, for what kernels call.
@@ -255,11 +272,14 @@ impl Fiber {
                 state: State::Done,
                 place: Place::START,
                 yielder: ptr::null(),
+                trap: None,
                 watch: ptr::null(),
             });
         }
         let base = StackPointer::new(start).ok_or("a stack at address 0")?;
-        Ok(Fiber { coroutine: Some(coroutine(ThreadStack { whole, base }, context)), context })
+        let mut fiber = Fiber { coroutine: None, context };
+        fiber.begin(ThreadStack { whole, base });
+        Ok(fiber)
     }
 
     /// What the thread knows; it does not run meanwhile.
@@ -283,18 +303,16 @@ impl Fiber {
     }
 
     /// Lets the thread run until it stops, and says why it did.
+    #[inline(always)]
     pub(super) fn resume(&mut self) -> State {
         let Some(coroutine) = &mut self.coroutine else { return State::Done };
         CURRENT.set(self.context);
         // SAFETY: the context lives as long as the fiber.
-        unsafe { emulator_set_context(self.context) };
-        let result = coroutine.resume(());
-        CURRENT.set(ptr::null_mut());
-        // SAFETY: none runs.
-        unsafe { emulator_set_context(ptr::null_mut()) };
-        match result {
-            CoroutineResult::Yield(()) => self.context().state,
-            // Kernels run in an endless loop.
+        unsafe { emulator_set_context(self.context.cast()) };
+        match coroutine.resume(()) {
+            // SAFETY: as in `context`.
+            CoroutineResult::Yield(()) => unsafe { (*self.context).state },
+            // Kernels run in an endless loop, which only a trap ends.
             CoroutineResult::Return(()) => State::Fault,
         }
     }
@@ -306,8 +324,14 @@ impl Fiber {
         }
         self.context().state = State::Done;
         if let Some(stack) = self.take_stack() {
-            self.coroutine = Some(coroutine(stack, self.context));
+            self.begin(stack);
         }
+    }
+
+    fn begin(&mut self, stack: ThreadStack) {
+        let coroutine = coroutine(stack, self.context);
+        self.context().trap = Some(coroutine.trap_handler());
+        self.coroutine = Some(coroutine);
     }
 
     fn take_stack(&mut self) -> Option<ThreadStack> {

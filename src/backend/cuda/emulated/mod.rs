@@ -13,6 +13,7 @@ mod memory;
 pub mod planted;
 mod races;
 mod report;
+mod trap;
 mod watch;
 
 use std::cell::RefCell;
@@ -69,6 +70,7 @@ enum Recorded {
 impl EmulatedDriver {
     /// A device with `memory` bytes.
     pub fn new(memory: usize) -> EmulatedDriver {
+        trap::catch();
         EmulatedDriver {
             properties: Properties {
                 name: "emulator".into(),

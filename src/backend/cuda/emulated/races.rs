@@ -15,6 +15,8 @@ const MOST_THREADS: u32 = 1024;
 pub(super) const MOST_BLOCKS: usize = 1 << 21;
 /// Bytes of memory whose histories lie together.
 const PAGE: u64 = 64;
+/// Bytes that share one history until something touches less of them.
+const COARSEST: u64 = 4;
 
 /// A thread of the grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,11 +71,37 @@ impl Recent {
     }
 }
 
-/// What happened to a byte.
+/// What happened to a few bytes, always to all of them.
 #[derive(Clone, Copy, Default)]
 struct History {
     write: Access,
     reads: Recent,
+}
+
+/// The histories of `PAGE` bytes, each of as many bytes as `grain` says.
+struct Page {
+    grain: u64,
+    histories: Box<[History]>,
+}
+
+impl Default for Page {
+    fn default() -> Page {
+        Page { grain: COARSEST, histories: vec![History::default(); (PAGE / COARSEST) as usize].into() }
+    }
+}
+
+impl Page {
+    /// The histories of these bytes of the page, alone.
+    fn of(&mut self, from: u64, until: u64) -> &mut [History] {
+        // The lowest bit that is set in either.
+        let grain = 1 << (from | until | PAGE).trailing_zeros();
+        if grain < self.grain {
+            let copies = (self.grain / grain) as usize;
+            self.histories = self.histories.iter().flat_map(|&history| std::iter::repeat_n(history, copies)).collect();
+            self.grain = grain;
+        }
+        &mut self.histories[(from / self.grain) as usize..(until / self.grain) as usize]
+    }
 }
 
 /// What happened to a word that atomic operations use.
@@ -328,7 +356,7 @@ impl BlockSync {
 /// The histories of a stretch of memory: the device's, or a block's.
 #[derive(Default)]
 pub(super) struct Shadow {
-    pages: Table<Box<[History; PAGE as usize]>>,
+    pages: Table<Page>,
     words: Table<Word>,
 }
 
@@ -358,12 +386,15 @@ impl Shadow {
         self.check_words(at, bytes, kind, &mut check)?;
         let (mut from, end) = (at, at + bytes);
         while from < end {
-            let page = self.pages.entry(from / PAGE).or_insert_with(|| Box::new([History::default(); PAGE as usize]));
             let until = end.min((from / PAGE + 1) * PAGE);
-            for (byte, history) in (from..until).zip(&mut page[(from % PAGE) as usize..]) {
-                check(byte, history.write, "wrote")?;
+            let page = self.pages.entry(from / PAGE).or_default();
+            let start = from / PAGE * PAGE;
+            let histories = page.of(from - start, until - start);
+            let grain = (until - from) / histories.len() as u64;
+            for (at, history) in (from..until).step_by(grain as usize).zip(histories) {
+                check(at, history.write, "wrote")?;
                 if kind.writes() {
-                    history.reads.0.iter().try_for_each(|&read| check(byte, read, "read"))?;
+                    history.reads.0.iter().try_for_each(|&read| check(at, read, "read"))?;
                 }
                 match kind {
                     Kind::Read => history.reads.add(access),

@@ -22,6 +22,11 @@ impl Finding {
         Finding { what: format!("{what}{{here}}, by {{who}}"), here: stack(), there: None }
     }
 
+    /// Done by a thread at this address of the host's code.
+    pub(super) fn interrupted(what: String, program: usize) -> Finding {
+        Finding { what: format!("{what}{{here}}, by {{who}}"), here: vec![program + 1], there: None }
+    }
+
     /// Done by the running thread in a place that is known.
     pub(super) fn at(what: String, place: String) -> Finding {
         let place = place.rfind("kernels/").map_or(&place[..], |at| &place[at..]);

@@ -2,7 +2,6 @@
 //! each access and each atomic operation (kernels/emulator/checked.cpp).
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
 
@@ -37,7 +36,8 @@ pub(super) struct Watch<'m> {
     kernel: &'static KernelInfo,
     grid: [u32; 3],
     params: &'m [u128],
-    blocks: HashMap<u32, BlockWatch>,
+    /// By their place in the grid, while they are under way.
+    blocks: Vec<Option<Box<BlockWatch>>>,
     shadow: Shadow,
     /// A read of a byte that nobody had written: told when nothing explains it better, such as a write that comes too late.
     held: Option<(Finding, Range<u64>)>,
@@ -66,7 +66,8 @@ impl<'m> Watch<'m> {
         memory: &'m mut Memory,
     ) -> Watch<'m> {
         let grid = launch.grid;
-        Watch { memory, kernel, grid, params, blocks: HashMap::new(), shadow: Shadow::default(), held: None }
+        let blocks = (0..grid.iter().product()).map(|_| None).collect();
+        Watch { memory, kernel, grid, params, blocks, shadow: Shadow::default(), held: None }
     }
 
     pub(super) fn start_block(&mut self, block: u32, threads: usize, shared: u64, bytes: usize, warps: Range<u64>) {
@@ -77,21 +78,21 @@ impl<'m> Watch<'m> {
             shadow: Shadow::default(),
             warps,
         };
-        self.blocks.insert(block, watch);
+        self.blocks[block as usize] = Some(Box::new(watch));
     }
 
     pub(super) fn end_block(&mut self, block: u32) {
-        self.blocks.remove(&block);
+        self.blocks[block as usize] = None;
     }
 
     pub(super) fn block_barrier(&mut self, block: u32, place: Place) {
-        if let Some(block) = self.blocks.get_mut(&block) {
+        if let Some(block) = &mut self.blocks[block as usize] {
             block.sync.block_barrier(place);
         }
     }
 
     pub(super) fn warp_barrier(&mut self, block: u32, warp: u32) {
-        if let Some(block) = self.blocks.get_mut(&block) {
+        if let Some(block) = &mut self.blocks[block as usize] {
             block.sync.warp_barrier(warp);
         }
     }
@@ -110,7 +111,7 @@ impl<'m> Watch<'m> {
         if kind.reads() {
             self.initialised(who, target, at, bytes, kind)?;
         }
-        let block = self.blocks.get_mut(&who.block).ok_or_else(|| gone(who))?;
+        let block = self.blocks[who.block as usize].as_mut().ok_or_else(|| gone(who))?;
         let shadow = if let Target::Shared = target { &mut block.shadow } else { &mut self.shadow };
         let raced = shadow.access(&mut block.sync, who, (at, bytes), kind, compress(place));
         raced.map_err(|race| self.race(who, target, (at, bytes), kind, race))?;
@@ -120,9 +121,13 @@ impl<'m> Watch<'m> {
         Ok(())
     }
 
+    fn block(&self, who: Who) -> Result<&BlockWatch, Finding> {
+        self.blocks[who.block as usize].as_deref().ok_or_else(|| gone(who))
+    }
+
     /// Where an access goes, if it may go there.
     fn locate(&self, who: Who, at: u64, bytes: u64, kind: Kind) -> Result<Target, Finding> {
-        let block = self.blocks.get(&who.block).ok_or_else(|| gone(who))?;
+        let block = self.block(who)?;
         let inside = |start: u64, length: u64| at >= start && at - start <= length && bytes <= length - (at - start);
         if inside(block.shared, block.bytes.len() as u64) {
             return Ok(Target::Shared);
@@ -151,7 +156,7 @@ impl<'m> Watch<'m> {
             Target::Free => None,
             Target::Device(found) => self.memory.first_unwritten(found, at, bytes),
             Target::Shared => {
-                let block = &self.blocks[&who.block];
+                let block = self.block(who)?;
                 let range = (at - block.shared) as usize..(at - block.shared + bytes) as usize;
                 if block.bytes[range.clone()].contains(&Byte::Arriving) {
                     return Err(self.finding(
@@ -177,7 +182,7 @@ impl<'m> Watch<'m> {
             Target::Free => {}
             Target::Device(found) => self.memory.mark_written(found, at, bytes),
             Target::Shared => {
-                let Some(block) = self.blocks.get_mut(&who.block) else { return Ok(()) };
+                let Some(block) = &mut self.blocks[who.block as usize] else { return Ok(()) };
                 let range = (at - block.shared) as usize..(at - block.shared + bytes) as usize;
                 if block.bytes[range.clone()].contains(&Byte::Arriving) {
                     return Err(self.finding(
@@ -215,7 +220,7 @@ impl<'m> Watch<'m> {
     }
 
     fn mark_shared(&mut self, who: Who, at: u64, bytes: u64, mark: Byte) {
-        let Some(block) = self.blocks.get_mut(&who.block) else { return };
+        let Some(block) = &mut self.blocks[who.block as usize] else { return };
         let start = at.wrapping_sub(block.shared);
         let range = start as usize..start.wrapping_add(bytes) as usize;
         if let Some(bytes) = block.bytes.get_mut(range) {
@@ -229,8 +234,8 @@ impl<'m> Watch<'m> {
         if self.held.as_ref().is_some_and(|(_, held)| held.contains(&race.at)) {
             self.held = None;
         }
-        let sync = &self.blocks[&who.block].sync;
-        let barrier = match (race.who.block == who.block, sync.last_barrier) {
+        let last_barrier = self.block(who).ok().and_then(|block| block.sync.last_barrier);
+        let barrier = match (race.who.block == who.block, last_barrier) {
             (false, _) => "; no release and acquire lie between".into(),
             (true, None) => "; the block met at no barrier before".into(),
             (true, Some(place)) => format!("; the block last met in {}", place.describe()),
@@ -254,7 +259,7 @@ impl<'m> Watch<'m> {
 
     /// `problem`, and which access it is of.
     fn finding(&self, who: Who, problem: &str, at: u64, bytes: u64, kind: Kind) -> Finding {
-        let barrier = self.blocks.get(&who.block).and_then(|block| block.sync.last_barrier);
+        let barrier = self.block(who).ok().and_then(|block| block.sync.last_barrier);
         let barrier = barrier.map(|place| format!("; the block last met in {}", place.describe())).unwrap_or_default();
         let what = format!(
             "{problem}: thread {} of block {} {} {bytes} bytes of {}{{here}}{barrier}",
@@ -273,7 +278,7 @@ impl<'m> Watch<'m> {
 
     /// Where an address lies, in words.
     fn name(&self, who: Who, at: u64) -> String {
-        if let Some(block) = self.blocks.get(&who.block) {
+        if let Ok(block) = self.block(who) {
             let length = block.bytes.len() as u64;
             // Misses land nearby, and nothing else of a kernel's does.
             if at.wrapping_sub(block.shared).wrapping_add(1 << 12) < length + (2 << 12) {
@@ -311,7 +316,7 @@ impl<'m> Watch<'m> {
     }
 }
 
-/// A thread that runs although its block has ended: a mistake of the emulator.
+/// A thread that runs although its block does not: a mistake of the emulator.
 fn gone(who: Who) -> Finding {
     Finding::here(format!("block {} is not under way", who.block))
 }
@@ -363,7 +368,7 @@ extern "C" fn emulator_atomic(at: *const c_void, bytes: u64, kind: c_int, order:
 #[unsafe(no_mangle)]
 extern "C" fn emulator_fence() {
     with_watch(|watch, who| {
-        if let Some(block) = watch.blocks.get_mut(&who.block) {
+        if let Some(block) = &mut watch.blocks[who.block as usize] {
             block.sync.fence(who);
         }
         Ok(())
