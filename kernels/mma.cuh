@@ -49,6 +49,12 @@ DEVICE void cp_async_16(void* to, const void* from, bool valid) {
                  : "memory");
 }
 
+// The same with 8 bytes, which take their way through L1.
+DEVICE void cp_async_8(void* to, const void* from, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 8 : 0)
+                 : "memory");
+}
+
 // Ends a group of copies.
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
@@ -78,7 +84,8 @@ DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, PLACE) {
     }
 }
 
-DEVICE void cp_async_16(void* to, const void* from, bool valid) { emulator_copy(to, valid ? from : nullptr); }
+DEVICE void cp_async_16(void* to, const void* from, bool valid) { emulator_copy(to, valid ? from : nullptr, 16); }
+DEVICE void cp_async_8(void* to, const void* from, bool valid) { emulator_copy(to, valid ? from : nullptr, 8); }
 
 DEVICE void cp_async_commit() { emulator_context->copies->group++; }
 

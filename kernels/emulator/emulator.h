@@ -46,7 +46,7 @@ struct EmulatorCopies {
     struct {
         void* to;
         const void* from;  // null: zeros
-        unsigned group;
+        unsigned group, bytes;
     } pending[MOST];
 };
 
@@ -74,7 +74,7 @@ void emulator_fault(const char* what);
 // The emulated halves of mma.cuh, in runtime.cpp.
 void emulator_mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, const char* file, int line);
 const uint16_t* emulator_ldmatrix(const void* row, const char* what, const char* file, int line);
-void emulator_copy(void* to, const void* from);
+void emulator_copy(void* to, const void* from, unsigned bytes);
 void emulator_copies_wait(unsigned groups);
 void emulator_fence_device();
 // A flag was read that another thread may be waited for to change.

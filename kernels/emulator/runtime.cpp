@@ -11,8 +11,8 @@ __thread EmulatorContext* emulator_context __attribute__((tls_model("initial-exe
 // or return.
 void emulator_access(const void* at, uint64_t bytes, int kind, const void* place);
 void emulator_fence();
-void emulator_copy_begins(const void* to, const void* from, const void* place);
-void emulator_copy_arrives(const void* to, const void* from, const void* place);
+void emulator_copy_begins(const void* to, const void* from, uint64_t bytes, const void* place);
+void emulator_copy_arrives(const void* to, const void* from, uint64_t bytes, const void* place);
 
 void emulator_set_context(EmulatorContext* context) { emulator_context = context; }
 unsigned emulator_context_bytes() { return sizeof(EmulatorContext); }
@@ -118,15 +118,15 @@ const uint16_t* emulator_ldmatrix(const void* row, const char* what, const char*
     return reinterpret_cast<const uint16_t*>(set.row);
 }
 
-void emulator_copy(void* to, const void* from) {
+void emulator_copy(void* to, const void* from, unsigned bytes) {
     EmulatorContext& self = *emulator_context;
     EmulatorCopies& copies = *self.copies;
     emulator_require(copies.count < EmulatorCopies::MOST, "more copies under way than the emulator holds");
-    emulator_require(reinterpret_cast<uint64_t>(to) % 16 == 0, "cp_async_16 to a misaligned address");
-    emulator_require(reinterpret_cast<uint64_t>(from) % 16 == 0, "cp_async_16 from a misaligned address");
-    if (self.checked) emulator_copy_begins(to, from, __builtin_return_address(0));
-    emulator_require(in_shared(self, to, 16), "cp_async_16 to an address that is not in shared memory");
-    copies.pending[copies.count++] = {to, from, copies.group};
+    emulator_require(reinterpret_cast<uint64_t>(to) % bytes == 0, "cp_async to a misaligned address");
+    emulator_require(reinterpret_cast<uint64_t>(from) % bytes == 0, "cp_async from a misaligned address");
+    if (self.checked) emulator_copy_begins(to, from, bytes, __builtin_return_address(0));
+    emulator_require(in_shared(self, to, bytes), "cp_async to an address that is not in shared memory");
+    copies.pending[copies.count++] = {to, from, copies.group, bytes};
 }
 
 void emulator_copies_wait(unsigned groups) {
@@ -139,11 +139,11 @@ void emulator_copies_wait(unsigned groups) {
             copies.pending[kept++] = copy;
             continue;
         }
-        if (self.checked) emulator_copy_arrives(copy.to, copy.from, __builtin_return_address(0));
+        if (self.checked) emulator_copy_arrives(copy.to, copy.from, copy.bytes, __builtin_return_address(0));
         if (copy.from) {
-            __builtin_memcpy(copy.to, copy.from, 16);
+            __builtin_memcpy(copy.to, copy.from, copy.bytes);
         } else {
-            __builtin_memset(copy.to, 0, 16);
+            __builtin_memset(copy.to, 0, copy.bytes);
         }
     }
     copies.count = kept;

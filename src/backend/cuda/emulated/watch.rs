@@ -199,29 +199,30 @@ impl<'m> Watch<'m> {
         Ok(())
     }
 
-    /// An asynchronous copy of 16 bytes begins: from now until it is waited for, nobody may touch where it goes, or write
+    /// An asynchronous copy begins: from now until it is waited for, nobody may touch where it goes, or write
     /// where it comes from.
-    fn copy_begins(&mut self, who: Who, to: u64, from: u64, place: usize) -> Result<(), Finding> {
+    fn copy_begins(&mut self, who: Who, to: u64, from: u64, bytes: u64, place: usize) -> Result<(), Finding> {
         if from != 0 {
-            self.access(who, from, 16, Kind::Read, place)?;
+            self.access(who, from, bytes, Kind::Read, place)?;
         }
-        self.access(who, to, 16, Kind::Write, place)?;
-        self.mark_shared(who, to, Byte::Arriving);
+        self.access(who, to, bytes, Kind::Write, place)?;
+        self.mark_shared(who, to, bytes, Byte::Arriving);
         Ok(())
     }
 
     /// It was waited for.
-    fn copy_arrives(&mut self, who: Who, to: u64, from: u64, place: usize) -> Result<(), Finding> {
-        self.mark_shared(who, to, Byte::Fresh);
+    fn copy_arrives(&mut self, who: Who, to: u64, from: u64, bytes: u64, place: usize) -> Result<(), Finding> {
+        self.mark_shared(who, to, bytes, Byte::Fresh);
         if from != 0 {
-            self.access(who, from, 16, Kind::Read, place)?;
+            self.access(who, from, bytes, Kind::Read, place)?;
         }
-        self.access(who, to, 16, Kind::Write, place)
+        self.access(who, to, bytes, Kind::Write, place)
     }
 
-    fn mark_shared(&mut self, who: Who, at: u64, mark: Byte) {
+    fn mark_shared(&mut self, who: Who, at: u64, bytes: u64, mark: Byte) {
         let Some(block) = &mut self.blocks[who.block as usize] else { return };
-        let range = at.wrapping_sub(block.shared) as usize..at.wrapping_sub(block.shared).wrapping_add(16) as usize;
+        let start = at.wrapping_sub(block.shared);
+        let range = start as usize..start.wrapping_add(bytes) as usize;
         if let Some(bytes) = block.bytes.get_mut(range) {
             bytes.fill(mark);
         }
@@ -376,12 +377,12 @@ extern "C" fn emulator_fence() {
 
 /// Called when an asynchronous copy is issued; zeros are copied where `from` is null.
 #[unsafe(no_mangle)]
-extern "C" fn emulator_copy_begins(to: *const c_void, from: *const c_void, place: *const c_void) {
-    with_watch(|watch, who| watch.copy_begins(who, to as u64, from as u64, place as usize));
+extern "C" fn emulator_copy_begins(to: *const c_void, from: *const c_void, bytes: u64, place: *const c_void) {
+    with_watch(|watch, who| watch.copy_begins(who, to as u64, from as u64, bytes, place as usize));
 }
 
 /// Called when it is waited for.
 #[unsafe(no_mangle)]
-extern "C" fn emulator_copy_arrives(to: *const c_void, from: *const c_void, place: *const c_void) {
-    with_watch(|watch, who| watch.copy_arrives(who, to as u64, from as u64, place as usize));
+extern "C" fn emulator_copy_arrives(to: *const c_void, from: *const c_void, bytes: u64, place: *const c_void) {
+    with_watch(|watch, who| watch.copy_arrives(who, to as u64, from as u64, bytes, place as usize));
 }
