@@ -1,6 +1,7 @@
 //! Which device a model runs on, and in which type.
 
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::model::Model;
 use super::{Captioner, LoadOptions};
@@ -55,7 +56,7 @@ impl FromStr for Device {
 }
 
 /// Puts the models of `files` on the device that is asked for; says in which type its weight matrices are.
-pub(super) fn load(files: &mut ModelFiles, options: LoadOptions) -> Result<(Box<dyn Captioner>, DType)> {
+pub(super) fn load(files: &mut ModelFiles, options: LoadOptions) -> Result<(Arc<dyn Captioner>, DType)> {
     match options.device {
         #[cfg(any(feature = "cuda", feature = "emulator"))]
         Device::Cuda(index) => on_gpu(gpu(index)?, files, options.dtype),
@@ -74,12 +75,12 @@ pub(super) fn load(files: &mut ModelFiles, options: LoadOptions) -> Result<(Box<
     }
 }
 
-fn on_cpu(files: &mut ModelFiles, dtype: Option<DType>) -> Result<(Box<dyn Captioner>, DType)> {
+fn on_cpu(files: &mut ModelFiles, dtype: Option<DType>) -> Result<(Arc<dyn Captioner>, DType)> {
     let used = match dtype.or(stored(files)) {
         Some(DType::BF16 | DType::F8E4M3) => DType::BF16,
         _ => DType::F32,
     };
-    Ok((Box::new(Model::load(Cpu, files, dtype)?), used))
+    Ok((Arc::new(Model::load(Cpu, files, dtype)?), used))
 }
 
 /// Type of the decoder's matrices in the file.
@@ -90,24 +91,24 @@ fn stored(files: &ModelFiles) -> Option<DType> {
 /// bf16 unless f32 is asked for: what the tensor cores compute in. Eight-bit weights are kept as such for decoding.
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub(super) fn on_gpu(
-    driver: std::sync::Arc<dyn crate::backend::cuda::driver::Driver>,
+    driver: Arc<dyn crate::backend::cuda::driver::Driver>,
     files: &mut ModelFiles,
     dtype: Option<DType>,
-) -> Result<(Box<dyn Captioner>, DType)> {
+) -> Result<(Arc<dyn Captioner>, DType)> {
     let used = dtype.or(stored(files).filter(|&dtype| dtype == DType::F8E4M3)).unwrap_or(DType::BF16);
     let dtype = if used == DType::F32 { DType::F32 } else { DType::BF16 };
     let model = Model::load(crate::backend::cuda::Cuda::new(driver, dtype)?, files, Some(dtype))?;
     // One stream of work, one caller at a time.
-    Ok((Box::new(std::sync::Mutex::new(model)), used))
+    Ok((Arc::new(std::sync::Mutex::new(model)), used))
 }
 
 #[cfg(feature = "cuda")]
-fn gpu(index: usize) -> Result<std::sync::Arc<dyn crate::backend::cuda::driver::Driver>> {
+fn gpu(index: usize) -> Result<Arc<dyn crate::backend::cuda::driver::Driver>> {
     crate::backend::cuda::gpu::open(index)
 }
 
 #[cfg(all(feature = "emulator", not(feature = "cuda")))]
-fn gpu(index: usize) -> Result<std::sync::Arc<dyn crate::backend::cuda::driver::Driver>> {
+fn gpu(index: usize) -> Result<Arc<dyn crate::backend::cuda::driver::Driver>> {
     Err(no_kernels(index))
 }
 

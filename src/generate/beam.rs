@@ -2,8 +2,10 @@
 //! which the reference pins. They take the same candidates and differ in how hypotheses that meet the length limit are
 //! scored and chosen. Log-probabilities are summed in f32, as both do.
 
+use std::ops::ControlFlow;
+
 use super::rows::{log_softmax, top};
-use super::{Compat, EarlyStopping, GenerateOptions, Generated};
+use super::{Compat, EarlyStopping, GenerateOptions, Generated, Told};
 use crate::Result;
 use crate::backend::{Backend, CacheRow};
 use crate::model::decoder::Decoder;
@@ -53,7 +55,7 @@ pub(super) fn search<B: Backend>(
     images: usize,
     options: &GenerateOptions,
     limit: usize,
-    progress: &mut dyn FnMut(usize),
+    told: &mut dyn FnMut(Told<'_>) -> ControlFlow<()>,
 ) -> Result<Vec<Generated>> {
     let mut searches: Vec<Search<'_>> = (0..images).map(|_| Search::new(options, limit)).collect();
     for position in 0..limit - 1 {
@@ -71,10 +73,14 @@ pub(super) fn search<B: Backend>(
         backend.cache_rows(cache, &rows)?;
         let logits = backend.download(&decoder.step(backend, cache, &ids, position)?)?;
         let mut logits = logits.chunks_exact(logits.len() / rows.len());
-        for search in searches.iter_mut().filter(|search| !search.done) {
+        let mut ended = false;
+        for (image, search) in searches.iter_mut().enumerate().filter(|(_, search)| !search.done) {
             search.step(logits.by_ref().take(search.running.len()))?;
+            ended |= told(Told { image, length: position + 2, settled: search.settled() }).is_break();
         }
-        progress(position + 2);
+        if ended {
+            break;
+        }
     }
     Ok(searches.into_iter().map(Search::best).collect())
 }
@@ -184,6 +190,19 @@ impl<'a> Search<'a> {
         let place = self.finished.partition_point(|other| other.score > score);
         self.finished.insert(place, Finished { tokens, score });
         self.finished.truncate(self.options.beams);
+    }
+
+    /// What the result will begin with. It will be the best finished hypothesis, which a worse one never becomes, or grow
+    /// out of a running beam.
+    fn settled(&self) -> &[u32] {
+        let running = if self.done { &[][..] } else { &self.running };
+        let finished = self.finished.first().map(|finished| &finished.tokens);
+        let mut all = finished.into_iter().chain(running.iter().map(|beam| &beam.tokens));
+        let Some(first) = all.next() else { return &[] };
+        all.fold(&first[..], |common, other| {
+            let same = common.iter().zip(other).take_while(|(a, b)| a == b).count();
+            &common[..same]
+        })
     }
 
     fn best(self) -> Generated {
