@@ -38,7 +38,10 @@ fn full(criterion: &mut Criterion) {
         group.bench_function(name, |b| {
             b.iter_batched(
                 || models.prefill(&tokens),
-                |mut cache| generate(&Cpu, &models.decoder, &mut cache, 1, &options, &mut |_| ControlFlow::Continue(())).expect("tokens"),
+                |mut cache| {
+                    generate(&Cpu, &models.decoder, &mut cache, 1, &options, &mut |_| ControlFlow::Continue(()))
+                        .expect("tokens")
+                },
                 criterion::BatchSize::LargeInput,
             )
         });

@@ -237,7 +237,8 @@ fn options_that_make_no_sense_are_refused() {
         ),
         (GenerateOptions { sampling: Some(im2sp::generate::Sampling { top_p: 0.0, ..sampling }), ..base }, "top-p"),
     ] {
-        let error = generate(&Cpu, &model.decoder, &mut cache, 1, &options, &mut |_| ControlFlow::Continue(())).unwrap_err();
+        let error =
+            generate(&Cpu, &model.decoder, &mut cache, 1, &options, &mut |_| ControlFlow::Continue(())).unwrap_err();
         assert!(error.to_string().contains(word), "{error}");
     }
 }

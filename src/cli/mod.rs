@@ -6,6 +6,7 @@ mod caption;
 mod convert;
 mod info;
 mod progress;
+mod sound;
 mod speak;
 
 use std::path::PathBuf;

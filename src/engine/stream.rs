@@ -195,7 +195,10 @@ impl Decoding {
         let thread = std::thread::Builder::new()
             .name("im2sp-decode".into())
             .spawn(move || decode(&*model, &pixels, &options, &tell))
-            .map_err(|error| Error::Device { device: "cpu".into(), problem: format!("no thread to decode: {error}") })?;
+            .map_err(|error| Error::Device {
+                device: "cpu".into(),
+                problem: format!("no thread to decode: {error}"),
+            })?;
         Ok(Decoding { heard: Some(heard), thread: Some(thread) })
     }
 

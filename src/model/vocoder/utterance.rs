@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::{Voice, Vocoder, context};
+use super::{Vocoder, Voice, context};
 use crate::backend::Backend;
 use crate::{Error, Result};
 
