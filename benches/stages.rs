@@ -5,6 +5,8 @@
 #[path = "support/full_size.rs"]
 mod full_size;
 
+use std::ops::ControlFlow;
+
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use full_size::Models;
 use im2sp::backend::cpu::Cpu;
@@ -36,7 +38,10 @@ fn full(criterion: &mut Criterion) {
         group.bench_function(name, |b| {
             b.iter_batched(
                 || models.prefill(&tokens),
-                |mut cache| generate(&Cpu, &models.decoder, &mut cache, 1, &options, &mut |_| {}).expect("tokens"),
+                |mut cache| {
+                    generate(&Cpu, &models.decoder, &mut cache, 1, &options, &mut |_| ControlFlow::Continue(()))
+                        .expect("tokens")
+                },
                 criterion::BatchSize::LargeInput,
             )
         });

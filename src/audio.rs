@@ -32,6 +32,23 @@ pub fn wav_bytes(samples: &[f32], rate: u32) -> Result<Vec<u8>> {
     encode(samples, spec).map_err(|error| Error::Shape { op: "wav", problem: error.to_string() })
 }
 
+/// The head of a WAV file whose length is not known yet, as it stands before samples in a pipe: [`pcm_bytes`] follow it.
+/// Players take the lengths in it for "to the end".
+pub fn wav_head(rate: u32) -> Result<Vec<u8>> {
+    let mut head = wav_bytes(&[], rate)?;
+    let unknown = u32::MAX.to_le_bytes();
+    // After "RIFF", and after "data" at the end.
+    head[4..8].copy_from_slice(&unknown);
+    let end = head.len();
+    head[end - 4..].copy_from_slice(&unknown);
+    Ok(head)
+}
+
+/// Samples as they stand in a WAV file: 16 bits each, little-endian.
+pub fn pcm_bytes(samples: &[f32]) -> Vec<u8> {
+    samples.iter().flat_map(|&sample| to_i16(sample).to_le_bytes()).collect()
+}
+
 /// Writes a WAV file at `path`, all of it or nothing.
 pub fn write_wav(path: impl AsRef<Path>, samples: &[f32], rate: u32) -> Result<()> {
     files::write_atomically(path.as_ref(), &wav_bytes(samples, rate)?)

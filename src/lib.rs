@@ -23,6 +23,9 @@ pub mod trace;
 pub mod units;
 pub mod weights;
 
-pub use engine::{Caption, CaptionOptions, Device, DeviceMemory, Engine, LoadOptions, Progress, Speech, Timings};
+pub use engine::{
+    AudioChunk, Caption, CaptionOptions, CaptionStream, Device, DeviceMemory, Engine, LoadOptions, Progress, Speech,
+    Timings,
+};
 pub use error::{Error, Result};
 pub use image::Image;

@@ -245,6 +245,8 @@ fn wrong_usage_is_status_2() {
         &["caption"],
         &["caption", "x.png", "--device", "tpu"],
         &["caption", "x.png", "--dtype", "f64"],
+        &["caption", "x.png", "--stream"],
+        &["caption", "x.png", "--format", "mp3"],
         &["speak", "-o", "x.wav"],
         &["speak", "--units", "1", "units.txt", "-o", "x.wav"],
         &["convert", "x.ckpt"],
@@ -266,5 +268,99 @@ fn help_teaches() {
     ] {
         let help = succeeds(&run(arguments));
         assert!(help.contains(word), "{help}");
+    }
+}
+
+/// What a shell's pipe carries, and whether all went well.
+fn piped(arguments: &[&str], listener: &str) -> (Vec<u8>, String) {
+    let command = format!("set -o pipefail; \"$0\" \"$@\" | {listener}");
+    let output = Command::new("bash").args(["-c", &command, env!("CARGO_BIN_EXE_im2sp")]).args(arguments).output();
+    let output = output.expect("bash starts");
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{errors}");
+    assert!(!errors.contains("panicked") && !errors.contains("error"), "{errors}");
+    (output.stdout, errors)
+}
+
+#[test]
+fn sound_is_streamed_into_a_pipe() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("whole.wav");
+    let scene = scene();
+    for more in [&[][..], &["--beam", "3"], &["--top-k", "5", "--seed", "3"], &["--compat", "reference"]] {
+        succeeds(&run(&[&["caption", path(&scene), "-o", path(&file)], more].concat()));
+        let whole = std::fs::read(&file).unwrap();
+        let stream = [&["caption", path(&scene), "--stream", "-o", "-"], more].concat();
+        let (wav, notes) = piped(&stream, "cat");
+        assert!(notes.contains("the first sound after"), "{notes}");
+        assert_eq!(
+            (&wav[..4], &wav[4..8], &wav[8..40], &wav[40..44]),
+            (&b"RIFF"[..], &[255; 4][..], &whole[8..40], &[255; 4][..])
+        );
+        assert!(wav[44..] == whole[44..], "the same samples as at once");
+        let (pcm, _) = piped(&[&stream[..], &["--format", "pcm"]].concat(), "cat");
+        assert!(pcm == whole[44..]);
+        // A file appears whole, lengths and all.
+        let target = directory.path().join("streamed.wav");
+        let said = succeeds(&run(&[&["caption", path(&scene), "--stream", "-o", path(&target)], more].concat()));
+        assert!(said.contains("the first sound after"), "{said}");
+        assert!(std::fs::read(&target).unwrap() == whole);
+    }
+}
+
+#[test]
+fn a_listener_may_go_away() {
+    let scene = scene();
+    let (bytes, _) = piped(&["caption", path(&scene), "--stream", "-o", "-", "--format", "pcm"], "head -c 2");
+    assert_eq!(bytes.len(), 2);
+    let (bytes, _) = piped(&["caption", path(&scene), "--stream", "-o", "-"], "true");
+    assert!(bytes.is_empty());
+}
+
+#[test]
+fn sound_goes_to_standard_output_and_named_pipes() {
+    let directory = TempDir::new().unwrap();
+    let (file, pipe) = (directory.path().join("whole.wav"), directory.path().join("pipe"));
+    succeeds(&run(&["caption", path(&scene()), "-o", path(&file)]));
+    let whole = std::fs::read(&file).unwrap();
+    assert!(piped(&["caption", path(&scene()), "-o", "-"], "cat").0 == whole);
+    let pcm = directory.path().join("x.pcm");
+    succeeds(&run(&["caption", path(&scene()), "-o", path(&pcm), "--format", "pcm"]));
+    assert!(std::fs::read(&pcm).unwrap() == whole[44..]);
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::read(pipe).unwrap()
+    });
+    let report = succeeds(&run(&["caption", path(&scene()), "--stream", "-o", path(&pipe), "--json"]));
+    let heard = reader.join().unwrap();
+    assert!(heard[44..] == whole[44..]);
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["tokens"].as_array().unwrap().len(), report["units"].as_array().unwrap().len() + 2);
+    assert!(report["timings"]["first_sound"].as_f64().unwrap() < report["timings"]["total"].as_f64().unwrap());
+    assert!((report["duration_s"].as_f64().unwrap() * 32_000.0 - (whole.len() - 44) as f64).abs() < 1e-6);
+}
+
+#[test]
+fn streams_that_cannot_be() {
+    let directory = TempDir::new().unwrap();
+    let twice = directory.path().join("again.png");
+    std::fs::copy(scene(), &twice).unwrap();
+    let target = directory.path().join("x.wav");
+    let scene = scene();
+    for (arguments, word) in [
+        (&["caption", path(&scene), path(&twice), "--stream", "-o", "-"][..], "one picture"),
+        (&["caption", path(&scene), "--stream", "-o", "-", "--json"], "json"),
+        (&["caption", path(&directory.path().join("none.png")), "--stream", "-o", path(&target)], "none.png"),
+        (&["caption", path(&scene), "--stream", "-o", path(&target), "--speaker", "1"], "speaker"),
+        (&["caption", path(&scene), "--stream", "-o", path(&target), "--beam", "0"], "beam"),
+    ] {
+        let error = fails(&run(arguments));
+        assert!(error.contains(word), "{error}");
+        assert!(!target.exists());
+    }
+    if Path::new("/dev/full").exists() {
+        let error = fails(&run(&["caption", path(&scene), "--stream", "-o", "/dev/full"]));
+        assert!(error.contains("/dev/full"), "{error}");
     }
 }

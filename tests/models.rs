@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::ops::ControlFlow;
+
 use common::{Golden, assert_close, golden};
 use im2sp::backend::Backend;
 use im2sp::backend::cpu::Cpu;
@@ -61,7 +63,7 @@ impl Model {
     fn generate(&self, images: usize, options: &GenerateOptions) -> Vec<Generated> {
         let limit = options.limit(&self.decoder);
         let mut cache = self.decoder.prefill(&Cpu, &self.image_tokens(images), images, limit).unwrap();
-        generate(&Cpu, &self.decoder, &mut cache, images, options, &mut |_| {}).unwrap()
+        generate(&Cpu, &self.decoder, &mut cache, images, options, &mut |_| ControlFlow::Continue(())).unwrap()
     }
 }
 
@@ -235,7 +237,8 @@ fn options_that_make_no_sense_are_refused() {
         ),
         (GenerateOptions { sampling: Some(im2sp::generate::Sampling { top_p: 0.0, ..sampling }), ..base }, "top-p"),
     ] {
-        let error = generate(&Cpu, &model.decoder, &mut cache, 1, &options, &mut |_| {}).unwrap_err();
+        let error =
+            generate(&Cpu, &model.decoder, &mut cache, 1, &options, &mut |_| ControlFlow::Continue(())).unwrap_err();
         assert!(error.to_string().contains(word), "{error}");
     }
 }

@@ -3,6 +3,7 @@
 //!
 //!     stages MODEL_DIRECTORY REPETITIONS
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -66,7 +67,7 @@ fn measure(directory: &Path, repetitions: usize) -> Result<serde_json::Value> {
     for round in 0..=repetitions {
         let mut cache = decoder.prefill(&Cpu, &tokens, 1, UNITS + 1)?;
         let clock = Instant::now();
-        let generated = generate(&Cpu, &decoder, &mut cache, 1, &options, &mut |_| {})?;
+        let generated = generate(&Cpu, &decoder, &mut cache, 1, &options, &mut |_| ControlFlow::Continue(()))?;
         // The first round warms up.
         if round > 0 {
             decode_ms.push(clock.elapsed().as_secs_f64() * 1e3);

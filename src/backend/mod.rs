@@ -200,6 +200,10 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Keys and values of a decoder.
     type Cache: Send;
 
+    /// The last bits of a result of `conv1d` may depend on where it stands in a run of this many times the dilation, counted
+    /// from the first. A cut-out of a sequence that begins where a run does gives the same results as the whole.
+    const CONVOLUTION_PERIOD: usize = 1;
+
     /// The device in words, for people.
     fn describe(&self) -> String;
     /// Allocations that went to the device so far, and the most bytes in use at once; `None` for host memory.

@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use im2sp::generate::{Compat, EarlyStopping, GenerateOptions, Sampling};
-use im2sp::{Caption as Spoken, CaptionOptions, Engine, Error, Image, Progress, Result, audio};
+use im2sp::{Caption as Spoken, CaptionOptions, Engine, Error, Image, Progress, Result};
 use serde_json::json;
 
 use super::progress::Bar;
+use super::sound::{self, Format};
 use super::{ModelArgs, print_json};
 
 /// Pictures that are decoded together; bounds the memory.
@@ -25,14 +26,23 @@ Examples:
   im2sp caption scene.png -o speech.wav
   im2sp caption photos/*.jpg -o spoken/ --weights models/git-large-coco
   im2sp caption photo.jpg --beam 5 --json --no-audio --weights models/git-large-coco
-  im2sp caption photo.jpg --temperature 0.9 --top-p 0.95 --seed 7")]
+  im2sp caption photo.jpg --temperature 0.9 --top-p 0.95 --seed 7
+  im2sp caption scene.png --stream -o - | ffplay -nodisp -autoexit -i -
+  im2sp caption scene.png --stream -o - --format pcm | aplay -t raw -f S16_LE -r 16000")]
 pub struct Caption {
     /// Pictures to caption
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
-    /// A WAV file, or a directory for NAME.wav of each picture [default: NAME.wav in the working directory]
-    #[arg(short, long, value_name = "FILE|DIR")]
+    /// A sound file, a directory for NAME.wav of each picture, or - for standard output [default: NAME.wav in the working
+    /// directory]
+    #[arg(short, long, value_name = "FILE|DIR|-")]
     output: Option<PathBuf>,
+    /// A WAV file, or its 16-bit samples alone
+    #[arg(long, default_value = "wav", value_name = "FORMAT", conflicts_with = "no_audio")]
+    format: Format,
+    /// Hand out sound while it is being made, into standard output or another pipe; a file still appears whole
+    #[arg(long, requires = "output", conflicts_with = "no_audio")]
+    stream: bool,
     /// Print one JSON object a line per picture on standard output
     #[arg(long)]
     json: bool,
@@ -123,6 +133,7 @@ impl Decoding {
 impl Caption {
     /// Captions every picture. One that cannot be read is reported and does not stop the others.
     pub fn run(self) -> Result<ExitCode> {
+        let started = Instant::now();
         let targets = self.targets()?;
         let engine = self.model.load()?;
         eprintln!("im2sp: device {}, weights {}", engine.device(), engine.dtype());
@@ -134,6 +145,9 @@ impl Caption {
         }
         let options =
             CaptionOptions { generate: self.decoding.options(), speaker: self.speaker, no_audio: self.no_audio };
+        if self.stream {
+            return self.stream(&engine, &options, started);
+        }
         let mut failed = false;
         let mut bar = Bar::new();
         let work: Vec<(&PathBuf, &Option<PathBuf>)> = self.images.iter().zip(&targets).collect();
@@ -158,12 +172,57 @@ impl Caption {
         Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
+    /// One picture, heard while its caption is being made.
+    fn stream(&self, engine: &Engine, options: &CaptionOptions, started: Instant) -> Result<ExitCode> {
+        let ([image], Some(target)) = (&self.images[..], &self.output) else {
+            return Err(Error::Option { option: "stream", problem: "one picture at a time can be heard".into() });
+        };
+        let mut stream = engine.stream(&Image::open(image)?, options);
+        let written = sound::write_stream(target, self.format, &mut stream)?;
+        let since = |at: Option<Instant>| at.map(|at| at.duration_since(started).as_secs_f64() * 1e3);
+        let (first, total) = (since(written.first), started.elapsed().as_secs_f64() * 1e3);
+        let seconds = written.samples as f64 / f64::from(stream.sample_rate().max(1));
+        if self.json {
+            print_json(&json!({
+                "image": image.to_string_lossy(),
+                "output": target.to_string_lossy(),
+                "tokens": stream.tokens(),
+                "units": stream.units(),
+                "duration_s": seconds,
+                "device": engine.device(),
+                "dtype": engine.dtype(),
+                "timings": { "first_sound": first, "total": total },
+            }));
+            return Ok(ExitCode::SUCCESS);
+        }
+        let first = first.map_or("none".into(), |first| format!("{first:.0} ms"));
+        let said = format!(
+            "{} -> {}: {seconds:.2} s of speech from {} units in {total:.0} ms, the first sound after {first}",
+            image.display(),
+            target.display(),
+            stream.units().len()
+        );
+        if sound::is_standard_output(target) {
+            eprintln!("im2sp: {said}")
+        } else {
+            println!("{said}")
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
     /// Where each picture's sound goes; `None` without sound.
     fn targets(&self) -> Result<Vec<Option<PathBuf>>> {
         if self.no_audio {
             return Ok(vec![None; self.images.len()]);
         }
         let wrong = |problem: String| Error::Option { option: "output", problem };
+        if self.output.as_deref().is_some_and(sound::is_standard_output) {
+            return match &self.images[..] {
+                _ if self.json => Err(wrong("standard output cannot take both sound and --json".into())),
+                [_] => Ok(vec![self.output.clone()]),
+                _ => Err(wrong("standard output takes the sound of one picture: give a directory".into())),
+            };
+        }
         let directory = match &self.output {
             None => PathBuf::new(),
             Some(output) if output.is_dir() => output.clone(),
@@ -181,7 +240,9 @@ impl Caption {
         self.images
             .iter()
             .map(|image| {
-                let target = directory.join(image.file_stem().unwrap_or(image.as_os_str())).with_extension("wav");
+                let target = directory
+                    .join(image.file_stem().unwrap_or(image.as_os_str()))
+                    .with_extension(self.format.extension());
                 if seen.insert(target.clone()) {
                     Ok(Some(target))
                 } else {
@@ -201,7 +262,7 @@ impl Caption {
     ) -> Result<()> {
         let clock = Instant::now();
         if let Some(target) = target {
-            audio::write_wav(target, &caption.samples, caption.sample_rate)?;
+            sound::write(target, self.format, &caption.samples, caption.sample_rate)?;
         }
         let write = clock.elapsed().as_secs_f64() * 1e3;
         let seconds = caption.samples.len() as f64 / f64::from(caption.sample_rate.max(1));
@@ -237,12 +298,13 @@ impl Caption {
                     + timings.decode
                     + timings.vocoder
                     + write;
-                println!(
+                let said = format!(
                     "{} -> {}: {seconds:.2} s of speech from {} units in {total:.0} ms",
                     image.display(),
                     target.display(),
                     caption.units.len()
                 );
+                if sound::is_standard_output(target) { eprintln!("im2sp: {said}") } else { println!("{said}") }
             }
             None => {
                 let units: Vec<String> = caption.units.iter().map(u32::to_string).collect();

@@ -7,6 +7,7 @@ mod convert;
 mod doctor;
 mod info;
 mod progress;
+mod sound;
 mod speak;
 
 use std::path::PathBuf;

@@ -1,6 +1,7 @@
 //! Which device a model runs on, and in which type.
 
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::model::Model;
 use super::{Captioner, LoadOptions};
@@ -40,7 +41,7 @@ impl Device {
     ///
     /// # Errors
     /// If it is the CPU, which has no driver, or cannot be used.
-    pub fn driver(self) -> Result<std::sync::Arc<dyn crate::backend::cuda::driver::Driver>> {
+    pub fn driver(self) -> Result<Arc<dyn crate::backend::cuda::driver::Driver>> {
         match self {
             Device::Cuda(index) => gpu(index),
             #[cfg(feature = "emulator")]
@@ -86,7 +87,7 @@ impl FromStr for Device {
 }
 
 /// Puts the models of `files` on the device that is asked for; says in which type its weight matrices are.
-pub(super) fn load(files: &mut ModelFiles, options: LoadOptions) -> Result<(Box<dyn Captioner>, DType)> {
+pub(super) fn load(files: &mut ModelFiles, options: LoadOptions) -> Result<(Arc<dyn Captioner>, DType)> {
     match options.device {
         Device::Cpu => on_cpu(files, options.dtype),
         Device::Auto if first_gpu().is_none() => on_cpu(files, options.dtype),
@@ -105,12 +106,12 @@ fn first_gpu() -> Option<usize> {
     None
 }
 
-fn on_cpu(files: &mut ModelFiles, dtype: Option<DType>) -> Result<(Box<dyn Captioner>, DType)> {
+fn on_cpu(files: &mut ModelFiles, dtype: Option<DType>) -> Result<(Arc<dyn Captioner>, DType)> {
     let used = match dtype.or(stored(files)) {
         Some(DType::BF16 | DType::F8E4M3) => DType::BF16,
         _ => DType::F32,
     };
-    Ok((Box::new(Model::load(Cpu, files, dtype)?), used))
+    Ok((Arc::new(Model::load(Cpu, files, dtype)?), used))
 }
 
 /// Type of the decoder's matrices in the file.
@@ -121,24 +122,24 @@ fn stored(files: &ModelFiles) -> Option<DType> {
 /// bf16 unless f32 is asked for: what the tensor cores compute in. Eight-bit weights are kept as such for decoding.
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub(super) fn on_gpu(
-    driver: std::sync::Arc<dyn crate::backend::cuda::driver::Driver>,
+    driver: Arc<dyn crate::backend::cuda::driver::Driver>,
     files: &mut ModelFiles,
     dtype: Option<DType>,
-) -> Result<(Box<dyn Captioner>, DType)> {
+) -> Result<(Arc<dyn Captioner>, DType)> {
     let used = dtype.or(stored(files).filter(|&dtype| dtype == DType::F8E4M3)).unwrap_or(DType::BF16);
     let dtype = if used == DType::F32 { DType::F32 } else { DType::BF16 };
     let model = Model::load(crate::backend::cuda::Cuda::new(driver, dtype)?, files, Some(dtype))?;
     // One stream of work, one caller at a time.
-    Ok((Box::new(std::sync::Mutex::new(model)), used))
+    Ok((Arc::new(std::sync::Mutex::new(model)), used))
 }
 
 #[cfg(feature = "cuda")]
-fn gpu(index: usize) -> Result<std::sync::Arc<dyn crate::backend::cuda::driver::Driver>> {
+fn gpu(index: usize) -> Result<Arc<dyn crate::backend::cuda::driver::Driver>> {
     crate::backend::cuda::gpu::open(index)
 }
 
 #[cfg(all(feature = "emulator", not(feature = "cuda")))]
-fn gpu(index: usize) -> Result<std::sync::Arc<dyn crate::backend::cuda::driver::Driver>> {
+fn gpu(index: usize) -> Result<Arc<dyn crate::backend::cuda::driver::Driver>> {
     Err(no_kernels(Device::Cuda(index)))
 }
 

@@ -3,17 +3,22 @@
 
 mod device;
 mod model;
+mod stream;
 
+use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::generate::GenerateOptions;
 use crate::image::Image;
 use crate::model::config::ModelConfig;
+use crate::model::vocoder::Utterance;
 use crate::tensor::DType;
 use crate::weights::directory::ModelFiles;
 use crate::{Error, Result};
 
 pub use device::Device;
+pub use stream::{AudioChunk, CaptionStream};
 
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,7 +96,7 @@ pub enum Progress {
 
 /// A loaded model on a device.
 pub struct Engine {
-    model: Box<dyn Captioner>,
+    model: Arc<dyn Captioner>,
     config: ModelConfig,
     dtype: &'static str,
 }
@@ -119,6 +124,15 @@ trait Captioner: Send + Sync {
         options: &CaptionOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Caption>>;
+    /// Pixels of one picture to its tokens. `told` hears what they will begin with as it becomes known, and may end it.
+    fn tokens(
+        &self,
+        pixels: &[f32],
+        options: &GenerateOptions,
+        told: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
+    ) -> Result<Vec<u32>>;
+    /// The next samples of `utterance`; `None` until more units are known, and after the last.
+    fn advance(&self, utterance: &mut Utterance) -> Result<Option<Vec<f32>>>;
     /// See [`Engine::speak`].
     fn speak(&self, units: &[u32], speaker: Option<u32>) -> Result<Speech>;
 }
@@ -182,7 +196,7 @@ impl Engine {
 
     fn new_with(
         mut files: ModelFiles,
-        load: impl FnOnce(&mut ModelFiles) -> Result<(Box<dyn Captioner>, DType)>,
+        load: impl FnOnce(&mut ModelFiles) -> Result<(Arc<dyn Captioner>, DType)>,
     ) -> Result<Engine> {
         let (model, dtype) = load(&mut files)?;
         files.captioner.finish()?;
@@ -232,6 +246,25 @@ impl Engine {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Caption>> {
         self.model.caption(&self.config, images, options, progress)
+    }
+
+    /// Captions one picture and hands out its sound while it is being made: the samples of [`Engine::caption`], bit for bit,
+    /// in chunks of which the first comes as early as possible.
+    ///
+    /// ```
+    /// # fn main() -> im2sp::Result<()> {
+    /// let engine = im2sp::Engine::embedded()?;
+    /// let picture = im2sp::Image::open("assets/scene.png")?;
+    /// for chunk in engine.stream(&picture, &im2sp::CaptionOptions::default()) {
+    ///     let chunk = chunk?;
+    ///     assert_eq!(chunk.sample_rate, 16_000);
+    ///     // Play chunk.samples.
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn stream(&self, image: &Image, options: &CaptionOptions) -> CaptionStream {
+        CaptionStream::new(self.model.clone(), &self.config, image, options)
     }
 
     /// Speaks units. Consecutive duplicates are spoken once, as the vocoder was trained.

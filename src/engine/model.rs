@@ -1,20 +1,27 @@
 //! The three models on one backend, and the path through them.
 
+use std::ops::ControlFlow;
 use std::time::Instant;
 
+use super::stream;
 use super::{Caption, CaptionOptions, Captioner, DeviceMemory, Progress, Speech, Timings};
 use crate::backend::Backend;
-use crate::generate::{self, Compat, GenerateOptions, Generated};
+use crate::generate::{self, GenerateOptions, Generated, Told};
 use crate::image::Image;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::model::layer::Loader;
 use crate::model::vision::Vision;
-use crate::model::vocoder::{Vocoder, Voice};
+use crate::model::vocoder::{Utterance, Vocoder};
 use crate::tensor::DType;
-use crate::units;
 use crate::weights::directory::ModelFiles;
 use crate::{Error, Result, trace};
+
+/// What [`Model::generate`] is at.
+enum Step<'a> {
+    Stage(Progress),
+    Told(Told<'a>),
+}
 
 /// The models on a backend.
 pub(super) struct Model<B: Backend> {
@@ -43,6 +50,25 @@ impl<B: Backend> Captioner for Model<B> {
         Model::caption(self, config, images, options, progress)
     }
 
+    fn tokens(
+        &self,
+        pixels: &[f32],
+        options: &GenerateOptions,
+        told: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
+    ) -> Result<Vec<u32>> {
+        let mut told = |step: Step<'_>| match step {
+            Step::Stage(_) => told(&[]),
+            Step::Told(step) => told(step.settled),
+        };
+        let generated = self.generate(pixels, 1, options, &mut [Timings::default()], &mut told)?;
+        Ok(generated.into_iter().next().map_or_else(Vec::new, |generated| generated.tokens))
+    }
+
+    fn advance(&self, utterance: &mut Utterance) -> Result<Option<Vec<f32>>> {
+        let _span = trace::span("vocoder");
+        self.vocoder()?.advance(&self.backend, utterance)
+    }
+
     fn speak(&self, units: &[u32], speaker: Option<u32>) -> Result<Speech> {
         Model::speak(self, units, speaker)
     }
@@ -67,6 +93,19 @@ impl<C: Captioner> Captioner for std::sync::Mutex<C> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Caption>> {
         turn(self).caption(config, images, options, progress)
+    }
+
+    fn tokens(
+        &self,
+        pixels: &[f32],
+        options: &GenerateOptions,
+        told: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
+    ) -> Result<Vec<u32>> {
+        turn(self).tokens(pixels, options, told)
+    }
+
+    fn advance(&self, utterance: &mut Utterance) -> Result<Option<Vec<f32>>> {
+        turn(self).advance(utterance)
     }
 
     fn speak(&self, units: &[u32], speaker: Option<u32>) -> Result<Speech> {
@@ -116,7 +155,15 @@ impl<B: Backend> Model<B> {
             pixels.extend(image.preprocess(&config.image));
             timings.preprocess = milliseconds(clock);
         }
-        let generated = self.generate(&pixels, images.len(), &options.generate, &mut timings, progress)?;
+        let limit = options.generate.limit(&self.decoder);
+        let mut told = |step: Step<'_>| {
+            progress(match step {
+                Step::Stage(stage) => stage,
+                Step::Told(step) => Progress::Decode(step.length, limit),
+            });
+            ControlFlow::Continue(())
+        };
+        let generated = self.generate(&pixels, images.len(), &options.generate, &mut timings, &mut told)?;
         let count = generated.len();
         generated
             .into_iter()
@@ -129,22 +176,26 @@ impl<B: Backend> Model<B> {
             .collect()
     }
 
-    /// Pixels (B, 3, side, side) to tokens, filling in the batch's timings.
+    /// Pixels (B, 3, side, side) to tokens, filling in the batch's timings. `told` may end it, and with it the result.
     fn generate(
         &self,
         pixels: &[f32],
         batch: usize,
         options: &GenerateOptions,
         timings: &mut [Timings],
-        progress: &mut dyn FnMut(Progress),
+        told: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Generated>> {
-        progress(Progress::Vision);
+        if told(Step::Stage(Progress::Vision)).is_break() {
+            return Ok(Vec::new());
+        }
         let (clock, span) = (Instant::now(), trace::span("vision"));
         let tokens = self.vision.tokens(&self.backend, pixels, batch)?;
         drop(span);
         let vision = milliseconds(clock);
 
-        progress(Progress::Prefill);
+        if told(Step::Stage(Progress::Prefill)).is_break() {
+            return Ok(Vec::new());
+        }
         let (clock, span) = (Instant::now(), trace::span("prefill"));
         let limit = options.limit(&self.decoder);
         let mut cache = self.decoder.prefill(&self.backend, &tokens, batch, limit)?;
@@ -152,26 +203,22 @@ impl<B: Backend> Model<B> {
         let prefill = milliseconds(clock);
 
         let (clock, span) = (Instant::now(), trace::span("decode"));
-        let mut steps = 0;
-        let mut told = |length: usize| {
-            steps += 1;
-            progress(Progress::Decode(length, limit));
+        let mut longest = 1;
+        let mut heard = |step: Told<'_>| {
+            longest = longest.max(step.length);
+            told(Step::Told(step))
         };
-        let generated = generate::generate(&self.backend, &self.decoder, &mut cache, batch, options, &mut told)?;
+        let generated = generate::generate(&self.backend, &self.decoder, &mut cache, batch, options, &mut heard)?;
         drop(span);
         let decode = milliseconds(clock);
         for t in timings {
-            *t = Timings { vision, prefill, decode, per_unit: decode / f64::from(steps.max(1)), ..*t };
+            *t = Timings { vision, prefill, decode, per_unit: decode / (longest - 1).max(1) as f64, ..*t };
         }
         Ok(generated)
     }
 
     fn spoken(&self, generated: Generated, mut timings: Timings, options: &CaptionOptions) -> Result<Caption> {
-        let row = &generated.tokens[1..];
-        let units = match options.generate.compat {
-            Compat::Current => units::spoken(row),
-            Compat::Reference => units::reference_spoken(row),
-        };
+        let units = stream::spoken(&generated.tokens, options.generate.compat);
         let (clock, _span) = (Instant::now(), trace::span("vocoder"));
         let speech = if options.no_audio || units.is_empty() {
             Speech { samples: Vec::new(), sample_rate: self.vocoder.as_ref().map_or(0, |v| v.config().sampling_rate) }
@@ -184,25 +231,24 @@ impl<B: Backend> Model<B> {
     }
 
     fn vocoder(&self) -> Result<&Vocoder<B>> {
-        self.vocoder.as_ref().ok_or_else(|| Error::Units {
-            problem: "this model has no vocoder: convert it again with --vocoder, or ask for units only (--no-audio)"
-                .into(),
-        })
+        self.vocoder.as_ref().ok_or_else(no_vocoder)
     }
 
     fn speak(&self, units: &[u32], speaker: Option<u32>) -> Result<Speech> {
         let vocoder = self.vocoder()?;
-        let units = units::deduplicated(units);
-        let most = vocoder.config().num_embeddings;
-        if let Some(unit) = units.iter().find(|&&unit| unit as usize >= most) {
-            let problem = format!("unit {unit} is out of range: this vocoder knows 0 to {}", most - 1);
-            return Err(Error::Units { problem });
-        }
-        let durations = vocoder.durations(&self.backend, &units)?;
-        let voice = Voice { speaker, pitch: None };
-        let samples = vocoder.synthesize(&self.backend, &units, &durations, voice)?;
+        let mut utterance = Utterance::whole(speaker);
+        units.iter().for_each(|&unit| utterance.push(unit));
+        utterance.finish();
+        let nothing = || Error::Units { problem: "there are none: nothing can be spoken".into() };
+        let samples = vocoder.advance(&self.backend, &mut utterance)?.ok_or_else(nothing)?;
         Ok(Speech { samples, sample_rate: vocoder.config().sampling_rate })
     }
+}
+
+/// What a model is told that was converted without a vocoder.
+pub(super) fn no_vocoder() -> Error {
+    let problem = "this model has no vocoder: convert it again with --vocoder, or ask for units only (--no-audio)";
+    Error::Units { problem: problem.into() }
 }
 
 fn milliseconds(since: Instant) -> f64 {

@@ -2,7 +2,9 @@
 //! which the reference pins. They take the same candidates and differ in how hypotheses that meet the length limit are
 //! scored and chosen. Log-probabilities are summed in f32, as both do.
 
-use super::{Compat, EarlyStopping, GenerateOptions, Generated};
+use std::ops::ControlFlow;
+
+use super::{Compat, EarlyStopping, GenerateOptions, Generated, Told};
 use crate::Result;
 use crate::backend::rows::top;
 use crate::backend::{Backend, BeamCandidate, CacheRow};
@@ -46,7 +48,7 @@ pub(super) fn search<B: Backend>(
     images: usize,
     options: &GenerateOptions,
     limit: usize,
-    progress: &mut dyn FnMut(usize),
+    told: &mut dyn FnMut(Told<'_>) -> ControlFlow<()>,
 ) -> Result<Vec<Generated>> {
     let mut searches: Vec<Search<'_>> = (0..images).map(|_| Search::new(options, limit)).collect();
     for position in 0..limit - 1 {
@@ -65,10 +67,15 @@ pub(super) fn search<B: Backend>(
         backend.cache_rows(cache, &rows)?;
         let logits = decoder.step(backend, cache, &ids, position)?;
         let candidates = backend.beam_candidates(&logits, &scores, &pictures, 2 * options.beams)?;
-        for (search, candidates) in searches.iter_mut().filter(|search| !search.done).zip(candidates) {
+        let mut ended = false;
+        let live = searches.iter_mut().enumerate().filter(|(_, search)| !search.done);
+        for ((image, search), candidates) in live.zip(candidates) {
             search.step(&candidates);
+            ended |= told(Told { image, length: position + 2, settled: search.settled() }).is_break();
         }
-        progress(position + 2);
+        if ended {
+            break;
+        }
     }
     Ok(searches.into_iter().map(Search::best).collect())
 }
@@ -168,6 +175,19 @@ impl<'a> Search<'a> {
         let place = self.finished.partition_point(|other| other.score > score);
         self.finished.insert(place, Finished { tokens, score });
         self.finished.truncate(self.options.beams);
+    }
+
+    /// What the result will begin with. It will be the best finished hypothesis, which a worse one never becomes, or grow
+    /// out of a running beam.
+    fn settled(&self) -> &[u32] {
+        let running = if self.done { &[][..] } else { &self.running };
+        let finished = self.finished.first().map(|finished| &finished.tokens);
+        let mut all = finished.into_iter().chain(running.iter().map(|beam| &beam.tokens));
+        let Some(first) = all.next() else { return &[] };
+        all.fold(&first[..], |common, other| {
+            let same = common.iter().zip(other).take_while(|(a, b)| a == b).count();
+            &common[..same]
+        })
     }
 
     fn best(self) -> Generated {

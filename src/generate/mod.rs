@@ -123,26 +123,36 @@ impl GenerateOptions {
     }
 }
 
-/// Decodes `images` pictures whose prefixes `cache` holds; `progress` is told the length reached after every step.
+/// What is known of a picture's tokens after a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
+    /// Which picture.
+    pub image: usize,
+    /// Tokens of its longest sequence so far.
+    pub length: usize,
+    /// What its result will begin with, BOS first: all of a single sequence, or what all beams that may still become the
+    /// result have in common. It never shrinks.
+    pub settled: &'a [u32],
+}
+
+/// Decodes `images` pictures whose prefixes `cache` holds. `told` hears of every picture after each of its steps, and may
+/// end the whole, whose result is then as far as it came.
 pub fn generate<B: Backend>(
     backend: &B,
     decoder: &Decoder<B>,
     cache: &mut B::Cache,
     images: usize,
     options: &GenerateOptions,
-    progress: &mut dyn FnMut(usize),
+    told: &mut dyn FnMut(Told<'_>) -> ControlFlow<()>,
 ) -> Result<Vec<Generated>> {
     options.check(decoder.config().vocabulary)?;
     let limit = options.limit(decoder);
     if options.beams > 1 {
-        return beam::search(backend, decoder, cache, images, options, limit, progress);
+        return beam::search(backend, decoder, cache, images, options, limit, told);
     }
     if options.sampling.is_none() {
-        let mut told = |_: usize, tokens: &[u32]| {
-            progress(tokens.len());
-            ControlFlow::Continue(())
-        };
-        if let Some(done) = backend.decode_greedy(&decoder.greedy(), cache, limit, &mut told) {
+        let mut heard = |image: usize, tokens: &[u32]| told(Told { image, length: tokens.len(), settled: tokens });
+        if let Some(done) = backend.decode_greedy(&decoder.greedy(), cache, limit, &mut heard) {
             return Ok(done?.into_iter().map(|tokens| Generated { tokens, score: None }).collect());
         }
     }
@@ -165,11 +175,15 @@ pub fn generate<B: Backend>(
             Some(sampler) => sampler.draw(backend, &logits, &live)?,
             None => backend.argmax(&logits)?,
         };
+        let mut ended = false;
         for (&image, &token) in live.iter().zip(&next) {
             done[image].push(token);
+            ended |= told(Told { image, length: position + 2, settled: &done[image] }).is_break();
+        }
+        if ended {
+            break;
         }
         live.retain(|&image| done[image].last() != Some(&EOS));
-        progress(position + 2);
     }
     Ok(done.into_iter().map(|tokens| Generated { tokens, score: None }).collect())
 }

@@ -2,10 +2,17 @@
 //! Source: Polyak et al., "Speech Resynthesis from Discrete Disentangled Self-Supervised Representations" (2021), and
 //! fairseq's CodeHiFiGANVocoder, whose tensor names are kept (weight norm folded).
 
+mod context;
+mod utterance;
+
+use std::ops::Range;
+
 use super::config::{DurationConfig, VocoderConfig};
 use super::layer::Loader;
 use crate::backend::{Activation, Backend, ConvActivation, ConvEpilogue, Linear, Norm, Region};
 use crate::{Error, Result};
+
+pub use utterance::Utterance;
 
 /// Slope of the leaky ReLUs inside the stages.
 const SLOPE: f32 = 0.1;
@@ -98,6 +105,7 @@ impl<B: Backend> Vocoder<B> {
         if units.is_empty() {
             return Ok(Vec::new());
         }
+        self.check_units(units)?;
         let x = backend.embed_columns(&[(&self.units, units)])?;
         let logs = backend.download(&predictor.forward(backend, x)?)?;
         logs.into_iter()
@@ -119,8 +127,21 @@ impl<B: Backend> Vocoder<B> {
 
     /// Speaks `units`, each for its `durations` frames: hop * frames samples in -1..1.
     pub fn synthesize(&self, backend: &B, units: &[u32], durations: &[usize], voice: Voice<'_>) -> Result<Vec<f32>> {
-        let x = self.frames(backend, units, durations, voice)?;
-        let samples = backend.download(&backend.region(&self.region, &x, &|backend, x| self.generator(backend, x))?)?;
+        if units.is_empty() || units.len() != durations.len() {
+            let problem = format!("{} units with {} durations cannot be spoken", units.len(), durations.len());
+            return Err(Error::Units { problem });
+        }
+        let ids = units.iter().zip(durations).flat_map(|(&unit, &frames)| std::iter::repeat_n(unit, frames)).collect();
+        self.sound(backend, ids, voice, 0..usize::MAX)
+    }
+
+    /// Sound of frames of these units, of which the samples `kept` are wanted.
+    fn sound(&self, backend: &B, ids: Vec<u32>, voice: Voice<'_>, kept: Range<usize>) -> Result<Vec<f32>> {
+        let x = self.frames(backend, ids, voice)?;
+        let sound = backend.region(&self.region, &x, &|backend, x| self.generator(backend, x))?;
+        let mut samples = backend.download(&sound)?;
+        samples.truncate(kept.end);
+        samples.drain(..kept.start);
         if samples.iter().any(|s| s.is_nan()) {
             return Err(Error::NotANumber { stage: "vocoder" });
         }
@@ -139,17 +160,9 @@ impl<B: Backend> Vocoder<B> {
     }
 
     /// The generator's input (model_in_dim, S): unit, pitch and speaker embeddings of every frame, stacked.
-    fn frames(&self, backend: &B, units: &[u32], durations: &[usize], voice: Voice<'_>) -> Result<B::Tensor> {
+    fn frames(&self, backend: &B, mut ids: Vec<u32>, voice: Voice<'_>) -> Result<B::Tensor> {
         let problem = |problem: String| Error::Units { problem };
-        if units.is_empty() || units.len() != durations.len() {
-            return Err(problem(format!("{} units with {} durations cannot be spoken", units.len(), durations.len())));
-        }
-        let most = self.config.num_embeddings;
-        if let Some(unit) = units.iter().find(|&&unit| unit as usize >= most) {
-            return Err(problem(format!("unit {unit} is out of range: this vocoder knows 0 to {}", most - 1)));
-        }
-        let mut ids: Vec<u32> =
-            units.iter().zip(durations).flat_map(|(&unit, &frames)| std::iter::repeat_n(unit, frames)).collect();
+        self.check_units(&ids)?;
         let pitch = match (&self.pitch, voice.pitch) {
             (None, None) => None,
             (Some(table), Some(bins)) => {

@@ -118,6 +118,8 @@ impl Backend for Cpu {
     type Kernel = Kernel;
     type Cache = Cache;
 
+    const CONVOLUTION_PERIOD: usize = winograd::FRAMES;
+
     fn describe(&self) -> String {
         format!("cpu ({:?}, {} threads)", simd::level(), rayon::current_num_threads()).to_lowercase()
     }
