@@ -38,8 +38,8 @@ fn full(criterion: &mut Criterion) {
         group.bench_function(name, |b| {
             b.iter_batched(
                 || models.prefill(&tokens),
-                |mut cache| {
-                    generate(&Cpu, &models.decoder, &mut cache, 1, &options, &mut |_| ControlFlow::Continue(()))
+                |cache| {
+                    generate(&Cpu, &models.decoder, cache, 1, &options, &mut |_| ControlFlow::Continue(()))
                         .expect("tokens")
                 },
                 criterion::BatchSize::LargeInput,

@@ -1,9 +1,10 @@
 // cache: keys and values of a decoder, and attention of one query per row over them.
 // Math:      softmax(query key^T / sqrt D) value over the prefix of the row's picture and its text so far
 // Tensors:   prefix keys and values (images, H, P, D); text keys and values (positions, slots, H, D): what row r wrote at
-//            position t lies at (t, r) for ever. A row that continues another knows its ancestors by a table (rows, known):
-//            the slot of each position; positions from `known` on are in its own slot. So nothing is copied when beams
-//            change places. All in bf16 or f32; qkv (R, 3*H*D) and y (R, H*D) f32
+//            position t lies at (t, s), s its own slot, while anyone reads it. A row that continues another knows its
+//            ancestors by a table (rows, known): the slot of each position; positions from `known` on are in its own. So
+//            nothing is copied when beams change places. Texts differ in length: a row's newest token stands at
+//            positions[r]. All in bf16 or f32; qkv (R, 3*H*D) and y (R, H*D) f32
 // Tiling:    a block takes 64 tokens of one head: of the prefix for all rows of a picture, whose keys and values it reads
 //            once, or of the text of one row. Partial results are added in order by the combining kernel
 // Numerics:  f32; splits depend on the lengths only, so a row does not depend on its neighbours
@@ -13,15 +14,16 @@
 #include "prelude.cuh"
 
 struct CachePrefixParams {
-    const void* qkv;  // (images*P, 3*H*D)
+    const void* qkv;           // (count*P, 3*H*D)
+    const unsigned* pictures;  // (count): which those are
     void* keys;
     void* values;
-    int images;
+    int count;
     int prefix;
     int heads;
     int head_size;
 };
-SIZE_OF(CachePrefixParams, 40);
+SIZE_OF(CachePrefixParams, 48);
 
 struct CachedAttentionParams {
     const float* qkv;
@@ -32,6 +34,8 @@ struct CachedAttentionParams {
     const unsigned* order;      // (R): rows sorted by picture
     const unsigned* first;      // (images + 1): where each picture's rows begin in `order`
     const unsigned* ancestors;  // (R, known)
+    const unsigned* own;        // (R)
+    const unsigned* positions;  // (R)
     float* partials;            // (R, H, splits, D + 2): output, maximum, sum
     float* y;
     int rows;
@@ -39,15 +43,13 @@ struct CachedAttentionParams {
     int heads;
     int head_size;
     int prefix;
-    int position;
     int known;
     int slots;
     int prefix_splits;
-    int splits;
+    int splits;   // of the longest row
     float scale;  // log2 e / sqrt D
-    int unused;
 };
-SIZE_OF(CachedAttentionParams, 128);
+SIZE_OF(CachedAttentionParams, 136);
 
 namespace {
 
@@ -57,15 +59,17 @@ constexpr int WARPS = THREADS / WARP;
 
 template <typename T> DEVICE void copy_prefix(const CachePrefixParams& p) {
     const int width = p.heads * p.head_size;
-    const int64_t count = int64_t(p.images) * p.prefix * width;
+    const int64_t count = int64_t(p.count) * p.prefix * width;
     for (int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x; i < count; i += int64_t(gridDim.x) * 256) {
         const int d = int(i % p.head_size), token = int(i / p.head_size % p.prefix);
         const int64_t block = i / p.head_size / p.prefix;
         const int head = int(block % p.heads);
-        const int64_t row = block / p.heads * p.prefix + token;
+        const int picture = int(block / p.heads);
+        const int64_t row = int64_t(picture) * p.prefix + token;
+        const int64_t to = i + (int64_t(p.pictures[picture]) - picture) * p.prefix * width;
         const T* from = static_cast<const T*>(p.qkv) + row * 3 * width + head * p.head_size + d;
-        static_cast<T*>(p.keys)[i] = from[width];
-        static_cast<T*>(p.values)[i] = from[2 * width];
+        static_cast<T*>(p.keys)[to] = from[width];
+        static_cast<T*>(p.values)[to] = from[2 * width];
     }
 }
 
@@ -96,9 +100,9 @@ DEVICE Split split_of(int size) {
     return s;
 }
 
-// The slot whose row wrote position `t` of `row`'s text.
+// The slot that holds position `t` of `row`'s text.
 DEVICE int slot_of(const CachedAttentionParams& p, int row, int t) {
-    return t < p.known ? int(p.ancestors[int64_t(row) * p.known + t]) : row;
+    return t < p.known ? int(p.ancestors[int64_t(row) * p.known + t]) : int(p.own[row]);
 }
 
 // Loads the split's `count` keys and values; the newest token of a text comes from qkv and is stored on the way.
@@ -116,10 +120,11 @@ template <typename T> DEVICE void load_text(const CachedAttentionParams& p, cons
     const int size = p.head_size, width = p.heads * size;
     T* keys = static_cast<T*>(p.text_keys);
     T* values = static_cast<T*>(p.text_values);
+    const int newest = int(p.positions[row]);
     for (int i = threadIdx.x; i < count * size; i += THREADS) {
         const int t = first + i / size, d = i % size, at = i / size * (size + 1) + d;
         const int64_t place = ((int64_t(t) * p.slots + slot_of(p, row, t)) * p.heads + head) * size + d;
-        if (t == p.position) {
+        if (t == newest) {
             const float* fresh = p.qkv + int64_t(row) * 3 * width + head * size + d;
             const T key = from_float<T>(fresh[width]), value = from_float<T>(fresh[2 * width]);
             keys[place] = key, values[place] = value;
@@ -177,7 +182,8 @@ template <typename T> DEVICE void cached(const CachedAttentionParams& p) {
         return;
     }
     const int texts = p.splits - p.prefix_splits, row = (unit - prefixes) / texts, split = (unit - prefixes) % texts;
-    const int first = split * TOKENS, count = min(TOKENS, p.position + 1 - first);
+    const int first = split * TOKENS, count = min(TOKENS, int(p.positions[row]) + 1 - first);
+    if (count <= 0) return;
     load_text<T>(p, s, row, head, first, count);
     sync_block();
     attend(p, s, row, head, p.prefix_splits + split, count);
@@ -195,11 +201,13 @@ KERNEL(attention_cached_forward_combine, CachedAttentionParams, 128, 8) {
     const int size = p.head_size;
     const int64_t block = int64_t(blockIdx.x) * p.heads + blockIdx.y;
     const float* parts = p.partials + block * p.splits * (size + 2);
+    // A text shorter than the longest has fewer splits.
+    const int splits = p.prefix_splits + int(p.positions[blockIdx.x]) / TOKENS + 1;
     float most = -INFINITY;
-    for (int s = 0; s < p.splits; s++) most = fmaxf(most, parts[s * (size + 2) + size]);
+    for (int s = 0; s < splits; s++) most = fmaxf(most, parts[s * (size + 2) + size]);
     for (int d = threadIdx.x; d < size; d += THREADS) {
         float out = 0.0f, sum = 0.0f;
-        for (int s = 0; s < p.splits; s++) {
+        for (int s = 0; s < splits; s++) {
             const float factor = exp2_fast(parts[s * (size + 2) + size] - most);
             out = fmaf(factor, parts[s * (size + 2) + d], out);
             sum = fmaf(factor, parts[s * (size + 2) + size + 1], sum);

@@ -24,8 +24,8 @@ pub mod units;
 pub mod weights;
 
 pub use engine::{
-    AudioChunk, Caption, CaptionOptions, CaptionStream, Device, DeviceMemory, Engine, LoadOptions, Progress, Speech,
-    Timings,
+    AudioChunk, Caption, CaptionOptions, CaptionStream, Device, DeviceMemory, Engine, Heard, LoadOptions, Pictures,
+    Progress, Speech, Timings,
 };
 pub use error::{Error, Result};
 pub use image::Image;

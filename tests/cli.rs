@@ -99,6 +99,71 @@ fn json_has_every_field_and_one_line_a_picture() {
 }
 
 #[test]
+fn a_directory_goes_on_where_it_was_interrupted() {
+    let directory = TempDir::new().unwrap();
+    let (pictures, spoken) = (directory.path().join("pictures"), directory.path().join("spoken/"));
+    std::fs::create_dir_all(pictures.join("inside")).unwrap();
+    for name in ["a.png", "b.PNG", "c.png", "inside/d.png"] {
+        std::fs::copy(scene(), pictures.join(name)).unwrap();
+    }
+    std::fs::write(pictures.join("bad.jpg"), b"no picture").unwrap();
+    std::fs::write(pictures.join("notes.txt"), b"no picture either").unwrap();
+    let names = || {
+        let mut names: Vec<String> = std::fs::read_dir(&spoken)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let arguments = ["caption", path(&pictures), "-o", path(&spoken), "--in-flight", "2"];
+    let output = run(&arguments);
+    assert!(fails(&output).contains("bad.jpg"));
+    assert_eq!(text(&output.stdout).lines().count(), 3, "in the order of their names, whoever ended first");
+    assert!(text(&output.stdout).lines().zip(["a.png", "b.PNG", "c.png"]).all(|(line, name)| line.contains(name)));
+    assert_eq!(names(), ["a.wav", "b.wav", "c.wav"]);
+    let alone = directory.path().join("alone.wav");
+    succeeds(&run(&["caption", path(&scene()), "-o", path(&alone)]));
+    let expected = std::fs::read(&alone).unwrap();
+    assert!(names().iter().all(|name| std::fs::read(spoken.join(name)).unwrap() == expected));
+
+    std::fs::remove_file(pictures.join("bad.jpg")).unwrap();
+    std::fs::remove_file(spoken.join("b.wav")).unwrap();
+    std::fs::write(spoken.join("a.wav"), b"kept").unwrap();
+    let output = run(&arguments);
+    assert_eq!(succeeds(&output).lines().count(), 1, "only what was missing");
+    assert!(text(&output.stderr).contains("2 of 3 pictures are spoken already"));
+    assert_eq!(std::fs::read(spoken.join("b.wav")).unwrap(), expected);
+    assert_eq!(std::fs::read(spoken.join("a.wav")).unwrap(), b"kept");
+    assert_eq!(succeeds(&run(&arguments)), "", "nothing is left");
+    assert_eq!(succeeds(&run(&[&arguments[..], &["--overwrite"]].concat())).lines().count(), 3);
+    assert_eq!(std::fs::read(spoken.join("a.wav")).unwrap(), expected);
+
+    let empty = directory.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    assert!(fails(&run(&["caption", path(&empty), "-o", path(&spoken)])).contains("empty"));
+    std::fs::copy(scene(), pictures.join("a.gif")).unwrap();
+    let clash = fails(&run(&arguments));
+    assert!(clash.contains("a.gif") && clash.contains("a.png") && clash.contains("a.wav"), "{clash}");
+    let one = run(&["caption", path(&pictures), "-o", path(&alone)]);
+    assert!(fails(&one).contains("no directory"), "a directory has many pictures, even if it has one");
+}
+
+/// What listens may go away; but what could not be said is not passed over.
+#[test]
+fn a_closed_pipe_is_no_error_and_a_full_disk_is_one() {
+    let into = |stdout: std::process::Stdio| {
+        Command::new(env!("CARGO_BIN_EXE_im2sp")).args(["info"]).stdout(stdout).output().unwrap()
+    };
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    succeeds(&into(writer.into()));
+    if let Ok(full) = std::fs::File::options().write(true).open("/dev/full") {
+        assert!(fails(&into(full.into())).contains("standard output"));
+    }
+}
+
+#[test]
 fn the_same_command_gives_the_same_bytes() {
     let directory = TempDir::new().unwrap();
     let file = |name: &str| directory.path().join(name);

@@ -62,8 +62,8 @@ impl Model {
 
     fn generate(&self, images: usize, options: &GenerateOptions) -> Vec<Generated> {
         let limit = options.limit(&self.decoder);
-        let mut cache = self.decoder.prefill(&Cpu, &self.image_tokens(images), images, limit).unwrap();
-        generate(&Cpu, &self.decoder, &mut cache, images, options, &mut |_| ControlFlow::Continue(())).unwrap()
+        let cache = self.decoder.prefill(&Cpu, &self.image_tokens(images), images, limit).unwrap();
+        generate(&Cpu, &self.decoder, cache, images, options, &mut |_| ControlFlow::Continue(())).unwrap()
     }
 }
 
@@ -94,7 +94,7 @@ fn logits_equal_golden_token_by_token() {
         Cpu.cache_rows(&mut cache, &rows).unwrap();
         for t in 0..length {
             let ids: Vec<u32> = (0..images).map(|b| text[b * length + t] as u32).collect();
-            let out = Cpu.download(&model.decoder.step(&Cpu, &mut cache, &ids, t).unwrap()).unwrap();
+            let out = Cpu.download(&model.decoder.step(&Cpu, &mut cache, &ids).unwrap()).unwrap();
             let expected: Vec<f32> =
                 (0..images).flat_map(|b| logits[(b * length + t) * vocabulary..][..vocabulary].to_vec()).collect();
             assert_close(&format!("{} token {t}", model.name), &out, &expected, DEPTH);
@@ -222,7 +222,6 @@ fn nan_weights_are_reported_not_spoken() {
 #[test]
 fn options_that_make_no_sense_are_refused() {
     let model = open("small");
-    let mut cache = model.decoder.prefill(&Cpu, &model.image_tokens(1), 1, 8).unwrap();
     let base = GenerateOptions { max_length: 8, ..Default::default() };
     let sampling = im2sp::generate::Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 0 };
     for (options, word) in [
@@ -237,8 +236,8 @@ fn options_that_make_no_sense_are_refused() {
         ),
         (GenerateOptions { sampling: Some(im2sp::generate::Sampling { top_p: 0.0, ..sampling }), ..base }, "top-p"),
     ] {
-        let error =
-            generate(&Cpu, &model.decoder, &mut cache, 1, &options, &mut |_| ControlFlow::Continue(())).unwrap_err();
+        let cache = model.decoder.prefill(&Cpu, &model.image_tokens(1), 1, 8).unwrap();
+        let error = generate(&Cpu, &model.decoder, cache, 1, &options, &mut |_| ControlFlow::Continue(())).unwrap_err();
         assert!(error.to_string().contains(word), "{error}");
     }
 }

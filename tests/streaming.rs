@@ -240,7 +240,7 @@ fn what_is_settled_stays() {
         for (seed, options) in settings().into_iter().enumerate() {
             let pixels = Random::new(seed as u64).values(images * 3 * side * side);
             let tokens = vision.tokens(&Cpu, &pixels, images).unwrap();
-            let mut cache = decoder.prefill(&Cpu, &tokens, images, options.limit(&decoder)).unwrap();
+            let cache = decoder.prefill(&Cpu, &tokens, images, options.limit(&decoder)).unwrap();
             let mut heard = vec![Vec::new(); images];
             let mut told = |told: im2sp::generate::Told<'_>| {
                 let before: &mut Vec<Vec<u32>> = &mut heard[told.image];
@@ -249,7 +249,7 @@ fn what_is_settled_stays() {
                 before.push(told.settled.to_vec());
                 ControlFlow::Continue(())
             };
-            let results = generate(&Cpu, &decoder, &mut cache, images, &options, &mut told).unwrap();
+            let results = generate(&Cpu, &decoder, cache, images, &options, &mut told).unwrap();
             for (heard, result) in heard.iter().zip(&results) {
                 assert!(!heard.is_empty());
                 for settled in heard {

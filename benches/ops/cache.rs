@@ -12,15 +12,16 @@ pub fn bench(criterion: &mut Criterion) {
     for rows in [1, 5] {
         let shape = CacheShape { layers: 1, heads, head_size: 64, images: 1, prefix, max_text: 512 };
         let mut cache = done(Cpu.cache(shape));
-        done(Cpu.cache_prefix(&mut cache, 0, &tensor(prefix, 3 * heads * 64)));
+        done(Cpu.cache_prefix(&mut cache, &[0], 0, &tensor(prefix, 3 * heads * 64)));
         done(Cpu.cache_rows(&mut cache, &vec![CacheRow { image: 0, parent: None }; rows]));
         let qkv = tensor(rows, 3 * heads * 64);
-        for t in 0..position {
-            done(Cpu.attention_cached(&qkv, &mut cache, 0, t));
+        for _ in 0..=position {
+            done(Cpu.cache_grow(&mut cache));
+            done(Cpu.attention_cached(&qkv, &mut cache, 0));
         }
         group.throughput(Throughput::Bytes((rows * 8 * heads * 64 * (prefix + position + 1)) as u64));
         group.bench_function(BenchmarkId::from_parameter(format!("{rows}x{}", prefix + position)), |b| {
-            b.iter(|| done(Cpu.attention_cached(&qkv, &mut cache, 0, position)))
+            b.iter(|| done(Cpu.attention_cached(&qkv, &mut cache, 0)))
         });
     }
 }

@@ -65,9 +65,9 @@ fn measure(directory: &Path, repetitions: usize) -> Result<serde_json::Value> {
     let mut decode_ms = Vec::new();
     let mut length = 0;
     for round in 0..=repetitions {
-        let mut cache = decoder.prefill(&Cpu, &tokens, 1, UNITS + 1)?;
+        let cache = decoder.prefill(&Cpu, &tokens, 1, UNITS + 1)?;
         let clock = Instant::now();
-        let generated = generate(&Cpu, &decoder, &mut cache, 1, &options, &mut |_| ControlFlow::Continue(()))?;
+        let generated = generate(&Cpu, &decoder, cache, 1, &options, &mut |_| ControlFlow::Continue(()))?;
         // The first round warms up.
         if round > 0 {
             decode_ms.push(clock.elapsed().as_secs_f64() * 1e3);

@@ -254,19 +254,16 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// An empty cache without rows.
     fn cache(&self, shape: CacheShape) -> Result<Self::Cache>;
-    /// Stores keys and values of all prefixes of one layer: packed qkv (images * prefix, 3*H*D).
-    fn cache_prefix(&self, cache: &mut Self::Cache, layer: usize, qkv: &Self::Tensor) -> Result<()>;
-    /// Replaces the live rows; texts are carried over from the parents.
+    /// Stores keys and values of the prefixes of `pictures` in one layer: packed qkv (pictures * prefix, 3*H*D).
+    fn cache_prefix(&self, cache: &mut Self::Cache, pictures: &[usize], layer: usize, qkv: &Self::Tensor)
+    -> Result<()>;
+    /// Replaces the live rows; texts are carried over from the parents, and may differ in length.
     fn cache_rows(&self, cache: &mut Self::Cache, rows: &[CacheRow]) -> Result<()>;
-    /// One new token per live row: appends its key and value at text position `position`, then lets it attend to the
-    /// prefix of its picture and to its text so far, itself included: packed qkv (R, 3*H*D) to (R, H*D).
-    fn attention_cached(
-        &self,
-        qkv: &Self::Tensor,
-        cache: &mut Self::Cache,
-        layer: usize,
-        position: usize,
-    ) -> Result<Self::Tensor>;
+    /// Makes room for one more token in the text of every live row, and says at which position.
+    fn cache_grow(&self, cache: &mut Self::Cache) -> Result<Vec<u32>>;
+    /// The new token of every live row: stores its key and value at the end of its text, then lets it attend to the
+    /// prefix of its picture and to its text, itself included: packed qkv (R, 3*H*D) to (R, H*D).
+    fn attention_cached(&self, qkv: &Self::Tensor, cache: &mut Self::Cache, layer: usize) -> Result<Self::Tensor>;
 
     /// The whole greedy loop, one row for each picture of `cache`, of at most `limit` tokens, where a device has a kernel
     /// for it; `None` sends the caller to the steps above. `told` hears of new tokens (row, its tokens so far) and may end

@@ -1,4 +1,4 @@
-//! Cases of the key-value cache: steps of several rows that fork, die and share a picture's prefix.
+//! Cases of the key-value cache: steps of several rows that fork, die, begin anew and share a picture's prefix.
 
 use super::{Case, Checker, Random, Size, Work, round_bf16};
 use crate::Result;
@@ -26,9 +26,14 @@ fn run<B: Backend>(
     let width = shape.heads * shape.head_size;
     let mut cache = backend.cache(shape)?;
     for layer in 0..shape.layers {
-        let rows = shape.images * shape.prefix;
-        let part = &prefix[layer * rows * 3 * width..][..rows * 3 * width];
-        backend.cache_prefix(&mut cache, layer, &backend.upload([rows, 3 * width], part)?)?;
+        // The last picture first, the others after it.
+        let last = shape.images - 1;
+        for pictures in [vec![last], (0..last).collect()] {
+            let rows = pictures.len() * shape.prefix;
+            let first = (layer * shape.images + pictures.first().unwrap_or(&0)) * shape.prefix;
+            let part = &prefix[first * 3 * width..][..rows * 3 * width];
+            backend.cache_prefix(&mut cache, &pictures, layer, &backend.upload([rows, 3 * width], part)?)?;
+        }
     }
     let mut out = Vec::new();
     for (position, (rows, qkv)) in steps.iter().enumerate() {
@@ -39,16 +44,18 @@ fn run<B: Backend>(
         {
             backend.cache_rows(&mut cache, rows)?;
         }
+        backend.cache_grow(&mut cache)?;
         for layer in 0..shape.layers {
             let part = &qkv[layer * rows.len() * 3 * width..][..rows.len() * 3 * width];
             let x = backend.upload([rows.len(), 3 * width], part)?;
-            out.extend(backend.download(&backend.attention_cached(&x, &mut cache, layer, position)?)?);
+            out.extend(backend.download(&backend.attention_cached(&x, &mut cache, layer)?)?);
         }
     }
     Ok(out)
 }
 
-/// One row a picture, then a fork into three, then beams that change places and die.
+/// One row a picture, then a fork into three, then beams that change places and die; and texts that end, so that the
+/// next begins in the row of the last.
 fn scenario(images: usize, length: usize, random: &mut Random) -> Vec<Vec<CacheRow>> {
     let mut steps: Vec<Vec<CacheRow>> = vec![(0..images).map(|image| CacheRow { image, parent: None }).collect()];
     for position in 1..length {
@@ -66,11 +73,30 @@ fn scenario(images: usize, length: usize, random: &mut Random) -> Vec<Vec<CacheR
                     })
                     .collect()
             }
+            // One picture's rows become one that has just begun, in the midst of longer ones.
+            p if p % 5 == 0 => {
+                let image = random.below(images);
+                let others = before.iter().enumerate().filter(|(_, row)| row.image != image);
+                let mut rows: Vec<_> = others.map(|(r, row)| CacheRow { image: row.image, parent: Some(r) }).collect();
+                rows.insert(random.below(rows.len() + 1), CacheRow { image, parent: None });
+                rows
+            }
             _ => before.iter().enumerate().map(|(r, row)| CacheRow { image: row.image, parent: Some(r) }).collect(),
         };
         steps.push(rows);
     }
     steps
+}
+
+/// How many rows all steps have together, and how many text tokens those see.
+fn seen(steps: &[(Vec<CacheRow>, Vec<f32>)]) -> (usize, usize) {
+    let (mut lengths, mut rows, mut text) = (Vec::new(), 0, 0);
+    for (step, _) in steps {
+        lengths = step.iter().map(|row| row.parent.map_or(0, |parent: usize| lengths[parent]) + 1).collect::<Vec<_>>();
+        rows += lengths.len();
+        text += lengths.iter().sum::<usize>();
+    }
+    (rows, text)
 }
 
 /// Against the CPU form, whose keys and values are those that the device stores.
@@ -96,7 +122,7 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
             })
             .collect();
         let expected = run(&Cpu, shape, &image, &steps)?;
-        let visible: usize = (0..length).map(|position| prefix + position + 1).sum();
+        let (rows, text) = seen(&steps);
         let element = checker.cuda.dtype().size() as f64;
         let case = Case {
             name: format!("{layers} layers {heads}x{head_size}, {images} pictures of {prefix}, {length} steps"),
@@ -106,8 +132,8 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
             rounded: Vec::new(),
             exact: false,
             work: Work {
-                flops: 4.0 * (layers * images * visible * width) as f64,
-                bytes: 2.0 * (layers * images * visible * width) as f64 * element,
+                flops: 4.0 * (layers * (rows * prefix + text) * width) as f64,
+                bytes: 2.0 * (layers * (length * images * prefix + text) * width) as f64 * element,
             },
         };
         checker.case(case, true, &|cuda| {

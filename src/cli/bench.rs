@@ -8,7 +8,7 @@ use im2sp::bench::{self, BenchOptions};
 use im2sp::{Device, Image, Result, files, trace};
 
 use super::progress::Bar;
-use super::{ModelArgs, print_json};
+use super::{ModelArgs, print_json, print_line};
 
 /// Measure how long each stage of a caption takes
 ///
@@ -67,11 +67,11 @@ impl Bench {
             files::write_atomically(path, profile.as_bytes())?;
         }
         if self.json {
-            print_json(&serde_json::to_value(&report).unwrap_or_default());
+            print_json(&serde_json::to_value(&report).unwrap_or_default())?;
         } else {
-            print!("{}", report.table());
+            print_line(report.table().trim_end())?;
             if engine.memory().is_none() {
-                println!("GPU: not measured ({})", no_gpu());
+                print_line(format_args!("GPU: not measured ({})", no_gpu()))?;
             }
         }
         Ok(ExitCode::SUCCESS)

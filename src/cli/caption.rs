@@ -1,37 +1,42 @@
 //! `im2sp caption`: pictures to spoken captions.
 
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+mod report;
+mod work;
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use im2sp::generate::{Compat, EarlyStopping, GenerateOptions, Sampling};
-use im2sp::{Caption as Spoken, CaptionOptions, Engine, Error, Image, Progress, Result};
-use serde_json::json;
+use im2sp::{CaptionOptions, Engine, Error, Image, Progress, Result};
 
+use super::ModelArgs;
 use super::progress::Bar;
 use super::sound::{self, Format};
-use super::{ModelArgs, print_json};
+use report::InOrder;
+use work::{Item, Work};
 
-/// Pictures that are decoded together; bounds the memory.
-const BATCH: usize = 8;
+/// Pictures that are decoded together, on the CPU and on a GPU; bounds the memory.
+const IN_FLIGHT: [usize; 2] = [8, 64];
 
 /// Speak what is in pictures
 ///
-/// JPEG, PNG, WebP, BMP and GIF are read; the content decides, not the name.
+/// JPEG, PNG, WebP, BMP and GIF are read; the content decides, not the name. Of a directory, files are taken that are named
+/// as pictures are; those whose sound is there already are left out, so the same command goes on after an interruption.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   im2sp caption scene.png -o speech.wav
-  im2sp caption photos/*.jpg -o spoken/ --weights models/git-large-coco
+  im2sp caption photos/ -o spoken/ --weights models/git-large-coco
   im2sp caption photo.jpg --beam 5 --json --no-audio --weights models/git-large-coco
   im2sp caption photo.jpg --temperature 0.9 --top-p 0.95 --seed 7
   im2sp caption scene.png --stream -o - | ffplay -nodisp -autoexit -i -
   im2sp caption scene.png --stream -o - --format pcm | aplay -t raw -f S16_LE -r 16000")]
 pub struct Caption {
-    /// Pictures to caption
-    #[arg(required = true, value_name = "IMAGE")]
+    /// Pictures to caption, or directories of them
+    #[arg(required = true, value_name = "IMAGE|DIR")]
     images: Vec<PathBuf>,
     /// A sound file, a directory for NAME.wav of each picture, or - for standard output [default: NAME.wav in the working
     /// directory]
@@ -43,6 +48,12 @@ pub struct Caption {
     /// Hand out sound while it is being made, into standard output or another pipe; a file still appears whole
     #[arg(long, requires = "output", conflicts_with = "no_audio")]
     stream: bool,
+    /// Speak pictures of a directory again whose sound is there already
+    #[arg(long)]
+    overwrite: bool,
+    /// Decode this many pictures together [default: 8 on the CPU, 64 on a GPU]
+    #[arg(long, value_name = "N")]
+    in_flight: Option<usize>,
     /// Print one JSON object a line per picture on standard output
     #[arg(long)]
     json: bool,
@@ -134,7 +145,16 @@ impl Caption {
     /// Captions every picture. One that cannot be read is reported and does not stop the others.
     pub fn run(self) -> Result<ExitCode> {
         let started = Instant::now();
-        let targets = self.targets()?;
+        let Work { items, kept } = work::of(&self)?;
+        if kept > 0 {
+            eprintln!(
+                "im2sp: {kept} of {} pictures are spoken already; --overwrite speaks them again",
+                kept + items.len()
+            );
+        }
+        if items.is_empty() {
+            return Ok(ExitCode::SUCCESS);
+        }
         let engine = self.model.load()?;
         eprintln!("im2sp: device {}, weights {}", engine.device(), engine.dtype());
         if let Some(domain) = &engine.config().domain {
@@ -145,173 +165,68 @@ impl Caption {
         }
         let options =
             CaptionOptions { generate: self.decoding.options(), speaker: self.speaker, no_audio: self.no_audio };
-        if self.stream {
-            return self.stream(&engine, &options, started);
-        }
-        let mut failed = false;
-        let mut bar = Bar::new();
-        let work: Vec<(&PathBuf, &Option<PathBuf>)> = self.images.iter().zip(&targets).collect();
-        for batch in work.chunks(BATCH) {
-            let mut read = Vec::new();
-            for &(path, target) in batch {
-                let clock = Instant::now();
-                match Image::open(path) {
-                    Ok(image) => read.push((path, target, image, clock.elapsed().as_secs_f64() * 1e3)),
-                    Err(error) => {
-                        eprintln!("im2sp: error: {error}");
-                        failed = true;
-                    }
-                }
+        match &items[..] {
+            [item] if self.stream => self.stream(&engine, item, &options, started),
+            _ if self.stream => {
+                Err(Error::Option { option: "stream", problem: "one picture at a time can be heard".into() })
             }
-            let images: Vec<&Image> = read.iter().map(|(_, _, image, _)| image).collect();
-            let captions = engine.caption_batch(&images, &options, &mut |progress| tell(&mut bar, progress))?;
-            for ((path, target, _, decode), caption) in read.iter().zip(&captions) {
-                self.report(&engine, path, target.as_deref(), *decode, caption)?;
-            }
+            [item] => self.one(&engine, item, &options),
+            _ => self.many(&engine, &items, &options),
         }
-        Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
-    /// One picture, heard while its caption is being made.
-    fn stream(&self, engine: &Engine, options: &CaptionOptions, started: Instant) -> Result<ExitCode> {
-        let ([image], Some(target)) = (&self.images[..], &self.output) else {
-            return Err(Error::Option { option: "stream", problem: "one picture at a time can be heard".into() });
-        };
-        let mut stream = engine.stream(&Image::open(image)?, options);
-        let written = sound::write_stream(target, self.format, &mut stream)?;
-        let since = |at: Option<Instant>| at.map(|at| at.duration_since(started).as_secs_f64() * 1e3);
-        let (first, total) = (since(written.first), started.elapsed().as_secs_f64() * 1e3);
-        let seconds = written.samples as f64 / f64::from(stream.sample_rate().max(1));
-        if self.json {
-            print_json(&json!({
-                "image": image.to_string_lossy(),
-                "output": target.to_string_lossy(),
-                "tokens": stream.tokens(),
-                "units": stream.units(),
-                "duration_s": seconds,
-                "device": engine.device(),
-                "dtype": engine.dtype(),
-                "timings": { "first_sound": first, "total": total },
-            }));
-            return Ok(ExitCode::SUCCESS);
-        }
-        let first = first.map_or("none".into(), |first| format!("{first:.0} ms"));
-        let said = format!(
-            "{} -> {}: {seconds:.2} s of speech from {} units in {total:.0} ms, the first sound after {first}",
-            image.display(),
-            target.display(),
-            stream.units().len()
-        );
-        if sound::is_standard_output(target) {
-            eprintln!("im2sp: {said}")
-        } else {
-            println!("{said}")
+    /// One picture, as soon as possible.
+    fn one(&self, engine: &Engine, item: &Item, options: &CaptionOptions) -> Result<ExitCode> {
+        let clock = Instant::now();
+        let image = Image::open(&item.image)?;
+        let read = clock.elapsed().as_secs_f64() * 1e3;
+        let mut bar = Bar::new();
+        for mut caption in engine.caption_batch(&[&image], options, &mut |progress| tell(&mut bar, progress))? {
+            caption.timings.read = read;
+            report::finish(self, engine, item, &caption)?.say()?;
         }
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Where each picture's sound goes; `None` without sound.
-    fn targets(&self) -> Result<Vec<Option<PathBuf>>> {
-        if self.no_audio {
-            return Ok(vec![None; self.images.len()]);
-        }
-        let wrong = |problem: String| Error::Option { option: "output", problem };
-        if self.output.as_deref().is_some_and(sound::is_standard_output) {
-            return match &self.images[..] {
-                _ if self.json => Err(wrong("standard output cannot take both sound and --json".into())),
-                [_] => Ok(vec![self.output.clone()]),
-                _ => Err(wrong("standard output takes the sound of one picture: give a directory".into())),
-            };
-        }
-        let directory = match &self.output {
-            None => PathBuf::new(),
-            Some(output) if output.is_dir() => output.clone(),
-            Some(output) if output.as_os_str().as_encoded_bytes().ends_with(b"/") => {
-                std::fs::create_dir_all(output).map_err(Error::io("create", output))?;
-                output.clone()
-            }
-            Some(output) if self.images.len() == 1 => return Ok(vec![Some(output.clone())]),
-            Some(output) => {
-                let problem = format!("{} is no directory, but there are several pictures", output.display());
-                return Err(wrong(problem));
-            }
-        };
-        let mut seen = HashSet::new();
-        self.images
-            .iter()
-            .map(|image| {
-                let target = directory
-                    .join(image.file_stem().unwrap_or(image.as_os_str()))
-                    .with_extension(self.format.extension());
-                if seen.insert(target.clone()) {
-                    Ok(Some(target))
-                } else {
-                    Err(wrong(format!("two pictures would be spoken into {}", target.display())))
+    /// Many pictures, as many a second as possible.
+    fn many(&self, engine: &Engine, items: &[Item], options: &CaptionOptions) -> Result<ExitCode> {
+        let in_flight = self.in_flight.unwrap_or(IN_FLIGHT[usize::from(engine.memory().is_some())]);
+        let pictures = |index: usize| items.get(index).map(|item| Image::open(&item.image));
+        let (mut bar, mut order, mut done, mut failed) = (Bar::new(), InOrder::default(), 0, false);
+        let mut refused = None;
+        engine.caption_many(&pictures, options, in_flight, &mut |index, caption| {
+            done += 1;
+            bar.show("pictures", done, items.len() as u64);
+            let said = match caption {
+                Ok(caption) => report::finish(self, engine, &items[index], &caption).map(Some),
+                Err(error) => {
+                    eprintln!("im2sp: error: {error}");
+                    failed = true;
+                    Ok(None)
                 }
-            })
-            .collect()
+            };
+            match said.and_then(|said| order.put(index, said)) {
+                Ok(()) => ControlFlow::Continue(()),
+                // What cannot be written ends the work: the next could not be either.
+                Err(error) => {
+                    refused = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        match refused {
+            Some(error) => Err(error),
+            None => Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }),
+        }
     }
 
-    fn report(
-        &self,
-        engine: &Engine,
-        image: &Path,
-        target: Option<&Path>,
-        decode_image: f64,
-        caption: &Spoken,
-    ) -> Result<()> {
-        let clock = Instant::now();
-        if let Some(target) = target {
-            sound::write(target, self.format, &caption.samples, caption.sample_rate)?;
-        }
-        let write = clock.elapsed().as_secs_f64() * 1e3;
-        let seconds = caption.samples.len() as f64 / f64::from(caption.sample_rate.max(1));
-        let timings = &caption.timings;
-        if self.json {
-            print_json(&json!({
-                "image": image.to_string_lossy(),
-                "output": target.map(|target| target.to_string_lossy()),
-                "tokens": caption.tokens,
-                "units": caption.units,
-                "duration_s": seconds,
-                "device": engine.device(),
-                "dtype": engine.dtype(),
-                "timings": {
-                    "decode_image": decode_image,
-                    "preprocess": timings.preprocess,
-                    "vision": timings.vision,
-                    "prefill": timings.prefill,
-                    "decode": timings.decode,
-                    "per_unit": timings.per_unit,
-                    "vocoder": timings.vocoder,
-                    "write": write,
-                },
-            }));
-            return Ok(());
-        }
-        match target {
-            Some(target) => {
-                let total = decode_image
-                    + timings.preprocess
-                    + timings.vision
-                    + timings.prefill
-                    + timings.decode
-                    + timings.vocoder
-                    + write;
-                let said = format!(
-                    "{} -> {}: {seconds:.2} s of speech from {} units in {total:.0} ms",
-                    image.display(),
-                    target.display(),
-                    caption.units.len()
-                );
-                if sound::is_standard_output(target) { eprintln!("im2sp: {said}") } else { println!("{said}") }
-            }
-            None => {
-                let units: Vec<String> = caption.units.iter().map(u32::to_string).collect();
-                println!("{}", units.join(" "));
-            }
-        }
-        Ok(())
+    /// One picture, heard while its caption is being made.
+    fn stream(&self, engine: &Engine, item: &Item, options: &CaptionOptions, started: Instant) -> Result<ExitCode> {
+        let mut stream = engine.stream(&Image::open(&item.image)?, options);
+        let target = item.target.clone().unwrap_or_default();
+        let written = sound::write_stream(&target, self.format, &mut stream)?;
+        report::streamed(self, engine, item, &stream, &written, started).say()?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 

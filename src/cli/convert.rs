@@ -9,8 +9,8 @@ use im2sp::tensor::DType;
 use im2sp::weights::{ConvertOptions, convert};
 use serde_json::json;
 
-use super::print_json;
 use super::progress::Bar;
+use super::{print_json, print_line};
 
 /// Make a model directory from published checkpoints
 ///
@@ -98,15 +98,15 @@ impl Convert {
                 "tensors": report.tensors,
                 "parameters": report.parameters,
                 "bytes": report.bytes,
-            }));
+            }))?;
         } else {
-            println!(
+            print_line(format_args!(
                 "{}: {} tensors, {} parameters, {:.1} MB",
                 options.output.display(),
                 report.tensors,
                 report.parameters,
                 report.bytes as f64 / 1e6
-            );
+            ))?;
         }
         Ok(ExitCode::SUCCESS)
     }

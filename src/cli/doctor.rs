@@ -54,9 +54,9 @@ impl Doctor {
         })?;
         drop(bar);
         if self.json {
-            super::print_json(&diagnosis.json());
+            super::print_json(&diagnosis.json())?;
         } else {
-            print!("{}", diagnosis.table());
+            super::print_line(diagnosis.table().trim_end())?;
         }
         Ok(if diagnosis.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

@@ -9,7 +9,7 @@ use im2sp::weights::directory::ModelFiles;
 use im2sp::weights::embedded;
 use serde_json::json;
 
-use super::print_json;
+use super::{print_json, print_line};
 
 /// Show what a model directory holds
 #[derive(Args)]
@@ -35,38 +35,41 @@ impl Info {
             .flat_map(|store| store.iter())
             .fold((0, 0), |(parameters, bytes), (_, tensor)| (parameters + tensor.len(), bytes + tensor.bytes().len()));
         if self.json {
-            print_json(&json!({ "config": config, "parameters": parameters, "bytes": bytes }));
+            print_json(&json!({ "config": config, "parameters": parameters, "bytes": bytes }))?;
             return Ok(ExitCode::SUCCESS);
         }
-        println!("{}", config.description.as_deref().unwrap_or("a model without a description"));
+        print_line(format_args!("{}", config.description.as_deref().unwrap_or("a model without a description")))?;
         if let Some(domain) = &config.domain {
-            println!("knows      {domain} only");
+            print_line(format_args!("knows      {domain} only"))?;
         }
-        println!("size       {parameters} parameters, {:.1} MB", bytes as f64 / 1e6);
+        print_line(format_args!("size       {parameters} parameters, {:.1} MB", bytes as f64 / 1e6))?;
         let (image, vision, decoder) = (&config.image, &config.vision, &config.decoder);
-        println!("image      {0}x{0} pixels, mean {1:?}, std {2:?}", image.size, image.mean, image.std);
-        println!(
+        print_line(format_args!(
+            "image      {0}x{0} pixels, mean {1:?}, std {2:?}",
+            image.size, image.mean, image.std
+        ))?;
+        print_line(format_args!(
             "vision     {} layers, {} channels, {} heads, patches of {}, {} tokens",
             vision.layers,
             vision.width,
             vision.heads,
             vision.patch,
             config.image_tokens()
-        );
-        println!(
+        ))?;
+        print_line(format_args!(
             "decoder    {} layers, {} channels, {} heads, {} tokens, {} positions",
             decoder.layers, decoder.width, decoder.heads, decoder.vocabulary, decoder.max_positions
-        );
+        ))?;
         match &config.vocoder {
-            Some(vocoder) => println!(
+            Some(vocoder) => print_line(format_args!(
                 "vocoder    {} units, {} samples a frame at {} Hz, {} channels, durations {}",
                 vocoder.num_embeddings,
                 vocoder.hop(),
                 vocoder.sampling_rate,
                 vocoder.upsample_initial_channel,
                 if vocoder.duration.is_some() { "predicted" } else { "of one frame" }
-            ),
-            None => println!("vocoder    none"),
+            ))?,
+            None => print_line(format_args!("vocoder    none"))?,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -10,12 +10,14 @@ mod progress;
 mod sound;
 mod speak;
 
-use std::path::PathBuf;
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use im2sp::tensor::DType;
-use im2sp::{Device, Engine, LoadOptions, Result};
+use im2sp::{Device, Engine, Error, LoadOptions, Result};
 
 /// Speak what is in a picture, without text in between.
 #[derive(Parser)]
@@ -103,8 +105,17 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Prints one line of JSON. A closed pipe is no error.
-fn print_json(value: &serde_json::Value) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stdout(), "{value}");
+/// Prints one line of JSON.
+fn print_json(value: &serde_json::Value) -> Result<()> {
+    print_line(value)
+}
+
+/// Prints one line on standard output. A closed pipe is no error, a full disk is one.
+fn print_line(line: impl Display) -> Result<()> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::io("write", Path::new("standard output"))(error))
+        }
+        _ => Ok(()),
+    }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use im2sp::{Error, Result, audio, units};
 use serde_json::json;
 
-use super::{ModelArgs, print_json};
+use super::{ModelArgs, print_json, print_line};
 
 /// Speak a list of units
 ///
@@ -58,10 +58,10 @@ impl Speak {
                 "duration_s": seconds,
                 "device": engine.device(),
                 "dtype": engine.dtype(),
-            }));
+            }))?;
         } else {
             eprintln!("im2sp: device {}, weights {}", engine.device(), engine.dtype());
-            println!("{}: {seconds:.2} s of speech from {} units", self.output.display(), units.len());
+            print_line(format_args!("{}: {seconds:.2} s of speech from {} units", self.output.display(), units.len()))?;
         }
         Ok(ExitCode::SUCCESS)
     }

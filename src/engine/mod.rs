@@ -2,12 +2,14 @@
 //! evaluation and the benches call it; none has a path of its own.
 
 mod device;
+mod many;
 mod model;
 mod stream;
 
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 
 use crate::generate::GenerateOptions;
 use crate::image::Image;
@@ -18,6 +20,7 @@ use crate::weights::directory::ModelFiles;
 use crate::{Error, Result};
 
 pub use device::Device;
+pub use many::{Heard, Pictures};
 pub use stream::{AudioChunk, CaptionStream};
 
 /// How a model is loaded.
@@ -67,7 +70,9 @@ pub struct Speech {
 /// Milliseconds spent in each stage. Stages that handle a batch at once report the whole batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timings {
-    /// Resizing, cropping and normalising this picture.
+    /// Getting hold of this picture, if the engine asked for it; 0 if it was handed over.
+    pub read: f64,
+    /// Resizing, cropping and normalising it.
     pub preprocess: f64,
     /// The vision transformer and the projection, whole batch.
     pub vision: f64,
@@ -124,6 +129,15 @@ trait Captioner: Send + Sync {
         options: &CaptionOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Caption>>;
+    /// See [`Engine::caption_many`].
+    fn caption_many(
+        &self,
+        config: &ModelConfig,
+        pictures: Receiver<many::Prepared>,
+        options: &CaptionOptions,
+        in_flight: usize,
+        heard: Heard<'_>,
+    ) -> Result<()>;
     /// Pixels of one picture to its tokens. `told` hears what they will begin with as it becomes known, and may end it.
     fn tokens(
         &self,
@@ -246,6 +260,38 @@ impl Engine {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Caption>> {
         self.model.caption(&self.config, images, options, progress)
+    }
+
+    /// Captions any number of pictures, `in_flight` of them together, as a pipeline: pictures are read ahead, and the place
+    /// of a caption that has ended is taken at once. `heard` gets every caption, the same that its picture alone would get,
+    /// in the order in which they end, and a picture's own error in its place. In the timings, a caption's decoding lasts
+    /// from its first step to its last, with what was done for others meanwhile.
+    ///
+    /// ```
+    /// # use std::ops::ControlFlow;
+    /// # fn main() -> im2sp::Result<()> {
+    /// let engine = im2sp::Engine::embedded()?;
+    /// let paths = ["assets/scene.png", "assets/no-such.png"];
+    /// let pictures = |index: usize| paths.get(index).map(im2sp::Image::open);
+    /// let options = im2sp::CaptionOptions::default();
+    /// engine.caption_many(&pictures, &options, 8, &mut |index, caption| {
+    ///     assert_eq!(caption.is_ok(), index == 0);
+    ///     ControlFlow::Continue(())
+    /// })?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// If an option does not fit the model, the weights are damaged, or the device fails: that ends all captions.
+    pub fn caption_many(
+        &self,
+        pictures: Pictures<'_>,
+        options: &CaptionOptions,
+        in_flight: usize,
+        heard: Heard<'_>,
+    ) -> Result<()> {
+        many::caption_many(&*self.model, &self.config, pictures, options, in_flight, heard)
     }
 
     /// Captions one picture and hands out its sound while it is being made: the samples of [`Engine::caption`], bit for bit,

@@ -1,10 +1,12 @@
 //! The three models on one backend, and the path through them.
 
 use std::ops::ControlFlow;
+use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
+use super::many::Prepared;
 use super::stream;
-use super::{Caption, CaptionOptions, Captioner, DeviceMemory, Progress, Speech, Timings};
+use super::{Caption, CaptionOptions, Captioner, DeviceMemory, Heard, Progress, Speech, Timings};
 use crate::backend::Backend;
 use crate::generate::{self, GenerateOptions, Generated, Told};
 use crate::image::Image;
@@ -25,9 +27,9 @@ enum Step<'a> {
 
 /// The models on a backend.
 pub(super) struct Model<B: Backend> {
-    backend: B,
-    vision: Vision<B>,
-    decoder: Decoder<B>,
+    pub backend: B,
+    pub vision: Vision<B>,
+    pub decoder: Decoder<B>,
     vocoder: Option<Vocoder<B>>,
 }
 
@@ -48,6 +50,17 @@ impl<B: Backend> Captioner for Model<B> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Caption>> {
         Model::caption(self, config, images, options, progress)
+    }
+
+    fn caption_many(
+        &self,
+        config: &ModelConfig,
+        pictures: Receiver<Prepared>,
+        options: &CaptionOptions,
+        in_flight: usize,
+        heard: Heard<'_>,
+    ) -> Result<()> {
+        Model::caption_many(self, config, pictures, options, in_flight, heard)
     }
 
     fn tokens(
@@ -93,6 +106,17 @@ impl<C: Captioner> Captioner for std::sync::Mutex<C> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Caption>> {
         turn(self).caption(config, images, options, progress)
+    }
+
+    fn caption_many(
+        &self,
+        config: &ModelConfig,
+        pictures: Receiver<Prepared>,
+        options: &CaptionOptions,
+        in_flight: usize,
+        heard: Heard<'_>,
+    ) -> Result<()> {
+        turn(self).caption_many(config, pictures, options, in_flight, heard)
     }
 
     fn tokens(
@@ -143,11 +167,7 @@ impl<B: Backend> Model<B> {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        // Said before the work, not after it.
-        if !options.no_audio {
-            self.vocoder()?;
-        }
-        options.generate.check(config.decoder.vocabulary)?;
+        self.check(config, options)?;
         let mut timings = vec![Timings::default(); images.len()];
         let mut pixels = Vec::new();
         for (image, timings) in images.iter().zip(&mut timings) {
@@ -176,6 +196,14 @@ impl<B: Backend> Model<B> {
             .collect()
     }
 
+    /// What can be refused before the work.
+    pub(super) fn check(&self, config: &ModelConfig, options: &CaptionOptions) -> Result<()> {
+        if !options.no_audio {
+            self.vocoder()?;
+        }
+        options.generate.check(config.decoder.vocabulary)
+    }
+
     /// Pixels (B, 3, side, side) to tokens, filling in the batch's timings. `told` may end it, and with it the result.
     fn generate(
         &self,
@@ -198,7 +226,7 @@ impl<B: Backend> Model<B> {
         }
         let (clock, span) = (Instant::now(), trace::span("prefill"));
         let limit = options.limit(&self.decoder);
-        let mut cache = self.decoder.prefill(&self.backend, &tokens, batch, limit)?;
+        let cache = self.decoder.prefill(&self.backend, &tokens, batch, limit)?;
         drop(span);
         let prefill = milliseconds(clock);
 
@@ -208,7 +236,7 @@ impl<B: Backend> Model<B> {
             longest = longest.max(step.length);
             told(Step::Told(step))
         };
-        let generated = generate::generate(&self.backend, &self.decoder, &mut cache, batch, options, &mut heard)?;
+        let generated = generate::generate(&self.backend, &self.decoder, cache, batch, options, &mut heard)?;
         drop(span);
         let decode = milliseconds(clock);
         for t in timings {
@@ -217,7 +245,13 @@ impl<B: Backend> Model<B> {
         Ok(generated)
     }
 
-    fn spoken(&self, generated: Generated, mut timings: Timings, options: &CaptionOptions) -> Result<Caption> {
+    /// What was generated, as sound.
+    pub(super) fn spoken(
+        &self,
+        generated: Generated,
+        mut timings: Timings,
+        options: &CaptionOptions,
+    ) -> Result<Caption> {
         let units = stream::spoken(&generated.tokens, options.generate.compat);
         let (clock, _span) = (Instant::now(), trace::span("vocoder"));
         let speech = if options.no_audio || units.is_empty() {
@@ -251,6 +285,6 @@ pub(super) fn no_vocoder() -> Error {
     Error::Units { problem: problem.into() }
 }
 
-fn milliseconds(since: Instant) -> f64 {
+pub(super) fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }

@@ -2,27 +2,14 @@
 //! which the reference pins. They take the same candidates and differ in how hypotheses that meet the length limit are
 //! scored and chosen. Log-probabilities are summed in f32, as both do.
 
-use std::ops::ControlFlow;
-
-use super::{Compat, EarlyStopping, GenerateOptions, Generated, Told};
-use crate::Result;
+use super::batch::Running;
+use super::{Compat, EarlyStopping, GenerateOptions, Generated};
+use crate::backend::BeamCandidate;
 use crate::backend::rows::top;
-use crate::backend::{Backend, BeamCandidate, CacheRow};
-use crate::model::decoder::Decoder;
 use crate::units::{BOS, EOS};
 
 /// What the libraries add to a score to take a candidate out of the running.
 const EXCLUDED: f32 = -1.0e9;
-
-/// A sequence that is still growing.
-#[derive(Clone)]
-struct Running {
-    tokens: Vec<u32>,
-    /// Sum of log-probabilities.
-    score: f32,
-    /// Its row of the previous step.
-    row: Option<usize>,
-}
 
 /// A finished hypothesis; its score is divided by the length already.
 struct Finished {
@@ -31,64 +18,26 @@ struct Finished {
 }
 
 /// The search for one picture.
-struct Search<'a> {
+pub(super) struct Search<'a> {
     options: &'a GenerateOptions,
     limit: usize,
-    running: Vec<Running>,
+    /// Sequences that still grow, best first.
+    pub running: Vec<Running>,
     /// Best first.
     finished: Vec<Finished>,
-    done: bool,
-}
-
-/// Decodes all pictures in lockstep; see [`super::generate`].
-pub(super) fn search<B: Backend>(
-    backend: &B,
-    decoder: &Decoder<B>,
-    cache: &mut B::Cache,
-    images: usize,
-    options: &GenerateOptions,
-    limit: usize,
-    told: &mut dyn FnMut(Told<'_>) -> ControlFlow<()>,
-) -> Result<Vec<Generated>> {
-    let mut searches: Vec<Search<'_>> = (0..images).map(|_| Search::new(options, limit)).collect();
-    for position in 0..limit - 1 {
-        let (mut rows, mut ids, mut scores, mut pictures) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for (image, search) in searches.iter_mut().enumerate().filter(|(_, search)| !search.done) {
-            for beam in &mut search.running {
-                rows.push(CacheRow { image, parent: beam.row.replace(rows.len()) });
-                ids.extend(beam.tokens.last());
-                scores.push(beam.score);
-            }
-            pictures.push(search.running.len());
-        }
-        if rows.is_empty() {
-            break;
-        }
-        backend.cache_rows(cache, &rows)?;
-        let logits = decoder.step(backend, cache, &ids, position)?;
-        let candidates = backend.beam_candidates(&logits, &scores, &pictures, 2 * options.beams)?;
-        let mut ended = false;
-        let live = searches.iter_mut().enumerate().filter(|(_, search)| !search.done);
-        for ((image, search), candidates) in live.zip(candidates) {
-            search.step(&candidates);
-            ended |= told(Told { image, length: position + 2, settled: search.settled() }).is_break();
-        }
-        if ended {
-            break;
-        }
-    }
-    Ok(searches.into_iter().map(Search::best).collect())
+    /// Nothing better will be found.
+    pub done: bool,
 }
 
 impl<'a> Search<'a> {
-    fn new(options: &'a GenerateOptions, limit: usize) -> Self {
+    pub fn new(options: &'a GenerateOptions, limit: usize) -> Self {
         // The libraries start with equal beams of which all but one are excluded; one row does the same.
-        let running = vec![Running { tokens: vec![BOS], score: 0.0, row: None }];
+        let running = vec![Running::start()];
         Search { options, limit, running, finished: Vec::new(), done: false }
     }
 
     /// Extends the running beams by one token; `candidates` are the best ways to, best first.
-    fn step(&mut self, candidates: &[BeamCandidate]) {
+    pub fn step(&mut self, candidates: &[BeamCandidate]) {
         match self.options.compat {
             Compat::Current => self.step_current(candidates),
             Compat::Reference => self.step_reference(candidates),
@@ -179,7 +128,7 @@ impl<'a> Search<'a> {
 
     /// What the result will begin with. It will be the best finished hypothesis, which a worse one never becomes, or grow
     /// out of a running beam.
-    fn settled(&self) -> &[u32] {
+    pub fn settled(&self) -> &[u32] {
         let running = if self.done { &[][..] } else { &self.running };
         let finished = self.finished.first().map(|finished| &finished.tokens);
         let mut all = finished.into_iter().chain(running.iter().map(|beam| &beam.tokens));
@@ -190,7 +139,7 @@ impl<'a> Search<'a> {
         })
     }
 
-    fn best(self) -> Generated {
+    pub fn best(self) -> Generated {
         let Some(best) = self.finished.into_iter().next() else {
             // Only without a single step: nothing was generated.
             return Generated { tokens: vec![BOS], score: None };

@@ -1,18 +1,19 @@
 //! From image tokens to unit tokens: greedy, beam search and sampling over a key-value cache. Every picture is decoded as
-//! if it were alone: a picture's tokens do not depend on its neighbours in a batch. Rows that have finished leave the
-//! batch at once.
+//! if it were alone: a picture's tokens do not depend on its neighbours in a batch. Texts that have ended leave the batch
+//! at once, and others may take their places ([`Batch`]).
 
+mod batch;
 mod beam;
 mod sample;
 
 use std::ops::ControlFlow;
 
-use crate::backend::{Backend, CacheRow};
+use crate::backend::Backend;
 use crate::model::decoder::Decoder;
-use crate::units::{BOS, EOS};
 use crate::{Error, Result};
 
 pub use crate::backend::rows::log_softmax;
+pub use batch::Batch;
 
 /// When a beam search may stop looking for better hypotheses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,7 +127,7 @@ impl GenerateOptions {
 /// What is known of a picture's tokens after a step.
 #[derive(Clone, Copy, Debug)]
 pub struct Told<'a> {
-    /// Which picture.
+    /// Which picture: its place in the batch.
     pub image: usize,
     /// Tokens of its longest sequence so far.
     pub length: usize,
@@ -135,55 +136,34 @@ pub struct Told<'a> {
     pub settled: &'a [u32],
 }
 
-/// Decodes `images` pictures whose prefixes `cache` holds. `told` hears of every picture after each of its steps, and may
-/// end the whole, whose result is then as far as it came.
+/// Decodes `images` pictures whose prefixes `cache` holds, from the first to the last token. `told` hears of every picture
+/// after each of its steps, and may end the whole, whose result is then as far as it came.
 pub fn generate<B: Backend>(
     backend: &B,
     decoder: &Decoder<B>,
-    cache: &mut B::Cache,
+    cache: B::Cache,
     images: usize,
     options: &GenerateOptions,
     told: &mut dyn FnMut(Told<'_>) -> ControlFlow<()>,
 ) -> Result<Vec<Generated>> {
     options.check(decoder.config().vocabulary)?;
-    let limit = options.limit(decoder);
-    if options.beams > 1 {
-        return beam::search(backend, decoder, cache, images, options, limit, told);
-    }
-    if options.sampling.is_none() {
+    if options.beams == 1 && options.sampling.is_none() {
         let mut heard = |image: usize, tokens: &[u32]| told(Told { image, length: tokens.len(), settled: tokens });
-        if let Some(done) = backend.decode_greedy(&decoder.greedy(), cache, limit, &mut heard) {
+        if let Some(done) = backend.decode_greedy(&decoder.greedy(), &cache, options.limit(decoder), &mut heard) {
             return Ok(done?.into_iter().map(|tokens| Generated { tokens, score: None }).collect());
         }
     }
-    let mut sampler = options.sampling.map(|sampling| sample::Sampler::new(sampling, images));
-    let mut done: Vec<Vec<u32>> = vec![vec![BOS]; images];
-    let mut live: Vec<usize> = (0..images).collect();
-    let mut rows: Vec<CacheRow> = live.iter().map(|&image| CacheRow { image, parent: None }).collect();
-    for position in 0..limit - 1 {
-        if live.is_empty() {
+    let mut batch = Batch::new(backend, decoder, cache, images, options);
+    (0..images).for_each(|image| batch.begin(image));
+    let mut done = Vec::new();
+    while batch.live() > 0 {
+        let (ended, flow) = batch.step(told)?;
+        done.extend(ended);
+        if flow.is_break() {
             break;
         }
-        if rows.len() != live.len() || position == 0 {
-            rows.retain(|row| live.contains(&row.image));
-            backend.cache_rows(cache, &rows)?;
-            rows = live.iter().enumerate().map(|(r, &image)| CacheRow { image, parent: Some(r) }).collect();
-        }
-        let ids: Vec<u32> = live.iter().filter_map(|&image| done[image].last().copied()).collect();
-        let logits = decoder.step(backend, cache, &ids, position)?;
-        let next = match &mut sampler {
-            Some(sampler) => sampler.draw(backend, &logits, &live)?,
-            None => backend.argmax(&logits)?,
-        };
-        let mut ended = false;
-        for (&image, &token) in live.iter().zip(&next) {
-            done[image].push(token);
-            ended |= told(Told { image, length: position + 2, settled: &done[image] }).is_break();
-        }
-        if ended {
-            break;
-        }
-        live.retain(|&image| done[image].last() != Some(&EOS));
     }
-    Ok(done.into_iter().map(|tokens| Generated { tokens, score: None }).collect())
+    done.extend(batch.stop());
+    done.sort_by_key(|(image, _)| *image);
+    Ok(done.into_iter().map(|(_, generated)| generated).collect())
 }

@@ -7,34 +7,23 @@ use crate::Result;
 use crate::backend::rows::{log_softmax, top};
 use crate::backend::{Backend, TopValue};
 
-/// The random state of every picture.
-pub struct Sampler {
-    sampling: Sampling,
-    states: Vec<u64>,
+/// One token for each row of `logits` (R, V); each row has its own random `states`.
+pub fn draw<'a, B: Backend>(
+    backend: &B,
+    logits: &B::Tensor,
+    sampling: &Sampling,
+    states: impl Iterator<Item = &'a mut u64>,
+) -> Result<Vec<u32>> {
+    let rows = sampling.likeliest(backend, logits)?;
+    rows.iter().zip(states).map(|(row, state)| Ok(pick(&sampling.candidates(row)?, uniform(state)))).collect()
 }
 
-impl Sampler {
-    pub fn new(sampling: Sampling, images: usize) -> Sampler {
-        Sampler { sampling, states: vec![sampling.seed; images] }
-    }
-
-    /// One token for each row of `logits` (R, V); row r belongs to picture `images[r]`.
-    pub fn draw<B: Backend>(&mut self, backend: &B, logits: &B::Tensor, images: &[usize]) -> Result<Vec<u32>> {
-        let rows = self.likeliest(backend, logits)?;
-        rows.iter()
-            .zip(images)
-            .map(|(row, &image)| {
-                let candidates = self.candidates(row)?;
-                Ok(pick(&candidates, uniform(&mut self.states[image])))
-            })
-            .collect()
-    }
-
+impl Sampling {
     /// The logits that top-k leaves of each row, likeliest first.
     fn likeliest<B: Backend>(&self, backend: &B, logits: &B::Tensor) -> Result<Vec<Vec<TopValue>>> {
         let [_, vocabulary] = backend.shape(logits);
-        if self.sampling.top_k > 0 {
-            return backend.top_k(logits, self.sampling.top_k.min(vocabulary));
+        if self.top_k > 0 {
+            return backend.top_k(logits, self.top_k.min(vocabulary));
         }
         let value = |row: &[f32], column: usize| TopValue { value: row[column], column: column as u32 };
         let of_row = |row: &[f32]| {
@@ -45,7 +34,7 @@ impl Sampler {
     }
 
     fn scaled(&self, logits: impl Iterator<Item = f32>) -> Vec<f32> {
-        logits.map(|logit| logit / self.sampling.temperature).collect()
+        logits.map(|logit| logit / self.temperature).collect()
     }
 
     /// Tokens that may be drawn, likeliest first, with their probabilities.
@@ -55,7 +44,7 @@ impl Sampler {
         let mut candidates = Vec::new();
         for (top, log) in likeliest.iter().zip(kept) {
             // A token stays while those before it do not reach top_p, so at least one does.
-            if before >= f64::from(self.sampling.top_p) && !candidates.is_empty() {
+            if before >= f64::from(self.top_p) && !candidates.is_empty() {
                 break;
             }
             let probability = f64::from(log).exp();
@@ -96,17 +85,17 @@ mod tests {
         Cpu.upload([1, logits.len()], logits)
     }
 
-    fn sampler(top_k: usize, top_p: f32, temperature: f32) -> Sampler {
-        Sampler::new(Sampling { temperature, top_k, top_p, seed: 7 }, 1)
+    fn sampling(top_k: usize, top_p: f32, temperature: f32) -> Sampling {
+        Sampling { temperature, top_k, top_p, seed: 7 }
     }
 
     #[test]
     fn frequencies_follow_the_softmax() -> Result<()> {
         let logits = row(&[0.0, 2.0f32.ln(), 5.0f32.ln()])?;
-        let mut sampler = sampler(0, 1.0, 1.0);
+        let (sampling, mut state) = (sampling(0, 1.0, 1.0), 7);
         let mut counts = [0; 3];
         for _ in 0..8000 {
-            counts[sampler.draw(&Cpu, &logits, &[0])?[0] as usize] += 1;
+            counts[draw(&Cpu, &logits, &sampling, [&mut state].into_iter())?[0] as usize] += 1;
         }
         for (count, expected) in counts.into_iter().zip([1000.0, 2000.0, 5000.0]) {
             // Five standard deviations of a binomial count.
@@ -118,15 +107,15 @@ mod tests {
     #[test]
     fn filters_keep_the_likeliest() -> Result<()> {
         let logits = row(&[0.1f32.ln(), 0.6f32.ln(), 0.3f32.ln()])?;
-        let tokens = |s: &Sampler| -> Result<Vec<u32>> {
+        let tokens = |s: &Sampling| -> Result<Vec<u32>> {
             let likeliest = s.likeliest(&Cpu, &logits)?;
             Ok(s.candidates(&likeliest[0])?.into_iter().map(|(token, _)| token).collect())
         };
-        assert_eq!(tokens(&sampler(2, 1.0, 1.0))?, [1, 2]);
-        assert_eq!(tokens(&sampler(9, 1.0, 1.0))?, [1, 2, 0], "more than there are keeps all");
-        assert_eq!(tokens(&sampler(0, 0.5, 1.0))?, [1]);
-        assert_eq!(tokens(&sampler(0, 0.7, 1.0))?, [1, 2]);
-        assert_eq!(tokens(&sampler(0, 1.0, 0.01))?.first(), Some(&1));
+        assert_eq!(tokens(&sampling(2, 1.0, 1.0))?, [1, 2]);
+        assert_eq!(tokens(&sampling(9, 1.0, 1.0))?, [1, 2, 0], "more than there are keeps all");
+        assert_eq!(tokens(&sampling(0, 0.5, 1.0))?, [1]);
+        assert_eq!(tokens(&sampling(0, 0.7, 1.0))?, [1, 2]);
+        assert_eq!(tokens(&sampling(0, 1.0, 0.01))?.first(), Some(&1));
         Ok(())
     }
 }

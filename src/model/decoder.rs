@@ -49,43 +49,54 @@ impl<B: Backend> Decoder<B> {
         &self.config
     }
 
-    /// Image tokens (images*T, C) to a cache that holds their keys and values, with room for `max_text` text tokens.
+    /// A cache for `images` pictures of `prefix` tokens each, with room for `max_text` text tokens in every row.
+    pub fn cache(&self, backend: &B, images: usize, prefix: usize, max_text: usize) -> Result<B::Cache> {
+        let (layers, heads) = (self.layers.len(), self.config.heads);
+        backend.cache(CacheShape { layers, heads, head_size: self.config.width / heads, images, prefix, max_text })
+    }
+
+    /// Image tokens (images*T, C) to a cache that holds their keys and values and nothing else.
     pub fn prefill(&self, backend: &B, tokens: &B::Tensor, images: usize, max_text: usize) -> Result<B::Cache> {
         let prefix = backend.shape(tokens)[0].checked_div(images).unwrap_or(0);
-        let heads = self.config.heads;
-        let mut cache = backend.cache(CacheShape {
-            layers: self.layers.len(),
-            heads,
-            head_size: self.config.width / heads,
-            images,
-            prefix,
-            max_text,
-        })?;
-        let mut x = tokens.clone();
-        for (n, layer) in self.layers.iter().enumerate() {
-            let qkv = backend.linear(&x, &layer.qkv, Activation::None, None)?;
-            backend.cache_prefix(&mut cache, n, &qkv)?;
-            // Nothing but the last layer's keys and values is ever read.
-            if n + 1 < self.layers.len() {
-                let attended =
-                    backend.attention(&qkv, AttentionShape { batch: images, tokens: prefix, heads, prefix })?;
-                x = self.after_attention(backend, B::linear, layer, &attended, &x)?;
-            }
-        }
+        let mut cache = self.cache(backend, images, prefix, max_text)?;
+        self.prefill_into(backend, &mut cache, &(0..images).collect::<Vec<_>>(), tokens)?;
         Ok(cache)
     }
 
-    /// One token per live row of the cache, all at text position `position`, to logits (R, V).
-    pub fn step(&self, backend: &B, cache: &mut B::Cache, ids: &[u32], position: usize) -> Result<B::Tensor> {
+    /// Image tokens (pictures*T, C) to their keys and values at these pictures' places of the cache.
+    pub fn prefill_into(
+        &self,
+        backend: &B,
+        cache: &mut B::Cache,
+        pictures: &[usize],
+        tokens: &B::Tensor,
+    ) -> Result<()> {
+        let (batch, heads) = (pictures.len(), self.config.heads);
+        let prefix = backend.shape(tokens)[0].checked_div(batch).unwrap_or(0);
+        let mut x = tokens.clone();
+        for (n, layer) in self.layers.iter().enumerate() {
+            let qkv = backend.linear(&x, &layer.qkv, Activation::None, None)?;
+            backend.cache_prefix(cache, pictures, n, &qkv)?;
+            // Nothing but the last layer's keys and values is ever read.
+            if n + 1 < self.layers.len() {
+                let attended = backend.attention(&qkv, AttentionShape { batch, tokens: prefix, heads, prefix })?;
+                x = self.after_attention(backend, B::linear, layer, &attended, &x)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One more token in the text of every live row of the cache, to logits (R, V).
+    pub fn step(&self, backend: &B, cache: &mut B::Cache, ids: &[u32]) -> Result<B::Tensor> {
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.config.vocabulary) {
             return Err(Error::shape("decoder", format!("token {id} of a vocabulary of {}", self.config.vocabulary)));
         }
-        let positions = vec![position as u32; ids.len()];
+        let positions = backend.cache_grow(cache)?;
         let x = backend.embed(&self.output.weight, &self.position, ids, &positions)?;
         let mut x = backend.layer_norm(&x, &self.embedding_norm)?;
         for (n, layer) in self.layers.iter().enumerate() {
             let qkv = backend.linear_step(&x, &layer.qkv, Activation::None, None)?;
-            let attended = backend.attention_cached(&qkv, cache, n, position)?;
+            let attended = backend.attention_cached(&qkv, cache, n)?;
             x = self.after_attention(backend, B::linear_step, layer, &attended, &x)?;
         }
         backend.linear_step(&x, &self.output, Activation::None, None)

@@ -17,20 +17,22 @@ fn equals_golden() {
         let heads = columns / 192;
         let cache_shape = CacheShape { layers: 2, heads, head_size: 64, images, prefix, max_text: tokens };
         let mut cache = Cpu.cache(cache_shape).unwrap();
-        Cpu.cache_prefix(&mut cache, 1, &tensor(images * prefix, columns, &prefix_qkv)).unwrap();
+        let pictures: Vec<usize> = (0..images).collect();
+        Cpu.cache_prefix(&mut cache, &pictures, 1, &tensor(images * prefix, columns, &prefix_qkv)).unwrap();
         let rows: Vec<_> = (0..images).map(|image| CacheRow { image, parent: None }).collect();
         Cpu.cache_rows(&mut cache, &rows).unwrap();
         for t in 0..tokens {
             let pick = |values: &[f32], width: usize| -> Vec<f32> {
                 (0..images).flat_map(|b| values[(b * tokens + t) * width..][..width].to_vec()).collect()
             };
-            let out = Cpu.attention_cached(&tensor(images, columns, &pick(&qkv, columns)), &mut cache, 1, t).unwrap();
+            assert_eq!(Cpu.cache_grow(&mut cache).unwrap(), vec![t as u32; images]);
+            let out = Cpu.attention_cached(&tensor(images, columns, &pick(&qkv, columns)), &mut cache, 1).unwrap();
             assert_close(&format!("{case} token {t}"), &values(&out), &pick(&y, columns / 3), 64 + prefix + tokens);
         }
     }
 }
 
-/// Rows that fork, swap and vanish continue their parents' texts bit for bit.
+/// Rows that fork, swap and vanish continue their parents' texts bit for bit, beside others that have just begun.
 #[test]
 fn rows_continue_their_parents() {
     let mut random = random(4);
@@ -39,31 +41,45 @@ fn rows_continue_their_parents() {
     let prefix_qkv = random.values(2 * prefix * columns);
     let new = || {
         let mut cache = Cpu.cache(shape).unwrap();
-        Cpu.cache_prefix(&mut cache, 0, &tensor(2 * prefix, columns, &prefix_qkv)).unwrap();
+        // The pictures in one call each, and not in their order.
+        for picture in [1, 0] {
+            let qkv = &prefix_qkv[picture * prefix * columns..][..prefix * columns];
+            Cpu.cache_prefix(&mut cache, &[picture], 0, &tensor(prefix, columns, qkv)).unwrap();
+        }
         cache
     };
     // Each text is the list of its tokens' rows of qkv; the beams' cache is compared with a fresh one fed the same text.
     let mut cache = new();
     let mut texts: Vec<(usize, Vec<Vec<f32>>)> = vec![(0, vec![]), (1, vec![])];
     let mut rows: Vec<CacheRow> = vec![START, CacheRow { image: 1, parent: None }];
-    for t in 0..40 {
+    for t in 0..60 {
         Cpu.cache_rows(&mut cache, &rows).unwrap();
         let tokens: Vec<Vec<f32>> = texts.iter().map(|_| random.values(columns)).collect();
         texts.iter_mut().zip(&tokens).for_each(|((_, text), token)| text.push(token.clone()));
+        let positions: Vec<u32> = texts.iter().map(|(_, text)| text.len() as u32 - 1).collect();
+        assert_eq!(Cpu.cache_grow(&mut cache).unwrap(), positions);
         let out =
-            values(&Cpu.attention_cached(&tensor(texts.len(), columns, &tokens.concat()), &mut cache, 0, t).unwrap());
+            values(&Cpu.attention_cached(&tensor(texts.len(), columns, &tokens.concat()), &mut cache, 0).unwrap());
         for ((image, text), out) in texts.iter().zip(out.chunks_exact(columns / 3)) {
             let mut fresh = new();
             Cpu.cache_rows(&mut fresh, &[CacheRow { image: *image, parent: None }]).unwrap();
-            let last = text
-                .iter()
-                .enumerate()
-                .map(|(t, token)| values(&Cpu.attention_cached(&tensor(1, columns, token), &mut fresh, 0, t).unwrap()));
+            let last = text.iter().map(|token| {
+                Cpu.cache_grow(&mut fresh).unwrap();
+                values(&Cpu.attention_cached(&tensor(1, columns, token), &mut fresh, 0).unwrap())
+            });
             assert_eq!(last.last().unwrap(), out, "token {t}");
         }
         let parents: Vec<usize> = (0..1 + random.below(4)).map(|_| random.below(texts.len())).collect();
         rows = parents.iter().map(|&p| CacheRow { image: texts[p].0, parent: Some(p) }).collect();
         texts = parents.iter().map(|&p| texts[p].clone()).collect();
+        // Now and then a text that has ended, or grown to the limit, makes room for another.
+        for (row, (image, text)) in rows.iter_mut().zip(&mut texts) {
+            if random.below(10) == 0 || text.len() == shape.max_text {
+                *image = random.below(2);
+                *row = CacheRow { image: *image, parent: None };
+                text.clear();
+            }
+        }
     }
 }
 
@@ -74,10 +90,13 @@ fn edges_and_misfits() {
     Cpu.cache_rows(&mut cache, &[START]).unwrap();
     // Without a prefix, the first token sees only itself.
     let token = tensor(1, 6, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-    assert_eq!(values(&Cpu.attention_cached(&token, &mut cache, 0, 0).unwrap()), [5.0, 6.0]);
-    assert!(Cpu.attention_cached(&token, &mut cache, 0, 1).is_err(), "beyond the room");
-    assert!(Cpu.attention_cached(&token, &mut cache, 1, 0).is_err(), "no such layer");
+    assert!(Cpu.attention_cached(&token, &mut cache, 0).is_err(), "no room was made");
+    assert_eq!(Cpu.cache_grow(&mut cache).unwrap(), [0]);
+    assert_eq!(values(&Cpu.attention_cached(&token, &mut cache, 0).unwrap()), [5.0, 6.0]);
+    assert!(Cpu.cache_grow(&mut cache).is_err(), "beyond the room");
+    assert!(Cpu.attention_cached(&token, &mut cache, 1).is_err(), "no such layer");
     assert!(Cpu.cache_rows(&mut cache, &[CacheRow { image: 1, parent: None }]).is_err(), "no such picture");
     assert!(Cpu.cache_rows(&mut cache, &[CacheRow { image: 0, parent: Some(3) }]).is_err(), "no such parent");
-    assert!(Cpu.cache_prefix(&mut cache, 0, &tensor(1, 6, &[0.0; 6])).is_err(), "no room for a prefix");
+    assert!(Cpu.cache_prefix(&mut cache, &[0], 0, &tensor(1, 6, &[0.0; 6])).is_err(), "no room for a prefix");
+    assert!(Cpu.cache_prefix(&mut cache, &[1], 0, &tensor(0, 6, &[])).is_err(), "no such picture");
 }

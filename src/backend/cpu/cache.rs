@@ -64,12 +64,12 @@ pub struct Cache {
     shape: CacheShape,
     prefix: Store,
     rows: Vec<Row>,
-    /// Text tokens that every live row holds.
-    tokens: usize,
 }
 
 struct Row {
     image: usize,
+    /// Tokens of the text.
+    tokens: usize,
     text: Store,
 }
 
@@ -77,7 +77,7 @@ impl Cache {
     pub(super) fn new(shape: CacheShape) -> Result<Cache> {
         ensure(shape.heads > 0 && shape.head_size > 0, "cache", || format!("{shape:?}"))?;
         let prefix = Store::new(shape.layers * shape.images * shape.heads, shape.prefix, shape.head_size);
-        Ok(Cache { shape, prefix, rows: Vec::new(), tokens: 0 })
+        Ok(Cache { shape, prefix, rows: Vec::new() })
     }
 
     fn check(&self, op: &'static str, qkv: &Tensor, rows: usize, layer: usize) -> Result<()> {
@@ -87,12 +87,14 @@ impl Cache {
         })
     }
 
-    pub(super) fn set_prefix(&mut self, layer: usize, qkv: &Tensor) -> Result<()> {
+    pub(super) fn set_prefix(&mut self, pictures: &[usize], layer: usize, qkv: &Tensor) -> Result<()> {
+        const OP: &str = "cache_prefix";
         let CacheShape { heads, head_size: size, images, prefix, .. } = self.shape;
-        self.check("cache_prefix", qkv, images * prefix, layer)?;
+        ensure(pictures.iter().all(|&p| p < images), OP, || format!("pictures {pictures:?} of {images}"))?;
+        self.check(OP, qkv, pictures.len() * prefix, layer)?;
         let width = heads * size;
         for (index, row) in qkv.data.chunks_exact(3 * width).enumerate() {
-            let (image, token) = (index / prefix, index % prefix);
+            let (image, token) = (pictures[index / prefix], index % prefix);
             for head in 0..heads {
                 let block = (layer * images + image) * heads + head;
                 let key = &row[width + head * size..][..size];
@@ -116,40 +118,49 @@ impl Cache {
                 uses[parent] += 1;
             }
         }
-        if rows.iter().all(|row| row.parent.is_none()) {
-            self.tokens = 0;
-        }
-        let mut parents: Vec<Option<Store>> =
-            std::mem::take(&mut self.rows).into_iter().map(|r| Some(r.text)).collect();
+        let mut parents: Vec<Option<Row>> = std::mem::take(&mut self.rows).into_iter().map(Some).collect();
         let CacheShape { layers, heads, max_text, head_size, .. } = self.shape;
-        for row in rows {
-            let text = row.parent.and_then(|parent| {
+        for &CacheRow { image, parent } in rows {
+            let continued = parent.and_then(|parent| {
                 uses[parent] -= 1;
                 // The last child takes the parent's memory, earlier ones copy it.
                 if uses[parent] == 0 {
                     parents[parent].take()
                 } else {
-                    parents[parent].as_ref().map(|p| p.fork(self.tokens))
+                    parents[parent].as_ref().map(|row| Row { text: row.text.fork(row.tokens), ..*row })
                 }
             });
-            let text = text.unwrap_or_else(|| Store::new(layers * heads, max_text, head_size));
-            self.rows.push(Row { image: row.image, text });
+            let fresh = || Row { image, tokens: 0, text: Store::new(layers * heads, max_text, head_size) };
+            self.rows.push(Row { image, ..continued.unwrap_or_else(fresh) });
         }
         Ok(())
     }
 
-    pub(super) fn attention(&mut self, qkv: &Tensor, layer: usize, position: usize) -> Result<Tensor> {
-        let CacheShape { heads, head_size: size, images, prefix, max_text, .. } = self.shape;
-        self.check("attention_cached", qkv, self.rows.len(), layer)?;
-        ensure(position < max_text, "attention_cached", || format!("position {position} of at most {max_text}"))?;
+    pub(super) fn grow(&mut self) -> Result<Vec<u32>> {
+        let most = self.shape.max_text;
+        for row in &self.rows {
+            ensure(row.tokens < most, "cache_grow", || format!("position {} of at most {most}", row.tokens))?;
+        }
+        let grown = self.rows.iter_mut().map(|row| {
+            row.tokens += 1;
+            (row.tokens - 1) as u32
+        });
+        Ok(grown.collect())
+    }
+
+    pub(super) fn attention(&mut self, qkv: &Tensor, layer: usize) -> Result<Tensor> {
+        const OP: &str = "attention_cached";
+        let CacheShape { heads, head_size: size, images, prefix, .. } = self.shape;
+        self.check(OP, qkv, self.rows.len(), layer)?;
+        let grown = self.rows.iter().all(|row| row.tokens > 0);
+        ensure(grown, OP, || "a text without tokens: cache_grow comes first".into())?;
         let width = heads * size;
         for (row, qkv) in self.rows.iter_mut().zip(qkv.data.chunks_exact(3 * width)) {
             for head in 0..heads {
                 let key = &qkv[width + head * size..][..size];
-                row.text.put(layer * heads + head, position, key, &qkv[2 * width + head * size..][..size]);
+                row.text.put(layer * heads + head, row.tokens - 1, key, &qkv[2 * width + head * size..][..size]);
             }
         }
-        self.tokens = position + 1;
         let mut out = vec![0.0; self.rows.len() * width];
         let tasks = self.rows.len() * heads;
         let (rows, prefix_store) = (&self.rows, &self.prefix);
@@ -160,7 +171,7 @@ impl Cache {
                 let query = &qkv.data[row * 3 * width + head * size..][..size];
                 let image = prefix_store.block((layer * images + rows[row].image) * heads + head);
                 let text = rows[row].text.block(layer * heads + head);
-                one_query(query, [(image, prefix), (text, position + 1)], scores, out);
+                one_query(query, [(image, prefix), (text, rows[row].tokens)], scores, out);
             },
         );
         Ok(Tensor::new(self.rows.len(), width, out))

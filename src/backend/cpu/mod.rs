@@ -198,9 +198,9 @@ impl Backend for Cpu {
         Cache::new(shape)
     }
 
-    fn cache_prefix(&self, cache: &mut Cache, layer: usize, qkv: &Tensor) -> Result<()> {
+    fn cache_prefix(&self, cache: &mut Cache, pictures: &[usize], layer: usize, qkv: &Tensor) -> Result<()> {
         let _span = trace::span("cache_prefix");
-        cache.set_prefix(layer, qkv)
+        cache.set_prefix(pictures, layer, qkv)
     }
 
     fn cache_rows(&self, cache: &mut Cache, rows: &[CacheRow]) -> Result<()> {
@@ -208,9 +208,13 @@ impl Backend for Cpu {
         cache.set_rows(rows)
     }
 
-    fn attention_cached(&self, qkv: &Tensor, cache: &mut Cache, layer: usize, position: usize) -> Result<Tensor> {
+    fn cache_grow(&self, cache: &mut Cache) -> Result<Vec<u32>> {
+        cache.grow()
+    }
+
+    fn attention_cached(&self, qkv: &Tensor, cache: &mut Cache, layer: usize) -> Result<Tensor> {
         let _span = trace::span("attention_cached");
-        cache.attention(qkv, layer, position)
+        cache.attention(qkv, layer)
     }
 
     fn embed(&self, table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) -> Result<Tensor> {

@@ -3,8 +3,8 @@
 use super::driver::{DevicePtr, Launch};
 use super::kernels::{self, CachePrefixParams, CachedAttentionParams};
 use super::{CacheRow, CacheShape, Cuda, Layout, Tensor, ensure, int};
-use crate::Result;
 use crate::tensor::DType;
+use crate::{Error, Result};
 
 /// Tokens of a split.
 const SPLIT: usize = 64;
@@ -23,22 +23,32 @@ pub struct Cache {
     /// Keys and values of each layer, (positions, slots, H, D); none before there are rows.
     texts: Vec<[Tensor; 2]>,
     slots: usize,
-    /// Slot of every position of each row's text, up to `known`; after that a row is in its own slot.
-    ancestors: Vec<Vec<u32>>,
-    known: usize,
-    /// Text tokens that every live row holds.
-    tokens: usize,
+    rows: Vec<Row>,
     live: Option<Live>,
+}
+
+/// One live row.
+struct Row {
+    /// Slot of the first positions of its text.
+    ancestors: Vec<u32>,
+    /// Slot of the positions after them.
+    own: u32,
+    /// Tokens of the text.
+    tokens: usize,
 }
 
 /// The live rows on the device.
 struct Live {
-    rows: usize,
     /// (rows): sorted by picture, and (images + 1): where each picture's begin.
     order: Tensor,
     first: Tensor,
-    /// (rows, known).
+    /// (rows, known): the slot of every position that the longest ancestry knows.
     ancestors: Tensor,
+    known: usize,
+    /// (rows): each row's own slot.
+    own: Tensor,
+    /// (rows): where each row's newest token stands; `None` before the first.
+    positions: Option<Tensor>,
 }
 
 impl Cache {
@@ -47,8 +57,7 @@ impl Cache {
         ensure(heads > 0 && (1..=MOST_SIZE).contains(&head_size), "cache", || format!("{shape:?}"))?;
         let store = || cuda.empty([images * heads * prefix, head_size], cuda.dtype, Layout::Rows);
         let prefixes = (0..layers).map(|_| Ok([store()?, store()?])).collect::<Result<_>>()?;
-        let (texts, ancestors) = (Vec::new(), Vec::new());
-        Ok(Cache { shape, prefixes, texts, slots: 0, ancestors, known: 0, tokens: 0, live: None })
+        Ok(Cache { shape, prefixes, texts: Vec::new(), slots: 0, rows: Vec::new(), live: None })
     }
 
     /// Its sizes.
@@ -69,17 +78,20 @@ impl Cache {
         })
     }
 
-    pub(super) fn set_prefix(&mut self, cuda: &Cuda, layer: usize, qkv: &Tensor) -> Result<()> {
+    pub(super) fn set_prefix(&mut self, cuda: &Cuda, pictures: &[usize], layer: usize, qkv: &Tensor) -> Result<()> {
         const OP: &str = "cache_prefix";
         let CacheShape { heads, head_size, images, prefix, .. } = self.shape;
-        self.check(OP, qkv, images * prefix, layer)?;
+        ensure(pictures.iter().all(|&p| p < images), OP, || format!("pictures {pictures:?} of {images}"))?;
+        self.check(OP, qkv, pictures.len() * prefix, layer)?;
         let qkv = cuda.rows_of(qkv, cuda.dtype)?;
         let (keys, values) = self.prefix(layer);
+        let places = cuda.put_ids(&pictures.iter().map(|&picture| picture as u32).collect::<Vec<_>>())?;
         let params = CachePrefixParams {
             qkv: qkv.pointer(),
+            pictures: places.pointer(),
             keys,
             values,
-            images: int(OP, images)?,
+            count: int(OP, pictures.len())?,
             prefix: int(OP, prefix)?,
             heads: int(OP, heads)?,
             head_size: int(OP, head_size)?,
@@ -88,51 +100,58 @@ impl Cache {
             DType::BF16 => &kernels::CACHE_PREFIX_FORWARD_BF16,
             _ => &kernels::CACHE_PREFIX_FORWARD_F32,
         };
-        let blocks = (images * prefix * heads * head_size).div_ceil(256).min(COPY_BLOCKS);
-        // SAFETY: qkv holds images * prefix rows of 3 * H * D, keys and values as many of H * D.
+        let blocks = (pictures.len() * prefix * heads * head_size).div_ceil(256).min(COPY_BLOCKS);
+        // SAFETY: qkv holds count * prefix rows of 3 * H * D, keys and values prefix rows of H * D for every picture.
         unsafe { cuda.launch(kernel, Launch::blocks(blocks), params) }
     }
 
     pub(super) fn set_rows(&mut self, cuda: &Cuda, rows: &[CacheRow]) -> Result<()> {
-        let before = self.live.as_ref().map_or(0, |live| live.rows);
+        let before = self.rows.len();
         for row in rows {
             let fits = row.image < self.shape.images && row.parent.is_none_or(|parent| parent < before);
             ensure(fits, "cache_rows", || format!("{row:?} of {before} rows, {:?}", self.shape))?;
         }
-        if rows.iter().all(|row| row.parent.is_none()) {
-            self.tokens = 0;
-        }
-        let (known, tokens) = (self.known, self.tokens);
-        let line = |parent: usize| {
-            let mut line = self.ancestors[parent][..known.min(tokens)].to_vec();
-            // Since the last change, every row has written to its own slot.
-            line.resize(tokens, parent as u32);
-            line
-        };
-        let fresh = |row: usize| vec![row as u32; tokens];
-        let ancestors: Vec<Vec<u32>> =
-            rows.iter().enumerate().map(|(r, row)| row.parent.map_or_else(|| fresh(r), line)).collect();
-        self.reserve(cuda, rows.len())?;
-        self.live = Some(self.place(cuda, rows, &ancestors)?);
-        (self.ancestors, self.known) = (ancestors, tokens);
+        let continued: Vec<Row> = rows.iter().map(|row| self.continued(row.parent)).collect();
+        let next = with_slots(continued);
+        self.reserve(cuda, next.iter().map(|row| row.own as usize + 1).max().unwrap_or(0))?;
+        self.live = Some(self.place(cuda, rows, &next)?);
+        self.rows = next;
         Ok(())
     }
 
+    /// What goes on from `parent`, at first in its slot; one without goes on from nothing.
+    fn continued(&self, parent: Option<usize>) -> Row {
+        let Some(parent) = parent.map(|parent| &self.rows[parent]) else {
+            return Row { ancestors: Vec::new(), own: 0, tokens: 0 };
+        };
+        let mut ancestors = parent.ancestors.clone();
+        // Since the last change, every row has written to its own slot.
+        ancestors.resize(parent.tokens, parent.own);
+        Row { ancestors, own: parent.own, tokens: parent.tokens }
+    }
+
     /// The tables of the live rows.
-    fn place(&self, cuda: &Cuda, rows: &[CacheRow], ancestors: &[Vec<u32>]) -> Result<Live> {
+    fn place(&self, cuda: &Cuda, rows: &[CacheRow], next: &[Row]) -> Result<Live> {
         let mut order: Vec<u32> = (0..rows.len() as u32).collect();
         order.sort_by_key(|&row| rows[row as usize].image);
         let first: Vec<u32> =
             (0..=self.shape.images).map(|image| rows.iter().filter(|row| row.image < image).count() as u32).collect();
+        let known = next.iter().map(|row| row.ancestors.len()).max().unwrap_or(0);
+        let slot = |row: &Row, position: usize| row.ancestors.get(position).copied().unwrap_or(row.own);
+        let ancestors: Vec<u32> =
+            next.iter().flat_map(|row| (0..known).map(move |position| slot(row, position))).collect();
+        let own: Vec<u32> = next.iter().map(|row| row.own).collect();
         Ok(Live {
-            rows: rows.len(),
             order: cuda.put_ids(&order)?,
             first: cuda.put_ids(&first)?,
-            ancestors: cuda.put_ids(&ancestors.concat())?,
+            ancestors: cuda.put_ids(&ancestors)?,
+            known,
+            own: cuda.put_ids(&own)?,
+            positions: None,
         })
     }
 
-    /// Room for this many rows in every layer; what texts hold already moves along.
+    /// Room for this many slots in every layer; what texts hold already moves along.
     fn reserve(&mut self, cuda: &Cuda, slots: usize) -> Result<()> {
         if slots <= self.slots {
             return Ok(());
@@ -141,8 +160,9 @@ impl Cache {
         let store = || cuda.empty([max_text * slots * heads, head_size], cuda.dtype, Layout::Rows);
         let texts: Vec<[Tensor; 2]> = (0..layers).map(|_| Ok([store()?, store()?])).collect::<Result<_>>()?;
         let bytes = heads * head_size * cuda.dtype.size();
+        let written = self.rows.iter().map(|row| row.tokens).max().unwrap_or(0);
         for (old, new) in self.texts.iter().flatten().zip(texts.iter().flatten()) {
-            for position in 0..self.tokens {
+            for position in 0..written {
                 let (to, from) = (position * slots * bytes, position * self.slots * bytes);
                 // SAFETY: position is below max_text in both, and the new slots are more than the old.
                 unsafe { cuda.driver.copy(new.pointer().offset(to), old.pointer().offset(from), self.slots * bytes)? };
@@ -152,16 +172,31 @@ impl Cache {
         Ok(())
     }
 
-    pub(super) fn attention(&mut self, cuda: &Cuda, qkv: &Tensor, layer: usize, position: usize) -> Result<Tensor> {
+    pub(super) fn grow(&mut self, cuda: &Cuda) -> Result<Vec<u32>> {
+        let most = self.shape.max_text;
+        for row in &self.rows {
+            ensure(row.tokens < most, "cache_grow", || format!("position {} of at most {most}", row.tokens))?;
+        }
+        let positions: Vec<u32> = self.rows.iter().map(|row| row.tokens as u32).collect();
+        if let Some(live) = &mut self.live {
+            live.positions = Some(cuda.put_ids(&positions)?);
+        }
+        self.rows.iter_mut().for_each(|row| row.tokens += 1);
+        Ok(positions)
+    }
+
+    pub(super) fn attention(&mut self, cuda: &Cuda, qkv: &Tensor, layer: usize) -> Result<Tensor> {
         const OP: &str = "attention_cached";
-        let CacheShape { heads, head_size, images, prefix, max_text, .. } = self.shape;
-        let rows = self.live.as_ref().map_or(0, |live| live.rows);
+        let CacheShape { heads, head_size, images, prefix, .. } = self.shape;
+        let rows = self.rows.len();
         self.check(OP, qkv, rows, layer)?;
-        ensure(position < max_text, OP, || format!("position {position} of at most {max_text}"))?;
+        let longest = self.rows.iter().map(|row| row.tokens).max().unwrap_or(0);
         let y = cuda.empty([rows, heads * head_size], DType::F32, Layout::Rows)?;
         let (Some(live), Some([text_keys, text_values])) = (&self.live, self.texts.get(layer)) else { return Ok(y) };
+        let missing = || Error::shape(OP, "a text without tokens: cache_grow comes first");
+        let positions = live.positions.as_ref().ok_or_else(missing)?;
         let qkv = cuda.rows_of(qkv, DType::F32)?;
-        let (prefix_splits, text_splits) = (prefix.div_ceil(SPLIT), position / SPLIT + 1);
+        let (prefix_splits, text_splits) = (prefix.div_ceil(SPLIT), longest.div_ceil(SPLIT));
         let splits = prefix_splits + text_splits;
         let partials = cuda.empty([rows * heads * splits, head_size + 2], DType::F32, Layout::Rows)?;
         let (prefix_keys, prefix_values) = self.prefix(layer);
@@ -174,6 +209,8 @@ impl Cache {
             order: live.order.pointer(),
             first: live.first.pointer(),
             ancestors: live.ancestors.pointer(),
+            own: live.own.pointer(),
+            positions: positions.pointer(),
             partials: partials.pointer(),
             y: y.pointer(),
             rows: int(OP, rows)?,
@@ -181,13 +218,11 @@ impl Cache {
             heads: int(OP, heads)?,
             head_size: int(OP, head_size)?,
             prefix: int(OP, prefix)?,
-            position: int(OP, position)?,
-            known: int(OP, self.known.min(position))?,
+            known: int(OP, live.known)?,
             slots: int(OP, self.slots)?,
             prefix_splits: int(OP, prefix_splits)?,
             splits: int(OP, splits)?,
             scale: std::f32::consts::LOG2_E / (head_size as f32).sqrt(),
-            unused: 0,
         };
         let kernel = match cuda.dtype {
             DType::BF16 => &kernels::ATTENTION_CACHED_FORWARD_BF16,
@@ -195,13 +230,34 @@ impl Cache {
         };
         let units = if rows == 0 { 0 } else { images * prefix_splits + rows * text_splits };
         let shared = (2 * SPLIT * (head_size + 1) + head_size + TOLD) * size_of::<f32>();
-        // SAFETY: rows, pictures and slots come from `set_rows`, which checked them; the position is below max_text; every
-        // split of every row has its partial result before the second kernel adds them.
+        // SAFETY: rows, pictures and slots come from `set_rows`, which checked them; positions are below max_text; every
+        // split of every row's text and prefix has its partial result before the second kernel adds them.
         unsafe {
             cuda.launch(kernel, Launch::grid([units, heads, 1]).shared(shared), params)?;
             cuda.launch(&kernels::ATTENTION_CACHED_FORWARD_COMBINE, Launch::grid([rows, heads, 1]), params)?;
         }
-        self.tokens = position + 1;
         Ok(y)
     }
+}
+
+/// Gives every row a slot of its own in which no other row reads what this one will write. A row that continues another
+/// stays in that one's slot if it can, so only one of several children moves.
+fn with_slots(mut rows: Vec<Row>) -> Vec<Row> {
+    let most = rows.iter().flat_map(|row| &row.ancestors).chain(rows.iter().map(|row| &row.own)).max();
+    let known = most.map_or(0, |&most| most as usize + 1);
+    // Positions from here on are read by nobody, for every slot.
+    let mut read = vec![0; known + rows.len()];
+    for (position, &slot) in rows.iter().flat_map(|row| row.ancestors.iter().enumerate()) {
+        read[slot as usize] = read[slot as usize].max(position + 1);
+    }
+    let mut taken = vec![false; read.len()];
+    for row in &mut rows {
+        let free = |slot: &usize| !taken[*slot] && read[*slot] <= row.tokens;
+        // Slots that texts lie in already come before unused ones, so that they stay few.
+        let others = (0..read.len()).filter(|&slot| read[slot] > 0).chain(0..read.len());
+        let slot = std::iter::once(row.own as usize).chain(others).find(free);
+        row.own = slot.unwrap_or_default() as u32;
+        taken[row.own as usize] = true;
+    }
+    rows
 }

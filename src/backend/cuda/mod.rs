@@ -315,16 +315,20 @@ impl Backend for Cuda {
         Cache::new(self, shape)
     }
 
-    fn cache_prefix(&self, cache: &mut Cache, layer: usize, qkv: &Tensor) -> Result<()> {
-        cache.set_prefix(self, layer, qkv)
+    fn cache_prefix(&self, cache: &mut Cache, pictures: &[usize], layer: usize, qkv: &Tensor) -> Result<()> {
+        cache.set_prefix(self, pictures, layer, qkv)
     }
 
     fn cache_rows(&self, cache: &mut Cache, rows: &[CacheRow]) -> Result<()> {
         cache.set_rows(self, rows)
     }
 
-    fn attention_cached(&self, qkv: &Tensor, cache: &mut Cache, layer: usize, position: usize) -> Result<Tensor> {
-        cache.attention(self, qkv, layer, position)
+    fn cache_grow(&self, cache: &mut Cache) -> Result<Vec<u32>> {
+        cache.grow(self)
+    }
+
+    fn attention_cached(&self, qkv: &Tensor, cache: &mut Cache, layer: usize) -> Result<Tensor> {
+        cache.attention(self, qkv, layer)
     }
 
     fn decode_greedy(
