@@ -1,4 +1,5 @@
-// cache: keys and values of a decoder, and attention of one query per row over them.
+// cache: attention of one query per row over the keys and values of a decoder. Those of a prefix come from linear, which
+// splits its result into heads; those of a text are stored here.
 // Math:      softmax(query key^T / sqrt D) value over the prefix of the row's picture and its text so far
 // Tensors:   prefix keys and values (images, H, P, D); text keys and values (positions, slots, H, D): what row r wrote at
 //            position t lies at (t, s), s its own slot, while anyone reads it. A row that continues another knows its
@@ -12,18 +13,6 @@
 // Roofline:  bytes of the keys and values, those of a prefix once for all its rows
 // Measured:  not yet measured
 #include "prelude.cuh"
-
-struct CachePrefixParams {
-    const void* qkv;           // (count*P, 3*H*D)
-    const unsigned* pictures;  // (count): which those are
-    void* keys;
-    void* values;
-    int count;
-    int prefix;
-    int heads;
-    int head_size;
-};
-SIZE_OF(CachePrefixParams, 48);
 
 struct CachedAttentionParams {
     const float* qkv;
@@ -56,30 +45,6 @@ namespace {
 constexpr int THREADS = 128;
 constexpr int TOKENS = 64;  // of a split
 constexpr int WARPS = THREADS / WARP;
-
-template <typename T> DEVICE void copy_prefix(const CachePrefixParams& p) {
-    const int width = p.heads * p.head_size;
-    const int64_t count = int64_t(p.count) * p.prefix * width;
-    for (int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x; i < count; i += int64_t(gridDim.x) * 256) {
-        const int d = int(i % p.head_size), token = int(i / p.head_size % p.prefix);
-        const int64_t block = i / p.head_size / p.prefix;
-        const int head = int(block % p.heads);
-        const int picture = int(block / p.heads);
-        const int64_t row = int64_t(picture) * p.prefix + token;
-        const int64_t to = i + (int64_t(p.pictures[picture]) - picture) * p.prefix * width;
-        const T* from = static_cast<const T*>(p.qkv) + row * 3 * width + head * p.head_size + d;
-        static_cast<T*>(p.keys)[to] = from[width];
-        static_cast<T*>(p.values)[to] = from[2 * width];
-    }
-}
-
-}  // namespace
-
-// Grid: any; threads stride over the elements in the order of the cache.
-KERNEL(cache_prefix_forward_bf16, CachePrefixParams, 256, 4) { copy_prefix<bf16>(params); }
-KERNEL(cache_prefix_forward_f32, CachePrefixParams, 256, 4) { copy_prefix<float>(params); }
-
-namespace {
 
 // Keys and values of a split, as floats, rows of D + 1; then the query, the weights and what warps tell each other.
 struct Split {

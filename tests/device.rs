@@ -7,7 +7,7 @@ use std::sync::Arc;
 use im2sp::backend::cuda::driver::Driver;
 use im2sp::backend::cuda::emulated::EmulatedDriver;
 use im2sp::check::Random;
-use im2sp::generate::GenerateOptions;
+use im2sp::generate::{GenerateOptions, Sampling};
 use im2sp::tensor::DType;
 use im2sp::{Caption, CaptionOptions, Device, Engine, Image, LoadOptions};
 
@@ -87,6 +87,21 @@ fn bf16_says_the_same_nearly_always() {
     assert!(same >= 19, "{same} of 20 captions have the same units");
 }
 
+/// The same for a directory of pictures, say the 200 test scenes that recipes/demo draws.
+#[test]
+#[ignore = "needs IM2SP_TEST_PICTURES, a directory of pictures, and minutes on the emulator"]
+fn bf16_says_the_same_of_a_test_set() {
+    let directory = std::env::var("IM2SP_TEST_PICTURES").expect("IM2SP_TEST_PICTURES names a directory");
+    let files = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path());
+    let pictures: Vec<Image> = files.filter_map(|file| Image::open(file).ok()).collect();
+    assert!(!pictures.is_empty(), "no pictures in {directory}");
+    let cpu = captions(&engine(Device::Cpu, DType::F32), &pictures, &units_only());
+    let device = captions(&engine(device(), DType::BF16), &pictures, &units_only());
+    let same = cpu.iter().zip(&device).filter(|(a, b)| a.units == b.units).count();
+    println!("{same} of {} captions have the same units", pictures.len());
+    assert!(same * 100 >= pictures.len() * 95);
+}
+
 #[test]
 fn neighbours_in_a_batch_change_nothing() {
     let pictures = pictures(4);
@@ -98,6 +113,33 @@ fn neighbours_in_a_batch_change_nothing() {
             assert_eq!(alone.tokens, expected.tokens);
         }
     }
+}
+
+/// Places that are taken again at once change nothing, and whoever hears of a caption may ask the device for more.
+#[test]
+fn many_pictures_are_captioned_as_each_alone() {
+    let engine = engine(device(), DType::BF16);
+    let pictures = pictures(4);
+    let sampling = Some(Sampling { temperature: 2.0, top_k: 0, top_p: 1.0, seed: 3 });
+    let options = CaptionOptions {
+        generate: GenerateOptions { sampling, max_length: 12, ..Default::default() },
+        ..Default::default()
+    };
+    let alone: Vec<Caption> = pictures.iter().map(|picture| engine.caption(picture, &options).unwrap()).collect();
+    let mut heard = 0;
+    let read = |n: usize| pictures.get(n).cloned().map(Ok);
+    let done = engine.caption_many(&read, &options, 2, &mut |index, caption| {
+        let caption = caption.unwrap();
+        assert_eq!(caption.tokens, alone[index].tokens, "picture {index}");
+        assert_eq!(caption.samples, alone[index].samples, "picture {index}");
+        if index == 0 {
+            assert_eq!(engine.speak(&caption.units, None).unwrap().samples, caption.samples);
+        }
+        heard += 1;
+        std::ops::ControlFlow::Continue(())
+    });
+    done.unwrap();
+    assert_eq!(heard, pictures.len());
 }
 
 #[test]

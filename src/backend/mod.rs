@@ -204,6 +204,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// from the first. A cut-out of a sequence that begins where a run does gives the same results as the whole.
     const CONVOLUTION_PERIOD: usize = 1;
 
+    /// Whether operations of several callers would end up in one stream of work, so that each has to wait for its turn.
+    const ONE_STREAM: bool = false;
+
     /// The device in words, for people.
     fn describe(&self) -> String;
     /// Allocations that went to the device so far, and the most bytes in use at once; `None` for host memory.
@@ -254,9 +257,16 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// An empty cache without rows.
     fn cache(&self, shape: CacheShape) -> Result<Self::Cache>;
-    /// Stores keys and values of the prefixes of `pictures` in one layer: packed qkv (pictures * prefix, 3*H*D).
-    fn cache_prefix(&self, cache: &mut Self::Cache, pictures: &[usize], layer: usize, qkv: &Self::Tensor)
-    -> Result<()>;
+    /// Prefixes x (pictures * prefix, C) of `pictures` to packed qkv (pictures * prefix, 3*H*D), as `linear` does, whose
+    /// keys and values are also stored, as those of one decoder layer.
+    fn cache_prefix(
+        &self,
+        cache: &mut Self::Cache,
+        pictures: &[usize],
+        layer: usize,
+        x: &Self::Tensor,
+        qkv: &Linear<Self>,
+    ) -> Result<Self::Tensor>;
     /// Replaces the live rows; texts are carried over from the parents, and may differ in length.
     fn cache_rows(&self, cache: &mut Self::Cache, rows: &[CacheRow]) -> Result<()>;
     /// Makes room for one more token in the text of every live row, and says at which position.

@@ -1,9 +1,10 @@
 //! Cases of the key-value cache: steps of several rows that fork, die, begin anew and share a picture's prefix.
 
 use super::{Case, Checker, Random, Size, Work, round_bf16};
-use crate::Result;
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, CacheRow, CacheShape};
+use crate::backend::{Backend, CacheRow, CacheShape, Linear};
+use crate::tensor::HostTensor;
+use crate::{Error, Result};
 
 /// Layers, heads, head size, pictures, prefix, most text.
 const SHAPES: &[([usize; 6], Size)] = &[
@@ -16,23 +17,46 @@ const SHAPES: &[([usize; 6], Size)] = &[
     ([6, 12, 64, 8, 257, 64], Size::Real),
 ];
 
+/// Columns of the prefixes before they become queries, keys and values.
+const DEPTH: usize = 8;
+
+/// Prefixes x (layers * images * prefix, DEPTH), and the layer (3*H*D, DEPTH) that makes queries, keys and values of them:
+/// of such numbers that those are exact in bf16, and so the same wherever they are made.
+struct Prefixes {
+    x: Vec<f32>,
+    weight: Vec<f32>,
+}
+
+impl Prefixes {
+    fn new(shape: CacheShape, random: &mut Random) -> Prefixes {
+        let mut quarters = |count| (0..count).map(|_| (random.below(5) as f32 - 2.0) / 2.0).collect();
+        Prefixes {
+            x: quarters(shape.layers * shape.images * shape.prefix * DEPTH),
+            weight: quarters(3 * shape.heads * shape.head_size * DEPTH),
+        }
+    }
+}
+
 /// Every step's output for every row and layer, one after the other.
 fn run<B: Backend>(
     backend: &B,
     shape: CacheShape,
-    prefix: &[f32],
+    prefix: &Prefixes,
     steps: &[(Vec<CacheRow>, Vec<f32>)],
 ) -> Result<Vec<f32>> {
     let width = shape.heads * shape.head_size;
     let mut cache = backend.cache(shape)?;
+    let weight = HostTensor::from_f32(&[3 * width, DEPTH], prefix.weight.clone());
+    let weight = weight.ok_or_else(|| Error::shape("cache", "no such weights"))?;
+    let qkv = Linear { weight: backend.matrix(weight)?, bias: backend.upload([1, 3 * width], &vec![0.0; 3 * width])? };
     for layer in 0..shape.layers {
         // The last picture first, the others after it.
         let last = shape.images - 1;
         for pictures in [vec![last], (0..last).collect()] {
             let rows = pictures.len() * shape.prefix;
             let first = (layer * shape.images + pictures.first().unwrap_or(&0)) * shape.prefix;
-            let part = &prefix[first * 3 * width..][..rows * 3 * width];
-            backend.cache_prefix(&mut cache, &pictures, layer, &backend.upload([rows, 3 * width], part)?)?;
+            let x = backend.upload([rows, DEPTH], &prefix.x[first * DEPTH..][..rows * DEPTH])?;
+            backend.cache_prefix(&mut cache, &pictures, layer, &x, &qkv)?;
         }
     }
     let mut out = Vec::new();
@@ -109,7 +133,7 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
         let length = if max_text > 64 && size < Size::Real { 67 } else { 8 };
         let bf16 = checker.is_bf16();
         let stored = |v: f32| if bf16 { round_bf16(v) } else { v };
-        let image = checker.stored(random.values(layers * images * prefix * 3 * width));
+        let image = Prefixes::new(shape, &mut random);
         let steps: Vec<(Vec<CacheRow>, Vec<f32>)> = scenario(images, length, &mut random)
             .into_iter()
             .map(|rows| {

@@ -128,9 +128,7 @@ pub(super) fn on_gpu(
 ) -> Result<(Arc<dyn Captioner>, DType)> {
     let used = dtype.or(stored(files).filter(|&dtype| dtype == DType::F8E4M3)).unwrap_or(DType::BF16);
     let dtype = if used == DType::F32 { DType::F32 } else { DType::BF16 };
-    let model = Model::load(crate::backend::cuda::Cuda::new(driver, dtype)?, files, Some(dtype))?;
-    // One stream of work, one caller at a time.
-    Ok((Arc::new(std::sync::Mutex::new(model)), used))
+    Ok((Arc::new(Model::load(crate::backend::cuda::Cuda::new(driver, dtype)?, files, Some(dtype))?), used))
 }
 
 #[cfg(feature = "cuda")]

@@ -5,13 +5,13 @@
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvError, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::Instant;
 
 use super::model::{Model, milliseconds};
 use super::{Caption, CaptionOptions, Captioner, Timings};
 use crate::backend::Backend;
-use crate::generate::{Batch, GenerateOptions};
+use crate::generate::{Batch, GenerateOptions, Generated};
 use crate::image::Image;
 use crate::model::config::ModelConfig;
 use crate::{Error, Result, trace};
@@ -103,6 +103,8 @@ struct Hall<'a, B: Backend> {
     free: Vec<usize>,
     /// Places whose picture waits for its turn.
     ready: VecDeque<usize>,
+    /// A picture without a place.
+    next: Option<Prepared>,
 }
 
 impl<B: Backend> Model<B> {
@@ -119,20 +121,20 @@ impl<B: Backend> Model<B> {
         let mut hall = Hall::new(self, config, &options.generate, in_flight)?;
         let mut open = true;
         while open || !hall.is_empty() {
-            let refused = hall.fill(&pictures, &mut open)?;
-            for (index, error) in refused {
-                if heard(index, Err(error)).is_break() {
-                    return Ok(());
-                }
+            if hall.is_empty() {
+                // There is nothing else to do, and others may have the device meanwhile.
+                hall.next = pictures.recv().ok();
             }
+            // Nobody is told anything while others wait for the device: they may be told to ask for it.
+            let turn = self.turn();
+            let refused = hall.fill(&pictures, &mut open)?;
             let (done, _) = hall.batch.step(&mut |_| ControlFlow::Continue(()))?;
-            for (place, generated) in done {
-                let Some(Seat { index, mut timings, begun }) = hall.seats[place].take() else { continue };
-                hall.free.push(place);
-                timings.decode = milliseconds(begun);
-                timings.per_unit = timings.decode / (generated.tokens.len() - 1).max(1) as f64;
-                let caption = self.spoken(generated, timings, options)?;
-                if heard(index, Ok(caption)).is_break() {
+            let spoken = done.into_iter().filter_map(|(place, generated)| hall.leave(place, generated, options));
+            let spoken = spoken.collect::<Result<Vec<_>>>()?;
+            drop(turn);
+            let refused = refused.into_iter().map(|(index, error)| (index, Err(error)));
+            for (index, caption) in refused.chain(spoken.into_iter().map(|(index, caption)| (index, Ok(caption)))) {
+                if heard(index, caption).is_break() {
                     return Ok(());
                 }
             }
@@ -158,6 +160,7 @@ impl<'a, B: Backend> Hall<'a, B> {
             seats: (0..places).map(|_| None).collect(),
             free: (0..places).rev().collect(),
             ready: VecDeque::new(),
+            next: None,
         })
     }
 
@@ -165,8 +168,8 @@ impl<'a, B: Backend> Hall<'a, B> {
         self.batch.live() == 0 && self.ready.is_empty()
     }
 
-    /// Brings pictures into free places, and begins as many captions as there may be at once. Waits only if there is
-    /// nothing else to do. Gives back the pictures that could not be read.
+    /// Brings the pictures that are there into free places, and begins as many captions as there may be at once. Gives back
+    /// the pictures that could not be read. After the last picture it is no longer `open`.
     fn fill(&mut self, pictures: &Receiver<Prepared>, open: &mut bool) -> Result<Vec<(usize, Error)>> {
         let mut refused = Vec::new();
         loop {
@@ -183,12 +186,7 @@ impl<'a, B: Backend> Hall<'a, B> {
             }
             let mut taken = Vec::new();
             while taken.len() < spare(self.in_flight) && *open {
-                let idle = self.is_empty() && taken.is_empty() && refused.is_empty();
-                let next = match idle {
-                    true => pictures.recv().map_err(|RecvError| TryRecvError::Disconnected),
-                    false => pictures.try_recv(),
-                };
-                match next {
+                match self.next.take().map_or_else(|| pictures.try_recv(), Ok) {
                     Ok(Prepared { index, pixels: Ok((pixels, timings)) }) => taken.push((index, pixels, timings)),
                     Ok(Prepared { index, pixels: Err(error) }) => refused.push((index, error)),
                     Err(TryRecvError::Disconnected) => *open = false,
@@ -200,6 +198,20 @@ impl<'a, B: Backend> Hall<'a, B> {
             }
             self.bring(taken)?;
         }
+    }
+
+    /// What was said at `place`, which is free again, as a caption with the number of its picture.
+    fn leave(
+        &mut self,
+        place: usize,
+        generated: Generated,
+        options: &CaptionOptions,
+    ) -> Option<Result<(usize, Caption)>> {
+        let Seat { index, mut timings, begun } = self.seats[place].take()?;
+        self.free.push(place);
+        timings.decode = milliseconds(begun);
+        timings.per_unit = timings.decode / (generated.tokens.len() - 1).max(1) as f64;
+        Some(self.model.spoken(generated, timings, options).map(|caption| (index, caption)))
     }
 
     /// Pictures (number, pixels, timings so far) through vision and prefill into free places.

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::mpsc::Receiver;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::many::Prepared;
@@ -31,6 +32,8 @@ pub(super) struct Model<B: Backend> {
     pub vision: Vision<B>,
     pub decoder: Decoder<B>,
     vocoder: Option<Vocoder<B>>,
+    /// Held by whoever gives work to a device with one stream of it.
+    turn: Mutex<()>,
 }
 
 impl<B: Backend> Captioner for Model<B> {
@@ -49,6 +52,7 @@ impl<B: Backend> Captioner for Model<B> {
         options: &CaptionOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Caption>> {
+        let _turn = self.turn();
         Model::caption(self, config, images, options, progress)
     }
 
@@ -69,6 +73,7 @@ impl<B: Backend> Captioner for Model<B> {
         options: &GenerateOptions,
         told: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
     ) -> Result<Vec<u32>> {
+        let _turn = self.turn();
         let mut told = |step: Step<'_>| match step {
             Step::Stage(_) => told(&[]),
             Step::Told(step) => told(step.settled),
@@ -78,69 +83,14 @@ impl<B: Backend> Captioner for Model<B> {
     }
 
     fn advance(&self, utterance: &mut Utterance) -> Result<Option<Vec<f32>>> {
-        let _span = trace::span("vocoder");
+        let (_turn, _span) = (self.turn(), trace::span("vocoder"));
         self.vocoder()?.advance(&self.backend, utterance)
     }
 
     fn speak(&self, units: &[u32], speaker: Option<u32>) -> Result<Speech> {
+        let _turn = self.turn();
         Model::speak(self, units, speaker)
     }
-}
-
-/// A device with one stream of work: callers wait for their turn.
-#[cfg(any(feature = "cuda", feature = "emulator"))]
-impl<C: Captioner> Captioner for std::sync::Mutex<C> {
-    fn device(&self) -> String {
-        turn(self).device()
-    }
-
-    fn memory(&self) -> Option<DeviceMemory> {
-        turn(self).memory()
-    }
-
-    fn caption(
-        &self,
-        config: &ModelConfig,
-        images: &[&Image],
-        options: &CaptionOptions,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<Vec<Caption>> {
-        turn(self).caption(config, images, options, progress)
-    }
-
-    fn caption_many(
-        &self,
-        config: &ModelConfig,
-        pictures: Receiver<Prepared>,
-        options: &CaptionOptions,
-        in_flight: usize,
-        heard: Heard<'_>,
-    ) -> Result<()> {
-        turn(self).caption_many(config, pictures, options, in_flight, heard)
-    }
-
-    fn tokens(
-        &self,
-        pixels: &[f32],
-        options: &GenerateOptions,
-        told: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
-    ) -> Result<Vec<u32>> {
-        turn(self).tokens(pixels, options, told)
-    }
-
-    fn advance(&self, utterance: &mut Utterance) -> Result<Option<Vec<f32>>> {
-        turn(self).advance(utterance)
-    }
-
-    fn speak(&self, units: &[u32], speaker: Option<u32>) -> Result<Speech> {
-        turn(self).speak(units, speaker)
-    }
-}
-
-/// A caller that panicked has left nothing behind that the next would see.
-#[cfg(any(feature = "cuda", feature = "emulator"))]
-fn turn<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl<B: Backend> Model<B> {
@@ -154,7 +104,13 @@ impl<B: Backend> Model<B> {
             }
             _ => None,
         };
-        Ok(Model { backend, vision, decoder, vocoder })
+        Ok(Model { backend, vision, decoder, vocoder, turn: Mutex::new(()) })
+    }
+
+    /// Waits until a device with one stream of work is free. A caller that panicked has left nothing behind that the next
+    /// would see.
+    pub(super) fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+        B::ONE_STREAM.then(|| self.turn.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn caption(

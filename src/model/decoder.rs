@@ -75,8 +75,7 @@ impl<B: Backend> Decoder<B> {
         let prefix = backend.shape(tokens)[0].checked_div(batch).unwrap_or(0);
         let mut x = tokens.clone();
         for (n, layer) in self.layers.iter().enumerate() {
-            let qkv = backend.linear(&x, &layer.qkv, Activation::None, None)?;
-            backend.cache_prefix(cache, pictures, n, &qkv)?;
+            let qkv = backend.cache_prefix(cache, pictures, n, &x, &layer.qkv)?;
             // Nothing but the last layer's keys and values is ever read.
             if n + 1 < self.layers.len() {
                 let attended = backend.attention(&qkv, AttentionShape { batch, tokens: prefix, heads, prefix })?;

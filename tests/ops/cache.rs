@@ -1,8 +1,16 @@
 use im2sp::backend::cpu::Cpu;
-use im2sp::backend::{Backend, CacheRow, CacheShape};
+use im2sp::backend::{Backend, CacheRow, CacheShape, Linear};
+use im2sp::tensor::HostTensor;
 
 use crate::common::assert_close;
 use crate::{cases, ops, random, tensor, values};
+
+/// A layer that leaves its input of so many columns as it is.
+fn identity(columns: usize) -> Linear<Cpu> {
+    let weight: Vec<f32> = (0..columns * columns).map(|i| f32::from(i % (columns + 1) == 0)).collect();
+    let weight = Cpu.matrix(HostTensor::from_f32(&[columns, columns], weight).unwrap()).unwrap();
+    Linear { weight, bias: tensor(1, columns, &vec![0.0; columns]) }
+}
 
 const START: CacheRow = CacheRow { image: 0, parent: None };
 
@@ -18,7 +26,9 @@ fn equals_golden() {
         let cache_shape = CacheShape { layers: 2, heads, head_size: 64, images, prefix, max_text: tokens };
         let mut cache = Cpu.cache(cache_shape).unwrap();
         let pictures: Vec<usize> = (0..images).collect();
-        Cpu.cache_prefix(&mut cache, &pictures, 1, &tensor(images * prefix, columns, &prefix_qkv)).unwrap();
+        let x = tensor(images * prefix, columns, &prefix_qkv);
+        let packed = Cpu.cache_prefix(&mut cache, &pictures, 1, &x, &identity(columns)).unwrap();
+        assert_eq!(values(&packed), *prefix_qkv);
         let rows: Vec<_> = (0..images).map(|image| CacheRow { image, parent: None }).collect();
         Cpu.cache_rows(&mut cache, &rows).unwrap();
         for t in 0..tokens {
@@ -44,7 +54,8 @@ fn rows_continue_their_parents() {
         // The pictures in one call each, and not in their order.
         for picture in [1, 0] {
             let qkv = &prefix_qkv[picture * prefix * columns..][..prefix * columns];
-            Cpu.cache_prefix(&mut cache, &[picture], 0, &tensor(prefix, columns, qkv)).unwrap();
+            let x = tensor(prefix, columns, qkv);
+            Cpu.cache_prefix(&mut cache, &[picture], 0, &x, &identity(columns)).unwrap();
         }
         cache
     };
@@ -97,6 +108,7 @@ fn edges_and_misfits() {
     assert!(Cpu.attention_cached(&token, &mut cache, 1).is_err(), "no such layer");
     assert!(Cpu.cache_rows(&mut cache, &[CacheRow { image: 1, parent: None }]).is_err(), "no such picture");
     assert!(Cpu.cache_rows(&mut cache, &[CacheRow { image: 0, parent: Some(3) }]).is_err(), "no such parent");
-    assert!(Cpu.cache_prefix(&mut cache, &[0], 0, &tensor(1, 6, &[0.0; 6])).is_err(), "no room for a prefix");
-    assert!(Cpu.cache_prefix(&mut cache, &[1], 0, &tensor(0, 6, &[])).is_err(), "no such picture");
+    let mut prefix = |pictures: &[usize], x| Cpu.cache_prefix(&mut cache, pictures, 0, &x, &identity(6));
+    assert!(prefix(&[0], tensor(1, 6, &[0.0; 6])).is_err(), "no room for a prefix");
+    assert!(prefix(&[1], tensor(0, 6, &[])).is_err(), "no such picture");
 }

@@ -198,9 +198,18 @@ impl Backend for Cpu {
         Cache::new(shape)
     }
 
-    fn cache_prefix(&self, cache: &mut Cache, pictures: &[usize], layer: usize, qkv: &Tensor) -> Result<()> {
+    fn cache_prefix(
+        &self,
+        cache: &mut Cache,
+        pictures: &[usize],
+        layer: usize,
+        x: &Tensor,
+        qkv: &Linear<Cpu>,
+    ) -> Result<Tensor> {
+        let qkv = self.linear(x, qkv, Activation::None, None)?;
         let _span = trace::span("cache_prefix");
-        cache.set_prefix(pictures, layer, qkv)
+        cache.set_prefix(pictures, layer, &qkv)?;
+        Ok(qkv)
     }
 
     fn cache_rows(&self, cache: &mut Cache, rows: &[CacheRow]) -> Result<()> {

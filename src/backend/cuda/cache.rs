@@ -1,8 +1,9 @@
 //! Launches kernels/cache.cu: keys and values of a decoder, and attention of one query per row over them.
 
 use super::driver::{DevicePtr, Launch};
-use super::kernels::{self, CachePrefixParams, CachedAttentionParams};
-use super::{CacheRow, CacheShape, Cuda, Layout, Tensor, ensure, int};
+use super::kernels::{self, CachedAttentionParams};
+use super::linear::{self, Split};
+use super::{CacheRow, CacheShape, Cuda, Layout, Linear, Tensor, ensure, int};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -12,8 +13,6 @@ const SPLIT: usize = 64;
 const MOST_SIZE: usize = 256;
 /// Floats of shared memory beside keys, values and query: weights, and what warps tell each other.
 const TOLD: usize = SPLIT + 4;
-/// Most blocks of the copy of a prefix.
-const COPY_BLOCKS: usize = 1024;
 
 /// Keys and values of a decoder on the device. The layout is described at the head of kernels/cache.cu.
 pub struct Cache {
@@ -78,31 +77,27 @@ impl Cache {
         })
     }
 
-    pub(super) fn set_prefix(&mut self, cuda: &Cuda, pictures: &[usize], layer: usize, qkv: &Tensor) -> Result<()> {
-        const OP: &str = "cache_prefix";
-        let CacheShape { heads, head_size, images, prefix, .. } = self.shape;
-        ensure(pictures.iter().all(|&p| p < images), OP, || format!("pictures {pictures:?} of {images}"))?;
-        self.check(OP, qkv, pictures.len() * prefix, layer)?;
-        let qkv = cuda.rows_of(qkv, cuda.dtype)?;
+    pub(super) fn set_prefix(
+        &mut self,
+        cuda: &Cuda,
+        pictures: &[usize],
+        layer: usize,
+        x: &Tensor,
+        qkv: &Linear<Cuda>,
+    ) -> Result<Tensor> {
+        let CacheShape { layers, heads, head_size, images, prefix, .. } = self.shape;
+        let weight = &qkv.weight.tensor;
+        let fits = pictures.iter().all(|&picture| picture < images)
+            && x.rows == pictures.len() * prefix
+            && layer < layers
+            && (weight.rows, weight.dtype) == (3 * heads * head_size, cuda.dtype);
+        ensure(fits, "cache_prefix", || {
+            let (rows, columns) = (x.rows, weight.rows);
+            format!("qkv ({rows}, {columns}) of pictures {pictures:?} for layer {layer} of {:?}", self.shape)
+        })?;
         let (keys, values) = self.prefix(layer);
         let places = cuda.put_ids(&pictures.iter().map(|&picture| picture as u32).collect::<Vec<_>>())?;
-        let params = CachePrefixParams {
-            qkv: qkv.pointer(),
-            pictures: places.pointer(),
-            keys,
-            values,
-            count: int(OP, pictures.len())?,
-            prefix: int(OP, prefix)?,
-            heads: int(OP, heads)?,
-            head_size: int(OP, head_size)?,
-        };
-        let kernel = match cuda.dtype {
-            DType::BF16 => &kernels::CACHE_PREFIX_FORWARD_BF16,
-            _ => &kernels::CACHE_PREFIX_FORWARD_F32,
-        };
-        let blocks = (pictures.len() * prefix * heads * head_size).div_ceil(256).min(COPY_BLOCKS);
-        // SAFETY: qkv holds count * prefix rows of 3 * H * D, keys and values prefix rows of H * D for every picture.
-        unsafe { cuda.launch(kernel, Launch::blocks(blocks), params) }
+        linear::linear_split(cuda, x, qkv, Split { keys, values, pictures: places.pointer(), prefix, heads })
     }
 
     pub(super) fn set_rows(&mut self, cuda: &Cuda, rows: &[CacheRow]) -> Result<()> {

@@ -359,12 +359,36 @@ pub(super) fn linear(
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    check("linear", x, layer, residual)?;
+    linear_tiled(cuda, x, layer, activation, residual, best_tile(cuda, x, layer)?)
+}
+
+/// Where keys and values of packed rows go besides; the caller sees to it that there is room for all of them.
+pub(super) struct Split {
+    /// (pictures, H, prefix, D), of the type of the weights.
+    pub keys: DevicePtr,
+    pub values: DevicePtr,
+    /// u32: which picture each run of `prefix` rows is.
+    pub pictures: DevicePtr,
+    pub prefix: usize,
+    pub heads: usize,
+}
+
+impl Split {
+    /// Nothing goes anywhere.
+    const NONE: Split =
+        Split { keys: DevicePtr::NULL, values: DevicePtr::NULL, pictures: DevicePtr::NULL, prefix: 0, heads: 0 };
+}
+
+/// `x weight^T + bias`, a row of packed query, key and value each, whose keys and values also go where `split` says.
+pub(super) fn linear_split(cuda: &Cuda, x: &Tensor, layer: &Linear<Cuda>, split: Split) -> Result<Tensor> {
+    launch(cuda, x, layer, (Activation::None, None), split, best_tile(cuda, x, layer)?)
+}
+
+fn best_tile(cuda: &Cuda, x: &Tensor, layer: &Linear<Cuda>) -> Result<&'static Tile> {
     let weight = &layer.weight.tensor;
     let multiprocessors = cuda.driver.properties().multiprocessors;
     let tile = tile_for(weight.dtype, x.rows, weight.rows, x.columns, multiprocessors);
-    let tile = tile.ok_or_else(|| crate::Error::shape("linear", format!("weights in {:?}", weight.dtype)))?;
-    linear_tiled(cuda, x, layer, activation, residual, tile)
+    tile.ok_or_else(|| crate::Error::shape("linear", format!("weights in {:?}", weight.dtype)))
 }
 
 /// The same with a given tile shape, which changes the time and nothing else.
@@ -374,6 +398,17 @@ pub(crate) fn linear_tiled(
     layer: &Linear<Cuda>,
     activation: Activation,
     residual: Option<&Tensor>,
+    tile: &Tile,
+) -> Result<Tensor> {
+    launch(cuda, x, layer, (activation, residual), Split::NONE, tile)
+}
+
+fn launch(
+    cuda: &Cuda,
+    x: &Tensor,
+    layer: &Linear<Cuda>,
+    (activation, residual): (Activation, Option<&Tensor>),
+    split: Split,
     tile: &Tile,
 ) -> Result<Tensor> {
     check("linear", x, layer, residual)?;
@@ -392,14 +427,19 @@ pub(crate) fn linear_tiled(
         bias: bias.pointer(),
         residual: pointer_of(residual.as_ref()),
         y: y.pointer(),
+        keys: split.keys,
+        values: split.values,
+        pictures: split.pictures,
         rows: int("linear", rows)?,
         columns: int("linear", columns)?,
         depth: int("linear", x.columns)?,
+        prefix: int("linear", split.prefix)?,
+        heads: int("linear", split.heads)?,
         unused: 0,
     };
     let launch = Launch::blocks(tile.count(rows, columns)).shared(tile.shared);
     // SAFETY: x holds rows * depth elements, weight columns * depth, bias columns, residual and y rows * columns, as was
-    // checked; tiles that reach beyond read zeros instead and leave their results out. Tensors begin at multiples of 256
+    // checked, and a split has room for all; tiles that reach beyond read zeros and leave their results out. Tensors begin at multiples of 256
     // bytes, so that the rows of aligned kernels, and the vectors of rows of a multiple of eight columns, are aligned.
     unsafe { cuda.launch(tile.kernels[index(activation)], launch, params)? };
     Ok(y)

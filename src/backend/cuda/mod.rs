@@ -234,6 +234,8 @@ impl Backend for Cuda {
     type Kernel = ConvKernel;
     type Cache = Cache;
 
+    const ONE_STREAM: bool = true;
+
     fn describe(&self) -> String {
         self.driver.properties().name.clone()
     }
@@ -315,8 +317,15 @@ impl Backend for Cuda {
         Cache::new(self, shape)
     }
 
-    fn cache_prefix(&self, cache: &mut Cache, pictures: &[usize], layer: usize, qkv: &Tensor) -> Result<()> {
-        cache.set_prefix(self, pictures, layer, qkv)
+    fn cache_prefix(
+        &self,
+        cache: &mut Cache,
+        pictures: &[usize],
+        layer: usize,
+        x: &Tensor,
+        qkv: &Linear<Cuda>,
+    ) -> Result<Tensor> {
+        cache.set_prefix(self, pictures, layer, x, qkv)
     }
 
     fn cache_rows(&self, cache: &mut Cache, rows: &[CacheRow]) -> Result<()> {
