@@ -9,7 +9,7 @@ pub mod cpu;
 pub mod cuda;
 pub(crate) mod rows;
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Result;
@@ -319,6 +319,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ) -> Result<Self::Tensor>;
     /// Transposed convolution: leaky ReLU of x (C in, S) to (C out, S * stride), padding (taps - stride) / 2.
     fn conv_transpose1d(&self, x: &Self::Tensor, kernel: &Self::Kernel, slope: f32) -> Result<Self::Tensor>;
+    /// These columns of x (C, S).
+    fn crop(&self, x: &Self::Tensor, columns: Range<usize>) -> Result<Self::Tensor>;
     /// (M, N) to (N, M).
     fn transpose(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
     /// Column of the largest value of each row, the lowest such column on ties; NaN anywhere is an error.

@@ -18,6 +18,8 @@ mod conv1d;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod conv_transpose1d;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
+mod crop;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
 mod doctor;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod embed;

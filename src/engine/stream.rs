@@ -3,8 +3,9 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::{CaptionOptions, Captioner};
 use crate::generate::{Compat, GenerateOptions};
@@ -13,6 +14,9 @@ use crate::model::config::ModelConfig;
 use crate::model::vocoder::Utterance;
 use crate::units;
 use crate::{Error, Result};
+
+/// What the next chunk is begun early by, beside the time that it may take.
+const SPARE: Duration = Duration::from_millis(30);
 
 /// The next piece of a spoken caption.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,7 +37,18 @@ pub struct CaptionStream {
     units: Vec<u32>,
     /// `None` after the end.
     decoding: Option<Decoding>,
+    playing: Playing,
     refused: Option<Error>,
+}
+
+/// A listener who began with the first chunk as soon as it was there, and plays it at its speed. Until more is due, units
+/// gather: the fewer the chunks, the less their margins cost.
+#[derive(Default)]
+struct Playing {
+    /// When the sound that was handed out will have been played; `None` before the first.
+    until: Option<Instant>,
+    /// How long the last chunk took.
+    effort: Duration,
 }
 
 /// The decoding thread, and what it tells.
@@ -85,7 +100,17 @@ impl CaptionStream {
             Ok(decoding) => (Some(decoding), None),
             Err(error) => (None, Some(error)),
         };
-        CaptionStream { model, utterance, sample_rate, tokens: Vec::new(), units: Vec::new(), decoding, refused }
+        let playing = Playing::default();
+        CaptionStream {
+            model,
+            utterance,
+            sample_rate,
+            tokens: Vec::new(),
+            units: Vec::new(),
+            decoding,
+            playing,
+            refused,
+        }
     }
 
     /// Samples per second; 0 for a model without a vocoder.
@@ -103,18 +128,18 @@ impl CaptionStream {
         &self.units
     }
 
-    /// The first chunk has this many frames of the vocoder, and each later one twice as many as the one before, up to
-    /// some seconds. Changes when chunks come, and nothing about their samples.
+    /// The first chunk has at most this many frames of the vocoder, and each later one several times as many as the one
+    /// before, up to some seconds. Changes when chunks come, and nothing about their samples.
     #[must_use]
     pub fn first_chunk(mut self, frames: usize) -> CaptionStream {
         self.utterance.next_chunk(frames);
         self
     }
 
-    /// Takes in what the decoder told: waits for something, and leaves nothing waiting.
-    fn listen(&mut self) -> Result<()> {
+    /// Takes in what the decoder told: waits for something, but not beyond `until`, and leaves nothing waiting.
+    fn listen(&mut self, until: Option<Instant>) -> Result<()> {
         let Some(decoding) = &mut self.decoding else { return Ok(()) };
-        let mut next = decoding.wait();
+        let Some(mut next) = decoding.wait(until) else { return Ok(()) };
         loop {
             match next {
                 Heard::Units(units) => {
@@ -137,14 +162,35 @@ impl CaptionStream {
 
     fn chunk(&mut self) -> Result<Option<Vec<f32>>> {
         loop {
-            if let Some(samples) = self.model.advance(&mut self.utterance)? {
-                return Ok(Some(samples));
+            let clock = Instant::now();
+            let due = self.playing.due().filter(|&due| due > clock && self.decoding.is_some());
+            if due.is_none() {
+                if let Some(samples) = self.model.advance(&mut self.utterance)? {
+                    self.playing.more(samples.len() as f64 / f64::from(self.sample_rate), clock);
+                    return Ok(Some(samples));
+                }
+                if self.decoding.is_none() {
+                    return Ok(None);
+                }
             }
-            if self.decoding.is_none() {
-                return Ok(None);
-            }
-            self.listen()?;
+            self.listen(due)?;
         }
+    }
+}
+
+impl Playing {
+    /// When the next chunk has to be begun.
+    fn due(&self) -> Option<Instant> {
+        self.until?.checked_sub(2 * self.effort + SPARE)
+    }
+
+    /// Some seconds of sound, begun at `clock`, are handed out.
+    fn more(&mut self, seconds: f64, clock: Instant) {
+        let now = Instant::now();
+        self.effort = now - clock;
+        // One who has played all waits, and goes on at once.
+        let from = self.until.map_or(now, |until| until.max(now));
+        self.until = Duration::try_from_secs_f64(seconds).ok().and_then(|played| from.checked_add(played));
     }
 }
 
@@ -202,14 +248,22 @@ impl Decoding {
         Ok(Decoding { heard: Some(heard), thread: Some(thread) })
     }
 
-    /// The next message.
-    fn wait(&mut self) -> Heard {
-        let message = self.heard.as_ref().and_then(|heard| heard.recv().ok());
-        // Without a last message the thread has panicked: a mistake of this crate, which belongs to the caller.
-        message.unwrap_or_else(|| match self.thread.take().map(JoinHandle::join) {
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-            _ => Heard::End(Ok(Vec::new())),
-        })
+    /// The next message; `None` if there is none before `until`.
+    fn wait(&mut self, until: Option<Instant>) -> Option<Heard> {
+        let message = match (&self.heard, until) {
+            (None, _) => Err(RecvTimeoutError::Disconnected),
+            (Some(heard), None) => heard.recv().map_err(RecvTimeoutError::from),
+            (Some(heard), Some(until)) => heard.recv_timeout(until.saturating_duration_since(Instant::now())),
+        };
+        match message {
+            Ok(message) => Some(message),
+            Err(RecvTimeoutError::Timeout) => None,
+            // Without a last message the thread has panicked: a mistake of this crate, which belongs to the caller.
+            Err(RecvTimeoutError::Disconnected) => match self.thread.take().map(JoinHandle::join) {
+                Some(Err(panic)) => std::panic::resume_unwind(panic),
+                _ => Some(Heard::End(Ok(Vec::new()))),
+            },
+        }
     }
 
     /// The next message, if it is there.

@@ -7,6 +7,7 @@ mod utterance;
 
 use std::ops::Range;
 
+use self::context::Reach;
 use super::config::{DurationConfig, VocoderConfig};
 use super::layer::Loader;
 use crate::backend::{Activation, Backend, ConvActivation, ConvEpilogue, Linear, Norm, Region};
@@ -132,20 +133,40 @@ impl<B: Backend> Vocoder<B> {
             return Err(Error::Units { problem });
         }
         let ids = units.iter().zip(durations).flat_map(|(&unit, &frames)| std::iter::repeat_n(unit, frames)).collect();
-        self.sound(backend, ids, voice, 0..usize::MAX)
+        self.whole(backend, ids, voice)
     }
 
-    /// Sound of frames of these units, of which the samples `kept` are wanted.
-    fn sound(&self, backend: &B, ids: Vec<u32>, voice: Voice<'_>, kept: Range<usize>) -> Result<Vec<f32>> {
+    /// The sound of frames of these units.
+    fn whole(&self, backend: &B, ids: Vec<u32>, voice: Voice<'_>) -> Result<Vec<f32>> {
         let x = self.frames(backend, ids, voice)?;
-        let sound = backend.region(&self.region, &x, &|backend, x| self.generator(backend, x))?;
-        let mut samples = backend.download(&sound)?;
-        samples.truncate(kept.end);
-        samples.drain(..kept.start);
-        if samples.iter().any(|s| s.is_nan()) {
-            return Err(Error::NotANumber { stage: "vocoder" });
+        heard(backend.download(&backend.region(&self.region, &x, &|backend, x| self.generator(backend, x))?)?)
+    }
+
+    /// The sound of the frames `wanted`, of a sequence of which `ids` are the units from `reach` on.
+    fn part(
+        &self,
+        backend: &B,
+        ids: Vec<u32>,
+        voice: Voice<'_>,
+        reach: &Reach,
+        wanted: Range<usize>,
+    ) -> Result<Vec<f32>> {
+        let mut start = reach.frames.start;
+        let mut x = backend.conv1d(&self.frames(backend, ids, voice)?, &self.pre, 1, ConvEpilogue::default())?;
+        for ((stage, rate), needed) in self.stages.iter().zip(&self.config.upsample_rates).zip(&reach.stages) {
+            x = backend.conv_transpose1d(&x, &stage.upsample, SLOPE)?;
+            start *= rate;
+            // The later the stage, the less of the margin is still of use.
+            let length = backend.shape(&x)[1];
+            x = backend.crop(&x, needed.start - start..length.min(needed.end - start))?;
+            start = needed.start;
+            x = stage.residual_blocks(backend, &x)?;
         }
-        Ok(samples)
+        let mut samples = backend.download(&self.last(backend, &x)?)?;
+        let hop = self.config.hop();
+        samples.truncate(wanted.end * hop - start);
+        samples.drain(..wanted.start * hop - start);
+        heard(samples)
     }
 
     /// Embedded frames (model_in_dim, S) to samples (1, hop * S).
@@ -155,8 +176,13 @@ impl<B: Backend> Vocoder<B> {
             x = backend.conv_transpose1d(&x, &stage.upsample, SLOPE)?;
             x = stage.residual_blocks(backend, &x)?;
         }
+        self.last(backend, &x)
+    }
+
+    /// The last stage's result to samples.
+    fn last(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
         let last = ConvEpilogue { slope: LAST_SLOPE, activation: ConvActivation::Tanh, ..Default::default() };
-        backend.conv1d(&x, &self.post, 1, last)
+        backend.conv1d(x, &self.post, 1, last)
     }
 
     /// The generator's input (model_in_dim, S): unit, pitch and speaker embeddings of every frame, stacked.
@@ -190,6 +216,11 @@ impl<B: Backend> Vocoder<B> {
         tables.extend(speaker.as_ref().map(|(table, ids)| (*table, &ids[..])));
         backend.embed_columns(&tables)
     }
+}
+
+/// Samples, unless one is none.
+fn heard(samples: Vec<f32>) -> Result<Vec<f32>> {
+    if samples.iter().any(|s| s.is_nan()) { Err(Error::NotANumber { stage: "vocoder" }) } else { Ok(samples) }
 }
 
 /// Repeats the elements of the shorter sequence so that both are equally long, as the reference does with its columns.

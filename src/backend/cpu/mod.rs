@@ -8,6 +8,7 @@ mod buffer;
 mod cache;
 mod conv1d;
 mod conv_transpose1d;
+mod crop;
 mod disjoint;
 mod embed;
 mod filter;
@@ -20,6 +21,7 @@ mod top_k;
 mod transpose;
 mod winograd;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -256,6 +258,11 @@ impl Backend for Cpu {
     fn conv_transpose1d(&self, x: &Tensor, kernel: &Kernel, slope: f32) -> Result<Tensor> {
         let _span = trace::span("conv_transpose1d");
         conv_transpose1d::conv_transpose1d(x, kernel, slope)
+    }
+
+    fn crop(&self, x: &Tensor, columns: Range<usize>) -> Result<Tensor> {
+        let _span = trace::span("crop");
+        crop::crop(x, columns)
     }
 
     fn transpose(&self, x: &Tensor) -> Result<Tensor> {

@@ -14,6 +14,7 @@ mod cast;
 mod ceiling;
 mod conv1d;
 mod conv_transpose1d;
+mod crop;
 mod decode;
 pub mod driver;
 mod embed;
@@ -31,7 +32,7 @@ mod region;
 mod top_k;
 mod transpose;
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use self::driver::{DevicePtr, Driver, Kernel, Launch};
@@ -381,6 +382,10 @@ impl Backend for Cuda {
 
     fn conv_transpose1d(&self, x: &Tensor, kernel: &ConvKernel, slope: f32) -> Result<Tensor> {
         conv_transpose1d::conv_transpose1d(self, x, kernel, slope)
+    }
+
+    fn crop(&self, x: &Tensor, columns: Range<usize>) -> Result<Tensor> {
+        crop::crop(self, x, columns)
     }
 
     fn transpose(&self, x: &Tensor) -> Result<Tensor> {

@@ -26,10 +26,20 @@ fn transposed(results: Range<usize>, taps: usize, stride: usize) -> Range<usize>
     (first + 1).saturating_sub(taps.div_ceil(stride))..last + 1
 }
 
-/// Frames that go into the sound of `frames`, which are not empty. The start lies where a cut may begin, the end perhaps
-/// beyond the sequence.
-pub(super) fn of_frames(config: &VocoderConfig, frames: Range<usize>, period: usize) -> Range<usize> {
-    let hop = config.hop();
+/// What goes into a stretch of sound. Starts lie where runs of all convolutions that follow begin, ends perhaps beyond the
+/// sequence.
+#[derive(Debug)]
+pub(super) struct Reach {
+    /// Frames.
+    pub frames: Range<usize>,
+    /// Of each stage, positions of its upsampled sequence.
+    pub stages: Vec<Range<usize>>,
+}
+
+/// What goes into the sound of `frames`, which are not empty.
+pub(super) fn of_frames(config: &VocoderConfig, frames: Range<usize>, period: usize) -> Reach {
+    let (hop, whole_runs) = (config.hop(), whole_runs(config, period));
+    let mut stages = Vec::with_capacity(config.upsample_rates.len());
     let mut range = convolution(frames.start * hop..frames.end * hop, OUTER_TAPS, 1, period);
     for (&rate, &taps) in config.upsample_rates.iter().zip(&config.upsample_kernel_sizes).rev() {
         let blocks = config.resblock_kernel_sizes.iter().zip(&config.resblock_dilation_sizes);
@@ -41,25 +51,21 @@ pub(super) fn of_frames(config: &VocoderConfig, frames: Range<usize>, period: us
             })
             .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
             .unwrap_or(range);
+        range.start -= range.start % whole_runs;
+        stages.push(range.clone());
         range = transposed(range, taps, rate);
     }
+    stages.reverse();
     range = convolution(range, OUTER_TAPS, 1, period);
-    range.start - range.start % cut_period(config, period)..range.end
+    range.start -= range.start % period;
+    Reach { frames: range, stages }
 }
 
-/// A cut begins at a multiple of so many frames: there a run of every convolution begins.
-fn cut_period(config: &VocoderConfig, period: usize) -> usize {
-    let mut frames = period;
-    let mut rate = 1;
-    for upsample in &config.upsample_rates {
-        rate *= upsample;
-        for dilation in config.resblock_dilation_sizes.iter().flatten().chain(&[1]) {
-            let run = run(*dilation, period);
-            // Where the numbers are too large for their common multiple, sound always begins at the start.
-            frames = least_common_multiple(frames, run / greatest_common_divisor(run, rate)).unwrap_or(1 << 62);
-        }
-    }
-    frames
+/// At multiples of so many positions a run of every convolution of a residual block begins.
+fn whole_runs(config: &VocoderConfig, period: usize) -> usize {
+    let runs = config.resblock_dilation_sizes.iter().flatten().chain(&[1]).map(|&dilation| run(dilation, period));
+    // Where the numbers are too large for their common multiple, that is at the start only.
+    runs.fold(Some(1), |all, run| least_common_multiple(all?, run)).unwrap_or(usize::MAX)
 }
 
 fn greatest_common_divisor(a: usize, b: usize) -> usize {
@@ -84,18 +90,25 @@ mod tests {
         assert_eq!(transposed(100..105, 11, 5), 18..22);
     }
 
-    /// The published vocoder looks 0.42 s ahead, 0.6 s where results are computed in fours, and a cut then begins every
-    /// 0.24 s. The margin of one result by hand, from the sound inwards: 3 samples, then for each rate 60 more (11 taps,
-    /// dilations 1, 3 and 5, each followed by 1) and a division by the rate, then 3 frames.
+    /// The published vocoder looks 0.42 s ahead, 0.6 s where results are computed in fours. The margin of one result by
+    /// hand, from the sound inwards: 3 samples, then for each rate 60 more (11 taps, dilations 1, 3 and 5, each followed by
+    /// 1) and a division by the rate, then 3 frames.
     #[test]
     fn the_published_vocoder_reaches_so_far() {
         let config = random::published();
         let config = config.vocoder.as_ref().expect("a vocoder");
-        assert_eq!((cut_period(config, 1), cut_period(config, 4)), (1, 12));
+        assert_eq!((whole_runs(config, 1), whole_runs(config, 4)), (1, 60));
         for (period, margin) in [(1, 21), (4, 30)] {
-            let range = of_frames(config, 600..601, period);
-            assert_eq!(range.end - 601, margin, "after, {period}");
-            assert!(600 - range.start <= margin + 12, "before, {period}: {range:?}");
+            let Reach { frames, stages } = of_frames(config, 600..601, period);
+            assert_eq!(frames.end - 601, margin, "after, {period}");
+            assert!(600 - frames.start <= margin + 15, "before, {period}: {frames:?}");
+            // The later a stage, the less of the margin is left.
+            let mut rate = 1;
+            for ((stage, upsample), most) in stages.iter().zip(&config.upsample_rates).zip([37, 17, 6, 3, 2]) {
+                rate *= upsample;
+                let margins = (600 - stage.start / rate, stage.end.div_ceil(rate) - 601);
+                assert!(margins.0.max(margins.1) <= most, "{margins:?} before and after at {rate} a frame, {period}");
+            }
         }
     }
 }

@@ -3,14 +3,17 @@
 
 use std::ops::Range;
 
-use super::{Vocoder, Voice, context};
+use super::context::{self, Reach};
+use super::{Vocoder, Voice};
 use crate::backend::Backend;
+use crate::model::config::VocoderConfig;
 use crate::{Error, Result};
 
-/// Frames of the first chunk of a stream; each of the later ones has twice as many as the one before, up to the most.
-/// The first is what a listener waits for. Its margin costs more than itself, and less and less of later ones.
+/// Most frames of the first chunk of a stream, and least of any but the last: the first is what a listener waits for. Its
+/// margin costs more than itself, so the next may be several times as long, up to the most.
 const FIRST_FRAMES: usize = 8;
-const MOST_FRAMES: usize = 256;
+const GROWTH: usize = 8;
+const MOST_FRAMES: usize = 1024;
 
 /// What is spoken: units as they become known, and how much of them has been made sound.
 #[derive(Clone, Debug)]
@@ -26,7 +29,7 @@ pub struct Utterance {
     frames: Vec<u32>,
     /// Frames whose sound was handed out.
     spoken: usize,
-    /// Frames of the next chunk.
+    /// Most frames of the next chunk.
     chunk: usize,
 }
 
@@ -59,18 +62,27 @@ impl Utterance {
         self.complete = true;
     }
 
-    /// The next chunk has this many frames, and later ones twice as many as the one before.
+    /// The next chunk has at most this many frames, and those after it several times as many.
     pub fn next_chunk(&mut self, frames: usize) {
         self.chunk = frames.max(1);
     }
 
-    /// Frames of the next chunk, if they are there.
-    fn wanted(&self) -> Range<usize> {
-        let left = self.frames.len() - self.spoken;
-        let ends = self.complete && self.timed == self.units.len();
-        // What would be left over for a short last chunk joins this one.
-        let count = if ends && left < self.chunk.saturating_mul(2) { left } else { self.chunk };
-        self.spoken..self.spoken.saturating_add(count)
+    /// The next chunk and what goes into it: as much as is certain, if that is enough.
+    fn next(&self, config: &VocoderConfig, period: usize) -> Option<(Range<usize>, Reach)> {
+        let (spoken, known) = (self.spoken, self.frames.len());
+        let left = known - spoken;
+        let reach = |count: usize| context::of_frames(config, spoken..spoken + count, period);
+        if self.complete && self.timed == self.units.len() {
+            // What would be left over for a short last chunk joins this one.
+            let count = if left < self.chunk.saturating_mul(2) { left } else { self.chunk };
+            return (count > 0).then(|| (spoken..spoken + count, reach(count)));
+        }
+        let (mut certain, mut beyond) = (0, left.min(self.chunk) + 1);
+        while certain + 1 < beyond {
+            let middle = certain.midpoint(beyond);
+            *(if reach(middle).frames.end <= known { &mut certain } else { &mut beyond }) = middle;
+        }
+        (certain >= self.chunk.min(FIRST_FRAMES)).then(|| (spoken..spoken + certain, reach(certain)))
     }
 }
 
@@ -78,23 +90,17 @@ impl<B: Backend> Vocoder<B> {
     /// The next samples of `utterance`; `None` until more units are known, and after the last.
     pub fn advance(&self, backend: &B, utterance: &mut Utterance) -> Result<Option<Vec<f32>>> {
         self.time(backend, utterance)?;
-        let wanted = utterance.wanted();
-        if wanted.is_empty() || wanted.end > utterance.frames.len() {
-            return Ok(None);
-        }
-        let cut = context::of_frames(&self.config, wanted.clone(), B::CONVOLUTION_PERIOD);
+        let next = utterance.next(&self.config, B::CONVOLUTION_PERIOD);
+        let Some((wanted, reach)) = next else { return Ok(None) };
         let known = utterance.frames.len();
-        let ends = utterance.complete && utterance.timed == utterance.units.len();
-        if cut.end > known && !ends {
-            return Ok(None);
-        }
-        let cut = cut.start..cut.end.min(known);
-        let voice = Voice { speaker: utterance.speaker, pitch: None };
-        let hop = self.config.hop();
-        let kept = (wanted.start - cut.start) * hop..(wanted.end - cut.start) * hop;
-        let samples = self.sound(backend, utterance.frames[cut].to_vec(), voice, kept)?;
+        let ids = utterance.frames[reach.frames.start..reach.frames.end.min(known)].to_vec();
         utterance.spoken = wanted.end;
-        utterance.chunk = utterance.chunk.saturating_mul(2).min(MOST_FRAMES.max(utterance.chunk));
+        utterance.chunk = utterance.chunk.saturating_mul(GROWTH).min(MOST_FRAMES.max(utterance.chunk));
+        let voice = Voice { speaker: utterance.speaker, pitch: None };
+        let samples = match wanted == (0..known) {
+            true => self.whole(backend, ids, voice)?,
+            false => self.part(backend, ids, voice, &reach, wanted)?,
+        };
         Ok(Some(samples))
     }
 
