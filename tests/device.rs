@@ -193,6 +193,39 @@ fn memory_goes_back_to_its_level_and_its_end_is_said() {
     }
 }
 
+/// Whenever a listener or a caller goes away, the device is free for the next, and so is its memory in the end.
+#[test]
+fn an_end_at_any_point_frees_everything() {
+    let emulator = Arc::new(EmulatedDriver::new(1 << 30));
+    let picture = &pictures(1)[0];
+    let generate = GenerateOptions { max_length: 60, ..Default::default() };
+    {
+        let engine = Engine::embedded_on(emulator.clone(), DType::BF16).expect("an engine");
+        let options = CaptionOptions { generate, ..Default::default() };
+        let whole = engine.caption(picture, &options).expect("a caption");
+        for (chunks, pause) in [(0, 0), (0, 30), (0, 300), (1, 0), (2, 0)] {
+            let mut stream = engine.stream(picture, &options).first_chunk(4);
+            std::thread::sleep(std::time::Duration::from_millis(pause));
+            for chunk in stream.by_ref().take(chunks) {
+                chunk.expect("sound");
+            }
+        }
+        let mut heard = 0;
+        let read = |_| Some(Ok(picture.clone()));
+        let done = engine.caption_many(&read, &CaptionOptions { no_audio: true, ..options }, 2, &mut |_, caption| {
+            assert_eq!(caption.expect("a caption").tokens, whole.tokens);
+            heard += 1;
+            std::ops::ControlFlow::Break(())
+        });
+        done.expect("an end");
+        assert_eq!(heard, 1);
+        let sound: Vec<f32> =
+            engine.stream(picture, &options).flat_map(|chunk| chunk.expect("sound").samples).collect();
+        assert_eq!(sound, whole.samples, "the device does what it did");
+    }
+    assert_eq!(emulator.in_use(), 0);
+}
+
 #[test]
 fn a_device_index_that_does_not_exist_is_an_error() {
     let options = LoadOptions { device: Device::Cuda(99), dtype: None };

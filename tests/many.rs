@@ -125,6 +125,7 @@ fn options_that_make_no_sense_are_refused_before_any_work() {
         engine.caption_many(&read, &options, in_flight, &mut heard).unwrap_err().to_string()
     };
     assert!(refused(CaptionOptions::default(), 0).contains("in-flight"));
+    assert!(refused(CaptionOptions::default(), usize::MAX).contains("in-flight"));
     let generate = GenerateOptions { beams: 0, ..Default::default() };
     assert!(refused(CaptionOptions { generate, ..Default::default() }, 2).contains("beam"));
 }

@@ -16,6 +16,8 @@ use crate::image::Image;
 use crate::model::config::ModelConfig;
 use crate::{Error, Result, trace};
 
+/// Most pictures that are decoded together: places of a cache take memory.
+const MOST_IN_FLIGHT: usize = 1024;
 /// Most threads that read pictures.
 const READERS: usize = 16;
 
@@ -41,8 +43,8 @@ pub(super) fn caption_many(
     in_flight: usize,
     heard: Heard<'_>,
 ) -> Result<()> {
-    if in_flight == 0 {
-        let problem = "no picture at a time is none at all: at least 1 is needed".into();
+    if !(1..=MOST_IN_FLIGHT).contains(&in_flight) {
+        let problem = format!("{in_flight} pictures at a time; expected 1 to {MOST_IN_FLIGHT}");
         return Err(Error::Option { option: "in-flight", problem });
     }
     let readers = std::thread::available_parallelism().map_or(1, usize::from).min(READERS).min(in_flight);
