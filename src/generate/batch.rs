@@ -28,6 +28,9 @@ enum Text<'a> {
     Beams(Search<'a>),
 }
 
+/// A place that is free again, and what was said there.
+pub type Ended = (usize, Generated);
+
 /// A cache in use: each of its pictures has a place, in which a text grows or not.
 pub struct Batch<'a, B: Backend> {
     backend: &'a B,
@@ -109,10 +112,7 @@ impl<'a, B: Backend> Batch<'a, B> {
 
     /// Every text grows by one token. Gives back the places that are free again, with what was said there. `told` hears of
     /// every text, and may ask for an end: then the step's last value is `Break`.
-    pub fn step(
-        &mut self,
-        told: &mut dyn FnMut(Told<'_>) -> ControlFlow<()>,
-    ) -> Result<(Vec<(usize, Generated)>, ControlFlow<()>)> {
+    pub fn step(&mut self, told: &mut dyn FnMut(Told<'_>) -> ControlFlow<()>) -> Result<(Vec<Ended>, ControlFlow<()>)> {
         let (mut rows, mut ids, mut scores, mut counts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (image, text) in self.places.iter_mut().enumerate() {
             let Some(text) = text else { continue };
@@ -151,7 +151,7 @@ impl<'a, B: Backend> Batch<'a, B> {
     }
 
     /// What has been said so far at every place in use.
-    pub fn stop(self) -> Vec<(usize, Generated)> {
+    pub fn stop(self) -> Vec<Ended> {
         let texts = self.places.into_iter().enumerate();
         texts.filter_map(|(place, text)| Some((place, text?.best()))).collect()
     }

@@ -13,7 +13,7 @@ use crate::model::decoder::Decoder;
 use crate::{Error, Result};
 
 pub use crate::backend::rows::log_softmax;
-pub use batch::Batch;
+pub use batch::{Batch, Ended};
 
 /// When a beam search may stop looking for better hypotheses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

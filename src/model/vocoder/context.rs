@@ -63,9 +63,9 @@ pub(super) fn of_frames(config: &VocoderConfig, frames: Range<usize>, period: us
 
 /// At multiples of so many positions a run of every convolution of a residual block begins.
 fn whole_runs(config: &VocoderConfig, period: usize) -> usize {
-    let runs = config.resblock_dilation_sizes.iter().flatten().chain(&[1]).map(|&dilation| run(dilation, period));
+    let mut runs = config.resblock_dilation_sizes.iter().flatten().chain(&[1]).map(|&dilation| run(dilation, period));
     // Where the numbers are too large for their common multiple, that is at the start only.
-    runs.fold(Some(1), |all, run| least_common_multiple(all?, run)).unwrap_or(usize::MAX)
+    runs.try_fold(1, least_common_multiple).unwrap_or(usize::MAX)
 }
 
 fn greatest_common_divisor(a: usize, b: usize) -> usize {
