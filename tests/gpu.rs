@@ -17,7 +17,7 @@ fn every_operation_on_every_gpu() {
         for dtype in [DType::F32, DType::BF16] {
             let driver = gpu::open(index).unwrap_or_else(|error| panic!("{error}"));
             let cuda = Cuda::new(driver, dtype).expect("a type that is computed in");
-            let mut checker = Checker::new(&cuda, Size::Real, 0);
+            let mut checker = Checker::new(&cuda, Size::Real);
             checker.all(&filter).unwrap_or_else(|error| panic!("{error}"));
             let failed: Vec<String> =
                 checker.outcomes.iter().filter(|o| !o.passed()).map(|o| format!("{o:?}")).collect();

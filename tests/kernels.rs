@@ -12,7 +12,7 @@ use im2sp::tensor::DType;
 fn check(dtype: DType) {
     let cuda = Cuda::new(Arc::new(EmulatedDriver::new(4 << 30)), dtype).expect("the emulator is always there");
     let filter = std::env::var("IM2SP_OP").unwrap_or_default();
-    let mut checker = Checker::new(&cuda, Size::Ragged, 0);
+    let mut checker = Checker::new(&cuda, Size::Ragged);
     checker.all(&filter).unwrap_or_else(|error| panic!("{error}"));
     let failed: Vec<String> = checker.outcomes.iter().filter(|o| !o.passed()).map(|o| format!("{o:?}")).collect();
     assert!(failed.is_empty(), "{} of {} cases:\n{}", failed.len(), checker.outcomes.len(), failed.join("\n"));

@@ -78,7 +78,7 @@ pub struct Outcome {
     pub error: f32,
     /// The largest that is allowed.
     pub allowed: f32,
-    /// Median time of one run, where it was asked for.
+    /// Time of one run, where it was asked for.
     pub microseconds: Option<f64>,
     /// Operations and bytes.
     pub work: Work,
@@ -91,23 +91,48 @@ impl Outcome {
     }
 }
 
+/// A case that can be timed.
+pub struct Timing<'t> {
+    /// The operation.
+    pub op: &'static str,
+    /// The case.
+    pub case: &'t str,
+    /// Type the device computes in.
+    pub dtype: &'static str,
+    /// Operations and bytes.
+    pub work: Work,
+    /// Seconds of one run on the device's own clock; nothing of its inputs is left in the L2 from the run before.
+    pub run: &'t dyn Fn() -> Result<f64>,
+}
+
+/// Times a case as often as it wants to, and says how many seconds it took.
+pub type Timer<'a> = &'a mut dyn FnMut(Timing<'_>) -> Result<f64>;
+
 /// Runs cases on a device and collects how they went.
 pub struct Checker<'a> {
     /// The device.
     pub cuda: &'a Cuda,
     /// Larger cases are left out.
     pub most: Size,
-    /// Times each case is timed; 0 for correctness only.
-    pub timed: usize,
     /// The outcomes so far.
     pub outcomes: Vec<Outcome>,
     op: &'static str,
+    timer: Option<Timer<'a>>,
+    /// What is overwritten before a run is timed: twice the L2.
+    swept: Option<Tensor>,
 }
 
 impl<'a> Checker<'a> {
-    /// A checker of cases up to this size.
-    pub fn new(cuda: &'a Cuda, most: Size, timed: usize) -> Checker<'a> {
-        Checker { cuda, most, timed, outcomes: Vec::new(), op: "" }
+    /// A checker of cases up to this size, for correctness only.
+    pub fn new(cuda: &'a Cuda, most: Size) -> Checker<'a> {
+        Checker { cuda, most, outcomes: Vec::new(), op: "", timer: None, swept: None }
+    }
+
+    /// One that hands every case to `timer` too.
+    pub fn timed(cuda: &'a Cuda, most: Size, timer: Timer<'a>) -> Result<Checker<'a>> {
+        let words = cuda.driver().properties().l2 / 2;
+        let swept = Some(cuda.upload([1, words], &vec![0.0; words])?);
+        Ok(Checker { timer: Some(timer), swept, ..Checker::new(cuda, most) })
     }
 
     /// Runs every case of the operations whose name contains `filter`.
@@ -176,10 +201,15 @@ impl<'a> Checker<'a> {
             error = f32::INFINITY;
         }
         cuda.poison(false);
-        let microseconds = self.time(run).map_err(named)?;
-        cuda.poison(true);
         let dtype = if self.is_bf16() { "bf16" } else { "f32" };
-        let (case, work) = (case.name, case.work);
+        let (case, work) = (&case.name, case.work);
+        let swept = &self.swept;
+        let run = || seconds(cuda, swept.as_ref(), run);
+        let timer = self.timer.as_mut();
+        let time = timer.map(|timer| timer(Timing { op, case, dtype, work, run: &run })).transpose();
+        let microseconds = time.map_err(named)?.map(|seconds| seconds * 1e6);
+        cuda.poison(true);
+        let case = case.clone();
         self.outcomes.push(Outcome { op, case, dtype, error, allowed, microseconds, work });
         Ok(())
     }
@@ -194,21 +224,17 @@ impl<'a> Checker<'a> {
         }
         Ok(vec![run()?, run()?])
     }
+}
 
-    /// Median microseconds of a run, on the device's own clock.
-    fn time(&self, run: &dyn Fn() -> Result<()>) -> Result<Option<f64>> {
-        if self.timed == 0 {
-            return Ok(None);
-        }
-        let driver = self.cuda.driver();
-        let mut times = Vec::new();
-        for _ in 0..self.timed {
-            let start = driver.record()?;
-            run()?;
-            let end = driver.record()?;
-            times.push(f64::from(driver.elapsed(&start, &end)?) * 1e3);
-        }
-        times.sort_by(f64::total_cmp);
-        Ok(times.get(times.len() / 2).copied())
+/// Seconds of a run between two events. The sweep before it leaves the L2 without its inputs, and takes the device so long
+/// that the launches of the run are waiting when it ends.
+fn seconds(cuda: &Cuda, swept: Option<&Tensor>, run: &dyn Fn() -> Result<()>) -> Result<f64> {
+    let driver = cuda.driver();
+    if let Some(swept) = swept {
+        cuda.sweep(swept)?;
     }
+    let start = driver.record()?;
+    run()?;
+    let end = driver.record()?;
+    Ok(f64::from(driver.elapsed(&start, &end)?) * 1e-3)
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Checker, Outcome, Size};
+use super::{Checker, Outcome, Size, Timing};
 use crate::backend::cuda::{Ceilings, Cuda};
 use crate::tensor::DType;
 use crate::{Device, Result};
@@ -57,7 +57,11 @@ pub fn examine(options: DoctorOptions<'_>, told: &mut dyn FnMut(&'static str)) -
     let ceilings = bf16.ceilings(bytes, repeats)?;
     let mut outcomes = Vec::new();
     for cuda in [Cuda::new(driver, DType::F32)?, bf16] {
-        let mut checker = Checker::new(&cuda, options.most, if emulated { 0 } else { TIMED });
+        let mut timer = median;
+        let mut checker = match emulated {
+            true => Checker::new(&cuda, options.most),
+            false => Checker::timed(&cuda, options.most, &mut timer)?,
+        };
         for &(op, check) in super::OPERATIONS.iter().filter(|(op, _)| op.contains(options.operation)) {
             told(op);
             checker.operation(op, check)?;
@@ -65,6 +69,13 @@ pub fn examine(options: DoctorOptions<'_>, told: &mut dyn FnMut(&'static str)) -
         outcomes.extend(checker.outcomes);
     }
     Ok(Diagnosis { device, ceilings, outcomes })
+}
+
+/// Seconds of the middle one of some runs.
+fn median(timing: Timing<'_>) -> Result<f64> {
+    let mut times = (0..TIMED).map(|_| (timing.run)()).collect::<Result<Vec<_>>>()?;
+    times.sort_by(f64::total_cmp);
+    Ok(times[TIMED / 2])
 }
 
 fn images() -> &'static str {

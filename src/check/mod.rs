@@ -37,6 +37,6 @@ mod transpose;
 pub use tolerance::{Random, difference, largest, round_bf16, tolerance, tolerance_bf16};
 
 #[cfg(any(feature = "cuda", feature = "emulator"))]
-pub use checker::{Case, Checker, OPERATIONS, Outcome, Size, Work};
+pub use checker::{Case, Checker, OPERATIONS, Outcome, Size, Timer, Timing, Work};
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub use doctor::{Diagnosis, DoctorOptions, examine};

@@ -160,6 +160,12 @@ impl Cuda {
         self.rows_of(x, x.dtype)
     }
 
+    /// Overwrites `x` with zeros, and so the device's caches with `x`.
+    pub fn sweep(&self, x: &Tensor) -> Result<()> {
+        // SAFETY: the tensor holds as many bytes.
+        unsafe { self.driver.fill(x.pointer(), 0, x.len() * x.dtype.size()) }
+    }
+
     /// From now on every new tensor begins as NaN, in memory of just its size: for tests.
     pub fn poison(&self, on: bool) {
         self.pool.poison(on);
