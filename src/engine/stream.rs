@@ -33,6 +33,8 @@ pub struct CaptionStream {
     model: Arc<dyn Captioner>,
     utterance: Utterance,
     sample_rate: u32,
+    /// Frames of the vocoder a second.
+    frame_rate: f64,
     tokens: Vec<u32>,
     units: Vec<u32>,
     /// `None` after the end.
@@ -47,8 +49,9 @@ pub struct CaptionStream {
 struct Playing {
     /// When the sound that was handed out will have been played; `None` before the first.
     until: Option<Instant>,
-    /// How long the last chunk took.
+    /// How long the last chunk took, and lasts.
     effort: Duration,
+    seconds: f64,
 }
 
 /// The decoding thread, and what it tells.
@@ -92,6 +95,8 @@ impl CaptionStream {
     ) -> CaptionStream {
         let utterance = Utterance::in_chunks(options.speaker);
         let sample_rate = config.vocoder.as_ref().map_or(0, |vocoder| vocoder.sampling_rate);
+        let hop = config.vocoder.as_ref().map_or(1, |vocoder| vocoder.hop().max(1));
+        let frame_rate = f64::from(sample_rate) / hop as f64;
         let started = check(config, options).and_then(|()| {
             let pixels = image.preprocess(&config.image);
             Decoding::start(model.clone(), pixels, options.generate, config.decoder.max_positions)
@@ -105,6 +110,7 @@ impl CaptionStream {
             model,
             utterance,
             sample_rate,
+            frame_rate,
             tokens: Vec::new(),
             units: Vec::new(),
             decoding,
@@ -128,8 +134,8 @@ impl CaptionStream {
         &self.units
     }
 
-    /// The first chunk has at most this many frames of the vocoder, and each later one several times as many as the one
-    /// before, up to some seconds. Changes when chunks come, and nothing about their samples.
+    /// The first chunk has at most this many frames of the vocoder, and each later one at least up to twice as many as the one
+    /// before. Changes when chunks come, and nothing about their samples.
     #[must_use]
     pub fn first_chunk(mut self, frames: usize) -> CaptionStream {
         self.utterance.next_chunk(frames);
@@ -165,6 +171,9 @@ impl CaptionStream {
             let clock = Instant::now();
             let due = self.playing.due().filter(|&due| due > clock && self.decoding.is_some());
             if due.is_none() {
+                if let Some(frames) = self.playing.room().map(|seconds| (seconds * self.frame_rate) as usize) {
+                    self.utterance.at_most(frames);
+                }
                 if let Some(samples) = self.model.advance(&mut self.utterance)? {
                     self.playing.more(samples.len() as f64 / f64::from(self.sample_rate), clock);
                     return Ok(Some(samples));
@@ -179,6 +188,13 @@ impl CaptionStream {
 }
 
 impl Playing {
+    /// Seconds of sound that can be made while what was handed out is played, by what the last chunk cost: it had a larger
+    /// share of margins than the next will have.
+    fn room(&self) -> Option<f64> {
+        let left = self.until?.saturating_duration_since(Instant::now());
+        Some(left.as_secs_f64() * self.seconds / self.effort.as_secs_f64().max(1e-6))
+    }
+
     /// When the next chunk has to be begun.
     fn due(&self) -> Option<Instant> {
         self.until?.checked_sub(2 * self.effort + SPARE)
@@ -187,7 +203,7 @@ impl Playing {
     /// Some seconds of sound, begun at `clock`, are handed out.
     fn more(&mut self, seconds: f64, clock: Instant) {
         let now = Instant::now();
-        self.effort = now - clock;
+        (self.effort, self.seconds) = (now - clock, seconds);
         // One who has played all waits, and goes on at once.
         let from = self.until.map_or(now, |until| until.max(now));
         self.until = Duration::try_from_secs_f64(seconds).ok().and_then(|played| from.checked_add(played));
