@@ -21,7 +21,8 @@ use common::{Golden, Random};
 use half::bf16;
 use im2sp::backend::Backend;
 use im2sp::backend::cpu::{Cpu, Matrix, Tensor};
-use im2sp::tensor::HostTensor;
+use im2sp::int8;
+use im2sp::tensor::{HostTensor, Quantized};
 
 fn ops() -> Golden {
     Golden::open("ops.safetensors")
@@ -56,6 +57,16 @@ fn narrow_matrix(rows: usize, columns: usize, values: &[f32]) -> Matrix {
     Cpu.matrix(HostTensor::from_bf16(&[rows, columns], values).expect("the shape fits")).expect("a matrix")
 }
 
+/// int8 codes with scales.
+fn coded(rows: usize, columns: usize, values: &[f32]) -> HostTensor {
+    let (codes, scales) = int8::quantize(&host(&[rows, columns], values)).expect("a matrix");
+    HostTensor::from_quantized(Quantized { codes, scales }).expect("codes with scales")
+}
+
+fn coded_matrix(rows: usize, columns: usize, values: &[f32]) -> Matrix {
+    Cpu.matrix(coded(rows, columns, values)).expect("a matrix")
+}
+
 fn values(x: &Tensor) -> Vec<f32> {
     Cpu.download(x).expect("host memory")
 }
@@ -68,7 +79,8 @@ fn random(seed: u64) -> Random {
 #[test]
 fn every_operation_has_its_files() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let not_operations = ["mod.rs", "simd.rs", "disjoint.rs", "gemm.rs", "buffer.rs", "filter.rs", "winograd.rs"];
+    let not_operations =
+        ["mod.rs", "simd.rs", "disjoint.rs", "gemm.rs", "buffer.rs", "filter.rs", "winograd.rs", "int8.rs"];
     let mut stems = 0;
     for entry in std::fs::read_dir(root.join("src/backend/cpu")).expect("the CPU backend") {
         let name = entry.expect("an entry").file_name();
