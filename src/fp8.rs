@@ -81,11 +81,11 @@ fn scale_of(most: f32) -> f32 {
 }
 
 /// e with 2^e <= v < 2^(e + 1), for positive normal v; less for subnormal ones.
-pub(crate) fn exponent(v: f32) -> i32 {
+fn exponent(v: f32) -> i32 {
     (v.to_bits() >> 23 & 0xff) as i32 - 127
 }
 
-pub(crate) fn power_of_two(exponent: i32) -> f32 {
+fn power_of_two(exponent: i32) -> f32 {
     f32::from_bits(((exponent.clamp(-126, 127) + 127) as u32) << 23)
 }
 

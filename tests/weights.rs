@@ -308,7 +308,7 @@ fn codes_need_their_scales() {
     for dtype in [DType::I8, DType::F8E4M3] {
         let whole = take(Some(&[0.5, 2.0, 1.0]), codes(&[3, 4], dtype)).unwrap();
         assert_eq!(whole.shape(), [3, 4]);
-        let said = |scales, shape: &[usize]| take(scales, codes(shape, dtype)).unwrap_err().to_string();
+        let said = |scales: Option<&[f32]>, shape: &[usize]| take(scales, codes(shape, dtype)).unwrap_err().to_string();
         assert!(said(None, &[3, 4]).contains("a_scale: is missing"));
         let wrong = said(Some(&[1.0, 1.0]), &[3, 4]);
         assert!(wrong.contains("a_scale") && wrong.contains("[2]") && wrong.contains("[3]"), "{wrong}");
@@ -320,8 +320,6 @@ fn codes_need_their_scales() {
     }
     let whole = take(Some(&[0.5, 2.0]), codes(&[2, 2], DType::I8)).unwrap();
     assert_eq!(*whole.to_f32(), [0.0, 0.5, 4.0, 6.0]);
-    let wrong = take(Some(&[1.5, 1.0]), codes(&[2, 2], DType::I8)).unwrap_err().to_string();
-    assert!(wrong.contains("a_scale") && wrong.contains("power of two"), "{wrong}");
 }
 
 #[test]

@@ -120,8 +120,8 @@ fn stored(files: &ModelFiles) -> Option<DType> {
     files.captioner.iter().find(|(name, _)| *name == "decoder.layers.0.qkv.weight").map(|(_, tensor)| tensor.dtype())
 }
 
-/// bf16 unless f32 is asked for: what the tensor cores compute in. e4m3 weights are kept as such for decoding; int8 ones are exact in
-/// bf16 and become it.
+/// bf16 unless f32 is asked for: what the tensor cores compute in. e4m3 weights are kept as such for decoding; int8 ones become
+/// bf16.
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub(super) fn on_gpu(
     driver: Arc<dyn crate::backend::cuda::driver::Driver>,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::safetensors;
 use super::stored::{Element, map_file};
-use crate::tensor::{Bytes, DType, HostTensor, Quantized};
+use crate::tensor::{Bytes, HostTensor, Quantized};
 use crate::{Error, Result, int8};
 
 /// Most names an error lists.
@@ -72,12 +72,8 @@ impl TensorStore {
         let scale = scale_name(name);
         let rows = codes.shape().first().copied().unwrap_or(0);
         let scales = self.take(&scale, &[rows])?;
-        let (problem, fits): (_, fn(f32) -> bool) = match codes.dtype() {
-            DType::I8 => ("holds a scale that is not a power of two: convert the checkpoint again", int8::is_scale),
-            _ => ("holds a scale that is not a positive number", |scale| scale.is_normal() && scale > 0.0),
-        };
-        if !scales.to_f32().iter().all(|&scale| fits(scale)) {
-            return Err(Error::weights(&self.path, scale, problem));
+        if !scales.to_f32().iter().all(|&scale| int8::is_scale(scale)) {
+            return Err(Error::weights(&self.path, scale, "holds a scale that is not a positive number"));
         }
         HostTensor::from_quantized(Quantized { codes, scales })
             .ok_or_else(|| Error::weights(&self.path, name, "is eight-bit but no matrix: convert the checkpoint again"))

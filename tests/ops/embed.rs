@@ -2,7 +2,7 @@ use im2sp::backend::Backend;
 use im2sp::backend::cpu::Cpu;
 
 use crate::common::assert_close;
-use crate::{cases, coded_matrix, matrix, narrow_matrix, ops, values};
+use crate::{cases, matrix, narrow_matrix, ops, values, whole_matrix};
 
 #[test]
 fn equals_golden() {
@@ -29,11 +29,10 @@ fn columns_are_stacked_rows() {
     assert_eq!(values(&y), [4.0, 0.0, 2.0, 5.0, 1.0, 3.0, 8.0, 8.0, 7.0]);
 }
 
-/// Whole numbers below 128 are their own codes.
 #[test]
 fn codes_are_read_as_what_they_stand_for() {
     let words: Vec<f32> = (0..37 * 5).map(|i| (i % 127) as f32).collect();
-    let (table, wide) = (coded_matrix(37, 5, &words), matrix(37, 5, &words));
+    let (table, wide) = (whole_matrix(37, 5, &words), matrix(37, 5, &words));
     let ids = [36, 0, 17, 15, 16];
     let sums = |words| values(&Cpu.embed(words, &table, &ids, &[1, 2, 3, 4, 5]).unwrap());
     assert_eq!(sums(&table), sums(&wide));

@@ -22,7 +22,7 @@ use half::bf16;
 use im2sp::backend::Backend;
 use im2sp::backend::cpu::{Cpu, Matrix, Tensor};
 use im2sp::int8;
-use im2sp::tensor::{HostTensor, Quantized};
+use im2sp::tensor::{Bytes, DType, HostTensor, Quantized};
 
 fn ops() -> Golden {
     Golden::open("ops.safetensors")
@@ -63,8 +63,12 @@ fn coded(rows: usize, columns: usize, values: &[f32]) -> HostTensor {
     HostTensor::from_quantized(Quantized { codes, scales }).expect("codes with scales")
 }
 
-fn coded_matrix(rows: usize, columns: usize, values: &[f32]) -> Matrix {
-    Cpu.matrix(coded(rows, columns, values)).expect("a matrix")
+/// Whole numbers as their own codes.
+fn whole_matrix(rows: usize, columns: usize, values: &[f32]) -> Matrix {
+    let codes: Vec<u8> = values.iter().map(|&v| int8::encode(v) as u8).collect();
+    let codes = HostTensor::new(&[rows, columns], DType::I8, Bytes::new(codes)).expect("the shape fits");
+    let quantized = Quantized { codes, scales: host(&[rows], &vec![1.0; rows]) };
+    Cpu.matrix(HostTensor::from_quantized(quantized).expect("codes with scales")).expect("a matrix")
 }
 
 fn values(x: &Tensor) -> Vec<f32> {
@@ -80,7 +84,7 @@ fn random(seed: u64) -> Random {
 fn every_operation_has_its_files() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let not_operations =
-        ["mod.rs", "simd.rs", "disjoint.rs", "gemm.rs", "buffer.rs", "filter.rs", "winograd.rs", "int8.rs"];
+        ["mod.rs", "simd.rs", "disjoint.rs", "gemm.rs", "buffer.rs", "filter.rs", "winograd.rs", "int8.rs", "team.rs"];
     let mut stems = 0;
     for entry in std::fs::read_dir(root.join("src/backend/cpu")).expect("the CPU backend") {
         let name = entry.expect("an entry").file_name();
