@@ -17,6 +17,7 @@ pub mod files;
 pub mod fp8;
 pub mod generate;
 pub mod image;
+pub mod int8;
 pub mod model;
 pub mod tensor;
 pub mod trace;

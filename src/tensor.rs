@@ -17,15 +17,33 @@ pub enum DType {
     F16,
     /// Sign, 4 exponent and 3 mantissa bits; see [`crate::fp8`].
     F8E4M3,
+    /// Two's complement, with a scale for each row of a matrix; see [`crate::int8`].
+    I8,
 }
 
 impl DType {
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::BF16 => "bf16",
+            DType::F16 => "f16",
+            DType::F8E4M3 => "fp8",
+            DType::I8 => "int8",
+        }
+    }
+
+    /// Whether elements are codes of eight bits, which mean little without the scales of their rows.
+    pub fn is_coded(self) -> bool {
+        matches!(self, DType::F8E4M3 | DType::I8)
+    }
+
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {
             DType::F32 => 4,
             DType::BF16 | DType::F16 => 2,
-            DType::F8E4M3 => 1,
+            DType::F8E4M3 | DType::I8 => 1,
         }
     }
 }
@@ -118,7 +136,7 @@ pub struct HostTensor {
 /// The eight-bit form of a matrix (N, K).
 #[derive(Clone, Debug)]
 pub struct Quantized {
-    /// (N, K), e4m3.
+    /// (N, K), e4m3 or int8.
     pub codes: HostTensor,
     /// (N), f32.
     pub scales: HostTensor,
@@ -142,7 +160,7 @@ impl HostTensor {
             match dtype {
                 DType::F32 => Bytes::new(Elements::<f32>(bytemuck::pod_collect_to_vec(&bytes))),
                 DType::BF16 | DType::F16 => Bytes::new(Elements::<u16>(bytemuck::pod_collect_to_vec(&bytes))),
-                DType::F8E4M3 => bytes,
+                DType::F8E4M3 | DType::I8 => bytes,
             }
         };
         Some(HostTensor { shape: shape.to_vec(), dtype, bytes, quantized: None })
@@ -158,8 +176,13 @@ impl HostTensor {
         HostTensor::new(shape, DType::BF16, Bytes::new(Elements(values)))
     }
 
-    /// The bf16 form of an eight-bit matrix, which remembers it; `None` when codes and scales do not fit together.
+    /// An eight-bit matrix: of e4m3 the bf16 form, which remembers it; of int8 the codes, which remember their scales.
+    /// `None` when codes and scales do not fit together.
     pub fn from_quantized(quantized: Quantized) -> Option<HostTensor> {
+        if quantized.codes.dtype() == DType::I8 {
+            let codes = quantized.codes.clone();
+            return crate::int8::fits(&quantized).then(|| HostTensor { quantized: Some(Arc::new(quantized)), ..codes });
+        }
         let wide = crate::fp8::dequantize(&quantized.codes, &quantized.scales)?;
         Some(HostTensor { quantized: Some(Arc::new(quantized)), ..wide })
     }
@@ -211,7 +234,17 @@ impl HostTensor {
             DType::BF16 => bytemuck::cast_slice::<u8, bf16>(&self.bytes).iter().map(|v| v.to_f32()).collect(),
             DType::F16 => bytemuck::cast_slice::<u8, f16>(&self.bytes).iter().map(|v| v.to_f32()).collect(),
             DType::F8E4M3 => self.bytes.iter().map(|&code| crate::fp8::decode(code)).collect(),
+            DType::I8 => Cow::Owned(self.codes_to_f32()),
         }
+    }
+
+    /// The values of int8 codes: with the scales of their rows, or as they are if they have none.
+    fn codes_to_f32(&self) -> Vec<f32> {
+        let scales = self.quantized.as_deref().map(|quantized| quantized.scales.to_f32());
+        let scales = scales.as_deref().unwrap_or(&[1.0]);
+        let columns = self.len().checked_div(scales.len()).unwrap_or(0);
+        let rows = self.bytes.chunks(columns.max(1)).zip(scales);
+        rows.flat_map(|(codes, &scale)| codes.iter().map(move |&code| f32::from(code as i8) * scale)).collect()
     }
 
     /// The same tensor in another element type, rounded to nearest even; a clone when it has it already.
@@ -225,6 +258,7 @@ impl HostTensor {
             DType::BF16 => Bytes::new(Elements(values.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>())),
             DType::F16 => Bytes::new(Elements(values.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>())),
             DType::F8E4M3 => Bytes::new(values.iter().map(|&v| crate::fp8::encode(v)).collect::<Vec<_>>()),
+            DType::I8 => Bytes::new(values.iter().map(|&v| crate::int8::encode(v) as u8).collect::<Vec<_>>()),
         };
         HostTensor { shape: self.shape.clone(), dtype, bytes, quantized: None }
     }

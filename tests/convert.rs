@@ -15,7 +15,7 @@ fn golden(name: &str) -> PathBuf {
 
 fn options(source: &Path, output: &Path) -> ConvertOptions {
     ConvertOptions {
-        fp8: false,
+        quantize: None,
         source: source.to_owned(),
         vocoder: None,
         vocoder_config: None,
@@ -88,6 +88,39 @@ fn every_captioner_layout_converts() {
             assert_eq!(tensor.dtype(), wanted, "{name}");
         }
         assert_captioner(files.captioner, layout);
+    }
+}
+
+#[test]
+fn decoder_matrices_become_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    for coded in [DType::I8, DType::F8E4M3] {
+        let output = folder.path().join(coded.name());
+        let options = ConvertOptions { quantize: Some(coded), ..options(&golden("git"), &output) };
+        convert(&options, &mut |_, _| {}).unwrap();
+        let mut store = ModelFiles::open(&output).unwrap().captioner;
+        let names: Vec<String> = store.iter().map(|(name, _)| name.to_string()).collect();
+        assert!(names.iter().any(|name| name == "decoder.layers.0.fc1.weight_scale"));
+        for (name, shape, values) in expected("git") {
+            let decoded = name.starts_with("decoder.layers.") && shape.len() == 2;
+            assert_eq!(names.contains(&format!("{name}_scale")), decoded, "{name}");
+            let tensor = store.take(&name, &shape).unwrap();
+            let stored = tensor.quantized().map_or(tensor.dtype(), |quantized| quantized.codes.dtype());
+            assert_eq!(stored, if decoded { coded } else { DType::F32 }, "{name}");
+            let half_a_step = if coded == DType::I8 { 1.0 / 253.9 } else { 1.0 / 16.0 };
+            let columns = shape[1..].iter().product();
+            for (row, wanted) in tensor.to_f32().chunks(columns).zip(values.chunks(columns)) {
+                let most = wanted.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+                let error = row.iter().zip(wanted).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+                assert!(error <= if decoded { most * half_a_step } else { 0.0 }, "{name}: {error} of {most}");
+            }
+            if decoded && coded == DType::F8E4M3 {
+                assert_eq!(tensor.to_dtype(DType::BF16).to_f32(), tensor.to_f32(), "{name} is exact in bf16");
+            }
+        }
+        store.finish().unwrap();
+        let again = ConvertOptions { quantize: Some(DType::BF16), ..options };
+        assert!(convert(&again, &mut |_, _| {}).unwrap_err().to_string().contains("quantize"));
     }
 }
 

@@ -3,9 +3,10 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use im2sp::tensor::Bytes;
+use im2sp::tensor::{Bytes, DType, HostTensor};
 use im2sp::weights::pickle::Pickle;
 use im2sp::weights::torch::{Checkpoint, StateDict};
 use im2sp::weights::{TensorStore, safetensors};
@@ -277,6 +278,48 @@ fn a_store_names_what_does_not_fit() {
     assert!(said.contains("conv_pre.weights: is missing"), "{said}");
     let said = store.finish().unwrap_err().to_string();
     assert!(said.contains("conv_post.bias") && said.contains("more") && said.contains("not part"), "{said}");
+}
+
+#[test]
+fn codes_need_their_scales() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("coded.safetensors");
+    let codes = |shape: &[usize], dtype| {
+        let count = shape.iter().product();
+        HostTensor::new(shape, dtype, Bytes::new((0..count).map(|i| i as u8).collect::<Vec<_>>())).unwrap()
+    };
+    let take = |scales: Option<&[f32]>, codes: HostTensor| {
+        let scales = scales.map(|scales| HostTensor::from_f32(&[scales.len()], scales.to_vec()).unwrap());
+        let tensors = scales.into_iter().map(|scales| ("a_scale", scales)).chain([("a", codes)]);
+        let tensors: BTreeMap<String, HostTensor> = tensors.map(|(name, tensor)| (name.to_string(), tensor)).collect();
+        // Wider elements first.
+        let order: Vec<_> = tensors.iter().rev().collect();
+        let entries = order.iter().map(|(name, tensor)| safetensors::Entry {
+            name: name.to_string(),
+            shape: tensor.shape().to_vec(),
+            dtype: tensor.dtype(),
+        });
+        let mut writer = safetensors::Writer::create(&path, entries.collect()).unwrap();
+        order.iter().for_each(|(name, tensor)| writer.write(name, tensor).unwrap());
+        writer.finish().unwrap();
+        let shape = tensors["a"].shape().to_vec();
+        TensorStore::open(&path).unwrap().take("a", &shape)
+    };
+    for dtype in [DType::I8, DType::F8E4M3] {
+        let whole = take(Some(&[0.5, 2.0, 1.0]), codes(&[3, 4], dtype)).unwrap();
+        assert_eq!(whole.shape(), [3, 4]);
+        let said = |scales: Option<&[f32]>, shape: &[usize]| take(scales, codes(shape, dtype)).unwrap_err().to_string();
+        assert!(said(None, &[3, 4]).contains("a_scale: is missing"));
+        let wrong = said(Some(&[1.0, 1.0]), &[3, 4]);
+        assert!(wrong.contains("a_scale") && wrong.contains("[2]") && wrong.contains("[3]"), "{wrong}");
+        for scale in [f32::NAN, f32::INFINITY, 0.0, -1.0, 1e-42] {
+            let wrong = said(Some(&[1.0, scale, 1.0]), &[3, 4]);
+            assert!(wrong.contains("a_scale") && wrong.contains("holds a scale that is not"), "{scale}: {wrong}");
+        }
+        assert!(said(Some(&[1.0, 1.0, 1.0]), &[3, 2, 2]).contains("no matrix"));
+    }
+    let whole = take(Some(&[0.5, 2.0]), codes(&[2, 2], DType::I8)).unwrap();
+    assert_eq!(*whole.to_f32(), [0.0, 0.5, 4.0, 6.0]);
 }
 
 #[test]

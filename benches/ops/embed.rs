@@ -3,18 +3,19 @@
 use criterion::{BenchmarkId, Criterion, Throughput};
 use im2sp::backend::Backend;
 use im2sp::backend::cpu::Cpu;
+use im2sp::tensor::DType;
 
 use crate::{done, matrix};
 
 pub fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("embed");
-    let (words, positions) = (matrix(203, 768, false), matrix(1024, 768, false));
+    let (words, positions) = (matrix(203, 768, DType::F32), matrix(1024, 768, DType::F32));
     let (ids, places) = ([17u32; 5], [40u32; 5]);
     group.throughput(Throughput::Bytes((12 * 5 * 768) as u64));
     group.bench_function(BenchmarkId::new("rows", "5x768"), |b| {
         b.iter(|| done(Cpu.embed(&words, &positions, &ids, &places)))
     });
-    let (units, frames) = (matrix(200, 128, false), [3u32; 200]);
+    let (units, frames) = (matrix(200, 128, DType::F32), [3u32; 200]);
     group.throughput(Throughput::Bytes((8 * 128 * 200) as u64));
     group.bench_function(BenchmarkId::new("columns", "128x200"), |b| {
         b.iter(|| done(Cpu.embed_columns(&[(&units, &frames)])))

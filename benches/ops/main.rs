@@ -16,11 +16,11 @@ mod top_k;
 mod transpose;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use half::bf16;
 use im2sp::Result;
 use im2sp::backend::Backend;
 use im2sp::backend::cpu::{Cpu, Matrix, Tensor};
-use im2sp::tensor::HostTensor;
+use im2sp::int8;
+use im2sp::tensor::{DType, HostTensor, Quantized};
 
 /// Reproducible values in -1..1.
 fn values(len: usize) -> Vec<f32> {
@@ -42,12 +42,14 @@ fn host(shape: &[usize]) -> HostTensor {
     HostTensor::from_f32(shape, values(shape.iter().product())).expect("the shape fits")
 }
 
-fn matrix(rows: usize, columns: usize, narrow: bool) -> Matrix {
-    let weight = if narrow {
-        let values = values(rows * columns).into_iter().map(bf16::from_f32).collect();
-        HostTensor::from_bf16(&[rows, columns], values).expect("the shape fits")
-    } else {
-        host(&[rows, columns])
+fn matrix(rows: usize, columns: usize, dtype: DType) -> Matrix {
+    let weight = host(&[rows, columns]);
+    let weight = match dtype {
+        DType::I8 => {
+            let (codes, scales) = int8::quantize(&weight).expect("a matrix");
+            HostTensor::from_quantized(Quantized { codes, scales }).expect("codes with scales")
+        }
+        _ => weight.to_dtype(dtype),
     };
     Cpu.matrix(weight).expect("a matrix")
 }

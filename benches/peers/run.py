@@ -2,7 +2,7 @@
 
     python recipes/golden/full_size.py --out DIR        (then `im2sp convert`, once per dtype, as printed there)
     python benches/peers/run.py --full DIR --ours DIR/im2sp [--ours-bf16 DIR/im2sp-bf16] \
-        --im2sp target/release/im2sp --stages PATH/TO/stages --json peers.json
+        [--ours-int8 DIR/im2sp-int8] --im2sp target/release/im2sp --stages PATH/TO/stages --json peers.json
 
 Both sides take turns: in every round PyTorch's warm process measures each stage, then the stages binary does, and in
 every other round the other way round. Run it on an idle machine: load falls on the two sides unequally. The table gives medians over all rounds, and in parentheses the least and the
@@ -29,7 +29,7 @@ STAGES = {
     "decode": (f"prefix and {UNITS} units, greedy", ("prefill_ms", "decode_128_ms")),
     "vocoder": ("vocoder, 4 s of speech", ("vocoder_4s_ms",)),
 }
-COLUMNS = ("im2sp f32", "im2sp bf16", "PyTorch f32", "PyTorch bf16")
+COLUMNS = ("im2sp f32", "im2sp bf16", "im2sp int8", "PyTorch f32", "PyTorch bf16")
 
 
 class Torch:
@@ -140,6 +140,7 @@ def main():
     parser.add_argument("--full", required=True, help="folder of recipes/golden/full_size.py, made without EOS")
     parser.add_argument("--ours", help="the same converted")
     parser.add_argument("--ours-bf16", help="the same converted with --dtype bf16")
+    parser.add_argument("--ours-int8", help="the same converted with --quantize int8")
     parser.add_argument("--im2sp", help="the release binary")
     parser.add_argument("--stages", help="the binary that prints the times of our stages")
     parser.add_argument("--rounds", type=int, default=4)
@@ -155,7 +156,7 @@ def main():
     threads = str(arguments.threads)
     environment = os.environ | {"RAYON_NUM_THREADS": threads, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
-    models = {"im2sp f32": arguments.ours, "im2sp bf16": arguments.ours_bf16}
+    models = {"im2sp f32": arguments.ours, "im2sp bf16": arguments.ours_bf16, "im2sp int8": arguments.ours_int8}
     models = {column: folder for column, folder in models.items() if folder}
     report = {
         "machine": machine(),

@@ -22,6 +22,7 @@ use super::{print_json, print_line};
 Examples:
   im2sp convert Im2Sp.ckpt --vocoder g_00950000 --vocoder-config config.json -o models/git-large-coco
   im2sp convert Im2Sp.ckpt --vocoder g_00950000 --dtype bf16 -o models/git-large-coco-bf16
+  im2sp convert Im2Sp.ckpt --vocoder g_00950000 --quantize int8 -o models/git-large-coco-int8
   im2sp caption photo.jpg --weights models/git-large-coco -o speech.wav")]
 pub struct Convert {
     /// The captioner: a checkpoint file or a Hugging Face directory
@@ -39,7 +40,7 @@ pub struct Convert {
     /// Type of everything but the norms in the result: bf16 halves the size and nearly the time of a decode step
     #[arg(long, default_value = "f32", value_name = "TYPE")]
     dtype: Precision,
-    /// Store the matrices that a decode step multiplies in eight bits (e4m3, a scale for each row)
+    /// Store the matrices that a decode step multiplies in eight bits (int8 for a CPU, e4m3 for a GPU; a scale for each row)
     #[arg(long, value_name = "TYPE")]
     quantize: Option<Quantization>,
     /// The model directory to make
@@ -68,6 +69,7 @@ enum Precision {
 #[derive(Clone, Copy, ValueEnum)]
 enum Quantization {
     Fp8,
+    Int8,
 }
 
 impl Convert {
@@ -82,7 +84,10 @@ impl Convert {
                 Precision::F32 => DType::F32,
                 Precision::Bf16 => DType::BF16,
             },
-            fp8: self.quantize.is_some(),
+            quantize: self.quantize.map(|quantization| match quantization {
+                Quantization::Fp8 => DType::F8E4M3,
+                Quantization::Int8 => DType::I8,
+            }),
             output: self.output,
             domain: self.domain,
             description: self.description,

@@ -1,5 +1,6 @@
 //! `im2sp info`: what a model directory holds.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -31,11 +32,14 @@ impl Info {
         };
         let config = &files.config;
         let stores = std::iter::once(&files.captioner).chain(&files.vocoder);
-        let (parameters, bytes) = stores
-            .flat_map(|store| store.iter())
-            .fold((0, 0), |(parameters, bytes), (_, tensor)| (parameters + tensor.len(), bytes + tensor.bytes().len()));
+        let (mut parameters, mut bytes, mut types) = (0, 0, BTreeMap::new());
+        for (_, tensor) in stores.flat_map(|store| store.iter()) {
+            parameters += tensor.len();
+            bytes += tensor.bytes().len();
+            *types.entry(tensor.dtype().name()).or_insert(0) += tensor.bytes().len();
+        }
         if self.json {
-            print_json(&json!({ "config": config, "parameters": parameters, "bytes": bytes }))?;
+            print_json(&json!({ "config": config, "parameters": parameters, "bytes": bytes, "types": types }))?;
             return Ok(ExitCode::SUCCESS);
         }
         print_line(format_args!("{}", config.description.as_deref().unwrap_or("a model without a description")))?;
@@ -43,6 +47,9 @@ impl Info {
             print_line(format_args!("knows      {domain} only"))?;
         }
         print_line(format_args!("size       {parameters} parameters, {:.1} MB", bytes as f64 / 1e6))?;
+        let types: Vec<String> =
+            types.into_iter().map(|(name, bytes)| format!("{name} {:.1} MB", bytes as f64 / 1e6)).collect();
+        print_line(format_args!("weights    {}", types.join(", ")))?;
         let (image, vision, decoder) = (&config.image, &config.vision, &config.decoder);
         print_line(format_args!(
             "image      {0}x{0} pixels, mean {1:?}, std {2:?}",

@@ -109,6 +109,7 @@ fn first_gpu() -> Option<usize> {
 fn on_cpu(files: &mut ModelFiles, dtype: Option<DType>) -> Result<(Arc<dyn Captioner>, DType)> {
     let used = match dtype.or(stored(files)) {
         Some(DType::BF16 | DType::F8E4M3) => DType::BF16,
+        Some(DType::I8) => DType::I8,
         _ => DType::F32,
     };
     Ok((Arc::new(Model::load(Cpu, files, dtype)?), used))
@@ -119,7 +120,8 @@ fn stored(files: &ModelFiles) -> Option<DType> {
     files.captioner.iter().find(|(name, _)| *name == "decoder.layers.0.qkv.weight").map(|(_, tensor)| tensor.dtype())
 }
 
-/// bf16 unless f32 is asked for: what the tensor cores compute in. Eight-bit weights are kept as such for decoding.
+/// bf16 unless f32 is asked for: what the tensor cores compute in. e4m3 weights are kept as such for decoding; int8 ones become
+/// bf16.
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub(super) fn on_gpu(
     driver: Arc<dyn crate::backend::cuda::driver::Driver>,

@@ -215,12 +215,7 @@ impl Engine {
         let (model, dtype) = load(&mut files)?;
         files.captioner.finish()?;
         files.vocoder.map_or(Ok(()), |store| store.finish())?;
-        let dtype = match dtype {
-            DType::F8E4M3 => "fp8",
-            DType::BF16 => "bf16",
-            _ => "f32",
-        };
-        Ok(Engine { model, config: files.config, dtype })
+        Ok(Engine { model, config: files.config, dtype: dtype.name() })
     }
 
     /// The model's dimensions and origin.
@@ -238,7 +233,8 @@ impl Engine {
         self.model.memory()
     }
 
-    /// Type of the weight matrices in use: "f32", "bf16", or "fp8" for those of the decoder beside bf16.
+    /// Type of the weight matrices in use: "f32", "bf16", or "fp8" or "int8" for those of the decoder beside wider
+    /// ones.
     pub fn dtype(&self) -> &'static str {
         self.dtype
     }

@@ -53,11 +53,12 @@ fn element_of(dtype: Dtype) -> std::result::Result<Element, String> {
         Dtype::BF16 => Element::Float(DType::BF16),
         Dtype::F16 => Element::Float(DType::F16),
         Dtype::F8_E4M3 => Element::Float(DType::F8E4M3),
+        Dtype::I8 => Element::Float(DType::I8),
         Dtype::F64 => Element::F64,
         Dtype::I64 | Dtype::U64 => Element::Integer(8),
         Dtype::I32 | Dtype::U32 => Element::Integer(4),
         Dtype::I16 | Dtype::U16 => Element::Integer(2),
-        Dtype::I8 | Dtype::U8 | Dtype::BOOL => Element::Integer(1),
+        Dtype::U8 | Dtype::BOOL => Element::Integer(1),
         other => return Err(format!("has the element type {other:?}, which this reader does not know")),
     })
 }
@@ -136,6 +137,7 @@ fn header(entries: &[Entry]) -> std::result::Result<String, String> {
             DType::BF16 => Dtype::BF16,
             DType::F16 => Dtype::F16,
             DType::F8E4M3 => Dtype::F8_E4M3,
+            DType::I8 => Dtype::I8,
         };
         let info = TensorInfo { dtype, shape: entry.shape.clone(), data_offsets: (start, end) };
         infos.push((entry.name.clone(), info));

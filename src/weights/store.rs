@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::safetensors;
 use super::stored::{Element, map_file};
-use crate::tensor::{Bytes, DType, HostTensor, Quantized};
-use crate::{Error, Result};
+use crate::tensor::{Bytes, HostTensor, Quantized};
+use crate::{Error, Result, int8};
 
 /// Most names an error lists.
 const LISTED: usize = 5;
@@ -32,7 +32,7 @@ impl TensorStore {
         for (name, stored) in safetensors::from_bytes(path, bytes)? {
             let tensor = match stored.element() {
                 Element::Float(_) => stored.load(),
-                _ => Err("is not f32, bf16, f16 or e4m3: convert the checkpoint again".to_string()),
+                _ => Err("is not f32, bf16, f16, e4m3 or int8: convert the checkpoint again".to_string()),
             };
             tensors.insert(name.clone(), tensor.map_err(|problem| Error::weights(path, name, problem))?);
         }
@@ -64,15 +64,15 @@ impl TensorStore {
             let problem = format!("has shape {:?}, expected {shape:?}", tensor.shape());
             return Err(Error::weights(&self.path, name, problem));
         }
-        if tensor.dtype() == DType::F8E4M3 { self.scaled(name, tensor) } else { Ok(tensor) }
+        if tensor.dtype().is_coded() { self.scaled(name, tensor) } else { Ok(tensor) }
     }
 
-    /// An eight-bit matrix with the scales of its rows, as bf16.
+    /// An eight-bit matrix with the scales of its rows.
     fn scaled(&mut self, name: &str, codes: HostTensor) -> Result<HostTensor> {
         let scale = scale_name(name);
         let rows = codes.shape().first().copied().unwrap_or(0);
         let scales = self.take(&scale, &[rows])?;
-        if !scales.to_f32().iter().all(|scale| scale.is_normal() && *scale > 0.0) {
+        if !scales.to_f32().iter().all(|&scale| int8::is_scale(scale)) {
             return Err(Error::weights(&self.path, scale, "holds a scale that is not a positive number"));
         }
         HostTensor::from_quantized(Quantized { codes, scales })

@@ -93,7 +93,7 @@ impl StoredTensor {
         window(self) == window(other) && self.shape == other.shape && self.strides == other.strides
     }
 
-    /// The elements, dense and row-major: f32, bf16 and f16 as they are, f64 narrowed to f32.
+    /// The elements, dense and row-major: f64 narrowed to f32, everything else as it is.
     pub fn load(&self) -> std::result::Result<HostTensor, String> {
         let dense = || "is larger than this machine can address".to_string();
         let count = element_count(&self.shape).ok_or_else(dense)?;
@@ -114,8 +114,8 @@ impl StoredTensor {
                 // f16 is exact in f32, and nothing computes in f16.
                 HostTensor::from_f32(&self.shape, self.gather(|b: [u8; 2]| f16::from_le_bytes(b).to_f32()))
             }
-            Element::Float(DType::F8E4M3) => {
-                HostTensor::new(&self.shape, DType::F8E4M3, Bytes::new(self.gather(|[code]: [u8; 1]| code)))
+            Element::Float(dtype @ (DType::F8E4M3 | DType::I8)) => {
+                HostTensor::new(&self.shape, dtype, Bytes::new(self.gather(|[code]: [u8; 1]| code)))
             }
             Element::F64 => HostTensor::from_f32(&self.shape, self.gather(|b: [u8; 8]| f64::from_le_bytes(b) as f32)),
         };

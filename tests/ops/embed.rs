@@ -2,7 +2,7 @@ use im2sp::backend::Backend;
 use im2sp::backend::cpu::Cpu;
 
 use crate::common::assert_close;
-use crate::{cases, matrix, narrow_matrix, ops, values};
+use crate::{cases, matrix, narrow_matrix, ops, values, whole_matrix};
 
 #[test]
 fn equals_golden() {
@@ -27,6 +27,17 @@ fn columns_are_stacked_rows() {
     let y = Cpu.embed_columns(&[(&a, &[2, 0, 1]), (&b, &[1, 1, 0])]).unwrap();
     assert_eq!(Cpu.shape(&y), [3, 3]);
     assert_eq!(values(&y), [4.0, 0.0, 2.0, 5.0, 1.0, 3.0, 8.0, 8.0, 7.0]);
+}
+
+#[test]
+fn codes_are_read_as_what_they_stand_for() {
+    let words: Vec<f32> = (0..37 * 5).map(|i| (i % 127) as f32).collect();
+    let (table, wide) = (whole_matrix(37, 5, &words), matrix(37, 5, &words));
+    let ids = [36, 0, 17, 15, 16];
+    let sums = |words| values(&Cpu.embed(words, &table, &ids, &[1, 2, 3, 4, 5]).unwrap());
+    assert_eq!(sums(&table), sums(&wide));
+    let columns = |table| values(&Cpu.embed_columns(&[(table, &ids)]).unwrap());
+    assert_eq!(columns(&table), columns(&wide));
 }
 
 #[test]

@@ -1,8 +1,9 @@
 use im2sp::backend::cpu::{Cpu, Tensor};
 use im2sp::backend::{Activation, Backend, Linear};
+use im2sp::tensor::DType;
 
 use crate::common::{assert_close, tolerance};
-use crate::{cases, matrix, narrow_matrix, ops, random, row, tensor, values};
+use crate::{cases, coded, matrix, narrow_matrix, ops, random, row, tensor, values, whole_matrix};
 
 fn layer(weight: im2sp::backend::cpu::Matrix, bias: &[f32]) -> Linear<Cpu> {
     Linear { weight, bias: row(bias) }
@@ -40,7 +41,7 @@ fn equals_golden() {
     }
 }
 
-/// Whole numbers are added without rounding, so every form has to be exact: few rows, many rows, f32 and bf16 weights.
+/// Whole numbers are added without rounding, so every form has to be exact: few rows, many rows, f32, bf16 and int8 weights.
 #[test]
 fn is_exact_on_whole_numbers() {
     let mut random = random(1);
@@ -55,7 +56,7 @@ fn is_exact_on_whole_numbers() {
                 x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>() + bias[i % n]
             })
             .collect();
-        for weight in [matrix(n, k, &w), narrow_matrix(n, k, &w)] {
+        for weight in [matrix(n, k, &w), narrow_matrix(n, k, &w), whole_matrix(n, k, &w)] {
             let (x, layer) = (tensor(m, k, &x), layer(weight, &bias));
             for y in both(&x, &layer, Activation::None, None) {
                 assert_eq!(values(&y), expected, "{m}x{n}x{k}");
@@ -70,12 +71,36 @@ fn rows_do_not_depend_on_their_neighbours() {
     let mut random = random(2);
     let (m, n, k) = (19, 50, 1100);
     let (x, w, bias) = (random.values(m * k), random.values(n * k), random.values(n));
-    let layer = layer(matrix(n, k, &w), &bias);
-    let all = both(&tensor(m, k, &x), &layer, Activation::Gelu, None);
-    for row_index in 0..m {
-        let one = both(&row(&x[row_index * k..][..k]), &layer, Activation::Gelu, None);
-        for (one, all) in one.iter().zip(&all) {
-            assert_eq!(values(one), values(all)[row_index * n..][..n]);
+    for weight in [matrix(n, k, &w), narrow_matrix(n, k, &w), Cpu.matrix(coded(n, k, &w)).unwrap()] {
+        let layer = layer(weight, &bias);
+        let all = both(&tensor(m, k, &x), &layer, Activation::Gelu, None);
+        for row_index in 0..m {
+            let one = both(&row(&x[row_index * k..][..k]), &layer, Activation::Gelu, None);
+            for (one, all) in one.iter().zip(&all) {
+                assert_eq!(values(one), values(all)[row_index * n..][..n]);
+            }
+        }
+    }
+}
+
+/// Codes times scales are the product of the widened matrix, whose rounding is one more error for each product.
+#[test]
+fn codes_give_the_product_of_the_widened_matrix() {
+    let mut random = random(4);
+    for (m, n, k) in
+        [(1, 1, 1), (1, 17, 3), (2, 15, 5), (3, 33, 31), (5, 203, 96), (8, 768, 768), (1, 768, 3072), (31, 47, 1030)]
+    {
+        // Rows of very different sizes.
+        let w: Vec<f32> =
+            random.values(n * k).iter().enumerate().map(|(i, v)| v * 10f32.powi((i / k % 9) as i32 - 4)).collect();
+        let (x, bias, residual) = (random.values(m * k), random.values(n), random.values(m * n));
+        let coded = coded(n, k, &w);
+        let wide = Cpu.matrix(coded.to_dtype(DType::F32)).unwrap();
+        let (x, residual) = (tensor(m, k, &x), tensor(m, n, &residual));
+        let [sequence, step] = both(&x, &layer(Cpu.matrix(coded).unwrap(), &bias), Activation::Gelu, Some(&residual));
+        let [expected, _] = both(&x, &layer(wide, &bias), Activation::Gelu, Some(&residual));
+        for y in [sequence, step] {
+            assert_close(&format!("{m}x{n}x{k}"), &values(&y), &values(&expected), k);
         }
     }
 }

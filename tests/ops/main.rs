@@ -22,7 +22,8 @@ use common::{Golden, Random};
 use half::bf16;
 use im2sp::backend::Backend;
 use im2sp::backend::cpu::{Cpu, Matrix, Tensor};
-use im2sp::tensor::HostTensor;
+use im2sp::int8;
+use im2sp::tensor::{Bytes, DType, HostTensor, Quantized};
 
 fn ops() -> Golden {
     Golden::open("ops.safetensors")
@@ -57,6 +58,20 @@ fn narrow_matrix(rows: usize, columns: usize, values: &[f32]) -> Matrix {
     Cpu.matrix(HostTensor::from_bf16(&[rows, columns], values).expect("the shape fits")).expect("a matrix")
 }
 
+/// int8 codes with scales.
+fn coded(rows: usize, columns: usize, values: &[f32]) -> HostTensor {
+    let (codes, scales) = int8::quantize(&host(&[rows, columns], values)).expect("a matrix");
+    HostTensor::from_quantized(Quantized { codes, scales }).expect("codes with scales")
+}
+
+/// Whole numbers as their own codes.
+fn whole_matrix(rows: usize, columns: usize, values: &[f32]) -> Matrix {
+    let codes: Vec<u8> = values.iter().map(|&v| int8::encode(v) as u8).collect();
+    let codes = HostTensor::new(&[rows, columns], DType::I8, Bytes::new(codes)).expect("the shape fits");
+    let quantized = Quantized { codes, scales: host(&[rows], &vec![1.0; rows]) };
+    Cpu.matrix(HostTensor::from_quantized(quantized).expect("codes with scales")).expect("a matrix")
+}
+
 fn values(x: &Tensor) -> Vec<f32> {
     Cpu.download(x).expect("host memory")
 }
@@ -69,7 +84,8 @@ fn random(seed: u64) -> Random {
 #[test]
 fn every_operation_has_its_files() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let not_operations = ["mod.rs", "simd.rs", "disjoint.rs", "gemm.rs", "buffer.rs", "filter.rs", "winograd.rs"];
+    let not_operations =
+        ["mod.rs", "simd.rs", "disjoint.rs", "gemm.rs", "buffer.rs", "filter.rs", "winograd.rs", "int8.rs", "team.rs"];
     let mut stems = 0;
     for entry in std::fs::read_dir(root.join("src/backend/cpu")).expect("the CPU backend") {
         let name = entry.expect("an entry").file_name();

@@ -50,6 +50,7 @@ pub fn attention(qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
             out,
             row_stride,
             columns,
+            scales: &[],
             bias: &[],
             residual: &[],
             activation: Activation::None,

@@ -42,9 +42,9 @@ pub fn embed_columns(tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
     for (table, ids) in tables {
         ensure(ids.len() == frames, "embed_columns", || format!("{} ids beside {frames}", ids.len()))?;
         check_ids("embed_columns", table, ids)?;
-        let values = table.tensor.to_f32();
+        let values = table.elements()?;
         for channel in 0..table.columns {
-            out.extend(ids.iter().map(|&id| values[id as usize * table.columns + channel]));
+            out.extend(ids.iter().map(|&id| values.get(id as usize * table.columns + channel)));
         }
         rows += table.columns;
     }

@@ -23,7 +23,7 @@ const DEPTH: usize = 1024;
 /// Columns of a task: the widest panel.
 const COLUMNS: usize = 48;
 
-/// The right-hand matrix: element (k, n) stands at `k * depth_stride + n * column_stride`.
+/// A right-hand matrix that lies in memory by strides: element (k, n) stands at `k * depth_stride + n * column_stride`.
 #[derive(Clone, Copy)]
 pub(super) struct Right<'a, E> {
     pub values: &'a [E],
@@ -46,6 +46,8 @@ pub(super) struct Target<'a> {
     pub out: Disjoint,
     pub row_stride: usize,
     pub columns: usize,
+    /// (N), multiplied with the sums; empty for none.
+    pub scales: &'a [f32],
     /// (N); empty for none.
     pub bias: &'a [f32],
     /// As large as the result and with its strides; empty for none.
@@ -59,11 +61,18 @@ impl Left<'_> {
     }
 }
 
-impl<E> Right<'_, E> {
-    fn fits(&self, depth: usize, columns: usize) -> bool {
-        depth == 0
-            || columns == 0
-            || self.values.len() > (depth - 1) * self.depth_stride + (columns - 1) * self.column_stride
+impl Target<'_> {
+    /// The epilogue of `columns` columns from `first`, whose sums are there: `act(sum * scale + bias) + residual`.
+    #[inline(always)]
+    pub fn finish<S: Simd>(&self, rows: usize, first: usize, columns: usize) {
+        let part = |values: &[f32], at: usize| if values.is_empty() { 0..0 } else { at..at + columns };
+        for row in 0..rows {
+            let at = row * self.row_stride + first;
+            // SAFETY: inside the target, by the promise of whoever made the sums; no other reference is alive.
+            let y = unsafe { self.out.slice(at, columns) };
+            let (scales, bias) = (&self.scales[part(self.scales, first)], &self.bias[part(self.bias, first)]);
+            finish::<S>(y, scales, bias, &self.residual[part(self.residual, at)], self.activation);
+        }
     }
 }
 
@@ -71,11 +80,11 @@ impl<E> Right<'_, E> {
 ///
 /// # Safety
 /// Every element of the target has to lie in its allocation and belong to this call alone.
-pub(super) unsafe fn parallel<E: Panel>(left: Left<'_>, right: Right<'_, E>, target: Target<'_>) {
+pub(super) unsafe fn parallel<R: Panel>(left: Left<'_>, right: R, target: Target<'_>) {
     assert!(left.fits() && right.fits(left.depth, target.columns));
     (0..target.columns.div_ceil(COLUMNS)).into_par_iter().for_each_init(Vec::new, |scratch, task| {
         let first = task * COLUMNS;
-        E::panel(left, right, target, first, COLUMNS.min(target.columns - first), scratch);
+        right.panel(left, target, first, COLUMNS.min(target.columns - first), scratch);
     });
 }
 
@@ -83,70 +92,63 @@ pub(super) unsafe fn parallel<E: Panel>(left: Left<'_>, right: Right<'_, E>, tar
 ///
 /// # Safety
 /// As [`parallel`].
-pub(super) unsafe fn serial<E: Panel>(left: Left<'_>, right: Right<'_, E>, target: Target<'_>, scratch: &mut Vec<f32>) {
+pub(super) unsafe fn serial<R: Panel>(left: Left<'_>, right: R, target: Target<'_>, scratch: &mut Vec<f32>) {
     assert!(left.fits() && right.fits(left.depth, target.columns));
-    E::panel(left, right, target, 0, target.columns, scratch);
+    right.panel(left, target, 0, target.columns, scratch);
 }
 
-/// Element types that have a compiled panel product.
-pub(super) trait Panel: Element + Sync {
+/// A right-hand matrix that has a compiled panel product.
+pub(super) trait Panel: Copy + Sync {
+    /// Whether it holds (depth, columns).
+    fn fits(&self, depth: usize, columns: usize) -> bool;
+    /// Copies rows `start..` of columns `first..first + columns` to `lines`, each `width` wide.
+    fn pack<S: Simd>(&self, start: usize, first: usize, columns: usize, lines: &mut [f32], width: usize);
     /// Columns `first..first + columns` of the product.
-    fn panel(l: Left<'_>, r: Right<'_, Self>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>);
+    fn panel(self, l: Left<'_>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>);
 }
 
-impl Panel for f32 {
-    fn panel(l: Left<'_>, r: Right<'_, f32>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>) {
-        panel_f32(l, r, t, first, columns, scratch);
-    }
+macro_rules! strided_panel {
+    ($element:ty, $panel:ident, $body:ident) => {
+        impl Panel for Right<'_, $element> {
+            fn fits(&self, depth: usize, columns: usize) -> bool {
+                depth == 0
+                    || columns == 0
+                    || self.values.len() > (depth - 1) * self.depth_stride + (columns - 1) * self.column_stride
+            }
+            #[inline(always)]
+            fn pack<S: Simd>(&self, start: usize, first: usize, columns: usize, lines: &mut [f32], width: usize) {
+                pack::<S, $element>(*self, start, first, columns, lines, width);
+            }
+            fn panel(self, l: Left<'_>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>) {
+                $panel(l, self, t, first, columns, scratch);
+            }
+        }
+        dispatch! {
+            fn $panel(
+                l: Left<'_>, r: Right<'_, $element>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>,
+            ) = $body;
+        }
+        #[inline(always)]
+        fn $body<S: Simd>(
+            l: Left<'_>,
+            r: Right<'_, $element>,
+            t: Target<'_>,
+            first: usize,
+            columns: usize,
+            scratch: &mut Vec<f32>,
+        ) {
+            panels::<S, Right<'_, $element>>(l, r, t, first, columns, scratch);
+        }
+    };
 }
+strided_panel!(f32, panel_f32, panel_f32_body);
+strided_panel!(bf16, panel_bf16, panel_bf16_body);
 
-impl Panel for bf16 {
-    fn panel(l: Left<'_>, r: Right<'_, bf16>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>) {
-        panel_bf16(l, r, t, first, columns, scratch);
-    }
-}
-
-dispatch! {
-    /// [`Panel::panel`] of f32.
-    fn panel_f32(
-        l: Left<'_>, r: Right<'_, f32>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>,
-    ) = panel_f32_body;
-}
-dispatch! {
-    /// [`Panel::panel`] of bf16.
-    fn panel_bf16(
-        l: Left<'_>, r: Right<'_, bf16>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>,
-    ) = panel_bf16_body;
-}
-
+/// The body of [`Panel::panel`].
 #[inline(always)]
-fn panel_f32_body<S: Simd>(
+pub(super) fn panels<S: Simd, R: Panel>(
     l: Left<'_>,
-    r: Right<'_, f32>,
-    t: Target<'_>,
-    first: usize,
-    columns: usize,
-    scratch: &mut Vec<f32>,
-) {
-    panels::<S, f32>(l, r, t, first, columns, scratch);
-}
-
-#[inline(always)]
-fn panel_bf16_body<S: Simd>(
-    l: Left<'_>,
-    r: Right<'_, bf16>,
-    t: Target<'_>,
-    first: usize,
-    columns: usize,
-    scratch: &mut Vec<f32>,
-) {
-    panels::<S, bf16>(l, r, t, first, columns, scratch);
-}
-
-#[inline(always)]
-fn panels<S: Simd, E: Element>(
-    l: Left<'_>,
-    r: Right<'_, E>,
+    r: R,
     t: Target<'_>,
     first: usize,
     columns: usize,
@@ -159,41 +161,35 @@ fn panels<S: Simd, E: Element>(
         let mut start = 0;
         loop {
             let depth = DEPTH.min(l.depth - start);
-            pack::<S, E>(r, start, depth, first, columns, scratch);
-            rows::<S>(l, start, depth, &scratch[..depth * width], t, first, columns);
+            scratch.resize(DEPTH * width, 0.0);
+            let panel = &mut scratch[..depth * width];
+            if columns < width {
+                panel.fill(0.0);
+            }
+            r.pack::<S>(start, first, columns, panel, width);
+            rows::<S>(l, start, depth, panel, t, first, columns);
             start += depth;
             if start >= l.depth {
                 break;
             }
         }
-        for row in 0..l.rows {
-            let at = row * t.row_stride + first;
-            // SAFETY: inside the target, by the promise of `parallel` and `serial`; no other reference is alive.
-            let y = unsafe { t.out.slice(at, columns) };
-            let bias = if t.bias.is_empty() { &[] } else { &t.bias[first..first + columns] };
-            let residual = if t.residual.is_empty() { &[] } else { &t.residual[at..at + columns] };
-            finish::<S>(y, bias, residual, t.activation);
-        }
+        t.finish::<S>(l.rows, first, columns);
     }
 }
 
-/// Copies rows `start..start + depth` of `columns` columns of b to (depth, width), zero beyond the columns.
+/// [`Panel::pack`] of a matrix with strides.
 #[inline(always)]
 fn pack<S: Simd, E: Element>(
     r: Right<'_, E>,
     start: usize,
-    depth: usize,
     first: usize,
     columns: usize,
-    scratch: &mut Vec<f32>,
+    lines: &mut [f32],
+    width: usize,
 ) {
-    let width = WIDE * S::N;
-    scratch.resize(DEPTH * width, 0.0);
-    if columns < width {
-        scratch[..depth * width].fill(0.0);
-    }
+    let depth = lines.len() / width;
     if r.column_stride == 1 {
-        for (k, line) in scratch.chunks_exact_mut(width).take(depth).enumerate() {
+        for (k, line) in lines.chunks_exact_mut(width).enumerate() {
             let source = &r.values[(start + k) * r.depth_stride + first..][..columns];
             line.iter_mut().zip(source).for_each(|(to, from)| *to = from.widen());
         }
@@ -210,11 +206,11 @@ fn pack<S: Simd, E: Element>(
             }
             S::transpose(&mut square);
             for (i, lanes) in square.iter().enumerate().take(S::N) {
-                S::store(&mut scratch[(k + i) * width + n..][..S::N], *lanes);
+                S::store(&mut lines[(k + i) * width + n..][..S::N], *lanes);
             }
         }
         for (k, n) in (whole..depth).flat_map(|k| (n..columns.min(n + S::N)).map(move |n| (k, n))) {
-            scratch[k * width + n] = r.values[at(k, n)].widen();
+            lines[k * width + n] = r.values[at(k, n)].widen();
         }
     }
 }

@@ -4,13 +4,13 @@
 //! read the weights once, so the time of one row is their bytes over the memory bandwidth. Operations: 2 * M * N * K.
 
 use half::bf16;
-use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::disjoint::Disjoint;
 use super::gemm::{self, Left, Right, Target};
+use super::int8::{self, GROUP, Packed};
 use super::simd::{self, Simd, dispatch};
-use super::{Activation, Cpu, Elements, Tensor, ensure};
+use super::{Activation, Cpu, Elements, Tensor, ensure, team};
 use crate::Result;
 use crate::backend::Linear;
 
@@ -29,6 +29,22 @@ pub(super) struct Product<'a> {
     pub bias: &'a [f32],
     /// (M, N), added last; empty for none.
     pub residual: &'a [f32],
+}
+
+impl<'a> Product<'a> {
+    /// The left-hand matrix, and where the product with `weight` (N, K) goes: `out` (M, N).
+    fn operands(
+        &self,
+        weight: Elements<'a>,
+        columns: usize,
+        activation: Activation,
+        out: &mut [f32],
+    ) -> (Left<'a>, Target<'a>) {
+        let &Product { x, rows, depth, bias, residual } = self;
+        let scales = if let Elements::Int8(packed) = weight { packed.scales() } else { &[] };
+        let left = Left { values: x, row_stride: depth, rows, depth };
+        (left, Target { out: Disjoint::new(out), row_stride: columns, columns, scales, bias, residual, activation })
+    }
 }
 
 /// One of the two forms: writes the product with its epilogue to its last argument, (M, N).
@@ -66,73 +82,66 @@ pub fn linear(
 /// The decode step: every thread takes a run of weight rows.
 pub(super) fn step(p: &Product<'_>, weight: Elements<'_>, columns: usize, activation: Activation, out: &mut [f32]) {
     let threads = if columns * p.depth < PARALLEL_FROM { 1 } else { rayon::current_num_threads() };
-    let per_task = columns.div_ceil(threads).next_multiple_of(4);
-    // (N, M), so that each task owns a run of it; with one row this is the result's own layout.
-    let mut transposed = if p.rows == 1 { Vec::new() } else { vec![0.0; out.len()] };
-    let sums: &mut [f32] = if p.rows == 1 { out } else { &mut transposed };
-    let task = |(index, sums): (usize, &mut [f32])| {
-        let first = index * per_task * p.depth;
-        let last = first + sums.len() / p.rows * p.depth;
+    let share = columns.div_ceil(threads).next_multiple_of(GROUP);
+    let (left, target) = p.operands(weight, columns, activation, out);
+    let task = |index: usize| {
+        let first = index * share;
+        let count = share.min(columns - first);
+        let rows = first * p.depth..(first + count) * p.depth;
         match weight {
-            Elements::F32(w) => dots_f32(&w[first..last], p.x, p.rows, p.depth, sums),
-            Elements::Bf16(w) => dots_bf16(&w[first..last], p.x, p.rows, p.depth, sums),
+            Elements::F32(w) => step_f32(left, &w[rows], target, first, count),
+            Elements::Bf16(w) => step_bf16(left, &w[rows], target, first, count),
+            Elements::Int8(w) => step_int8(left, w, target, first, count),
         }
     };
-    if threads == 1 {
-        task((0, sums));
-    } else {
-        sums.par_chunks_mut(per_task * p.rows).enumerate().for_each(task);
-    }
-    if p.rows > 1 {
-        for (m, row) in out.chunks_exact_mut(columns).enumerate() {
-            row.iter_mut().enumerate().for_each(|(n, y)| *y = transposed[n * p.rows + m]);
-        }
-    }
-    for (m, row) in out.chunks_exact_mut(columns).enumerate() {
-        let residual = if p.residual.is_empty() { &[] } else { &p.residual[m * columns..][..columns] };
-        finish_row(row, p.bias, residual, activation);
-    }
+    team::run(columns.div_ceil(share), task);
 }
 
 /// Prefill, vision and batches.
 pub(super) fn blocked(p: &Product<'_>, weight: Elements<'_>, columns: usize, activation: Activation, out: &mut [f32]) {
-    let left = Left { values: p.x, row_stride: p.depth, rows: p.rows, depth: p.depth };
-    let target = Target {
-        out: Disjoint::new(out),
-        row_stride: columns,
-        columns,
-        bias: p.bias,
-        residual: p.residual,
-        activation,
-    };
+    let (left, target) = p.operands(weight, columns, activation, out);
+    let depth = p.depth;
     // SAFETY: `out` holds M rows of N elements and is borrowed for the whole call.
     match weight {
         Elements::F32(values) => unsafe {
-            gemm::parallel(left, Right { values, depth_stride: 1, column_stride: p.depth }, target);
+            gemm::parallel(left, Right { values, depth_stride: 1, column_stride: depth }, target);
         },
         Elements::Bf16(values) => unsafe {
-            gemm::parallel(left, Right { values, depth_stride: 1, column_stride: p.depth }, target);
+            gemm::parallel(left, Right { values, depth_stride: 1, column_stride: depth }, target);
         },
+        Elements::Int8(packed) => unsafe { gemm::parallel(left, packed, target) },
     }
 }
 
 dispatch! {
-    /// `sums[n * rows + m] = weight[n] . x[m]` for all rows of `weight` (N, depth) and of `x` (rows, depth).
-    fn dots_f32(weight: &[f32], x: &[f32], rows: usize, depth: usize, sums: &mut [f32]) = dots_f32_body;
+    /// Columns `first..first + columns` of a step; `w` are their weights (columns, K).
+    fn step_f32(l: Left<'_>, w: &[f32], t: Target<'_>, first: usize, columns: usize) = step_f32_body;
 }
 dispatch! {
-    /// As `dots_f32`.
-    fn dots_bf16(weight: &[bf16], x: &[f32], rows: usize, depth: usize, sums: &mut [f32]) = dots_bf16_body;
+    /// As `step_f32`.
+    fn step_bf16(l: Left<'_>, w: &[bf16], t: Target<'_>, first: usize, columns: usize) = step_bf16_body;
+}
+dispatch! {
+    /// As `step_f32`, of all weights.
+    fn step_int8(l: Left<'_>, w: &Packed, t: Target<'_>, first: usize, columns: usize) = step_int8_body;
 }
 
 #[inline(always)]
-fn dots_f32_body<S: Simd>(weight: &[f32], x: &[f32], rows: usize, depth: usize, sums: &mut [f32]) {
-    dots::<S, f32>(weight, x, rows, depth, sums);
+fn step_f32_body<S: Simd>(l: Left<'_>, w: &[f32], t: Target<'_>, first: usize, columns: usize) {
+    dots::<S, f32>(l, w, t, first, columns);
+    t.finish::<S>(l.rows, first, columns);
 }
 
 #[inline(always)]
-fn dots_bf16_body<S: Simd>(weight: &[bf16], x: &[f32], rows: usize, depth: usize, sums: &mut [f32]) {
-    dots::<S, bf16>(weight, x, rows, depth, sums);
+fn step_bf16_body<S: Simd>(l: Left<'_>, w: &[bf16], t: Target<'_>, first: usize, columns: usize) {
+    dots::<S, bf16>(l, w, t, first, columns);
+    t.finish::<S>(l.rows, first, columns);
+}
+
+#[inline(always)]
+fn step_int8_body<S: Simd>(l: Left<'_>, w: &Packed, t: Target<'_>, first: usize, columns: usize) {
+    int8::sums::<S>(l, w, t, first, columns);
+    t.finish::<S>(l.rows, first, columns);
 }
 
 /// An element a dot product can read.
@@ -167,24 +176,28 @@ impl Element for bf16 {
 /// which is all the memory can deliver; four at a time against pairs of rows, so that a load serves several products.
 /// The order of additions does not depend on how many rows there are.
 #[inline(always)]
-fn dots<S: Simd, E: Element>(weight: &[E], x: &[f32], rows: usize, depth: usize, sums: &mut [f32]) {
-    if rows == 1 {
-        for (n, sum) in sums.iter_mut().enumerate() {
-            [[*sum]] = dot::<S, E, 1, 1>([&weight[n * depth..][..depth]], [&x[..depth]]);
+fn dots<S: Simd, E: Element>(l: Left<'_>, weight: &[E], t: Target<'_>, first: usize, columns: usize) {
+    let depth = l.depth;
+    let x = |m: usize| &l.values[m * l.row_stride..][..depth];
+    // SAFETY: these columns lie in the target and belong to the calling task alone.
+    let put = |m: usize, n: usize, dot: f32| unsafe { t.out.slice(m * t.row_stride + first + n, 1)[0] = dot };
+    if l.rows == 1 {
+        for n in 0..columns {
+            let [[dot]] = dot::<S, E, 1, 1>([&weight[n * depth..][..depth]], [x(0)]);
+            put(0, n, dot);
         }
         return;
     }
-    let columns = sums.len() / rows;
     let row = |n: usize| &weight[n.min(columns - 1) * depth..][..depth];
     for n in (0..columns).step_by(4) {
         // The last group repeats the last row instead of having a form of its own; so do the rows of x.
         let w = [row(n), row(n + 1), row(n + 2), row(n + 3)];
-        for m in (0..rows).step_by(2) {
-            let pair = [m, (m + 1).min(rows - 1)];
-            let dots = dot::<S, E, 4, 2>(w, pair.map(|m| &x[m * depth..][..depth]));
+        for m in (0..l.rows).step_by(2) {
+            let pair = [m, (m + 1).min(l.rows - 1)];
+            let dots = dot::<S, E, 4, 2>(w, pair.map(x));
             for (m, dots) in pair.into_iter().zip(dots) {
                 for (i, dot) in dots.into_iter().enumerate().take(columns - n) {
-                    sums[(n + i) * rows + m] = dot;
+                    put(m, n + i, dot);
                 }
             }
         }
@@ -220,13 +233,10 @@ fn dot<S: Simd, E: Element, const W: usize, const M: usize>(w: [&[E]; W], x: [&[
     })
 }
 
-dispatch! {
-    fn finish_row(y: &mut [f32], bias: &[f32], residual: &[f32], activation: Activation) = finish;
-}
-
-/// The epilogue on part of a row: `act(y + bias) + residual`; empty slices stand for nothing to add.
+/// The epilogue on part of a row: `act(y * scales + bias) + residual`; empty slices stand for nothing to do.
 #[inline(always)]
-pub(super) fn finish<S: Simd>(y: &mut [f32], bias: &[f32], residual: &[f32], activation: Activation) {
+pub(super) fn finish<S: Simd>(y: &mut [f32], scales: &[f32], bias: &[f32], residual: &[f32], activation: Activation) {
+    y.iter_mut().zip(scales).for_each(|(y, s)| *y *= s);
     y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
     match activation {
         Activation::None => {}

@@ -13,10 +13,12 @@ mod disjoint;
 mod embed;
 mod filter;
 mod gemm;
+mod int8;
 mod layer_norm;
 mod linear;
 mod patch_embed;
 pub(crate) mod simd;
+mod team;
 mod top_k;
 mod transpose;
 mod winograd;
@@ -28,6 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use half::bf16;
 
 use buffer::Buffer;
+use int8::Packed;
 
 use super::{
     Activation, AttentionShape, Backend, BeamCandidate, CacheRow, CacheShape, ConvEpilogue, Linear, Norm, TopValue,
@@ -63,6 +66,7 @@ impl Tensor {
 enum Elements<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
+    Int8(&'a Packed),
 }
 
 impl Elements<'_> {
@@ -75,17 +79,37 @@ impl Elements<'_> {
             Elements::Bf16(values) => {
                 out.iter_mut().zip(&values[start..]).for_each(|(o, v)| *o += v.to_f32());
             }
+            Elements::Int8(packed) => {
+                out.iter_mut().zip(start..).for_each(|(o, index)| *o += packed.get(index));
+            }
+        }
+    }
+
+    /// Element `index` of the row-major matrix.
+    fn get(&self, index: usize) -> f32 {
+        match self {
+            Elements::F32(values) => values[index],
+            Elements::Bf16(values) => values[index].to_f32(),
+            Elements::Int8(packed) => packed.get(index),
         }
     }
 }
 
-/// Weights (N, K), where they were stored: usually a mapped file.
+/// Weights (N, K).
 pub struct Matrix {
     rows: usize,
     columns: usize,
-    tensor: HostTensor,
+    weights: Weights,
     /// Whether a product of a whole sequence has used it.
     used: AtomicBool,
+}
+
+/// Where the weights of a matrix are.
+enum Weights {
+    /// Where they were stored: usually a mapped file.
+    Stored(HostTensor),
+    /// Packed when they were loaded.
+    Int8(Packed),
 }
 
 impl Matrix {
@@ -93,18 +117,24 @@ impl Matrix {
     /// back: a process that captions one picture never needs them again, and so never holds all weights at once. One
     /// that captions another faults them in once more and keeps them.
     fn use_once(&self) {
-        if !self.used.swap(true, Ordering::Relaxed) {
-            let bytes = self.tensor.bytes().clone();
+        if let Weights::Stored(tensor) = &self.weights
+            && !self.used.swap(true, Ordering::Relaxed)
+        {
+            let bytes = tensor.bytes().clone();
             // Beside the next operation: it takes as long as reading the weights.
             rayon::spawn(move || bytes.give_back());
         }
     }
 
     fn elements(&self) -> Result<Elements<'_>> {
-        match (self.tensor.as_f32(), self.tensor.as_bf16()) {
+        let tensor = match &self.weights {
+            Weights::Int8(packed) => return Ok(Elements::Int8(packed)),
+            Weights::Stored(tensor) => tensor,
+        };
+        match (tensor.as_f32(), tensor.as_bf16()) {
             (Some(values), _) => Ok(Elements::F32(values)),
             (_, Some(values)) => Ok(Elements::Bf16(values)),
-            _ => Err(Error::shape("matrix", "weights must be f32 or bf16")),
+            _ => Err(Error::shape("matrix", "weights must be f32, bf16 or int8 with scales")),
         }
     }
 }
@@ -145,8 +175,17 @@ impl Backend for Cpu {
         let &[rows, columns] = weight.shape() else {
             return Err(Error::shape("matrix", format!("weights of shape {:?}, expected (N, K)", weight.shape())));
         };
-        let tensor = if weight.dtype() == DType::F16 { weight.to_dtype(DType::F32) } else { weight };
-        Ok(Matrix { rows, columns, tensor, used: AtomicBool::new(false) })
+        let weights = match (weight.dtype(), weight.quantized()) {
+            (DType::I8, Some(quantized)) => {
+                let packed = Packed::new(quantized);
+                // The packed codes are a copy.
+                weight.bytes().give_back();
+                Weights::Int8(packed.ok_or_else(|| Error::shape("matrix", format!("no columns in {rows} rows")))?)
+            }
+            (DType::F16, _) => Weights::Stored(weight.to_dtype(DType::F32)),
+            _ => Weights::Stored(weight),
+        };
+        Ok(Matrix { rows, columns, weights, used: AtomicBool::new(false) })
     }
 
     fn kernel(&self, weight: &HostTensor, bias: &HostTensor) -> Result<Kernel> {

@@ -16,6 +16,8 @@ pub trait Simd: Copy {
     fn load(values: &[f32]) -> Self::Lanes;
     /// As `load`, widened from bf16.
     fn load_bf16(values: &[bf16]) -> Self::Lanes;
+    /// As `load`, converted from whole numbers.
+    fn load_i8(values: &[i8]) -> Self::Lanes;
     /// Writes the first `N` values of a slice that holds at least as many.
     fn store(values: &mut [f32], lanes: Self::Lanes);
     /// `a * b + c`, rounded once where the hardware can.
@@ -82,6 +84,10 @@ impl Simd for Portable {
         std::array::from_fn(|i| f32::from_bits((values[i].to_bits() as u32) << 16))
     }
     #[inline(always)]
+    fn load_i8(values: &[i8]) -> [f32; 8] {
+        std::array::from_fn(|i| f32::from(values[i]))
+    }
+    #[inline(always)]
     fn store(values: &mut [f32], lanes: [f32; 8]) {
         values[..8].copy_from_slice(&lanes);
     }
@@ -107,7 +113,7 @@ impl Simd for Portable {
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_lanes {
     ($name:ident, $doc:literal, $register:ty, $n:literal, $splat:ident, $load:ident, $store:ident, $fma:ident, $add:ident,
-     $widen:expr, $sum:expr $(, $own:item)*) => {
+     $widen:expr, $convert:expr, $sum:expr $(, $own:item)*) => {
         #[doc = $doc]
         #[derive(Clone, Copy)]
         pub struct $name;
@@ -130,6 +136,11 @@ macro_rules! x86_lanes {
             fn load_bf16(values: &[bf16]) -> $register {
                 assert!(values.len() >= $n);
                 unsafe { $widen(values.as_ptr()) }
+            }
+            #[inline(always)]
+            fn load_i8(values: &[i8]) -> $register {
+                assert!(values.len() >= $n);
+                unsafe { $convert(values.as_ptr()) }
             }
             #[inline(always)]
             fn store(values: &mut [f32], lanes: $register) {
@@ -175,6 +186,7 @@ mod x86 {
         |p: *const bf16| {
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()))))
         },
+        |p: *const i8| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))),
         |v| _mm512_reduce_add_ps(v),
         #[inline(always)]
         fn transpose(square: &mut [__m512; 16]) {
@@ -272,6 +284,7 @@ mod x86 {
         |p: *const bf16| {
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()))))
         },
+        |p: *const i8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))),
         |v| {
             let mut lanes = [0f32; 8];
             _mm256_storeu_ps(lanes.as_mut_ptr(), v);

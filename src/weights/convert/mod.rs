@@ -33,8 +33,8 @@ pub struct ConvertOptions {
     pub preprocessor: Option<PathBuf>,
     /// Element type of everything but the norms, f32 or bf16. Those stay f32.
     pub dtype: DType,
-    /// Whether the matrices of the decoder are stored in eight bits, with a scale for each row.
-    pub fp8: bool,
+    /// Type of eight bits, e4m3 or int8, in which the matrices of the decoder are stored, with a scale for each row.
+    pub quantize: Option<DType>,
     /// The model directory to make.
     pub output: PathBuf,
     /// Goes into the configuration: the only kind of pictures this model knows.
@@ -65,6 +65,10 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(u64, u64)) -> 
     if !matches!(options.dtype, DType::F32 | DType::BF16) {
         let problem = format!("{:?} is not written; choose f32 or bf16", options.dtype);
         return Err(Error::Option { option: "dtype", problem });
+    }
+    if let Some(dtype) = options.quantize.filter(|dtype| !dtype.is_coded()) {
+        let problem = format!("{dtype:?} has no eight bits; choose e4m3 or int8");
+        return Err(Error::Option { option: "quantize", problem });
     }
     let captioner = captioner::plan(&options.source, options.preprocessor.as_deref())?;
     let vocoder = match &options.vocoder {
@@ -155,9 +159,9 @@ impl Planned {
         let norm = self.name.contains("norm") || self.name.contains(".ln");
         // What a decode step multiplies, but for the few bytes of the output: its speed is that of these.
         let decoded = self.name.starts_with("decoder.layers.");
-        match (norm, options.fp8 && decoded && self.shape.len() == 2) {
-            (true, _) => DType::F32,
-            (_, true) => DType::F8E4M3,
+        match options.quantize {
+            _ if norm => DType::F32,
+            Some(coded) if decoded && self.shape.len() == 2 => coded,
             _ => options.dtype,
         }
     }
@@ -166,7 +170,7 @@ impl Planned {
     fn entries(&self, options: &ConvertOptions) -> Vec<Entry> {
         let dtype = self.dtype(options);
         let entry = Entry { name: self.name.clone(), shape: self.shape.clone(), dtype };
-        if dtype != DType::F8E4M3 {
+        if !dtype.is_coded() {
             return vec![entry];
         }
         vec![Entry { name: scale_name(&self.name), shape: vec![self.shape[0]], dtype: DType::F32 }, entry]
@@ -175,10 +179,11 @@ impl Planned {
     /// The tensors of `entries`.
     fn stored(&self, options: &ConvertOptions, tensor: &HostTensor, source: &Path) -> Result<Vec<HostTensor>> {
         let dtype = self.dtype(options);
-        if dtype != DType::F8E4M3 {
+        if !dtype.is_coded() {
             return Ok(vec![tensor.to_dtype(dtype)]);
         }
-        let (codes, scales) = crate::fp8::quantize(tensor).ok_or_else(|| {
+        let quantize = if dtype == DType::I8 { crate::int8::quantize } else { crate::fp8::quantize };
+        let (codes, scales) = quantize(tensor).ok_or_else(|| {
             Error::weights(source, self.name.as_str(), "is no matrix and cannot be stored in eight bits")
         })?;
         Ok(vec![scales, codes])
@@ -211,7 +216,9 @@ impl Planned {
 /// Loads a tensor and refuses NaN and infinity.
 fn load_finite(source: &Path, (name, stored): &(String, StoredTensor)) -> Result<HostTensor> {
     let tensor = stored.load().map_err(|problem| Error::weights(source, name.as_str(), problem))?;
-    if tensor.to_f32().iter().all(|value| value.is_finite()) {
+    if tensor.dtype().is_coded() {
+        Err(Error::weights(source, name.as_str(), "is quantized: convert the checkpoint it was made from"))
+    } else if tensor.to_f32().iter().all(|value| value.is_finite()) {
         Ok(tensor)
     } else {
         Err(Error::weights(source, name.as_str(), "holds NaN or infinity: the checkpoint is damaged"))
