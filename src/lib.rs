@@ -24,8 +24,8 @@ pub mod units;
 pub mod weights;
 
 pub use engine::{
-    AudioChunk, Caption, CaptionOptions, CaptionStream, Device, DeviceMemory, Engine, LoadOptions, Progress, Speech,
-    Timings,
+    AudioChunk, CalibrateReport, Caption, CaptionOptions, CaptionStream, Device, DeviceMemory, Engine, LoadOptions, Progress, Speech,
+    Timings, calibrate,
 };
 pub use error::{Error, Result};
 pub use image::Image;

@@ -42,6 +42,9 @@ pub struct Convert {
     /// Store the matrices that a decode step multiplies in eight bits (e4m3, a scale for each row)
     #[arg(long, value_name = "TYPE")]
     quantize: Option<Quantization>,
+    /// Round them for the pictures of this directory, not each weight to the nearest
+    #[arg(long, value_name = "DIR", requires = "quantize")]
+    calibrate: Option<PathBuf>,
     /// The model directory to make
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
@@ -88,6 +91,21 @@ impl Convert {
             description: self.description,
             force: self.force,
         };
+        if let Some(dir) = &self.calibrate {
+            let files = im2sp::weights::ModelFiles::open(&options.source)?;
+            let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "png")).collect();
+            names.sort();
+            let n: usize = std::env::var("N").ok().and_then(|v| v.parse().ok()).unwrap_or(64);
+            let images: Vec<_> = names.iter().take(n).map(|p| im2sp::Image::open(p).unwrap()).collect();
+            let mut all: std::collections::BTreeMap<_, _> = files.captioner.iter().map(|(n, t)| (n.to_string(), t.clone())).collect();
+            let config = files.config.clone();
+            let vocoder: Option<std::collections::BTreeMap<_, _>> = files.vocoder.as_ref().map(|v| v.iter().map(|(n, t)| (n.to_string(), t.clone())).collect());
+            let (changed, report) = im2sp::calibrate(files, &images, &mut |_, _| {})?;
+            eprintln!("kept {}/{} logit rms {:.4} max {:.4} scale {:.3}", report.kept, report.pictures, report.logit_rms, report.logit_max, report.logit_scale);
+            all.extend(changed);
+            im2sp::weights::ModelFiles::write(&options.output, &config, &all, vocoder.as_ref(), options.force)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let mut bar = Bar::new();
         let report = convert(&options, &mut |done, total| bar.show("convert", done >> 20, total >> 20))?;
         drop(bar);

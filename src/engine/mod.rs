@@ -1,6 +1,7 @@
 //! The whole path from a picture to sound, as one function: [`Engine::caption`]. The command line, the service, the
 //! evaluation and the benches call it; none has a path of its own.
 
+mod calibrate;
 mod device;
 mod model;
 mod stream;
@@ -17,6 +18,7 @@ use crate::tensor::DType;
 use crate::weights::directory::ModelFiles;
 use crate::{Error, Result};
 
+pub use calibrate::{CalibrateReport, calibrate};
 pub use device::Device;
 pub use stream::{AudioChunk, CaptionStream};
 

@@ -25,9 +25,9 @@ enum Step<'a> {
 
 /// The models on a backend.
 pub(super) struct Model<B: Backend> {
-    backend: B,
-    vision: Vision<B>,
-    decoder: Decoder<B>,
+    pub(super) backend: B,
+    pub(super) vision: Vision<B>,
+    pub(super) decoder: Decoder<B>,
     vocoder: Option<Vocoder<B>>,
 }
 

@@ -49,6 +49,25 @@ impl<B: Backend> Decoder<B> {
         &self.config
     }
 
+    /// The layers, in their order.
+    pub fn layers(&self) -> &[Layer<B>] {
+        &self.layers
+    }
+
+    /// Tokens at their text positions to the input of the first layer (R, C).
+    pub fn embed(&self, backend: &B, ids: &[u32], positions: &[u32]) -> Result<B::Tensor> {
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.config.vocabulary) {
+            return Err(Error::shape("decoder", format!("token {id} of a vocabulary of {}", self.config.vocabulary)));
+        }
+        let x = backend.embed(&self.output.weight, &self.position, ids, positions)?;
+        backend.layer_norm(&x, &self.embedding_norm)
+    }
+
+    /// The last layer's result (M, C) to logits (M, V), for whole sequences.
+    pub fn logits(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
+        backend.linear(x, &self.output, Activation::None, None)
+    }
+
     /// Image tokens (images*T, C) to a cache that holds their keys and values, with room for `max_text` text tokens.
     pub fn prefill(&self, backend: &B, tokens: &B::Tensor, images: usize, max_text: usize) -> Result<B::Cache> {
         let prefix = backend.shape(tokens)[0].checked_div(images).unwrap_or(0);
@@ -77,12 +96,7 @@ impl<B: Backend> Decoder<B> {
 
     /// One token per live row of the cache, all at text position `position`, to logits (R, V).
     pub fn step(&self, backend: &B, cache: &mut B::Cache, ids: &[u32], position: usize) -> Result<B::Tensor> {
-        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.config.vocabulary) {
-            return Err(Error::shape("decoder", format!("token {id} of a vocabulary of {}", self.config.vocabulary)));
-        }
-        let positions = vec![position as u32; ids.len()];
-        let x = backend.embed(&self.output.weight, &self.position, ids, &positions)?;
-        let mut x = backend.layer_norm(&x, &self.embedding_norm)?;
+        let mut x = self.embed(backend, ids, &vec![position as u32; ids.len()])?;
         for (n, layer) in self.layers.iter().enumerate() {
             let qkv = backend.linear_step(&x, &layer.qkv, Activation::None, None)?;
             let attended = backend.attention_cached(&qkv, cache, n, position)?;

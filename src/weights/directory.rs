@@ -108,7 +108,8 @@ pub fn read_small(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(Error::io("read", path))
 }
 
-fn parse_config(path: &Path, text: &str) -> Result<ModelConfig> {
+/// Parses and checks the text of `config.json`; `path` names it in errors.
+pub(super) fn parse_config(path: &Path, text: &str) -> Result<ModelConfig> {
     let config: ModelConfig =
         serde_json::from_str(text).map_err(|error| Error::weights(path, "model configuration", error.to_string()))?;
     config.check().map_err(|(field, problem)| Error::weights(path, field, problem))?;
@@ -178,7 +179,7 @@ fn folder_in(parent: &Path) -> std::io::Result<TempDir> {
 }
 
 /// Refuses destinations whose content would be lost.
-fn check_replaceable(destination: &Path, force: bool) -> Result<()> {
+pub(crate) fn check_replaceable(destination: &Path, force: bool) -> Result<()> {
     if !destination.exists() {
         return Ok(());
     }
