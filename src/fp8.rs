@@ -7,6 +7,7 @@ use half::bf16;
 
 use crate::tensor::{Bytes, DType, HostTensor};
 
+mod factor;
 pub mod rounding;
 
 /// The largest value.

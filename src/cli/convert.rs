@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use im2sp::Result;
 use im2sp::tensor::DType;
 use im2sp::weights::{ConvertOptions, convert};
+use im2sp::{CalibrateReport, Result, convert_calibrated};
 use serde_json::json;
 
 use super::print_json;
@@ -91,23 +91,15 @@ impl Convert {
             description: self.description,
             force: self.force,
         };
-        if let Some(dir) = &self.calibrate {
-            let files = im2sp::weights::ModelFiles::open(&options.source)?;
-            let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "png")).collect();
-            names.sort();
-            let n: usize = std::env::var("N").ok().and_then(|v| v.parse().ok()).unwrap_or(64);
-            let images: Vec<_> = names.iter().take(n).map(|p| im2sp::Image::open(p).unwrap()).collect();
-            let mut all: std::collections::BTreeMap<_, _> = files.captioner.iter().map(|(n, t)| (n.to_string(), t.clone())).collect();
-            let config = files.config.clone();
-            let vocoder: Option<std::collections::BTreeMap<_, _>> = files.vocoder.as_ref().map(|v| v.iter().map(|(n, t)| (n.to_string(), t.clone())).collect());
-            let (changed, report) = im2sp::calibrate(files, &images, &mut |_, _| {})?;
-            eprintln!("kept {}/{} logit rms {:.4} max {:.4} scale {:.3}", report.kept, report.pictures, report.logit_rms, report.logit_max, report.logit_scale);
-            all.extend(changed);
-            im2sp::weights::ModelFiles::write(&options.output, &config, &all, vocoder.as_ref(), options.force)?;
-            return Ok(ExitCode::SUCCESS);
-        }
         let mut bar = Bar::new();
-        let report = convert(&options, &mut |done, total| bar.show("convert", done >> 20, total >> 20))?;
+        let (report, calibrated) = match &self.calibrate {
+            Some(folder) => {
+                let (report, calibrated) =
+                    convert_calibrated(&options, folder, &mut |stage, done, total| bar.show(stage, done, total))?;
+                (report, Some(calibrated))
+            }
+            None => (convert(&options, &mut |done, total| bar.show("convert", done >> 20, total >> 20))?, None),
+        };
         drop(bar);
         if self.json {
             print_json(&json!({
@@ -116,6 +108,7 @@ impl Convert {
                 "tensors": report.tensors,
                 "parameters": report.parameters,
                 "bytes": report.bytes,
+                "calibration": calibrated.as_ref().map(json_of),
             }));
         } else {
             println!(
@@ -125,7 +118,33 @@ impl Convert {
                 report.parameters,
                 report.bytes as f64 / 1e6
             );
+            if let Some(calibrated) = &calibrated {
+                say(calibrated);
+            }
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// How close the eight-bit model came to the unrounded one.
+fn say(report: &CalibrateReport) {
+    println!(
+        "calibrated: {} of {} pictures keep all their units; logits (rms {:.3}) are off by {:.4} rms, {:.3} at most",
+        report.kept, report.pictures, report.logit_rms, report.logit_error_rms, report.logit_error_max
+    );
+    for matrix in &report.matrices {
+        println!("  {:32} error {:.5}, nearest {:.5}", matrix.name, matrix.error, matrix.nearest);
+    }
+}
+
+fn json_of(report: &CalibrateReport) -> serde_json::Value {
+    let matrices = report.matrices.iter();
+    json!({
+        "pictures": report.pictures,
+        "kept": report.kept,
+        "logit_rms": report.logit_rms,
+        "logit_error_rms": report.logit_error_rms,
+        "logit_error_max": report.logit_error_max,
+        "matrices": matrices.map(|m| json!({"name": m.name, "error": m.error, "nearest": m.nearest})).collect::<Vec<_>>(),
+    })
 }

@@ -18,7 +18,7 @@ use crate::tensor::DType;
 use crate::weights::directory::ModelFiles;
 use crate::{Error, Result};
 
-pub use calibrate::{CalibrateReport, calibrate};
+pub use calibrate::{CalibrateReport, MatrixReport, convert_calibrated};
 pub use device::Device;
 pub use stream::{AudioChunk, CaptionStream};
 

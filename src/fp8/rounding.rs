@@ -1,49 +1,73 @@
-//! Calibrated rounding: a matrix in eight bits whose products with the inputs it will see are close, not its elements.
-//! Each row is rounded column by column, and every column makes up for the errors of those before it; then columns are
-//! rounded again, one at a time, for as long as that helps.
+//! Calibrated rounding: eight-bit weights whose products with the inputs they will see are close, not the weights
+//! themselves. Each row is rounded column by column, and every column makes up for the errors of those before it; then
+//! elements are rounded again, one at a time, for as long as that helps the outputs together.
 //! Source: Frantar et al., "GPTQ" (2022), in the equivalent form of Chee et al., "QuIP" (2023), section 4: feedback from a
-//! triangular factor, no inverse. Beyond it: the target may differ from the matrix's own products, and the bias, which is
-//! not rounded, is the last column, so that it takes what is left of the mean error.
+//! triangular factor, no inverse. Beyond it: the target may differ from the matrix's own products; the bias, which is
+//! not rounded, is the last column, so that it takes what is left of the mean error; and descent weighs outputs.
 
 use rayon::prelude::*;
 
+use super::factor::{cholesky, dot, solve};
 use super::{decode, encode, scale_of};
 use crate::tensor::{Bytes, DType, HostTensor, Quantized};
 
-/// Added to the diagonal, as a share of its mean: what keeps weights where no input was seen.
+/// Added to the diagonal of the inputs, as a share of its mean: what keeps weights where no input was seen.
 const DAMPING: f64 = 0.01;
-/// Most passes over a row after the first rounding.
-const PASSES: usize = 4;
-/// Columns of a panel of the factorisation: a panel's rows stay in the L2.
-const PANEL: usize = 48;
+/// The same of the outputs: every output counts a little.
+const OUTPUT_DAMPING: f64 = 0.05;
+/// Most passes of the descent.
+const PASSES: usize = 8;
 
-/// What is known of the inputs x (K) of a matrix (N, K) with a bias, summed over samples. A constant one follows each
-/// input, for the bias: J = K + 1.
+/// Sums over samples of what a layer y = W x + b, W (N, K), is given and gives. A constant one follows each input, for
+/// the bias: J = K + 1.
 #[derive(Clone, Debug)]
 pub struct Moments {
     rows: usize,
     inputs: usize,
     squares: Vec<f64>, // (J, J): x x^T
-    missed: Vec<f64>,  // (N, J): (target - (W x + b)) x^T
+    missed: Vec<f64>,  // (N, J): (target - y) x^T
+    outputs: Vec<f64>, // (N, N): g g^T, g the gradient at y
 }
 
 impl Moments {
-    /// Of a matrix (`rows`, `columns`), before any sample.
+    /// Of a matrix (`rows`, `columns`), before any sample. Without gradients every output counts alike, for itself.
     pub fn new(rows: usize, columns: usize) -> Moments {
         let inputs = columns + 1;
-        Moments { rows, inputs, squares: vec![0.0; inputs * inputs], missed: vec![0.0; rows * inputs] }
+        let [squares, missed, outputs] = [inputs * inputs, rows * inputs, rows * rows].map(|len| vec![0.0; len]);
+        Moments { rows, inputs, squares, missed, outputs }
     }
 
-    /// Adds sums over samples: x x^T (J, J), and what the unrounded layer misses of its target times x (N, J).
-    /// `false`, and nothing added, for other lengths.
-    pub fn add(&mut self, squares: &[f32], missed: &[f32]) -> bool {
-        if squares.len() != self.squares.len() || missed.len() != self.missed.len() {
-            return false;
+    /// Adds x x^T (J, J) and (target - y) x^T (N, J). `false`, and nothing added, for other lengths.
+    pub fn add_inputs(&mut self, squares: &[f32], missed: &[f32]) -> bool {
+        let fits = squares.len() == self.squares.len() && missed.len() == self.missed.len();
+        if fits {
+            add(&mut self.squares, squares);
+            add(&mut self.missed, missed);
         }
-        self.squares.iter_mut().zip(squares).for_each(|(sum, &v)| *sum += f64::from(v));
-        self.missed.iter_mut().zip(missed).for_each(|(sum, &v)| *sum += f64::from(v));
-        true
+        fits
     }
+
+    /// Adds g g^T (N, N). `false`, and nothing added, for another length.
+    pub fn add_outputs(&mut self, outputs: &[f32]) -> bool {
+        let fits = outputs.len() == self.outputs.len();
+        if fits {
+            add(&mut self.outputs, outputs);
+        }
+        fits
+    }
+
+    /// g g^T of mean diagonal 1, damped.
+    fn metric(&self) -> Vec<f64> {
+        let mean = self.outputs.iter().step_by(self.rows + 1).sum::<f64>() / self.rows.max(1) as f64;
+        let known = mean > 0.0 && mean.is_finite();
+        let mut metric: Vec<f64> = self.outputs.iter().map(|&v| if known { v / mean } else { 0.0 }).collect();
+        metric.iter_mut().step_by(self.rows + 1).for_each(|v| *v += if known { OUTPUT_DAMPING } else { 1.0 });
+        metric
+    }
+}
+
+fn add(sums: &mut [f64], values: &[f32]) {
+    sums.iter_mut().zip(values).for_each(|(sum, &v)| *sum += f64::from(v));
 }
 
 /// A layer in eight bits.
@@ -51,210 +75,181 @@ impl Moments {
 pub struct Rounded {
     /// Codes (N, K) and scales (N).
     pub weight: Quantized,
-    /// (N), f32.
+    /// (N).
     pub bias: Vec<f32>,
-    /// Root mean square error of its outputs over the samples, relative to their root mean square without the bias.
+    /// Root mean square error of the outputs over the samples, relative to that of W x.
     pub error: f64,
     /// The same of nearest rounding.
     pub nearest: f64,
 }
 
-/// Rounds a layer for its inputs. `None` when shapes do not fit.
+/// Rounds a layer, weight (N, K) and bias (N), for its samples. `None` when shapes do not fit or a sum is not finite.
 pub fn round(weight: &HostTensor, bias: &[f32], moments: &Moments) -> Option<Rounded> {
     let &[rows, columns] = weight.shape() else { return None };
-    if (moments.rows, moments.inputs) != (rows, columns + 1) || bias.len() != rows {
+    let sums = [&moments.squares, &moments.missed, &moments.outputs];
+    let finite = sums.into_iter().flatten().all(|v| v.is_finite());
+    if (moments.rows, moments.inputs, bias.len()) != (rows, columns + 1, rows) || !finite {
         return None;
     }
-    let damp: f64 = std::env::var("DAMP").ok().and_then(|v| v.parse().ok()).unwrap_or(DAMPING);
-    let passes: usize = std::env::var("PASSES").ok().and_then(|v| v.parse().ok()).unwrap_or(PASSES);
-    let alpha: f64 = std::env::var("ALPHA").ok().and_then(|v| v.parse().ok()).unwrap_or(1.0);
-    let plan = Plan::new(moments, damp);
+    let plan = Plan::new(moments);
     let values = weight.to_f32();
-    let rounded: Vec<Row> = (0..rows)
-        .into_par_iter()
-        .map(|row| {
-            let scale = scale_of(values[row * columns..][..columns].iter().fold(0.0, |most, v| most.max(v.abs())));
-            plan.row(
-                &values[row * columns..][..columns],
-                bias[row],
-                &moments.missed[row * plan.size..][..plan.size],
-                scale,
-                passes,
-                alpha,
-            )
-        })
-        .collect();
-    let mut codes = Vec::with_capacity(rows * columns);
-    let (mut scales, mut biases, mut sums) = (Vec::new(), Vec::new(), [0.0; 3]);
-    for row in rounded {
-        codes.extend(row.codes);
-        scales.push(row.scale);
-        biases.push(row.bias);
-        sums.iter_mut().zip(row.squares).for_each(|(sum, v)| *sum += v);
+    let row = |row: usize| (&values[row * columns..][..columns], bias[row]);
+    let line = |n: usize| plan.feed_back(row(n), &moments.missed[n * plan.size..][..plan.size]);
+    let mut lines: Vec<Line> = (0..rows).into_par_iter().map(line).collect();
+    plan.descend(&mut lines, &moments.metric());
+
+    let errors = lines.par_iter().enumerate().map(|(n, line)| plan.errors(row(n), line));
+    let sums = errors.reduce(|| [0.0; 3], |a, b| std::array::from_fn(|i| a[i] + b[i]));
+    let relative = |error: f64| if sums[2] > 0.0 { (error / sums[2]).sqrt() } else { 0.0 };
+    let mut codes = vec![0; rows * columns];
+    for (line, codes) in lines.iter().zip(codes.chunks_exact_mut(columns.max(1))) {
+        for (place, &column) in plan.order[..columns].iter().enumerate() {
+            codes[column] = line.code(line.rounded[place]);
+        }
     }
-    let [error, nearest, power] = sums;
-    let relative = |error: f64| if power > 0.0 { (error / power).sqrt() } else { 0.0 };
+    let scales = lines.iter().map(|line| line.scale).collect();
     Some(Rounded {
         weight: Quantized {
             codes: HostTensor::new(&[rows, columns], DType::F8E4M3, Bytes::new(codes))?,
             scales: HostTensor::from_f32(&[rows], scales)?,
         },
-        bias: biases,
-        error: relative(error),
-        nearest: relative(nearest),
+        bias: lines.iter().map(|line| line.rounded[columns] as f32).collect(),
+        error: relative(sums[0]),
+        nearest: relative(sums[1]),
     })
 }
 
-/// One rounded row.
-struct Row {
-    codes: Vec<u8>,
+/// A row while it is rounded, its columns in the order of the plan.
+struct Line {
     scale: f32,
-    bias: f32,
-    /// Of its error, of that of nearest rounding, and of its outputs.
-    squares: [f64; 3],
+    /// The unrounded weights that come closest to the target.
+    target: Vec<f64>,
+    rounded: Vec<f64>,
+    /// Damped squares times (rounded - target).
+    slopes: Vec<f64>,
 }
 
-/// What all rows share: the order of the columns and the factors of their squares.
+impl Line {
+    fn code(&self, v: f64) -> u8 {
+        encode((v / f64::from(self.scale)) as f32)
+    }
+
+    fn round(&self, v: f64) -> f64 {
+        f64::from(decode(self.code(v)) * self.scale)
+    }
+
+    /// Moves one place by `step`; `squares` are those of its column.
+    fn step(&mut self, place: usize, step: f64, squares: &[f64]) {
+        self.rounded[place] += step;
+        self.slopes.iter_mut().zip(squares).for_each(|(slope, s)| *slope += step * s);
+    }
+}
+
+/// What all rows share.
 struct Plan {
+    /// J.
     size: usize,
     /// The column at each place; those of the largest inputs first, the bias last.
     order: Vec<usize>,
-    /// (J, J) in that order, undamped.
-    squares: Vec<f64>,
-    /// (J, J): damped squares in the reverse of that order are `factor factor^T`, lower.
-    factor: Vec<f64>,
-    /// (J, J): how much of the error at earlier places a place makes up for.
-    feedback: Vec<f64>,
+    squares: Vec<f64>, // (J, J), in that order, damped
     damping: f64,
+    factor: Vec<f64>,   // (J, J): L of the squares in reverse order, L L^T
+    feedback: Vec<f64>, // (J, J): how much of the error of each earlier place a place makes up for
 }
 
 impl Plan {
-    fn new(moments: &Moments, damp: f64) -> Plan {
+    fn new(moments: &Moments) -> Plan {
         let size = moments.inputs;
+        let last = size - 1;
         let diagonal = |j: usize| moments.squares[j * size + j];
-        let mean = (0..size - 1).map(diagonal).sum::<f64>() / (size - 1).max(1) as f64;
-        let mut order: Vec<usize> = (0..size - 1).collect();
+        let mean = (0..last).map(diagonal).sum::<f64>() / last.max(1) as f64;
+        let damping = if mean > 0.0 { DAMPING * mean } else { 1.0 };
+        let mut order: Vec<usize> = (0..last).collect();
         order.sort_by(|&a, &b| diagonal(b).total_cmp(&diagonal(a)));
-        order.push(size - 1);
-        let squares: Vec<f64> =
+        order.push(last);
+        let mut squares: Vec<f64> =
             order.iter().flat_map(|&i| order.iter().map(move |&j| moments.squares[i * size + j])).collect();
-        let damping = if mean > 0.0 { damp * mean } else { 1.0 };
+        squares.iter_mut().step_by(size + 1).for_each(|v| *v += damping);
         let mut factor: Vec<f64> = squares.iter().rev().copied().collect();
-        for (j, d) in factor.iter_mut().step_by(size + 1).enumerate() {
-            // The bias may move freely.
-            *d += if j > 0 { damping } else { 1e-6 * damping };
-        }
         cholesky(&mut factor, size);
         let mut feedback = vec![0.0; size * size];
-        feedback.par_chunks_mut(size).enumerate().for_each(|(place, line)| {
-            let c = size - 1 - place;
-            for earlier in 0..place {
-                line[earlier] = factor[(size - 1 - earlier) * size + c] / factor[c * size + c];
+        feedback.par_chunks_mut(size).enumerate().for_each(|(place, shares)| {
+            let column = last - place;
+            for (earlier, share) in shares[..place].iter_mut().enumerate() {
+                *share = factor[(last - earlier) * size + column] / factor[column * size + column];
             }
         });
-        Plan { size, order, squares, factor, feedback, damping }
+        Plan { size, order, squares, damping, factor, feedback }
     }
 
-    fn row(&self, values: &[f32], bias: f32, missed: &[f64], scale: f32, passes: usize, alpha: f64) -> Row {
-        let size = self.size;
-        let last = size - 1;
-        let at = |place: usize| if place == last { bias } else { values[self.order[place]] };
-        let original: Vec<f64> = (0..size).map(|place| f64::from(at(place))).collect();
-        // The unrounded weights that come closest to the target.
-        let mut target: Vec<f64> = self.order.iter().rev().map(|&j| alpha * missed[j]).collect();
+    /// A row, its bias last, in the order of the plan.
+    fn ordered(&self, (values, bias): (&[f32], f32)) -> Vec<f64> {
+        self.order.iter().map(|&column| f64::from(*values.get(column).unwrap_or(&bias))).collect()
+    }
+
+    /// A row rounded place by place, each making up for those before it.
+    fn feed_back(&self, row: (&[f32], f32), missed: &[f64]) -> Line {
+        let (size, last) = (self.size, self.size - 1);
+        let mut target: Vec<f64> = self.order.iter().rev().map(|&column| missed[column]).collect();
         solve(&self.factor, size, &mut target);
         target.reverse();
-        target.iter_mut().zip(&original).for_each(|(t, o)| *t += o);
-        let round = |v: f64| f64::from(decode(encode((v / f64::from(scale)) as f32)) * scale);
+        target.iter_mut().zip(self.ordered(row)).for_each(|(target, v)| *target += v);
+        let scale = scale_of(row.0.iter().fold(0.0, |most, v| most.max(v.abs())));
+        let mut line = Line { scale, target, rounded: vec![0.0; size], slopes: Vec::new() };
         let mut errors = vec![0.0; size];
-        let mut rounded = vec![0.0; size];
         for place in 0..size {
-            let wish = target[place] - dot(&self.feedback[place * size..][..place], &errors[..place]);
-            rounded[place] = if place == last { wish } else { round(wish) };
-            errors[place] = rounded[place] - target[place];
+            let wish = line.target[place] - dot(&self.feedback[place * size..][..place], &errors[..place]);
+            line.rounded[place] = if place == last { wish } else { line.round(wish) };
+            errors[place] = line.rounded[place] - line.target[place];
         }
-        // Coordinate descent on error^T squares error.
-        let mut gradient: Vec<f64> = (0..size).map(|i| dot(&self.squares[i * size..][..size], &errors) + self.damping * errors[i]).collect();
-        for _ in 0..passes {
+        line.slopes = (0..size).map(|j| dot(&self.squares[j * size..][..size], &errors)).collect();
+        line
+    }
+
+    /// Coordinate descent on the trace of `metric` E squares E^T, E (N, J) the errors of all rows: each element in turn goes
+    /// where the others want it.
+    fn descend(&self, lines: &mut [Line], metric: &[f64]) {
+        let (size, count, last) = (self.size, lines.len(), self.size - 1);
+        for _ in 0..PASSES {
             let mut changed = false;
-            for place in 0..size {
-                let curve = self.squares[place * size + place] + self.damping;
-                if curve <= 0.0 {
-                    continue;
-                }
-                let wish = rounded[place] - gradient[place] / curve;
-                let new = if place == last { wish } else { round(wish) };
-                let step = new - rounded[place];
-                if step != 0.0 && (place == last || step * (2.0 * gradient[place] + step * curve) < 0.0) {
-                    changed |= place != last;
-                    rounded[place] = new;
-                    errors[place] += step;
-                    let line = &self.squares[place * size..][..size];
-                    gradient.iter_mut().zip(line).for_each(|(g, s)| *g += step * s);
-                    gradient[place] += step * self.damping;
+            for place in 0..last {
+                let squares = &self.squares[place * size..][..size];
+                let slopes: Vec<f64> = lines.iter().map(|line| line.slopes[place]).collect();
+                let mut gradient: Vec<f64> =
+                    metric.par_chunks(count).with_min_len(256).map(|metric| dot(metric, &slopes)).collect();
+                for (n, line) in lines.iter_mut().enumerate() {
+                    let metric = &metric[n * count..][..count];
+                    let curvature = metric[n] * squares[place];
+                    let step = line.round(line.rounded[place] - gradient[n] / curvature) - line.rounded[place];
+                    if step * (2.0 * gradient[n] + step * curvature) < 0.0 {
+                        changed = true;
+                        line.step(place, step, squares);
+                        let across = step * squares[place];
+                        gradient.iter_mut().zip(metric).for_each(|(g, m)| *g += across * m);
+                    }
                 }
             }
+            // The bias is free: its best place does not depend on the metric.
+            let squares = &self.squares[last * size..][..size];
+            lines.iter_mut().for_each(|line| line.step(last, -line.slopes[last] / squares[last], squares));
             if !changed {
                 break;
             }
         }
-        let quadratic = |e: &[f64]| (0..size).map(|i| e[i] * dot(&self.squares[i * size..][..size], e)).sum::<f64>();
-        let mut nearest: Vec<f64> = original.iter().zip(&target).map(|(&o, t)| round(o) - t).collect();
-        nearest[last] = original[last] - target[last];
-        let mut codes = vec![0; last];
-        for place in 0..last {
-            codes[self.order[place]] = encode((rounded[place] / f64::from(scale)) as f32);
-        }
-        let mut plain = original.clone();
+    }
+
+    /// Squares over the samples: the error of a rounded row, that of its nearest rounding, and its outputs.
+    fn errors(&self, row: (&[f32], f32), line: &Line) -> [f64; 3] {
+        let (size, last) = (self.size, self.size - 1);
+        let square = |v: &[f64]| {
+            let undamped = |j: usize| dot(&self.squares[j * size..][..size], v) - self.damping * v[j];
+            (0..size).map(|j| v[j] * undamped(j)).sum::<f64>().max(0.0)
+        };
+        let minus = |v: &[f64]| -> Vec<f64> { v.iter().zip(&line.target).map(|(v, target)| v - target).collect() };
+        let mut plain = self.ordered(row);
+        let mut nearest: Vec<f64> = plain.iter().map(|&v| line.round(v)).collect();
+        nearest[last] = plain[last];
         plain[last] = 0.0;
-        Row {
-            codes,
-            scale,
-            bias: rounded[last] as f32,
-            squares: [quadratic(&errors), quadratic(&nearest), quadratic(&plain)],
-        }
-    }
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let mut sums = [0.0; 8];
-    let (wide, rest) = (a.chunks_exact(8).zip(b.chunks_exact(8)), a.len() / 8 * 8);
-    for (a, b) in wide {
-        for i in 0..8 {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    sums.iter().sum::<f64>() + a[rest..].iter().zip(&b[rest..]).map(|(a, b)| a * b).sum::<f64>()
-}
-
-/// The lower factor L of a symmetric positive definite matrix L L^T, in its place.
-fn cholesky(a: &mut [f64], size: usize) {
-    for first in (0..size).step_by(PANEL) {
-        let end = (first + PANEL).min(size);
-        let (above, below) = a.split_at_mut(end * size);
-        for i in first..end {
-            for j in first..=i {
-                let sum = above[i * size + j] - dot(&above[i * size..][..j], &above[j * size..][..j]);
-                above[i * size + j] = if i == j { sum.max(1e-300).sqrt() } else { sum / above[j * size + j] };
-            }
-        }
-        below.par_chunks_mut(size).for_each(|row| {
-            for j in first..end {
-                let known = &above[j * size..][..size];
-                row[j] = (row[j] - dot(&row[..j], &known[..j])) / known[j];
-            }
-        });
-    }
-}
-
-/// x with L L^T x = b, in place of b.
-fn solve(factor: &[f64], size: usize, b: &mut [f64]) {
-    for i in 0..size {
-        b[i] = (b[i] - dot(&factor[i * size..][..i], &b[..i])) / factor[i * size + i];
-    }
-    for i in (0..size).rev() {
-        b[i] /= factor[i * size + i];
-        let (done, v) = (b[i], &factor[i * size..][..i]);
-        b[..i].iter_mut().zip(v).for_each(|(b, l)| *b -= done * l);
+        [square(&minus(&line.rounded)), square(&minus(&nearest)), square(&plain)]
     }
 }

@@ -84,7 +84,7 @@ impl ModelFiles {
 }
 
 /// Writes `tensors` to one safetensors file, the wider element types first so that all stay aligned.
-fn write_tensors(path: &Path, tensors: &BTreeMap<String, HostTensor>) -> Result<()> {
+pub(crate) fn write_tensors(path: &Path, tensors: &BTreeMap<String, HostTensor>) -> Result<()> {
     let mut order: Vec<(&String, &HostTensor)> = tensors.iter().collect();
     order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype().size()));
     let entry = |(name, tensor): &(&String, &HostTensor)| Entry {
@@ -179,7 +179,7 @@ fn folder_in(parent: &Path) -> std::io::Result<TempDir> {
 }
 
 /// Refuses destinations whose content would be lost.
-pub(crate) fn check_replaceable(destination: &Path, force: bool) -> Result<()> {
+fn check_replaceable(destination: &Path, force: bool) -> Result<()> {
     if !destination.exists() {
         return Ok(());
     }
