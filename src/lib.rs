@@ -24,8 +24,8 @@ pub mod units;
 pub mod weights;
 
 pub use engine::{
-    AudioChunk, CalibrateReport, Caption, CaptionOptions, CaptionStream, Device, DeviceMemory, Engine, LoadOptions, MatrixReport, Progress, Speech,
-    Timings, convert_calibrated,
+    AudioChunk, CalibrateReport, Caption, CaptionOptions, CaptionStream, Device, DeviceMemory, Engine, LoadOptions,
+    MatrixReport, Progress, Speech, Timings, convert_calibrated,
 };
 pub use error::{Error, Result};
 pub use image::Image;

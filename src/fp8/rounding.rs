@@ -216,7 +216,7 @@ impl Plan {
                 let squares = &self.squares[place * size..][..size];
                 let slopes: Vec<f64> = lines.iter().map(|line| line.slopes[place]).collect();
                 let mut gradient: Vec<f64> =
-                    metric.par_chunks(count).with_min_len(256).map(|metric| dot(metric, &slopes)).collect();
+                    metric.par_chunks(count.max(1)).with_min_len(256).map(|metric| dot(metric, &slopes)).collect();
                 for (n, line) in lines.iter_mut().enumerate() {
                     let metric = &metric[n * count..][..count];
                     let curvature = metric[n] * squares[place];
@@ -251,5 +251,151 @@ impl Plan {
         nearest[last] = plain[last];
         plain[last] = 0.0;
         [square(&minus(&line.rounded)), square(&minus(&nearest)), square(&plain)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Random;
+    use crate::fp8::{dequantize, quantize};
+
+    /// A layer (N, K), and samples (M, K) of its inputs that share half of what they are.
+    fn layer(rows: usize, columns: usize, samples: usize) -> (HostTensor, Vec<f32>, Vec<f32>) {
+        let mut random = Random::new(1);
+        let weight = HostTensor::from_f32(&[rows, columns], random.values(rows * columns)).expect("a matrix");
+        let (bias, shared, own) = (random.values(rows), random.values(samples), random.values(samples * columns));
+        let x = own.iter().enumerate().map(|(at, v)| v + 2.0 * shared[at / columns]).collect();
+        (weight, bias, x)
+    }
+
+    /// Sums over samples (M, K) of a target that is the layer itself.
+    fn moments(rows: usize, columns: usize, x: &[f32]) -> Moments {
+        let mut moments = Moments::new(rows, columns);
+        for x in x.chunks_exact(columns) {
+            let x: Vec<f32> = x.iter().copied().chain([1.0]).collect();
+            let squares: Vec<f32> = x.iter().flat_map(|a| x.iter().map(move |b| a * b)).collect();
+            assert!(moments.add_inputs(&squares, &vec![0.0; rows * (columns + 1)]));
+        }
+        moments
+    }
+
+    fn values(rounded: &Rounded) -> Vec<f32> {
+        dequantize(&rounded.weight.codes, &rounded.weight.scales).expect("a matrix").to_f32().into_owned()
+    }
+
+    fn nearest(weight: &HostTensor) -> Vec<f32> {
+        let (codes, scales) = quantize(weight).expect("a matrix");
+        dequantize(&codes, &scales).expect("a matrix").to_f32().into_owned()
+    }
+
+    /// Sum of squared errors of the outputs over samples (M, K), each weighted with `gradient` (N) across outputs.
+    fn loss(weight: &HostTensor, bias: &[f32], new: &[f32], new_bias: &[f32], x: &[f32], gradient: &[f32]) -> f64 {
+        let (old, columns) = (weight.to_f32(), weight.shape()[1]);
+        let of_sample = |x: &[f32]| -> f64 {
+            let outputs = (0..bias.len()).map(|n| {
+                let change = |k: usize| f64::from(new[n * columns + k] - old[n * columns + k]) * f64::from(x[k]);
+                let error = f64::from(new_bias[n] - bias[n]) + (0..columns).map(change).sum::<f64>();
+                (error * error, error * f64::from(gradient[n]))
+            });
+            let (each, together) = outputs.fold((0.0, 0.0), |(a, b), (c, d)| (a + c, b + d));
+            if gradient.iter().all(|&g| g == 0.0) { each } else { together * together }
+        };
+        x.chunks_exact(columns).map(of_sample).sum()
+    }
+
+    #[test]
+    fn outputs_are_closer_than_of_nearest_rounding() {
+        let (rows, columns) = (7, 45);
+        let (weight, bias, x) = layer(rows, columns, 300);
+        let rounded = round(&weight, &bias, &moments(rows, columns, &x)).expect("it fits");
+        let none = vec![0.0; rows];
+        let best = loss(&weight, &bias, &values(&rounded), &rounded.bias, &x, &none);
+        let plain = loss(&weight, &bias, &nearest(&weight), &bias, &x, &none);
+        assert!(best < 0.25 * plain, "{best} against {plain}");
+        assert!((rounded.error / rounded.nearest - (best / plain).sqrt()).abs() < 1e-3, "the report says so");
+    }
+
+    #[test]
+    fn what_the_outputs_do_together_counts() {
+        let (rows, columns) = (8, 30);
+        let (weight, bias, x) = layer(rows, columns, 300);
+        let gradient: Vec<f32> = (0..rows).map(|n| 1.0 + n as f32 / 4.0).collect();
+        let alone = moments(rows, columns, &x);
+        let mut together = alone.clone();
+        let outputs: Vec<f32> = gradient.iter().flat_map(|a| gradient.iter().map(move |b| a * b)).collect();
+        assert!(together.add_outputs(&outputs));
+        let [alone, together] = [alone, together].map(|moments| {
+            let rounded = round(&weight, &bias, &moments).expect("it fits");
+            loss(&weight, &bias, &values(&rounded), &rounded.bias, &x, &gradient)
+        });
+        assert!(together < 0.5 * alone, "{together} against {alone}");
+    }
+
+    #[test]
+    fn inputs_that_tell_nothing_leave_the_nearest() {
+        let (rows, columns) = (5, 19);
+        let (weight, bias, _) = layer(rows, columns, 1);
+        for scale in [0.0, 1e-30, 1.0, 1e30] {
+            let mut moments = Moments::new(rows, columns);
+            let size = columns + 1;
+            let identity: Vec<f32> =
+                (0..size * size).map(|at| if at % (size + 1) == 0 { scale } else { 0.0 }).collect();
+            assert!(moments.add_inputs(&identity, &vec![0.0; rows * size]));
+            let rounded = round(&weight, &bias, &moments).expect("it fits");
+            assert_eq!(values(&rounded), nearest(&weight), "{scale}");
+            assert_eq!(rounded.bias, bias, "{scale}");
+        }
+    }
+
+    #[test]
+    fn every_shape_and_rank_gives_numbers() {
+        for (rows, columns, samples) in
+            [(1, 1, 0), (1, 1, 4), (1, 33, 3), (9, 1, 5), (3, 50, 1), (17, 97, 20), (0, 4, 2), (2, 0, 0)]
+        {
+            let (weight, bias, mut x) = layer(rows, columns, samples);
+            // One input that never speaks, one that always says the same.
+            x.iter_mut().skip(columns / 2).step_by(columns).for_each(|v| *v = 0.0);
+            x.iter_mut().step_by(columns).for_each(|v| *v = 3.0);
+            let rounded = round(&weight, &bias, &moments(rows, columns, &x)).expect("it fits");
+            assert!(values(&rounded).iter().chain(&rounded.bias).all(|v| v.is_finite()), "({rows}, {columns})");
+            assert!(rounded.error.is_finite() && rounded.error <= rounded.nearest + 1e-9, "({rows}, {columns})");
+        }
+    }
+
+    #[test]
+    fn a_missed_target_is_made_up_for() {
+        let (rows, columns) = (4, 24);
+        let (weight, bias, x) = layer(rows, columns, 400);
+        let wanted: Vec<f32> = weight.to_f32().iter().map(|v| 1.25 * v).collect();
+        let mut moments = moments(rows, columns, &x);
+        for x in x.chunks_exact(columns) {
+            let x: Vec<f32> = x.iter().copied().chain([1.0]).collect();
+            let values = weight.to_f32();
+            let missed = values.chunks_exact(columns).flat_map(|row| {
+                let missed: f32 = row.iter().zip(&x).map(|(w, x)| 0.25 * w * x).sum();
+                x.iter().map(move |x| missed * x).collect::<Vec<f32>>()
+            });
+            let missed: Vec<f32> = missed.collect();
+            assert!(moments.add_inputs(&vec![0.0; (columns + 1) * (columns + 1)], &missed));
+        }
+        let rounded = round(&weight, &bias, &moments).expect("it fits");
+        let wanted = HostTensor::from_f32(&[rows, columns], wanted).expect("a matrix");
+        let none = vec![0.0; rows];
+        let [before, after] = [(nearest(&weight), bias.clone()), (values(&rounded), rounded.bias.clone())]
+            .map(|(new, new_bias)| loss(&wanted, &bias, &new, &new_bias, &x, &none));
+        assert!(after < 0.02 * before, "{after} against {before}");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let (weight, bias, x) = layer(3, 4, 9);
+        let good = moments(3, 4, &x);
+        let mut bad = good.clone();
+        assert!(!bad.add_inputs(&[0.0; 3], &[0.0; 15]) && !bad.add_outputs(&[0.0; 8]));
+        assert!(round(&weight, &bias[..2], &good).is_none());
+        assert!(round(&weight, &bias, &moments(4, 3, &x)).is_none());
+        assert!(bad.add_outputs(&[f32::INFINITY; 9]));
+        assert!(round(&weight, &bias, &bad).is_none());
     }
 }

@@ -42,15 +42,17 @@ pub(super) fn inputs(layers: &[Layer<Cpu>], shape: AttentionShape, x: &Tensor) -
     Ok(xs)
 }
 
-/// From the gradient at the result of all layers (M, C) back to the first. `record` hears the layer, the matrix and the
-/// gradient at its output (M, N).
+/// Hears a layer, a matrix of it and the gradient at its output (M, N).
+pub(super) type Record<'a> = &'a mut dyn FnMut(usize, &'static str, &[f32]) -> Result<()>;
+
+/// From the gradient at the result of all layers (M, C) back to the first.
 pub(super) fn backward(
     layers: &[Layer<Cpu>],
     weights: &Weights,
     shape: AttentionShape,
     xs: &[Tensor],
     dresult: Vec<f32>,
-    record: &mut dyn FnMut(usize, &'static str, &[f32]) -> Result<()>,
+    record: Record<'_>,
 ) -> Result<()> {
     let mut dx = dresult;
     for (n, layer) in layers.iter().enumerate().rev() {
@@ -169,4 +171,62 @@ fn head_backward([query, key, value]: &[Vec<f32>; 3], dout: &[f32], shape: Atten
 /// `sum += scale * values`.
 fn add(sum: &mut [f32], scale: f32, values: &[f32]) {
     sum.iter_mut().zip(values).for_each(|(sum, v)| *sum += scale * v);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Random;
+
+    /// The slope of `f` along every element of `x`, from both sides.
+    fn slopes(x: &[f32], f: impl Fn(&[f32]) -> f32) -> Vec<f32> {
+        const STEP: f32 = 1e-2;
+        let at = |place: usize, step: f32| {
+            let mut x = x.to_vec();
+            x[place] += step;
+            f(&x)
+        };
+        (0..x.len()).map(|place| (at(place, STEP) - at(place, -STEP)) / (2.0 * STEP)).collect()
+    }
+
+    #[track_caller]
+    fn close(gradient: &[f32], slopes: &[f32]) {
+        let most = slopes.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+        for (place, (a, b)) in gradient.iter().zip(slopes).enumerate() {
+            assert!((a - b).abs() < 0.01 * most, "{place}: {a}, expected {b}");
+        }
+        assert_eq!(gradient.len(), slopes.len());
+    }
+
+    #[test]
+    fn attention_goes_back() {
+        let shape = AttentionShape { batch: 2, tokens: 5, heads: 2, prefix: 3 };
+        let mut random = Random::new(1);
+        let (qkv, dout) = (random.values(2 * 5 * 3 * 8), random.values(2 * 5 * 8));
+        let forward = |qkv: &[f32]| {
+            let out = Cpu.attention(&Cpu.upload([10, 24], qkv)?, shape)?;
+            Ok::<f32, crate::Error>(dot(&Cpu.download(&out)?, &dout))
+        };
+        close(&attention_backward(&qkv, &dout, shape), &slopes(&qkv, |qkv| forward(qkv).expect("it fits")));
+    }
+
+    #[test]
+    fn norm_and_gelu_go_back() -> Result<()> {
+        let mut random = Random::new(2);
+        let (x, dy) = (random.values(3 * 7), random.values(3 * 7));
+        let vector = |values: Vec<f32>| Cpu.upload([1, 7], &values);
+        let norm = Norm { weight: vector(random.values(7))?, bias: vector(random.values(7))?, eps: 1e-5 };
+        let forward = |x: &[f32]| {
+            let y = Cpu.layer_norm(&Cpu.upload([3, 7], x)?, &norm)?;
+            Ok::<f32, crate::Error>(dot(&Cpu.download(&y)?, &dy))
+        };
+        let gradient = norm_backward(&norm, &Cpu.upload([3, 7], &x)?, &dy)?;
+        close(&gradient, &slopes(&x, |x| forward(x).expect("it fits")));
+        let gelu =
+            |x: &[f32]| x.iter().map(|v| 0.5 * v * (1.0 + erf(v * std::f32::consts::FRAC_1_SQRT_2))).sum::<f32>();
+        let mut gradient = vec![1.0; x.len()];
+        gelu_backward(&x, &mut gradient);
+        close(&gradient, &slopes(&x, gelu));
+        Ok(())
+    }
 }

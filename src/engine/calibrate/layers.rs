@@ -49,9 +49,8 @@ impl Rounding {
         let fc1 = self.matrix(n, "fc1", &layer.fc1, batches, &|b, run| Ok((b.x[run].clone(), None)))?;
         // Made again where it is needed: it is the widest activation.
         let hidden = |b: &Batch, run: usize| cpu.linear(&b.x[run], [&layer.fc1, &fc1][run], Activation::Gelu, None);
-        let fc2 = self.matrix(n, "fc2", &layer.fc2, batches, &|b, run| {
-            Ok((hidden(b, run)?, Some(b.x[run].clone())))
-        })?;
+        let fc2 =
+            self.matrix(n, "fc2", &layer.fc2, batches, &|b, run| Ok((hidden(b, run)?, Some(b.x[run].clone()))))?;
         for b in &mut *batches {
             for (run, fc2) in [&layer.fc2, &fc2].into_iter().enumerate() {
                 let x = cpu.linear(&hidden(b, run)?, fc2, Activation::None, Some(&b.x[run]))?;
@@ -74,9 +73,8 @@ impl Rounding {
         let unfit = || Error::shape("calibrate", format!("layer {n}, {name}: the activations of this model overflow"));
         let sensitivity = self.sensitivities.remove(&(n, name)).ok_or_else(unfit)?;
         let moments = moments(weight, layer, batches, &sensitivity, inputs)?;
-        let rounded = moments
-            .and_then(|moments| round(weight, &Cpu.download(&layer.bias).ok()?, &moments))
-            .ok_or_else(unfit)?;
+        let rounded =
+            moments.and_then(|moments| round(weight, &Cpu.download(&layer.bias).ok()?, &moments)).ok_or_else(unfit)?;
 
         let wide = HostTensor::from_quantized(rounded.weight.clone()).ok_or_else(unfit)?;
         let bias = HostTensor::from_f32(&[rounded.bias.len()], rounded.bias.clone()).ok_or_else(unfit)?;

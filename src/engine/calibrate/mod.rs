@@ -15,9 +15,10 @@ use std::path::{Path, PathBuf};
 
 use self::layers::Rounding;
 use self::product::Weights;
-use self::sequences::{Batch, Sensitivities, Signs, batch, sensitivity};
+use self::sequences::{Batch, Sensitivities, batch, sensitivity};
 use super::model::Model;
 use crate::backend::cpu::Cpu;
+use crate::check::Random;
 use crate::tensor::HostTensor;
 use crate::weights::directory::{CAPTIONER, ModelFiles, StagedDirectory, VOCODER, write_tensors};
 use crate::weights::{ConvertOptions, ConvertReport, convert};
@@ -95,11 +96,11 @@ fn calibrate(
     progress: &mut dyn FnMut(&'static str, u64, u64),
 ) -> Result<(BTreeMap<String, HostTensor>, CalibrateReport)> {
     let model = Model::load(Cpu, files, None)?;
-    let (mut batches, mut sums, mut signs) = (Vec::<Batch>::new(), Sensitivities::new(), Signs::new());
+    let (mut batches, mut sums, mut random) = (Vec::<Batch>::new(), Sensitivities::new(), Random::new(1));
     for (n, paths) in pictures.chunks(BATCH).enumerate() {
         progress("captions", (n * BATCH) as u64, pictures.len() as u64);
         let batch = batch(&model, &files.config, paths)?;
-        sensitivity(&model, &weights, &batch, &mut signs, &mut sums)?;
+        sensitivity(&model, &weights, &batch, &mut random, &mut sums)?;
         batches.push(batch);
     }
     let layers = model.decoder.layers();

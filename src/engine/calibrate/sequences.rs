@@ -10,6 +10,7 @@ use super::product::{Weights, outer, times, transposed};
 use crate::Result;
 use crate::backend::cpu::{Cpu, Tensor};
 use crate::backend::{AttentionShape, Backend};
+use crate::check::Random;
 use crate::engine::model::Model;
 use crate::generate::{GenerateOptions, generate};
 use crate::image::Image;
@@ -51,8 +52,7 @@ pub(super) fn batch(model: &Model<Cpu>, config: &ModelConfig, paths: &[PathBuf])
     let (count, options) = (paths.len(), GenerateOptions::default());
     let tokens = model.vision.tokens(&Cpu, &pixels, count)?;
     let mut cache = model.decoder.prefill(&Cpu, &tokens, count, options.limit(&model.decoder))?;
-    let mut on = |_: crate::generate::Told<'_>| ControlFlow::Continue(());
-    let captions = generate(&Cpu, &model.decoder, &mut cache, count, &options, &mut on)?;
+    let captions = generate(&Cpu, &model.decoder, &mut cache, count, &options, &mut |_| ControlFlow::Continue(()))?;
 
     let [rows, width] = Cpu.shape(&tokens);
     let prefix = rows / count.max(1);
@@ -79,7 +79,7 @@ pub(super) fn sensitivity(
     model: &Model<Cpu>,
     weights: &Weights,
     batch: &Batch,
-    signs: &mut Signs,
+    random: &mut Random,
     sums: &mut Sensitivities,
 ) -> Result<()> {
     let layers = model.decoder.layers();
@@ -90,7 +90,7 @@ pub(super) fn sensitivity(
     let best = Cpu.top_k(&logits, 2)?;
     for ((best, next), row) in best.iter().zip(&batch.next).zip(dlogits.chunks_exact_mut(vocabulary)) {
         if let (Some(_), [first, second]) = (next, &best[..]) {
-            let weight = signs.next() * MARGIN / (MARGIN + first.value - second.value);
+            let weight = random.unit().signum() * MARGIN / (MARGIN + first.value - second.value);
             row[first.column as usize] += weight;
             row[second.column as usize] -= weight;
         }
@@ -108,20 +108,4 @@ pub(super) fn sensitivity(
         sum.tokens.push(gradient.chunks_exact(columns).map(power).collect());
         Ok(())
     })
-}
-
-/// Random signs, the same every time. Source: Marsaglia, "Xorshift RNGs" (2003).
-pub(super) struct Signs(u64);
-
-impl Signs {
-    pub fn new() -> Signs {
-        Signs(88_172_645_463_325_252)
-    }
-
-    fn next(&mut self) -> f32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        if self.0 >> 32 & 1 == 0 { 1.0 } else { -1.0 }
-    }
 }

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::{Parts, Planned, Planning};
+use crate::tensor::DType;
 use crate::weights::directory::{CAPTIONER, CONFIG, VOCODER, parse_config, read_small};
 use crate::weights::safetensors;
 use crate::weights::stored::Element;
-use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// Whether `path` is a directory that `im2sp convert` made.
