@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn every_shape_and_rank_gives_numbers() {
         for (rows, columns, samples) in
-            [(1, 1, 0), (1, 1, 4), (1, 33, 3), (9, 1, 5), (3, 50, 1), (17, 97, 20), (0, 4, 2), (2, 0, 0)]
+            [(1, 1, 0), (1, 1, 4), (1, 33, 3), (9, 1, 5), (3, 50, 1), (17, 97, 20), (0, 4, 2)]
         {
             let (weight, bias, mut x) = layer(rows, columns, samples);
             // One input that never speaks, one that always says the same.
