@@ -56,6 +56,10 @@ impl Moments {
         fits
     }
 
+    fn is_finite(&self) -> bool {
+        [&self.squares, &self.missed, &self.outputs].into_iter().flatten().all(|v| v.is_finite())
+    }
+
     /// g g^T of mean diagonal 1, damped.
     fn metric(&self) -> Vec<f64> {
         let mean = self.outputs.iter().step_by(self.rows + 1).sum::<f64>() / self.rows.max(1) as f64;
@@ -83,37 +87,39 @@ pub struct Rounded {
     pub nearest: f64,
 }
 
-/// Rounds a layer, weight (N, K) and bias (N), for its samples. `None` when shapes do not fit or a sum is not finite.
-pub fn round(weight: &HostTensor, bias: &[f32], moments: &Moments) -> Option<Rounded> {
+/// Rounds a layer, weight (N, K) and bias (N), for its samples: as many sums as it has parts, equal runs of rows that know
+/// nothing of each other. `None` when shapes do not fit or a sum is not finite.
+pub fn round(weight: &HostTensor, bias: &[f32], parts: &[Moments]) -> Option<Rounded> {
     let &[rows, columns] = weight.shape() else { return None };
-    let sums = [&moments.squares, &moments.missed, &moments.outputs];
-    let finite = sums.into_iter().flatten().all(|v| v.is_finite());
-    if (moments.rows, moments.inputs, bias.len()) != (rows, columns + 1, rows) || !finite {
+    let fits = |part: &Moments| part.inputs == columns + 1 && part.is_finite();
+    if bias.len() != rows || parts.iter().map(|part| part.rows).sum::<usize>() != rows || !parts.iter().all(fits) {
         return None;
     }
-    let plan = Plan::new(moments);
     let values = weight.to_f32();
-    let row = |row: usize| (&values[row * columns..][..columns], bias[row]);
-    let line = |n: usize| plan.feed_back(row(n), &moments.missed[n * plan.size..][..plan.size]);
-    let mut lines: Vec<Line> = (0..rows).into_par_iter().map(line).collect();
-    plan.descend(&mut lines, &moments.metric());
-
-    let errors = lines.par_iter().enumerate().map(|(n, line)| plan.errors(row(n), line));
-    let sums = errors.reduce(|| [0.0; 3], |a, b| std::array::from_fn(|i| a[i] + b[i]));
-    let relative = |error: f64| if sums[2] > 0.0 { (error / sums[2]).sqrt() } else { 0.0 };
-    let mut codes = vec![0; rows * columns];
-    for (line, codes) in lines.iter().zip(codes.chunks_exact_mut(columns.max(1))) {
-        for (place, &column) in plan.order[..columns].iter().enumerate() {
-            codes[column] = line.code(line.rounded[place]);
+    let (mut codes, mut scales, mut biases, mut sums) = (Vec::with_capacity(values.len()), vec![], vec![], [0.0; 3]);
+    for part in parts {
+        let first = scales.len();
+        let row = |n: usize| (&values[(first + n) * columns..][..columns], bias[first + n]);
+        let plan = Plan::new(part);
+        let line = |n: usize| plan.feed_back(row(n), &part.missed[n * plan.size..][..plan.size]);
+        let mut lines: Vec<Line> = (0..part.rows).into_par_iter().map(line).collect();
+        plan.descend(&mut lines, &part.metric());
+        let errors = lines.par_iter().enumerate().map(|(n, line)| plan.errors(row(n), line));
+        let errors: Vec<[f64; 3]> = errors.collect();
+        errors.iter().for_each(|row| sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += v));
+        for line in &lines {
+            codes.extend(plan.codes(line));
+            scales.push(line.scale);
+            biases.push(line.rounded[columns] as f32);
         }
     }
-    let scales = lines.iter().map(|line| line.scale).collect();
+    let relative = |error: f64| if sums[2] > 0.0 { (error / sums[2]).sqrt() } else { 0.0 };
     Some(Rounded {
         weight: Quantized {
             codes: HostTensor::new(&[rows, columns], DType::F8E4M3, Bytes::new(codes))?,
             scales: HostTensor::from_f32(&[rows], scales)?,
         },
-        bias: lines.iter().map(|line| line.rounded[columns] as f32).collect(),
+        bias: biases,
         error: relative(sums[0]),
         nearest: relative(sums[1]),
     })
@@ -238,6 +244,15 @@ impl Plan {
         }
     }
 
+    /// The codes of a row, in the order of its columns.
+    fn codes(&self, line: &Line) -> Vec<u8> {
+        let mut codes = vec![0; self.size - 1];
+        for (&column, &v) in self.order[..self.size - 1].iter().zip(&line.rounded) {
+            codes[column] = line.code(v);
+        }
+        codes
+    }
+
     /// Squares over the samples: the error of a rounded row, that of its nearest rounding, and its outputs.
     fn errors(&self, row: (&[f32], f32), line: &Line) -> [f64; 3] {
         let (size, last) = (self.size, self.size - 1);
@@ -308,7 +323,7 @@ mod tests {
     fn outputs_are_closer_than_of_nearest_rounding() {
         let (rows, columns) = (7, 45);
         let (weight, bias, x) = layer(rows, columns, 300);
-        let rounded = round(&weight, &bias, &moments(rows, columns, &x)).expect("it fits");
+        let rounded = round(&weight, &bias, &[moments(rows, columns, &x)]).expect("it fits");
         let none = vec![0.0; rows];
         let best = loss(&weight, &bias, &values(&rounded), &rounded.bias, &x, &none);
         let plain = loss(&weight, &bias, &nearest(&weight), &bias, &x, &none);
@@ -326,7 +341,7 @@ mod tests {
         let outputs: Vec<f32> = gradient.iter().flat_map(|a| gradient.iter().map(move |b| a * b)).collect();
         assert!(together.add_outputs(&outputs));
         let [alone, together] = [alone, together].map(|moments| {
-            let rounded = round(&weight, &bias, &moments).expect("it fits");
+            let rounded = round(&weight, &bias, &[moments]).expect("it fits");
             loss(&weight, &bias, &values(&rounded), &rounded.bias, &x, &gradient)
         });
         assert!(together < 0.5 * alone, "{together} against {alone}");
@@ -342,7 +357,7 @@ mod tests {
             let identity: Vec<f32> =
                 (0..size * size).map(|at| if at % (size + 1) == 0 { scale } else { 0.0 }).collect();
             assert!(moments.add_inputs(&identity, &vec![0.0; rows * size]));
-            let rounded = round(&weight, &bias, &moments).expect("it fits");
+            let rounded = round(&weight, &bias, &[moments]).expect("it fits");
             assert_eq!(values(&rounded), nearest(&weight), "{scale}");
             assert_eq!(rounded.bias, bias, "{scale}");
         }
@@ -357,7 +372,7 @@ mod tests {
             // One input that never speaks, one that always says the same.
             x.iter_mut().skip(columns / 2).step_by(columns).for_each(|v| *v = 0.0);
             x.iter_mut().step_by(columns).for_each(|v| *v = 3.0);
-            let rounded = round(&weight, &bias, &moments(rows, columns, &x)).expect("it fits");
+            let rounded = round(&weight, &bias, &[moments(rows, columns, &x)]).expect("it fits");
             assert!(values(&rounded).iter().chain(&rounded.bias).all(|v| v.is_finite()), "({rows}, {columns})");
             assert!(rounded.error.is_finite() && rounded.error <= rounded.nearest + 1e-9, "({rows}, {columns})");
         }
@@ -379,7 +394,7 @@ mod tests {
             let missed: Vec<f32> = missed.collect();
             assert!(moments.add_inputs(&vec![0.0; (columns + 1) * (columns + 1)], &missed));
         }
-        let rounded = round(&weight, &bias, &moments).expect("it fits");
+        let rounded = round(&weight, &bias, &[moments]).expect("it fits");
         let wanted = HostTensor::from_f32(&[rows, columns], wanted).expect("a matrix");
         let none = vec![0.0; rows];
         let [before, after] = [(nearest(&weight), bias.clone()), (values(&rounded), rounded.bias.clone())]
@@ -388,14 +403,28 @@ mod tests {
     }
 
     #[test]
+    fn parts_are_rounded_as_if_alone() {
+        let (weight, bias, x) = layer(6, 21, 90);
+        let (other, _, _) = layer(2, 21, 1);
+        let (first, second) = (moments(2, 21, &x), moments(4, 21, &other.to_f32()));
+        let rounded = round(&weight, &bias, &[first.clone(), second.clone()]).expect("it fits");
+        let part = |rows: std::ops::Range<usize>, moments: Moments| {
+            let part = weight.to_f32()[rows.start * 21..rows.end * 21].to_vec();
+            let part = HostTensor::from_f32(&[rows.len(), 21], part).expect("a matrix");
+            values(&round(&part, &bias[rows], &[moments]).expect("it fits"))
+        };
+        assert_eq!(values(&rounded), [part(0..2, first), part(2..6, second)].concat());
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused() {
         let (weight, bias, x) = layer(3, 4, 9);
         let good = moments(3, 4, &x);
         let mut bad = good.clone();
         assert!(!bad.add_inputs(&[0.0; 3], &[0.0; 15]) && !bad.add_outputs(&[0.0; 8]));
-        assert!(round(&weight, &bias[..2], &good).is_none());
-        assert!(round(&weight, &bias, &moments(4, 3, &x)).is_none());
+        assert!(round(&weight, &bias[..2], std::slice::from_ref(&good)).is_none());
+        assert!(round(&weight, &bias, &[moments(4, 3, &x)]).is_none());
         assert!(bad.add_outputs(&[f32::INFINITY; 9]));
-        assert!(round(&weight, &bias, &bad).is_none());
+        assert!(round(&weight, &bias, &[bad]).is_none());
     }
 }

@@ -71,10 +71,10 @@ impl Rounding {
     ) -> Result<Linear<Cpu>> {
         let weight = self.weights.get(n, name)?;
         let unfit = || Error::shape("calibrate", format!("layer {n}, {name}: the activations of this model overflow"));
-        let sensitivity = self.sensitivities.remove(&(n, name)).ok_or_else(unfit)?;
-        let moments = moments(weight, layer, batches, &sensitivity, inputs)?;
-        let rounded =
-            moments.and_then(|moments| round(weight, &Cpu.download(&layer.bias).ok()?, &moments)).ok_or_else(unfit)?;
+        let sensitivities = self.sensitivities.remove(&(n, name)).ok_or_else(unfit)?;
+        let &[rows, columns] = weight.shape() else { return Err(unfit()) };
+        let moments = moments([rows, columns], layer, batches, &sensitivities, inputs)?.ok_or_else(unfit)?;
+        let rounded = round(weight, &Cpu.download(&layer.bias)?, &moments).ok_or_else(unfit)?;
 
         let wide = HostTensor::from_quantized(rounded.weight.clone()).ok_or_else(unfit)?;
         let bias = HostTensor::from_f32(&[rounded.bias.len()], rounded.bias.clone()).ok_or_else(unfit)?;
@@ -88,32 +88,38 @@ impl Rounding {
     }
 }
 
-/// Sums over all tokens, each weighted with what its outputs matter. The target of the rounded run is what the unrounded
-/// one computes, residual included. `None` when shapes do not fit.
+/// For each part of a matrix, sums over all tokens, each weighted with what its outputs matter. The target of the rounded
+/// run is what the unrounded one computes, residual included. `None` when shapes do not fit.
 fn moments(
-    weight: &HostTensor,
+    [rows, columns]: [usize; 2],
     layer: &Linear<Cpu>,
     batches: &[Batch],
-    sensitivity: &Sensitivity,
+    sensitivities: &[Sensitivity],
     inputs: Inputs<'_>,
-) -> Result<Option<Moments>> {
-    let &[rows, columns] = weight.shape() else { return Ok(None) };
-    let mut moments = Moments::new(rows, columns);
-    let mut fits = moments.add_outputs(&sensitivity.outputs);
-    let count = sensitivity.tokens.iter().map(Vec::len).sum::<usize>().max(1);
-    let mean = sensitivity.tokens.iter().flatten().sum::<f32>() / count as f32;
-    for (batch, tokens) in batches.iter().zip(&sensitivity.tokens) {
+) -> Result<Option<Vec<Moments>>> {
+    let count = rows / sensitivities.len().max(1);
+    let mut moments = vec![Moments::new(count, columns); sensitivities.len()];
+    let mut fits = moments.iter_mut().zip(sensitivities).all(|(m, sensitivity)| m.add_outputs(&sensitivity.outputs));
+    for (index, batch) in batches.iter().enumerate() {
         let (target, _) = outputs(layer, inputs(batch, 0)?)?;
         let (y, x) = outputs(layer, inputs(batch, 1)?)?;
-        let depth = tokens.len();
-        let roots: Vec<f32> = tokens.iter().map(|token| if mean > 0.0 { (token / mean).sqrt() } else { 1.0 }).collect();
+        let depth = batch.next.len();
         let missed: Vec<f32> = target.iter().zip(&y).map(|(target, y)| target - y).collect();
-        let (mut x, mut missed) = (transposed(&x, columns), transposed(&missed, rows));
+        let (mut x, missed) = (transposed(&x, columns), transposed(&missed, rows));
         x.resize((columns + 1) * depth, 1.0); // the constant one
-        for values in x.chunks_exact_mut(depth).chain(missed.chunks_exact_mut(depth)) {
-            values.iter_mut().zip(&roots).for_each(|(v, root)| *v *= root);
+        for ((moments, sensitivity), missed) in
+            moments.iter_mut().zip(sensitivities).zip(missed.chunks_exact(count * depth))
+        {
+            let roots = sensitivity.roots(index);
+            let scaled = |values: &[f32]| -> Vec<f32> {
+                values
+                    .chunks_exact(depth)
+                    .flat_map(|values| values.iter().zip(&roots).map(|(v, root)| v * root))
+                    .collect()
+            };
+            let (x, missed) = (scaled(&x), scaled(missed));
+            fits &= moments.add_inputs(&outer(&x, &x, depth)?, &outer(&missed, &x, depth)?);
         }
-        fits &= moments.add_inputs(&outer(&x, &x, depth)?, &outer(&missed, &x, depth)?);
     }
     Ok(fits.then_some(moments))
 }

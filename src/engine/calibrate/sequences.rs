@@ -31,17 +31,31 @@ pub(super) struct Batch {
     pub attended: [Tensor; 2],
 }
 
-/// How much the outputs of a matrix matter.
+/// Query, key and value are three matrices in one, and matter at different tokens.
+pub(super) fn parts(matrix: &str) -> usize {
+    if matrix == "qkv" { 3 } else { 1 }
+}
+
+/// How much the outputs of a part of a matrix matter.
 #[derive(Default)]
 pub(super) struct Sensitivity {
     /// (N, N): the squares of their gradients.
     pub outputs: Vec<f32>,
-    /// Their mean for every token, batch after batch.
+    /// Their sum for every token, batch after batch.
     pub tokens: Vec<Vec<f32>>,
 }
 
-/// Of every matrix, by layer and name.
-pub(super) type Sensitivities = BTreeMap<(usize, &'static str), Sensitivity>;
+impl Sensitivity {
+    /// Roots of the weights of a batch's tokens, 1 on average over all batches.
+    pub fn roots(&self, batch: usize) -> Vec<f32> {
+        let count = self.tokens.iter().map(Vec::len).sum::<usize>().max(1);
+        let mean = self.tokens.iter().flatten().sum::<f32>() / count as f32;
+        self.tokens[batch].iter().map(|token| if mean > 0.0 { (token / mean).sqrt() } else { 1.0 }).collect()
+    }
+}
+
+/// Of the parts of every matrix, by layer and name.
+pub(super) type Sensitivities = BTreeMap<(usize, &'static str), Vec<Sensitivity>>;
 
 /// Reads and captions pictures and lays them out.
 pub(super) fn batch(model: &Model<Cpu>, config: &ModelConfig, paths: &[PathBuf]) -> Result<Batch> {
@@ -98,14 +112,20 @@ pub(super) fn sensitivity(
     let dresult = times(&dlogits, weights.output()?)?;
     let rows = batch.next.len();
     backward(layers, weights, batch.shape, &xs, dresult, &mut |layer, matrix, gradient| {
-        let columns = gradient.len() / rows.max(1);
-        let turned = transposed(gradient, columns);
-        let square = outer(&turned, &turned, rows)?;
-        let sum = sums.entry((layer, matrix)).or_default();
-        sum.outputs.resize(square.len(), 0.0);
-        sum.outputs.iter_mut().zip(&square).for_each(|(sum, v)| *sum += v);
-        let power = |gradient: &[f32]| gradient.iter().map(|v| v * v).sum::<f32>() / columns as f32;
-        sum.tokens.push(gradient.chunks_exact(columns).map(power).collect());
+        let turned = transposed(gradient, gradient.len() / rows.max(1));
+        let parts = turned.chunks_exact(turned.len() / parts(matrix));
+        let sums = sums.entry((layer, matrix)).or_default();
+        sums.resize_with(parts.len(), Sensitivity::default);
+        for (sum, part) in sums.iter_mut().zip(parts) {
+            let square = outer(part, part, rows)?;
+            sum.outputs.resize(square.len(), 0.0);
+            sum.outputs.iter_mut().zip(&square).for_each(|(sum, v)| *sum += v);
+            let mut tokens = vec![0.0; rows];
+            for gradient in part.chunks_exact(rows) {
+                tokens.iter_mut().zip(gradient).for_each(|(sum, v)| *sum += v * v);
+            }
+            sum.tokens.push(tokens);
+        }
         Ok(())
     })
 }
