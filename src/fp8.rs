@@ -7,6 +7,9 @@ use half::bf16;
 
 use crate::tensor::{Bytes, DType, HostTensor};
 
+mod factor;
+pub mod rounding;
+
 /// The largest value.
 pub const MOST: f32 = 448.0;
 /// Smallest normal exponent, and the bits of a mantissa.

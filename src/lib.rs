@@ -25,8 +25,8 @@ pub mod units;
 pub mod weights;
 
 pub use engine::{
-    AudioChunk, Caption, CaptionOptions, CaptionStream, Device, DeviceMemory, Engine, Heard, LoadOptions, Pictures,
-    Progress, Speech, Timings,
+    AudioChunk, CalibrateReport, Caption, CaptionOptions, CaptionStream, Device, DeviceMemory, Engine, Heard,
+    LoadOptions, MatrixReport, Pictures, Progress, Speech, Timings, convert_calibrated,
 };
 pub use error::{Error, Result};
 pub use image::Image;

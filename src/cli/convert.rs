@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use im2sp::Result;
 use im2sp::tensor::DType;
 use im2sp::weights::{ConvertOptions, convert};
+use im2sp::{CalibrateReport, Result, convert_calibrated};
 use serde_json::json;
 
 use super::progress::Bar;
@@ -43,6 +43,9 @@ pub struct Convert {
     /// Store the matrices that a decode step multiplies in eight bits (int8 for a CPU, e4m3 for a GPU; a scale for each row)
     #[arg(long, value_name = "TYPE")]
     quantize: Option<Quantization>,
+    /// Round them for the pictures of this directory, not each weight to the nearest
+    #[arg(long, value_name = "DIR", requires = "quantize")]
+    calibrate: Option<PathBuf>,
     /// The model directory to make
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
@@ -94,7 +97,14 @@ impl Convert {
             force: self.force,
         };
         let mut bar = Bar::new();
-        let report = convert(&options, &mut |done, total| bar.show("convert", done >> 20, total >> 20))?;
+        let (report, calibrated) = match &self.calibrate {
+            Some(folder) => {
+                let (report, calibrated) =
+                    convert_calibrated(&options, folder, &mut |stage, done, total| bar.show(stage, done, total))?;
+                (report, Some(calibrated))
+            }
+            None => (convert(&options, &mut |done, total| bar.show("convert", done >> 20, total >> 20))?, None),
+        };
         drop(bar);
         if self.json {
             print_json(&json!({
@@ -103,6 +113,7 @@ impl Convert {
                 "tensors": report.tensors,
                 "parameters": report.parameters,
                 "bytes": report.bytes,
+                "calibration": calibrated.as_ref().map(json_of),
             }))?;
         } else {
             print_line(format_args!(
@@ -112,7 +123,33 @@ impl Convert {
                 report.parameters,
                 report.bytes as f64 / 1e6
             ))?;
+            if let Some(calibrated) = &calibrated {
+                say(calibrated)?;
+            }
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// How close the eight-bit model came to the unrounded one.
+fn say(report: &CalibrateReport) -> Result<()> {
+    print_line(format_args!(
+        "calibrated: {} of {} pictures keep all their units; logits (rms {:.3}) are off by {:.4} rms, {:.3} at most",
+        report.kept, report.pictures, report.logit_rms, report.logit_error_rms, report.logit_error_max
+    ))?;
+    report.matrices.iter().try_for_each(|matrix| {
+        print_line(format_args!("  {:32} error {:.5}, nearest {:.5}", matrix.name, matrix.error, matrix.nearest))
+    })
+}
+
+fn json_of(report: &CalibrateReport) -> serde_json::Value {
+    let matrices = report.matrices.iter();
+    json!({
+        "pictures": report.pictures,
+        "kept": report.kept,
+        "logit_rms": report.logit_rms,
+        "logit_error_rms": report.logit_error_rms,
+        "logit_error_max": report.logit_error_max,
+        "matrices": matrices.map(|m| json!({"name": m.name, "error": m.error, "nearest": m.nearest})).collect::<Vec<_>>(),
+    })
 }

@@ -1,6 +1,7 @@
 //! The whole path from a picture to sound, as one function: [`Engine::caption`]. The command line, the service, the
 //! evaluation and the benches call it; none has a path of its own.
 
+mod calibrate;
 mod device;
 mod many;
 mod model;
@@ -19,6 +20,7 @@ use crate::tensor::DType;
 use crate::weights::directory::ModelFiles;
 use crate::{Error, Result};
 
+pub use calibrate::{CalibrateReport, MatrixReport, convert_calibrated};
 pub use device::Device;
 pub use many::{Heard, Pictures};
 pub use stream::{AudioChunk, CaptionStream};

@@ -28,9 +28,9 @@ enum Step<'a> {
 
 /// The models on a backend.
 pub(super) struct Model<B: Backend> {
-    pub backend: B,
-    pub vision: Vision<B>,
-    pub decoder: Decoder<B>,
+    pub(super) backend: B,
+    pub(super) vision: Vision<B>,
+    pub(super) decoder: Decoder<B>,
     vocoder: Option<Vocoder<B>>,
     /// Held by whoever gives work to a device with one stream of it.
     turn: Mutex<()>,

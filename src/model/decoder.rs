@@ -49,6 +49,25 @@ impl<B: Backend> Decoder<B> {
         &self.config
     }
 
+    /// The layers, in their order.
+    pub fn layers(&self) -> &[Layer<B>] {
+        &self.layers
+    }
+
+    /// Tokens at their text positions to the input of the first layer (R, C).
+    pub fn embed(&self, backend: &B, ids: &[u32], positions: &[u32]) -> Result<B::Tensor> {
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.config.vocabulary) {
+            return Err(Error::shape("decoder", format!("token {id} of a vocabulary of {}", self.config.vocabulary)));
+        }
+        let x = backend.embed(&self.output.weight, &self.position, ids, positions)?;
+        backend.layer_norm(&x, &self.embedding_norm)
+    }
+
+    /// The last layer's result (M, C) to logits (M, V), for whole sequences.
+    pub fn logits(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
+        backend.linear(x, &self.output, Activation::None, None)
+    }
+
     /// A cache for `images` pictures of `prefix` tokens each, with room for `max_text` text tokens in every row.
     pub fn cache(&self, backend: &B, images: usize, prefix: usize, max_text: usize) -> Result<B::Cache> {
         let (layers, heads) = (self.layers.len(), self.config.heads);
@@ -87,12 +106,8 @@ impl<B: Backend> Decoder<B> {
 
     /// One more token in the text of every live row of the cache, to logits (R, V).
     pub fn step(&self, backend: &B, cache: &mut B::Cache, ids: &[u32]) -> Result<B::Tensor> {
-        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.config.vocabulary) {
-            return Err(Error::shape("decoder", format!("token {id} of a vocabulary of {}", self.config.vocabulary)));
-        }
         let positions = backend.cache_grow(cache)?;
-        let x = backend.embed(&self.output.weight, &self.position, ids, &positions)?;
-        let mut x = backend.layer_norm(&x, &self.embedding_norm)?;
+        let mut x = self.embed(backend, ids, &positions)?;
         for (n, layer) in self.layers.iter().enumerate() {
             let qkv = backend.linear_step(&x, &layer.qkv, Activation::None, None)?;
             let attended = backend.attention_cached(&qkv, cache, n)?;

@@ -84,7 +84,7 @@ impl ModelFiles {
 }
 
 /// Writes `tensors` to one safetensors file, the wider element types first so that all stay aligned.
-fn write_tensors(path: &Path, tensors: &BTreeMap<String, HostTensor>) -> Result<()> {
+pub(crate) fn write_tensors(path: &Path, tensors: &BTreeMap<String, HostTensor>) -> Result<()> {
     let mut order: Vec<(&String, &HostTensor)> = tensors.iter().collect();
     order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype().size()));
     let entry = |(name, tensor): &(&String, &HostTensor)| Entry {
@@ -108,7 +108,8 @@ pub fn read_small(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(Error::io("read", path))
 }
 
-fn parse_config(path: &Path, text: &str) -> Result<ModelConfig> {
+/// Parses and checks the text of `config.json`; `path` names it in errors.
+pub(super) fn parse_config(path: &Path, text: &str) -> Result<ModelConfig> {
     let config: ModelConfig =
         serde_json::from_str(text).map_err(|error| Error::weights(path, "model configuration", error.to_string()))?;
     config.check().map_err(|(field, problem)| Error::weights(path, field, problem))?;

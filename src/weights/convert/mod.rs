@@ -1,10 +1,11 @@
 //! `im2sp convert`: published checkpoints to a model directory. The names and shapes of everything that will be written
 //! are planned first; then the tensors stream through one at a time, so the memory needed is that of the largest one.
 //!
-//! Sources: the reference's `.ckpt`, a Hugging Face GIT directory, a fairseq code HiFi-GAN.
+//! Sources: the reference's `.ckpt`, a Hugging Face GIT directory, a fairseq code HiFi-GAN, a model directory.
 
 mod captioner;
 mod huggingface;
+mod model;
 mod vocoder;
 
 use std::collections::BTreeMap;
@@ -22,7 +23,7 @@ use crate::{Error, Result};
 /// What to convert, and into what.
 #[derive(Clone, Debug)]
 pub struct ConvertOptions {
-    /// The captioner: a PyTorch checkpoint or a Hugging Face directory.
+    /// The captioner: a PyTorch checkpoint, a Hugging Face directory, or a model directory, whose vocoder comes along.
     pub source: PathBuf,
     /// The vocoder's checkpoint; none makes a model that gives units but no sound.
     pub vocoder: Option<PathBuf>,
@@ -70,20 +71,7 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(u64, u64)) -> 
         let problem = format!("{dtype:?} has no eight bits; choose e4m3 or int8");
         return Err(Error::Option { option: "quantize", problem });
     }
-    let captioner = captioner::plan(&options.source, options.preprocessor.as_deref())?;
-    let vocoder = match &options.vocoder {
-        Some(path) => Some(vocoder::plan(path, options.vocoder_config.as_deref())?),
-        None => None,
-    };
-    let config = ModelConfig {
-        format: FORMAT.into(),
-        description: options.description.clone(),
-        domain: options.domain.clone(),
-        image: captioner.image,
-        vision: captioner.vision,
-        decoder: captioner.decoder,
-        vocoder: vocoder.as_ref().map(|vocoder| vocoder.config.clone()),
-    };
+    let Planning { config, captioner, vocoder } = plan(options)?;
     config.check().map_err(|(field, problem)| Error::weights(&options.source, field, problem))?;
     if let (Some(path), Some(vocoder)) = (&options.vocoder, &config.vocoder) {
         let units = config.decoder.vocabulary - 3;
@@ -92,11 +80,50 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(u64, u64)) -> 
             return Err(Error::weights(path, "num_embeddings", problem));
         }
     }
-    let mut files = vec![(CAPTIONER, options.source.as_path(), captioner.tensors)];
-    if let (Some(path), Some(vocoder)) = (&options.vocoder, vocoder) {
-        files.push((VOCODER, path, vocoder.tensors));
+    let mut files = vec![(CAPTIONER, options.source.as_path(), captioner)];
+    if let Some(vocoder) = vocoder {
+        files.push((VOCODER, options.vocoder.as_ref().unwrap_or(&options.source), vocoder));
     }
     write(options, config, files, progress)
+}
+
+/// What will be written.
+struct Planning {
+    config: ModelConfig,
+    captioner: Vec<Planned>,
+    vocoder: Option<Vec<Planned>>,
+}
+
+/// Reads everything but the data. A model directory keeps what no option replaces.
+fn plan(options: &ConvertOptions) -> Result<Planning> {
+    let mut planned = if model::is_model(&options.source) {
+        let mut planned = model::plan(&options.source)?;
+        if let Some(path) = &options.preprocessor {
+            planned.config.image = huggingface::image_config(Some(path), planned.config.image.size)?;
+        }
+        planned
+    } else {
+        let captioner = captioner::plan(&options.source, options.preprocessor.as_deref())?;
+        let config = ModelConfig {
+            format: FORMAT.into(),
+            description: None,
+            domain: None,
+            image: captioner.image,
+            vision: captioner.vision,
+            decoder: captioner.decoder,
+            vocoder: None,
+        };
+        Planning { config, captioner: captioner.tensors, vocoder: None }
+    };
+    if let Some(path) = &options.vocoder {
+        let vocoder = vocoder::plan(path, options.vocoder_config.as_deref())?;
+        planned.config.vocoder = Some(vocoder.config);
+        planned.vocoder = Some(vocoder.tensors);
+    }
+    let config = &mut planned.config;
+    config.description = options.description.clone().or(config.description.take());
+    config.domain = options.domain.clone().or(config.domain.take());
+    Ok(planned)
 }
 
 /// Streams the planned tensors of each file into a staged directory and gives it its name.

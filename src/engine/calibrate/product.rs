@@ -1,0 +1,77 @@
+//! Matrix products on host values, with the product of the CPU backend.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+
+use crate::backend::cpu::Cpu;
+use crate::backend::{Activation, Backend, Linear};
+use crate::tensor::HostTensor;
+use crate::{Error, Result};
+
+/// The stored tensors of the captioner.
+pub(super) struct Weights(pub BTreeMap<String, HostTensor>);
+
+impl Weights {
+    /// The word embedding (V, C), which is the output too.
+    pub fn output(&self) -> Result<&HostTensor> {
+        self.named("decoder.word_embedding")
+    }
+
+    /// The matrix (N, K) that is called `matrix` in layer `layer`.
+    pub fn get(&self, layer: usize, matrix: &str) -> Result<&HostTensor> {
+        self.named(&format!("decoder.layers.{layer}.{matrix}.weight"))
+    }
+
+    fn named(&self, name: &str) -> Result<&HostTensor> {
+        self.0.get(name).ok_or_else(|| Error::shape("calibrate", format!("{name} is missing")))
+    }
+}
+
+/// a b^T of `left` (M, L) and `right` (N, L): (M, N).
+pub(super) fn product(left: &[f32], right: HostTensor) -> Result<Vec<f32>> {
+    let &[n, depth] = right.shape() else {
+        return Err(Error::shape("calibrate", format!("{:?} is no matrix", right.shape())));
+    };
+    let linear = Linear { weight: Cpu.matrix(right)?, bias: Cpu.upload([1, n], &vec![0.0; n])? };
+    let left = Cpu.upload([left.len() / depth.max(1), depth], left)?;
+    Cpu.download(&Cpu.linear(&left, &linear, Activation::None, None)?)
+}
+
+/// `left` (M, L) times its like `right` (N, L), transposed.
+pub(super) fn outer(left: &[f32], right: &[f32], depth: usize) -> Result<Vec<f32>> {
+    product(left, matrix(right.len() / depth.max(1), depth, right.to_vec())?)
+}
+
+/// dy (M, N) times `weight` (N, K): (M, K).
+pub(super) fn times(dy: &[f32], weight: &HostTensor) -> Result<Vec<f32>> {
+    let columns = weight.shape().last().copied().unwrap_or(0);
+    product(dy, matrix(columns, weight.len() / columns.max(1), transposed(&weight.to_f32(), columns))?)
+}
+
+fn matrix(rows: usize, columns: usize, values: Vec<f32>) -> Result<HostTensor> {
+    let count = values.len();
+    HostTensor::from_f32(&[rows, columns], values)
+        .ok_or_else(|| Error::shape("calibrate", format!("{count} values for a matrix ({rows}, {columns})")))
+}
+
+/// (M, N) to (N, M).
+pub(super) fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+    let rows = values.len() / columns.max(1);
+    let mut turned = vec![0.0; values.len()];
+    turned.par_chunks_mut(rows.max(1)).enumerate().for_each(|(column, turned)| {
+        turned.iter_mut().enumerate().for_each(|(row, v)| *v = values[row * columns + column]);
+    });
+    turned
+}
+
+/// a . b.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 8;
+    let mut sums = [0.0; LANES];
+    for (a, b) in a.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
+        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
+    }
+    let whole = a.len() / LANES * LANES;
+    a[whole..].iter().zip(&b[whole..]).fold(sums.iter().sum(), |sum, (a, b)| sum + a * b)
+}

@@ -1,0 +1,131 @@
+//! Pictures and the captions of the unrounded model as sequences for the decoder, and how much each of their activations
+//! matters to the choice of tokens.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use super::gradient::{backward, inputs};
+use super::product::{Weights, outer, times, transposed};
+use crate::Result;
+use crate::backend::cpu::{Cpu, Tensor};
+use crate::backend::{AttentionShape, Backend};
+use crate::check::Random;
+use crate::engine::model::Model;
+use crate::generate::{GenerateOptions, generate};
+use crate::image::Image;
+use crate::model::config::ModelConfig;
+use crate::units::EOS;
+
+/// A choice between two tokens whose logits are this far apart counts half of one between equals.
+const MARGIN: f32 = 0.5;
+
+/// A few pictures with their captions, as B sequences of T tokens and C channels, image tokens first.
+pub(super) struct Batch {
+    pub shape: AttentionShape,
+    /// What follows each position (B*T); `None` where nothing is predicted.
+    pub next: Vec<Option<u32>>,
+    /// (B*T, C): activations of the unrounded model, and those with everything rounded so far.
+    pub x: [Tensor; 2],
+    /// (B*T, C): the same after attention.
+    pub attended: [Tensor; 2],
+}
+
+/// Query, key and value are three matrices in one, and matter at different tokens.
+pub(super) fn parts(matrix: &str) -> usize {
+    if matrix == "qkv" { 3 } else { 1 }
+}
+
+/// How much the outputs of a part of a matrix matter.
+#[derive(Default)]
+pub(super) struct Sensitivity {
+    /// (N, N): the squares of their gradients.
+    pub outputs: Vec<f32>,
+    /// Their sum for every token, batch after batch.
+    pub tokens: Vec<Vec<f32>>,
+}
+
+impl Sensitivity {
+    /// Roots of the weights of a batch's tokens, 1 on average over all batches.
+    pub fn roots(&self, batch: usize) -> Vec<f32> {
+        let count = self.tokens.iter().map(Vec::len).sum::<usize>().max(1);
+        let mean = self.tokens.iter().flatten().sum::<f32>() / count as f32;
+        self.tokens[batch].iter().map(|token| if mean > 0.0 { (token / mean).sqrt() } else { 1.0 }).collect()
+    }
+}
+
+/// Of the parts of every matrix, by layer and name.
+pub(super) type Sensitivities = BTreeMap<(usize, &'static str), Vec<Sensitivity>>;
+
+/// Reads and captions pictures and lays them out.
+pub(super) fn batch(model: &Model<Cpu>, config: &ModelConfig, paths: &[PathBuf]) -> Result<Batch> {
+    let mut pixels = Vec::new();
+    for path in paths {
+        pixels.extend(Image::open(path)?.preprocess(&config.image));
+    }
+    let (count, options) = (paths.len(), GenerateOptions::default());
+    let tokens = model.vision.tokens(&Cpu, &pixels, count)?;
+    let cache = model.decoder.prefill(&Cpu, &tokens, count, options.limit(&model.decoder))?;
+    let captions = generate(&Cpu, &model.decoder, cache, count, &options, &mut |_| ControlFlow::Continue(()))?;
+
+    let [rows, width] = Cpu.shape(&tokens);
+    let prefix = rows / count.max(1);
+    let text = captions.iter().map(|caption| caption.tokens.len() - 1).max().unwrap_or(0);
+    let positions: Vec<u32> = (0..text as u32).collect();
+    let tokens = Cpu.download(&tokens)?;
+    let (mut x, mut next) = (Vec::new(), Vec::new());
+    for (image, caption) in tokens.chunks_exact(prefix * width).zip(&captions) {
+        // Beyond its end a caption is filled up with tokens that nothing sees.
+        let ids: Vec<u32> = (0..text).map(|at| caption.tokens.get(at).copied().unwrap_or(EOS)).collect();
+        x.extend_from_slice(image);
+        x.extend(Cpu.download(&model.decoder.embed(&Cpu, &ids, &positions)?)?);
+        next.extend(std::iter::repeat_n(None, prefix));
+        next.extend((0..text).map(|at| caption.tokens.get(at + 1).copied()));
+    }
+    let x = Cpu.upload([next.len(), width], &x)?;
+    let shape = AttentionShape { batch: count, tokens: prefix + text, heads: config.decoder.heads, prefix };
+    Ok(Batch { shape, next, x: [x.clone(), x.clone()], attended: [x.clone(), x] })
+}
+
+/// Adds what the outputs of every matrix do to the lead of the chosen token over the next best: where the lead is small, an
+/// error changes the caption. Tokens get random signs, so that their gradients can share one way back.
+pub(super) fn sensitivity(
+    model: &Model<Cpu>,
+    weights: &Weights,
+    batch: &Batch,
+    random: &mut Random,
+    sums: &mut Sensitivities,
+) -> Result<()> {
+    let layers = model.decoder.layers();
+    let xs = inputs(layers, batch.shape, &batch.x[0])?;
+    let logits = model.decoder.logits(&Cpu, &xs[layers.len()])?;
+    let vocabulary = Cpu.shape(&logits)[1];
+    let mut dlogits = vec![0.0; batch.next.len() * vocabulary];
+    let best = Cpu.top_k(&logits, 2)?;
+    for ((best, next), row) in best.iter().zip(&batch.next).zip(dlogits.chunks_exact_mut(vocabulary)) {
+        if let (Some(_), [first, second]) = (next, &best[..]) {
+            let weight = random.unit().signum() * MARGIN / (MARGIN + first.value - second.value);
+            row[first.column as usize] += weight;
+            row[second.column as usize] -= weight;
+        }
+    }
+    let dresult = times(&dlogits, weights.output()?)?;
+    let rows = batch.next.len();
+    backward(layers, weights, batch.shape, &xs, dresult, &mut |layer, matrix, gradient| {
+        let turned = transposed(gradient, gradient.len() / rows.max(1));
+        let parts = turned.chunks_exact(turned.len() / parts(matrix));
+        let sums = sums.entry((layer, matrix)).or_default();
+        sums.resize_with(parts.len(), Sensitivity::default);
+        for (sum, part) in sums.iter_mut().zip(parts) {
+            let square = outer(part, part, rows)?;
+            sum.outputs.resize(square.len(), 0.0);
+            sum.outputs.iter_mut().zip(&square).for_each(|(sum, v)| *sum += v);
+            let mut tokens = vec![0.0; rows];
+            for gradient in part.chunks_exact(rows) {
+                tokens.iter_mut().zip(gradient).for_each(|(sum, v)| *sum += v * v);
+            }
+            sum.tokens.push(tokens);
+        }
+        Ok(())
+    })
+}
