@@ -122,10 +122,15 @@ fn rows(
     let config = engine.config();
     let element = match engine.dtype() {
         "f32" => 4,
-        "fp8" => 1,
+        "fp8" | "int8" => 1,
         _ => 2,
     };
-    let wide = element.max(if engine.dtype() == "fp8" { 2 } else { element });
+    // Eight bits stand beside bf16, or beside the f32 that `convert` writes unless told otherwise.
+    let wide = match engine.dtype() {
+        "fp8" => 2,
+        "int8" => 4,
+        _ => element,
+    };
     let vocoder = config.vocoder.as_ref().map_or(Work::default(), |vocoder| {
         let hop: usize = vocoder.upsample_rates.iter().product();
         // The CPU's convolutions are in f32, whatever the matrices are.

@@ -219,6 +219,13 @@ fn a_converted_model_captions() {
         let line: Value = serde_json::from_str(&succeeds(&output)).unwrap();
         assert_eq!(line["dtype"], if dtype == "bf16" { "bf16" } else { "f32" });
     }
+    let coded = directory.path().join("coded");
+    let source = golden("weights/git");
+    succeeds(&run(&["convert", path(&source), "--quantize", "int8", "-o", path(&coded)]));
+    assert!(succeeds(&run(&["info", path(&coded)])).contains("int8"));
+    let arguments = ["caption", path(&scene()), "--weights", path(&coded), "--device", "cpu", "--no-audio", "--json"];
+    let line: Value = serde_json::from_str(&succeeds(&run(&arguments))).unwrap();
+    assert_eq!(line["dtype"], "int8");
     let info: Value = serde_json::from_str(&succeeds(&run(&["info", path(&model), "--json"]))).unwrap();
     assert_eq!(info["config"]["format"], "im2sp-1");
     assert!(succeeds(&run(&["info"])).contains("drawn scenes"));
