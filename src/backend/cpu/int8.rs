@@ -157,7 +157,7 @@ fn tile<S: Simd, const R: usize, const C: usize, const M: usize>(
     for (chain, codes) in rest.chunks_exact(GROUP).enumerate() {
         line(chain, whole + chain, codes);
     }
-    for m in 0..M {
+    for (m, _) in x.iter().enumerate() {
         let mut sums = [0.0; GROUP];
         for r in 0..R {
             let chains: [S::Lanes; C] = std::array::from_fn(|c| acc[c][m][r]);

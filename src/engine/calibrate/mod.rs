@@ -31,11 +31,11 @@ const BATCH: usize = 8;
 /// Endings of picture files; others of a folder are left alone.
 const ENDINGS: [&str; 6] = ["png", "jpg", "jpeg", "webp", "bmp", "gif"];
 
-/// As [`convert`] to eight bits, rounded for the pictures in `folder`. `progress` hears what is being done, and how much
+/// As [`convert()`] to eight bits, rounded for the pictures in `folder`. `progress` hears what is being done, and how much
 /// of it of how much.
 ///
 /// # Errors
-/// As [`convert`], and if a picture cannot be read or there is none.
+/// As [`convert()`], and if a picture cannot be read or there is none.
 pub fn convert_calibrated(
     options: &ConvertOptions,
     folder: &Path,
