@@ -3,7 +3,7 @@
 # programs and gpu-check.sh, stripped, in one archive.   scripts/gpu-bundle.sh [ARCHIVE]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-archive=$(realpath -m "${1:-target/im2sp-gpu.tar.gz}")
+archive=$(realpath -m "${1:-target/im2sp-gpu.tar.xz}")
 features=cuda,emulator
 cargo build --release --locked --features "$features" --bin im2sp
 # The test programs' paths, as cargo gives them.
@@ -23,7 +23,8 @@ while read -r name path; do
 done <<< "$tests"
 cp scripts/gpu-check.sh benches/peers/gpu.py assets/scene.png "$folder/im2sp-gpu/"
 git rev-parse HEAD > "$folder/im2sp-gpu/commit"
-tar -C "$folder" -czf "$archive" im2sp-gpu
+# Every program holds the same kernels: a dictionary that spans them all keeps one copy.
+tar -C "$folder" -cf - im2sp-gpu | xz --lzma2=preset=4,dict=128MiB > "$archive"
 bytes=$(stat -c %s "$archive")
 echo "$archive: $((bytes / 1000000)) MB"
 if [ "$bytes" -gt 60000000 ]; then
