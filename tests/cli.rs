@@ -158,7 +158,8 @@ fn a_converted_model_captions() {
     let source = golden("weights/git");
     succeeds(&run(&["convert", path(&source), "--quantize", "int8", "-o", path(&coded)]));
     assert!(succeeds(&run(&["info", path(&coded)])).contains("int8"));
-    let arguments = ["caption", path(&scene()), "--weights", path(&coded), "--device", "cpu", "--no-audio", "--json"];
+    let scene = scene();
+    let arguments = ["caption", path(&scene), "--weights", path(&coded), "--device", "cpu", "--no-audio", "--json"];
     let line: Value = serde_json::from_str(&succeeds(&run(&arguments))).unwrap();
     assert_eq!(line["dtype"], "int8");
     let info: Value = serde_json::from_str(&succeeds(&run(&["info", path(&model), "--json"]))).unwrap();
