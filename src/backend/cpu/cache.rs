@@ -4,22 +4,16 @@
 //! row owns its text alone. Keys lie in tiles of 16 tokens, (tile, D, 16), so that scores are computed 16 at a time
 //! without a horizontal sum; values lie as (T, D). Bytes per step and layer: 8 * H * D per visible token.
 
-use std::cell::RefCell;
+use rayon::prelude::*;
 
 use super::attention::softmax;
-use super::disjoint::Disjoint;
 use super::simd::{Simd, dispatch};
-use super::{Tensor, ensure, team};
+use super::{Tensor, ensure};
 use crate::Result;
 use crate::backend::{CacheRow, CacheShape};
 
 /// Tokens of a key tile.
 const TILE: usize = 16;
-
-thread_local! {
-    /// Scratch of [`one_query`].
-    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
 
 /// Keys and values of `blocks` (layer, owner, head) triples, each with room for `capacity` tokens.
 #[derive(Clone)]
@@ -168,16 +162,18 @@ impl Cache {
             }
         }
         let mut out = vec![0.0; self.rows.len() * width];
-        let (rows, prefix_store, target) = (&self.rows, &self.prefix, Disjoint::new(&mut out));
-        team::run(rows.len() * heads, |task| {
-            let (row, head) = (task / heads, task % heads);
-            let query = &qkv.data[row * 3 * width + head * size..][..size];
-            let image = prefix_store.block((layer * images + rows[row].image) * heads + head);
-            let text = rows[row].text.block(layer * heads + head);
-            // SAFETY: a task for each head of each row, and `out` holds `size` values for each.
-            let out = unsafe { target.slice(task * size, size) };
-            SCORES.with_borrow_mut(|scores| one_query(query, [(image, prefix), (text, rows[row].tokens)], scores, out));
-        });
+        let tasks = self.rows.len() * heads;
+        let (rows, prefix_store) = (&self.rows, &self.prefix);
+        out.par_chunks_mut(size).with_min_len(tasks.div_ceil(rayon::current_num_threads())).enumerate().for_each_init(
+            Vec::new,
+            |scores, (task, out)| {
+                let (row, head) = (task / heads, task % heads);
+                let query = &qkv.data[row * 3 * width + head * size..][..size];
+                let image = prefix_store.block((layer * images + rows[row].image) * heads + head);
+                let text = rows[row].text.block(layer * heads + head);
+                one_query(query, [(image, prefix), (text, rows[row].tokens)], scores, out);
+            },
+        );
         Ok(Tensor::new(self.rows.len(), width, out))
     }
 }

@@ -157,15 +157,43 @@ fn tile<S: Simd, const R: usize, const C: usize, const M: usize>(
     for (chain, codes) in rest.chunks_exact(GROUP).enumerate() {
         line(chain, whole + chain, codes);
     }
-    for (m, _) in x.iter().enumerate() {
+    let [first_chain, others @ ..] = &acc[..] else { return };
+    for (m, registers) in first_chain.iter().enumerate() {
         let mut sums = [0.0; GROUP];
-        for r in 0..R {
-            let chains: [S::Lanes; C] = std::array::from_fn(|c| acc[c][m][r]);
-            let sum = chains[1..].iter().fold(chains[0], |sum, &chain| S::add(sum, chain));
+        for (r, &register) in registers.iter().enumerate() {
+            let sum = others.iter().fold(register, |sum, chain| S::add(sum, chain[m][r]));
             S::store(&mut sums[r * S::N..], sum);
         }
         // SAFETY: these columns of these rows lie in the target and belong to the calling task alone.
         let y = unsafe { t.out.slice((row + m) * t.row_stride + first, columns) };
         y.copy_from_slice(&sums[..columns]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::simd::Portable;
+    use super::super::{Activation, disjoint::Disjoint};
+    use super::*;
+    use crate::tensor::{Bytes, DType, HostTensor};
+
+    /// The tiles of 8 lanes, which a wider processor never runs, on whole numbers, whose sums are exact.
+    #[test]
+    fn narrow_registers_give_the_same() {
+        let mut random = crate::check::Random::new(9);
+        for (m, n, k) in [(1, 1, 1), (2, 16, 2), (3, 17, 5), (5, 40, 33)] {
+            let (x, w) = (random.whole(m * k), random.whole(n * k));
+            let codes = Bytes::new(w.iter().map(|&v| v as i8 as u8).collect::<Vec<_>>());
+            let codes = HostTensor::new(&[n, k], DType::I8, codes).expect("the shape fits");
+            let scales = HostTensor::from_f32(&[n], vec![1.0; n]).expect("the shape fits");
+            let packed = Packed::new(&Quantized { codes, scales }).expect("a matrix");
+            let mut y = vec![f32::NAN; m * n];
+            let left = Left { values: &x, row_stride: k, rows: m, depth: k };
+            let (out, activation) = (Disjoint::new(&mut y), Activation::None);
+            let target = Target { out, row_stride: n, columns: n, scales: &[], bias: &[], residual: &[], activation };
+            sums::<Portable>(left, &packed, target, 0, n);
+            let dot = |i: usize| x[i / n * k..][..k].iter().zip(&w[i % n * k..][..k]).map(|(x, w)| x * w).sum::<f32>();
+            assert_eq!(y, (0..m * n).map(dot).collect::<Vec<f32>>(), "{m}x{n}x{k}");
+        }
     }
 }

@@ -4,13 +4,14 @@
 //! read the weights once, so the time of one row is their bytes over the memory bandwidth. Operations: 2 * M * N * K.
 
 use half::bf16;
+use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::disjoint::Disjoint;
 use super::gemm::{self, Left, Right, Target};
 use super::int8::{self, GROUP, Packed};
 use super::simd::{self, Simd, dispatch};
-use super::{Activation, Cpu, Elements, Tensor, ensure, team};
+use super::{Activation, Cpu, Elements, Tensor, ensure};
 use crate::Result;
 use crate::backend::Linear;
 
@@ -94,7 +95,10 @@ pub(super) fn step(p: &Product<'_>, weight: Elements<'_>, columns: usize, activa
             Elements::Int8(w) => step_int8(left, w, target, first, count),
         }
     };
-    team::run(columns.div_ceil(share), task);
+    match columns.div_ceil(share) {
+        1 => task(0),
+        tasks => (0..tasks).into_par_iter().for_each(task),
+    }
 }
 
 /// Prefill, vision and batches.

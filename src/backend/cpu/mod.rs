@@ -18,7 +18,6 @@ mod layer_norm;
 mod linear;
 mod patch_embed;
 pub(crate) mod simd;
-mod team;
 mod top_k;
 mod transpose;
 mod winograd;
