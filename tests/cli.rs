@@ -233,6 +233,26 @@ fn a_converted_model_captions() {
 }
 
 #[test]
+fn a_calibration_is_reported() {
+    let directory = TempDir::new().unwrap();
+    let pictures = directory.path().join("pictures");
+    std::fs::create_dir(&pictures).unwrap();
+    let model = directory.path().join("model");
+    let convert = |more: &[&str]| {
+        let (pictures, model) = (path(&pictures), path(&model));
+        run(&[&["convert", "weights/demo", "--quantize", "fp8", "--calibrate", pictures, "-o", model], more].concat())
+    };
+    assert!(fails(&convert(&[])).contains("option calibrate:"));
+    std::fs::copy(scene(), pictures.join("scene.png")).unwrap();
+    let said = succeeds(&convert(&[]));
+    assert!(said.contains("1 of 1 pictures keep all their units") && said.contains("decoder.layers.5.fc2"), "{said}");
+    assert!(fails(&convert(&[])).contains("--force"));
+    let line: Value = serde_json::from_str(&succeeds(&convert(&["--force", "--json"]))).unwrap();
+    assert_eq!((&line["calibration"]["kept"], &line["calibration"]["pictures"]), (&1.into(), &1.into()));
+    assert_eq!(line["calibration"]["matrices"].as_array().map(Vec::len), Some(24));
+}
+
+#[test]
 fn bad_pictures_are_named_and_the_others_spoken() {
     let directory = TempDir::new().unwrap();
     let file = |name: &str, bytes: &[u8]| {
@@ -323,6 +343,7 @@ fn wrong_usage_is_status_2() {
         &["speak", "-o", "x.wav"],
         &["speak", "--units", "1", "units.txt", "-o", "x.wav"],
         &["convert", "x.ckpt"],
+        &["convert", "x.ckpt", "-o", "x", "--calibrate", "pictures"],
         &["nonsense"],
     ] {
         assert_eq!(run(arguments).status.code(), Some(2), "{arguments:?}");

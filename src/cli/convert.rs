@@ -16,16 +16,18 @@ use super::{print_json, print_line};
 ///
 /// SRC is a captioner: the reference implementation's .ckpt, or a Hugging Face GIT directory (config.json with
 /// model.safetensors or pytorch_model.bin) whose vocabulary was replaced by speech units. The vocoder is a unit HiFi-GAN
-/// (CodeHiFiGAN) checkpoint. Reading a checkpoint executes nothing in it.
+/// (CodeHiFiGAN) checkpoint. Reading a checkpoint executes nothing in it. SRC may also be a model directory, to be stored
+/// in another type; its vocoder comes along.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   im2sp convert Im2Sp.ckpt --vocoder g_00950000 --vocoder-config config.json -o models/git-large-coco
   im2sp convert Im2Sp.ckpt --vocoder g_00950000 --dtype bf16 -o models/git-large-coco-bf16
   im2sp convert Im2Sp.ckpt --vocoder g_00950000 --quantize int8 -o models/git-large-coco-int8
+  im2sp convert models/git-large-coco --quantize fp8 --calibrate photos/ -o models/git-large-coco-fp8
   im2sp caption photo.jpg --weights models/git-large-coco -o speech.wav")]
 pub struct Convert {
-    /// The captioner: a checkpoint file or a Hugging Face directory
+    /// The captioner: a checkpoint file, a Hugging Face directory or a model directory
     #[arg(value_name = "SRC")]
     source: PathBuf,
     /// The vocoder's checkpoint; without one the model gives units but no sound
@@ -40,10 +42,12 @@ pub struct Convert {
     /// Type of everything but the norms in the result: bf16 halves the size and nearly the time of a decode step
     #[arg(long, default_value = "f32", value_name = "TYPE")]
     dtype: Precision,
-    /// Store the matrices that a decode step multiplies in eight bits (int8 for a CPU, e4m3 for a GPU; a scale for each row)
+    /// Store the matrices that a decode step multiplies in eight bits (int8 for a CPU, e4m3 for a GPU; a scale for each row);
+    /// each weight becomes the nearest unless --calibrate is given
     #[arg(long, value_name = "TYPE")]
     quantize: Option<Quantization>,
-    /// Round them for the pictures of this directory, not each weight to the nearest
+    /// Round fp8 weights together, for the pictures of this directory: as many as there are of the kind the model
+    /// will see, hundreds at least. They are captioned on the CPU first
     #[arg(long, value_name = "DIR", requires = "quantize")]
     calibrate: Option<PathBuf>,
     /// The model directory to make

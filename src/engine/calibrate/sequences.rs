@@ -41,7 +41,8 @@ pub(super) fn parts(matrix: &str) -> usize {
 pub(super) struct Sensitivity {
     /// (N, N): the squares of their gradients.
     pub outputs: Vec<f32>,
-    /// Their sum for every token, batch after batch.
+    /// The length of every token's gradient, batch after batch: its weight. With its square, as a second-order expansion has
+    /// it, so few tokens would be heard that other pictures gain less.
     pub tokens: Vec<Vec<f32>>,
 }
 
@@ -124,7 +125,7 @@ pub(super) fn sensitivity(
             for gradient in part.chunks_exact(rows) {
                 tokens.iter_mut().zip(gradient).for_each(|(sum, v)| *sum += v * v);
             }
-            sum.tokens.push(tokens);
+            sum.tokens.push(tokens.into_iter().map(f32::sqrt).collect());
         }
         Ok(())
     })
