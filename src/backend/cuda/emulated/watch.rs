@@ -278,14 +278,17 @@ impl<'m> Watch<'m> {
 
     /// Where an address lies, in words.
     fn name(&self, who: Who, at: u64) -> String {
-        if let Ok(block) = self.block(who) {
+        let below = self.memory.find(at);
+        let inside = below.filter(|found| at - found.start < found.bytes as u64);
+        if let Ok(block) = self.block(who)
+            && inside.is_none()
+        {
             let length = block.bytes.len() as u64;
             // Misses land nearby, and nothing else of a kernel's does.
             if at.wrapping_sub(block.shared).wrapping_add(1 << 12) < length + (2 << 12) {
                 return format!("shared memory + {} (of {length} bytes)", at.wrapping_sub(block.shared) as i64);
             }
         }
-        let below = self.memory.find(at);
         if let Some(found) = below.filter(|found| at - found.start <= found.bytes as u64 + (1 << 20)) {
             let behind = self.memory.find_behind(at).filter(|next| {
                 next.start - at < (at - found.start).saturating_sub(found.bytes as u64) && next.start - at < 256
