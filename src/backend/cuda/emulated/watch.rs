@@ -279,9 +279,11 @@ impl<'m> Watch<'m> {
     /// Where an address lies, in words.
     fn name(&self, who: Who, at: u64) -> String {
         let below = self.memory.find(at);
-        let inside = below.filter(|found| at - found.start < found.bytes as u64);
+        let beyond = |start: u64, bytes: u64| start.saturating_sub(at).max(at.saturating_sub(start + bytes.max(1) - 1));
+        let known = below.into_iter().chain(self.memory.find_behind(at));
+        let nearest = known.map(|found| beyond(found.start, found.bytes as u64)).min().unwrap_or(u64::MAX);
         if let Ok(block) = self.block(who)
-            && inside.is_none()
+            && beyond(block.shared, block.bytes.len() as u64) < nearest
         {
             let length = block.bytes.len() as u64;
             // Misses land nearby, and nothing else of a kernel's does.
