@@ -23,6 +23,8 @@ pub struct Cache {
     texts: Vec<[Tensor; 2]>,
     slots: usize,
     rows: Vec<Row>,
+    /// Where each row's newest token stands.
+    positions: Vec<u32>,
     live: Option<Live>,
 }
 
@@ -56,7 +58,7 @@ impl Cache {
         ensure(heads > 0 && (1..=MOST_SIZE).contains(&head_size), "cache", || format!("{shape:?}"))?;
         let store = || cuda.empty([images * heads * prefix, head_size], cuda.dtype, Layout::Rows);
         let prefixes = (0..layers).map(|_| Ok([store()?, store()?])).collect::<Result<_>>()?;
-        Ok(Cache { shape, prefixes, texts: Vec::new(), slots: 0, rows: Vec::new(), live: None })
+        Ok(Cache { shape, prefixes, texts: Vec::new(), slots: 0, rows: Vec::new(), positions: Vec::new(), live: None })
     }
 
     /// Its sizes.
@@ -167,17 +169,18 @@ impl Cache {
         Ok(())
     }
 
-    pub(super) fn grow(&mut self, cuda: &Cuda) -> Result<Vec<u32>> {
+    pub(super) fn grow(&mut self, cuda: &Cuda) -> Result<&[u32]> {
         let most = self.shape.max_text;
         for row in &self.rows {
             ensure(row.tokens < most, "cache_grow", || format!("position {} of at most {most}", row.tokens))?;
         }
-        let positions: Vec<u32> = self.rows.iter().map(|row| row.tokens as u32).collect();
+        self.positions.clear();
+        self.positions.extend(self.rows.iter().map(|row| row.tokens as u32));
         if let Some(live) = &mut self.live {
-            live.positions = Some(cuda.put_ids(&positions)?);
+            live.positions = Some(cuda.put_ids(&self.positions)?);
         }
         self.rows.iter_mut().for_each(|row| row.tokens += 1);
-        Ok(positions)
+        Ok(&self.positions)
     }
 
     pub(super) fn attention(&mut self, cuda: &Cuda, qkv: &Tensor, layer: usize) -> Result<Tensor> {

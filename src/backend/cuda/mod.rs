@@ -339,7 +339,7 @@ impl Backend for Cuda {
         cache.set_rows(self, rows)
     }
 
-    fn cache_grow(&self, cache: &mut Cache) -> Result<Vec<u32>> {
+    fn cache_grow<'c>(&self, cache: &'c mut Cache) -> Result<&'c [u32]> {
         cache.grow(self)
     }
 
@@ -398,8 +398,9 @@ impl Backend for Cuda {
         Ok(transpose::transpose(x))
     }
 
-    fn argmax(&self, x: &Tensor) -> Result<Vec<u32>> {
-        argmax::argmax(self, x)
+    fn argmax(&self, x: &Tensor, columns: &mut Vec<u32>) -> Result<()> {
+        *columns = argmax::argmax(self, x)?;
+        Ok(())
     }
 
     fn top_k(&self, x: &Tensor, count: usize) -> Result<Vec<Vec<TopValue>>> {
