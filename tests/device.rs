@@ -113,7 +113,7 @@ fn the_published_size_speaks_as_on_the_cpu() {
     // Few: a random model's likeliest two units are close, and what bf16 rounds would decide between them.
     let generate = GenerateOptions { max_length: 12, ..Default::default() };
     let options = CaptionOptions { generate, ..Default::default() };
-    let picture = Image::open("assets/scene.png").expect("a picture");
+    let picture = pictures(1).remove(0);
     let [expected, actual] = [Device::Cpu, device()].map(|device| {
         let engine = Engine::random_with(LoadOptions { device, dtype: Some(DType::BF16) }).expect("an engine");
         let caption = engine.caption(&picture, &options).expect("a caption");
