@@ -84,7 +84,9 @@ mod tests {
     fn the_published_model_does_what_is_known_of_it() {
         let config = random::published();
         let near = |value: f64, known: f64| (value / known - 1.0).abs() < 0.01;
-        assert!(near(step(&config, 2).bytes, 86e6 + 4.8e6 - 1.1e6), "{:?}", step(&config, 2));
+        let bytes = |elements| step(&config, elements).bytes;
+        assert!(near(bytes([2; 3]), 86e6 + 4.8e6 - 1.1e6), "{:?}", step(&config, [2; 3]));
+        assert_eq!(bytes([1, 2, 4]), bytes([1, 0, 0]) + bytes([0, 2, 0]) + bytes([0, 0, 4]));
         let vocoder = vocoder(config.vocoder.as_ref().expect("a vocoder"), 50, 4);
         assert!(near(vocoder.flops, 16.04e9), "a second of speech: {vocoder:?}");
         assert!(near(vision(&config, 4).flops, 162e9), "{:?}", vision(&config, 4));
