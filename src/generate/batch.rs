@@ -33,7 +33,6 @@ pub type Ended = (usize, Generated);
 
 /// A cache in use: each of its pictures has a place, in which a text grows or not.
 pub struct Batch<'a, B: Backend> {
-    backend: &'a B,
     decoder: &'a Decoder<B>,
     cache: B::Cache,
     options: &'a GenerateOptions,
@@ -81,15 +80,9 @@ impl Text<'_> {
 
 impl<'a, B: Backend> Batch<'a, B> {
     /// `places` pictures of `cache`, none of them in use. `options` were checked.
-    pub fn new(
-        backend: &'a B,
-        decoder: &'a Decoder<B>,
-        cache: B::Cache,
-        places: usize,
-        options: &'a GenerateOptions,
-    ) -> Batch<'a, B> {
+    pub fn new(decoder: &'a Decoder<B>, cache: B::Cache, places: usize, options: &'a GenerateOptions) -> Batch<'a, B> {
         let places = (0..places).map(|_| None).collect();
-        Batch { backend, decoder, cache, options, limit: options.limit(decoder), places, rows: 0 }
+        Batch { decoder, cache, options, limit: options.limit(decoder), places, rows: 0 }
     }
 
     /// The cache, for the prefixes of pictures at places that are not in use.
@@ -110,9 +103,13 @@ impl<'a, B: Backend> Batch<'a, B> {
         });
     }
 
-    /// Every text grows by one token. Gives back the places that are free again, with what was said there. `told` hears of
+    /// Every text grows by one token, on the backend that the cache is of. Gives back the places that are free again, with what was said there. `told` hears of
     /// every text, and may ask for an end: then the step's last value is `Break`.
-    pub fn step(&mut self, told: &mut dyn FnMut(Told<'_>) -> ControlFlow<()>) -> Result<(Vec<Ended>, ControlFlow<()>)> {
+    pub fn step(
+        &mut self,
+        backend: &B,
+        told: &mut dyn FnMut(Told<'_>) -> ControlFlow<()>,
+    ) -> Result<(Vec<Ended>, ControlFlow<()>)> {
         let (mut rows, mut ids, mut scores, mut counts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (image, text) in self.places.iter_mut().enumerate() {
             let Some(text) = text else { continue };
@@ -130,11 +127,11 @@ impl<'a, B: Backend> Batch<'a, B> {
         }
         // Rows that go on as they are need no call.
         if rows.len() != self.rows || rows.iter().enumerate().any(|(r, row)| row.parent != Some(r)) {
-            self.backend.cache_rows(&mut self.cache, &rows)?;
+            backend.cache_rows(&mut self.cache, &rows)?;
         }
         self.rows = rows.len();
-        let logits = self.decoder.step(self.backend, &mut self.cache, &ids)?;
-        self.extend(&logits, &scores, &counts)?;
+        let logits = self.decoder.step(backend, &mut self.cache, &ids)?;
+        self.extend(backend, &logits, &scores, &counts)?;
         let mut flow = ControlFlow::Continue(());
         for (image, place) in self.places.iter_mut().enumerate() {
             let Some(text) = place else { continue };
@@ -157,10 +154,10 @@ impl<'a, B: Backend> Batch<'a, B> {
     }
 
     /// Chooses the next token of every live text.
-    fn extend(&mut self, logits: &B::Tensor, scores: &[f32], counts: &[usize]) -> Result<()> {
+    fn extend(&mut self, backend: &B, logits: &B::Tensor, scores: &[f32], counts: &[usize]) -> Result<()> {
         let texts = self.places.iter_mut().flatten();
         if self.options.beams > 1 {
-            let candidates = self.backend.beam_candidates(logits, scores, counts, 2 * self.options.beams)?;
+            let candidates = backend.beam_candidates(logits, scores, counts, 2 * self.options.beams)?;
             for (text, candidates) in texts.zip(candidates) {
                 if let Text::Beams(search) = text {
                     search.step(&candidates);
@@ -175,8 +172,8 @@ impl<'a, B: Backend> Batch<'a, B> {
             })
             .collect();
         let next = match &self.options.sampling {
-            Some(sampling) => sample::draw(self.backend, logits, sampling, singles.iter_mut().map(|(_, r)| &mut **r))?,
-            None => self.backend.argmax(logits)?,
+            Some(sampling) => sample::draw(backend, logits, sampling, singles.iter_mut().map(|(_, r)| &mut **r))?,
+            None => backend.argmax(logits)?,
         };
         for ((running, _), token) in singles.into_iter().zip(next) {
             running.tokens.push(token);
