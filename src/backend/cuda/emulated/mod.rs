@@ -75,12 +75,17 @@ enum Recorded {
 }
 
 impl EmulatedDriver {
-    /// A device with `memory` bytes.
+    /// A device with `memory` bytes and four multiprocessors.
     pub fn new(memory: usize) -> EmulatedDriver {
+        EmulatedDriver::with_multiprocessors(memory, 4)
+    }
+
+    /// A device with `memory` bytes and so many multiprocessors, on which no result depends.
+    pub fn with_multiprocessors(memory: usize, multiprocessors: usize) -> EmulatedDriver {
         trap::catch();
         let properties = Properties {
             name: "emulator".into(),
-            multiprocessors: 4,
+            multiprocessors,
             capability: (8, 0),
             memory,
             cooperative: true,
