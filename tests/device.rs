@@ -17,7 +17,7 @@ use im2sp::model::layer::Loader;
 use im2sp::model::vision::Vision;
 use im2sp::tensor::DType;
 use im2sp::weights::ModelFiles;
-use im2sp::{Caption, CaptionOptions, Device, Engine, Image, LoadOptions};
+use im2sp::{Caption, CaptionOptions, Device, Engine, Image, LoadOptions, Progress};
 
 fn device() -> Device {
     let name = std::env::var("IM2SP_TEST_DEVICE").unwrap_or("emulator".into());
@@ -238,12 +238,11 @@ fn an_end_at_any_point_frees_everything() {
 #[test]
 fn tokens_do_not_depend_on_the_multiprocessors() {
     let pictures = pictures(2);
-    let options = GenerateOptions { max_length: 16, ..Default::default() };
+    let options = GenerateOptions { max_length: 10, ..Default::default() };
     for dtype in [DType::BF16, DType::F32] {
         let mut expected = None;
-        // 12, 11, 14 and 10 blocks. Shares of too few would not fit, and the loop would be stepped through.
-        let devices =
-            [(12, Occupancy::Whole), (12, Occupancy::Shared), (16, Occupancy::Shared), (10, Occupancy::Whole)];
+        // 12, 11 and 14 blocks. Shares of too few would not fit, and the loop would be stepped through.
+        let devices = [(12, Occupancy::Whole), (12, Occupancy::Shared), (16, Occupancy::Shared)];
         for (multiprocessors, occupancy) in devices {
             let driver = Arc::new(EmulatedDriver::with_multiprocessors(1 << 30, multiprocessors));
             let cuda = Cuda::new(driver.clone(), dtype).unwrap();
@@ -261,6 +260,32 @@ fn tokens_do_not_depend_on_the_multiprocessors() {
             let said = said.unwrap();
             assert_eq!(expected.get_or_insert(said.clone()), &said, "{multiprocessors} {occupancy:?} {dtype:?}");
         }
+    }
+}
+
+/// Whoever decodes holds nothing that the vocoder needs.
+#[test]
+fn units_are_spoken_while_others_are_chosen() {
+    let engine = engine(device(), DType::BF16);
+    let picture = &pictures(1)[0];
+    let units = [3, 1, 4, 15, 9, 26];
+    let expected = engine.speak(&units, None).expect("speech");
+    let sampling = Some(Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 1 });
+    for sampling in [None, sampling] {
+        let mut spoken = 0;
+        let options = CaptionOptions {
+            generate: GenerateOptions { max_length: 6, sampling, ..Default::default() },
+            no_audio: true,
+            ..Default::default()
+        };
+        let mut progress = |at: Progress| {
+            if spoken == 0 && matches!(at, Progress::Decode(..)) {
+                assert_eq!(engine.speak(&units, None).expect("speech"), expected);
+                spoken += 1;
+            }
+        };
+        engine.caption_batch(&[picture], &options, &mut progress).expect("a caption");
+        assert_eq!(spoken, 1);
     }
 }
 
