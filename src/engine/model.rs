@@ -26,8 +26,8 @@ enum Step<'a> {
     Told(Told<'a>),
 }
 
-/// The models. What makes units and what speaks them have backends of their own, so that each goes on beside the other.
-/// Nobody holds both.
+/// The models. What makes units and what speaks them have backends of their own, so that each goes on beside the other. Who
+/// has the vocoder's turn never asks for the other.
 pub(super) struct Model<B: Backend> {
     /// Of `vision` and `decoder`.
     pub(super) backend: Turns<B>,

@@ -1,6 +1,6 @@
-//! A device held open by this process, and what it hands out: streams, memory, events, graphs, pinned memory. Each gives itself
-//! back when it is dropped and keeps the device open until then, so the order in which they go does not matter. A device
-//! that failed for good answers every later call with what happened first.
+//! A device held open by this process, and what it hands out: streams, memory, events, graphs, pinned memory. Each gives
+//! itself back when it is dropped and keeps the device open until then, so the order in which they go does not matter. A
+//! device that failed for good answers every later call with what happened first.
 
 use std::ffi::c_void;
 use std::ptr::{NonNull, null_mut};
