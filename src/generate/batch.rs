@@ -103,8 +103,8 @@ impl<'a, B: Backend> Batch<'a, B> {
         });
     }
 
-    /// Every text grows by one token, on the backend that the cache is of. Gives back the places that are free again, with what was said there. `told` hears of
-    /// every text, and may ask for an end: then the step's last value is `Break`.
+    /// Every text grows by one token, on the backend of the cache. Gives back the places that are free again, with what was
+    /// said there. `told` hears of every text, and may ask for an end: then the step's last value is `Break`.
     pub fn step(
         &mut self,
         backend: &B,
