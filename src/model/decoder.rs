@@ -4,7 +4,9 @@
 
 use super::config::DecoderConfig;
 use super::layer::{Layer, Loader};
-use crate::backend::{Activation, AttentionShape, Backend, CacheShape, GreedyDecoder, Linear, Norm, PostNormLayer};
+use crate::backend::{
+    Activation, AttentionShape, Backend, CacheShape, GreedyDecoder, Linear, Norm, Occupancy, PostNormLayer,
+};
 use crate::units::{BOS, EOS};
 use crate::{Error, Result};
 
@@ -118,7 +120,7 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// The weights of a step, for a device that decodes in one launch.
-    pub fn greedy(&self) -> GreedyDecoder<'_, B> {
+    pub fn greedy(&self, occupancy: Occupancy) -> GreedyDecoder<'_, B> {
         let layers = self.layers.iter().map(|layer| PostNormLayer {
             qkv: &layer.qkv,
             attention_out: &layer.attention_out,
@@ -134,6 +136,7 @@ impl<B: Backend> Decoder<B> {
             embedding_norm: &self.embedding_norm,
             bos: BOS,
             eos: EOS,
+            occupancy,
         }
     }
 
