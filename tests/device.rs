@@ -208,6 +208,23 @@ fn a_warm_engine_allocates_nothing_and_repeats_itself() {
     assert_eq!(engine.memory().expect("a device"), warm);
 }
 
+/// Pixels go up and samples come down. In between the host sees units and how long each lasts, which decide how much work
+/// there is, and no activation.
+#[test]
+fn what_passes_between_the_stages_stays_on_the_device() {
+    let emulator = Arc::new(EmulatedDriver::new(1 << 30));
+    let engine = Engine::embedded_on(emulator.clone(), DType::BF16).expect("an engine");
+    let (picture, beams) = (&pictures(1)[0], GenerateOptions { beams: 3, max_length: 20, ..Default::default() });
+    let side = engine.config().image.size as u64;
+    for (generate, tables) in [(GenerateOptions::default(), 8 << 10), (beams, 32 << 10)] {
+        let before = emulator.crossed();
+        let caption = engine.caption(picture, &CaptionOptions { generate, ..Default::default() }).expect("a caption");
+        let [up, down] = [0, 1].map(|way| emulator.crossed()[way] - before[way]);
+        assert!(up - 4 * 3 * side * side < tables, "{up} bytes went up");
+        assert!(down - 4 * (caption.samples.len() as u64) < tables, "{down} bytes came down");
+    }
+}
+
 #[test]
 fn memory_goes_back_to_its_level_and_its_end_is_said() {
     let emulator = Arc::new(EmulatedDriver::new(1 << 30));

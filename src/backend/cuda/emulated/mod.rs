@@ -45,6 +45,8 @@ struct Machine {
     memory: Arc<Mutex<Memory>>,
     settings: Mutex<Settings>,
     launches: AtomicU64,
+    /// Bytes copied from the host, and to it.
+    crossed: [AtomicU64; 2],
     /// Held by the launch that runs: what it did to memory is looked for when it ends, and must not be another's doing.
     running: Mutex<()>,
 }
@@ -97,6 +99,7 @@ impl EmulatedDriver {
             memory: Arc::new(Mutex::new(Memory::new(memory))),
             settings: Mutex::default(),
             launches: AtomicU64::new(0),
+            crossed: Default::default(),
             running: Mutex::default(),
         }))
     }
@@ -131,6 +134,11 @@ impl EmulatedDriver {
     /// Kernels launched so far, those of forks too.
     pub fn launches(&self) -> u64 {
         self.machine.launches.load(Ordering::Relaxed)
+    }
+
+    /// Bytes copied from the host and to it so far, those of forks too.
+    pub fn crossed(&self) -> [u64; 2] {
+        self.machine.crossed.each_ref().map(|bytes| bytes.load(Ordering::Relaxed))
     }
 
     /// Bytes allocated at present, by all forks.
@@ -256,11 +264,13 @@ impl Driver for EmulatedDriver {
 
     unsafe fn write(&self, to: DevicePtr, from: &[u8]) -> Result<()> {
         self.not_capturing("a copy from the host")?;
+        self.machine.crossed[0].fetch_add(from.len() as u64, Ordering::Relaxed);
         lock(&self.machine.memory).write(to, from)
     }
 
     unsafe fn read(&self, from: DevicePtr, to: &mut [u8]) -> Result<()> {
         self.synchronize()?;
+        self.machine.crossed[1].fetch_add(to.len() as u64, Ordering::Relaxed);
         lock(&self.machine.memory).read(from, to)
     }
 
