@@ -18,7 +18,7 @@ mod watch;
 
 use std::cell::RefCell;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -40,6 +40,9 @@ pub struct EmulatedDriver {
     /// What went wrong in a launch, reported by the next call that waits, as a GPU does.
     failure: Mutex<Option<String>>,
     launches: AtomicU64,
+    recorded: AtomicU64,
+    replayed: AtomicU64,
+    refuses_captures: AtomicBool,
 }
 
 /// How kernels are run.
@@ -86,6 +89,9 @@ impl EmulatedDriver {
             capture: Mutex::default(),
             failure: Mutex::default(),
             launches: AtomicU64::new(0),
+            recorded: AtomicU64::new(0),
+            replayed: AtomicU64::new(0),
+            refuses_captures: AtomicBool::new(false),
         }
     }
 
@@ -115,6 +121,16 @@ impl EmulatedDriver {
     /// Kernels launched so far.
     pub fn launches(&self) -> u64 {
         self.launches.load(Ordering::Relaxed)
+    }
+
+    /// Graphs recorded so far, and how often one was replayed.
+    pub fn graphs(&self) -> [u64; 2] {
+        [&self.recorded, &self.replayed].map(|count| count.load(Ordering::Relaxed))
+    }
+
+    /// From now on nothing can be recorded, or again everything.
+    pub fn refuse_captures(&self, on: bool) {
+        self.refuses_captures.store(on, Ordering::Relaxed);
     }
 
     /// Bytes allocated at present.
@@ -282,17 +298,22 @@ impl Driver for EmulatedDriver {
 
     fn begin_capture(&self) -> Result<()> {
         self.not_capturing("a second capture")?;
+        if self.refuses_captures.load(Ordering::Relaxed) {
+            return Err(device_error("no graph can be captured".into()));
+        }
         *lock(&self.capture) = Some(Vec::new());
         Ok(())
     }
 
     fn end_capture(&self) -> Result<Graph> {
         let work = lock(&self.capture).take().ok_or_else(|| device_error("no graph is being captured".into()))?;
+        self.recorded.fetch_add(1, Ordering::Relaxed);
         Ok(Graph(Box::new(work)))
     }
 
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {
         let work = graph.0.downcast_ref::<Vec<Recorded>>().ok_or_else(|| device_error("not my graph".into()))?;
+        self.replayed.fetch_add(1, Ordering::Relaxed);
         for work in work {
             // SAFETY: the caller's promise covers everything recorded.
             unsafe {
