@@ -32,7 +32,7 @@ fn full(criterion: &mut Criterion) {
     group.bench_function("prefill", |b| b.iter(|| models.prefill(&tokens)));
 
     for (name, models, size) in [("decode_128_f32", &models, 4), ("decode_128_bf16", &narrow, 2)] {
-        group.throughput(Throughput::Bytes(128 * work::step(&config, size).bytes as u64));
+        group.throughput(Throughput::Bytes(128 * work::step(&config, [size, size, size_of::<f32>()]).bytes as u64));
         let tokens = models.image_tokens(&pixels);
         let options = GenerateOptions { max_length: 129, ..Default::default() };
         group.bench_function(name, |b| {

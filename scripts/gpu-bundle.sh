@@ -21,7 +21,8 @@ strip -o "$folder/im2sp-gpu/im2sp" target/release/im2sp
 while read -r name path; do
   strip -o "$folder/im2sp-gpu/test-$name" "$path"
 done <<< "$tests"
-cp scripts/gpu-check.sh benches/peers/gpu.py assets/scene.png "$folder/im2sp-gpu/"
+cp scripts/gpu-check.sh benches/peers/{gpu,torch_side}.py assets/scene.png "$folder/im2sp-gpu/"
+cp recipes/golden/{captioners,full_size,pipeline,vocoder_reference}.py "$folder/im2sp-gpu/"
 git rev-parse HEAD > "$folder/im2sp-gpu/commit"
 # Every program holds the same kernels: a dictionary that spans them all keeps one copy.
 tar -C "$folder" -cf - im2sp-gpu | xz --lzma2=preset=4,dict=128MiB > "$archive"

@@ -16,6 +16,8 @@ say "tests"
 for test in ./test-*; do
   IM2SP_TEST_DEVICE=cuda:0 "$test" > "$out/$(basename "$test").log" 2>&1 || { wrong=1; say "$test failed"; }
 done
+IM2SP_TEST_DEVICE=cuda:0 ./test-device --ignored the_published_size > "$out/published-size.log" 2>&1 ||
+  { wrong=1; say "the published size failed"; }
 if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck synccheck initcheck; do
     say "compute-sanitizer $tool, small shapes"

@@ -119,36 +119,26 @@ fn rows(
     samples: usize,
     ceilings: Option<Ceilings>,
 ) -> Vec<Row> {
-    let config = engine.config();
-    let element = match engine.dtype() {
-        "f32" => 4,
-        "fp8" | "int8" => 1,
-        _ => 2,
-    };
-    // Eight bits stand beside bf16, or beside the f32 that `convert` writes unless told otherwise.
-    let wide = match engine.dtype() {
-        "fp8" => 2,
-        "int8" => 4,
-        _ => element,
-    };
+    let (config, types) = (engine.config(), engine.types());
+    let on_cpu = engine.memory().is_none();
+    // The CPU's cache and convolutions are in f32, whatever the matrices are.
+    let activation = if on_cpu { size_of::<f32>() } else { types.vision.size() };
+    let step = work::step(config, [types.step.size(), types.vision.size(), activation]);
     let vocoder = config.vocoder.as_ref().map_or(Work::default(), |vocoder| {
         let hop: usize = vocoder.upsample_rates.iter().product();
-        // The CPU's convolutions are in f32, whatever the matrices are.
-        let element = if engine.memory().is_none() { 4 } else { wide };
-        work::vocoder(vocoder, samples / hop.max(1), element)
+        work::vocoder(vocoder, samples / hop.max(1), activation)
     });
     type Stage = (&'static str, fn(&(Timings, f64)) -> f64, Work);
     let stages: [Stage; 6] = [
         ("preprocess", |run| run.0.preprocess, Work::default()),
-        ("vision", |run| run.0.vision, work::vision(config, wide)),
-        ("prefill", |run| run.0.prefill, work::prefill(config, wide)),
-        ("per unit", |run| run.0.per_unit, work::step(config, element)),
+        ("vision", |run| run.0.vision, work::vision(config, types.vision.size())),
+        ("prefill", |run| run.0.prefill, work::prefill(config, types.prefill.size())),
+        ("per unit", |run| run.0.per_unit, step),
         ("vocoder", |run| run.0.vocoder, vocoder),
         ("picture to samples", |run| run.1, Work::default()),
     ];
     let mut rows: Vec<Row> = stages.map(|(stage, time, work)| row(stage, runs.iter().map(time), work, ceilings)).into();
-    let decode = work::step(config, element);
-    let decode = Work { flops: decode.flops * steps as f64, bytes: decode.bytes * steps as f64 };
+    let decode = Work { flops: step.flops * steps as f64, bytes: step.bytes * steps as f64 };
     rows.insert(4, row("all units", runs.iter().map(|run| run.0.decode), decode, ceilings));
     rows
 }

@@ -105,6 +105,32 @@ fn bf16_says_the_same_of_a_test_set() {
     assert!(same * 100 >= pictures.len() * 95);
 }
 
+/// The dimensions of the published models, from pixels to sound, with random weights: what they say means nothing, but all of
+/// the path's real shapes run, and the CPU, with f32 activations, says what comes of them.
+#[test]
+#[ignore = "takes minutes on the emulator"]
+fn the_published_size_speaks_as_on_the_cpu() {
+    // Few: a random model's likeliest two units are close, and what bf16 rounds would decide between them.
+    let generate = GenerateOptions { max_length: 12, ..Default::default() };
+    let options = CaptionOptions { generate, ..Default::default() };
+    let picture = pictures(1).remove(0);
+    let [expected, actual] = [Device::Cpu, device()].map(|device| {
+        let engine = Engine::random_with(LoadOptions { device, dtype: Some(DType::BF16) }).expect("an engine");
+        let caption = engine.caption(&picture, &options).expect("a caption");
+        let spoken = engine.speak(&(0..50).collect::<Vec<u32>>(), None).expect("a second of sound");
+        (caption, spoken.samples)
+    });
+    assert_eq!(actual.0.units, expected.0.units);
+    let rms = |values: &[f32]| (values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32).sqrt();
+    for (actual, expected) in [(&actual.0.samples, &expected.0.samples), (&actual.1, &expected.1)] {
+        assert_eq!(actual.len(), expected.len());
+        let difference: Vec<f32> = actual.iter().zip(expected).map(|(a, b)| a - b).collect();
+        // Some fifty convolutions whose every input is rounded to eight bits.
+        let (off, of) = (rms(&difference), rms(expected));
+        assert!(off < 0.04 * of, "samples are off by {off} rms of {of}");
+    }
+}
+
 #[test]
 fn neighbours_in_a_batch_change_nothing() {
     let pictures = pictures(4);

@@ -62,13 +62,13 @@ fn embed() {
 
 #[test]
 fn argmax_and_top_k() {
-    refuse!("argmax: rows have no columns", true, |b| b.argmax(&tensor(b, 2, 0, &[])));
+    refuse!("argmax: rows have no columns", true, |b| b.argmax(&tensor(b, 2, 0, &[]), &mut Vec::new()));
     refuse!("top_k: 3 of 2 columns", true, |b| b.top_k(&tensor(b, 1, 2, &[0.0; 2]), 3));
     for nan in [f32::NAN, -f32::NAN] {
         for at in 0..3 {
             let mut row = [1.0, f32::INFINITY, 3.0, 0.0, 0.0, 0.0];
             row[at] = nan;
-            refuse!("argmax: the model produced NaN", false, |b| b.argmax(&tensor(b, 2, 3, &row)));
+            refuse!("argmax: the model produced NaN", false, |b| b.argmax(&tensor(b, 2, 3, &row), &mut Vec::new()));
             refuse!("top_k: the model produced NaN", false, |b| b.top_k(&tensor(b, 2, 3, &row), 2));
             refuse!("top_k: the model produced NaN", false, |b| b.top_k(&tensor(b, 2, 3, &row), 0));
         }

@@ -10,5 +10,6 @@ pub fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("argmax");
     let x = tensor(64, 203);
     group.throughput(Throughput::Bytes(4 * 64 * 203));
-    group.bench_function(BenchmarkId::from_parameter("64x203"), |b| b.iter(|| done(Cpu.argmax(&x))));
+    let mut best = Vec::new();
+    group.bench_function(BenchmarkId::from_parameter("64x203"), |b| b.iter(|| done(Cpu.argmax(&x, &mut best))));
 }

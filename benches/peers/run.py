@@ -29,25 +29,33 @@ STAGES = {
     "decode": (f"prefix and {UNITS} units, greedy", ("prefill_ms", "decode_128_ms")),
     "vocoder": ("vocoder, 4 s of speech", ("vocoder_4s_ms",)),
 }
-COLUMNS = ("im2sp f32", "im2sp bf16", "im2sp int8", "PyTorch f32", "PyTorch bf16")
+FORMS = ("f32", "bf16", "f32+compile", "bf16+compile")
+COLUMNS = ("im2sp f32", "im2sp bf16", "im2sp int8", *(f"PyTorch {form}" for form in FORMS))
 
 
 class Torch:
     """The warm PyTorch process."""
 
     def __init__(self, arguments, environment):
-        command = [sys.executable, HERE / "torch_side.py", arguments.full, str(arguments.threads)]
+        command = [sys.executable, HERE / "torch_side.py", arguments.full]
+        command += ["--threads", str(arguments.threads), "--units", str(UNITS)]
+        self.problems = {}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def measure(self, stage, dtype, repeat):
-        self.process.stdin.write(f"{stage} {dtype} {repeat}\n")
+    def measure(self, stage, form, repeat):
+        """Milliseconds, none if it does not work, which is said once."""
+        self.process.stdin.write(f"{stage} {form} {repeat}\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit("the PyTorch side ended")
-        return json.loads(line)
+        answer = json.loads(line)
+        if "problem" in answer and (stage, form) not in self.problems:
+            self.problems[stage, form] = answer["problem"]
+            print(f"PyTorch {form}, {stage}: {answer['problem']}", file=sys.stderr)
+        return answer.get("ms", [])
 
     def close(self):
         self.process.stdin.close()
@@ -146,7 +154,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--repeat", type=int, default=3, help="measurements of every stage in a round")
     parser.add_argument("--cold", type=int, default=3, help="cold processes of every kind; 0 for none")
-    parser.add_argument("--dtypes", default="f32,bf16", help="what PyTorch measures")
+    parser.add_argument("--forms", default=",".join(FORMS), help="what PyTorch measures")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="where the whole report goes")
     arguments = parser.parse_args()
@@ -178,8 +186,8 @@ def main():
 
     def theirs():
         for stage in STAGES:
-            for dtype in filter(None, arguments.dtypes.split(",")):
-                note(stage, f"PyTorch {dtype}", peer.measure(stage, dtype, arguments.repeat))
+            for form in filter(None, arguments.forms.split(",")):
+                note(stage, f"PyTorch {form}", peer.measure(stage, form, arguments.repeat))
 
     def ours():
         for column, folder in models.items() if arguments.stages else ():
@@ -191,6 +199,7 @@ def main():
             side()
         print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
     peer.close()
+    report["problems"] = {f"{form}, {stage}": problem for (stage, form), problem in peer.problems.items()}
 
     photo = str(Path(arguments.full) / "photo.png")
     with tempfile.TemporaryDirectory() as folder:

@@ -76,6 +76,8 @@ DEVICE void choose(const DecodeParams& p, const Scratch& s, Blackboard<BATCH>& b
             if (other > best || (other == best && where < column)) best = other, column = where;
         }
         broken = ballot(broken) != 0 || column >= p.vocabulary;
+        // Every lane has read `ended`; shuffles and ballots order no memory.
+        sync_warp();
         if (lane == 0) {
             board.tokens[b] = broken ? p.eos : column;
             board.ended[b] = broken ? 2 : column == p.eos;
@@ -104,7 +106,7 @@ template <typename T, int BATCH> struct Loop {
     Scratch scratch;
     unsigned char* slots;
     float* x;       // (BATCH, C) planes: input of the layer's products, kept for the residual
-    float* hidden;  // (BATCH, F) planes
+    float* hidden;  // (BATCH, C) planes of what attention gives, then (BATCH, F)
     int next;       // phase whose weights are fetched next
     int slot;       // of the phase at hand
 
@@ -218,7 +220,7 @@ template <typename T, int BATCH> DEVICE void decode(const DecodeParams& p) {
 }  // namespace
 
 // Cooperative. Grid: one block a multiprocessor, or fewer. Shared memory: the blackboard, `slots` slots, (BATCH, C) and
-// (BATCH, F) floats; rows of the batch beyond `rows` are zeros.
+// (BATCH, max(C, F)) floats; rows of the batch beyond `rows` are zeros.
 KERNEL(decode_forward_single_bf16, DecodeParams, 512, 1) { decode<bf16, 1>(params); }
 KERNEL(decode_forward_pair_bf16, DecodeParams, 512, 1) { decode<bf16, 2>(params); }
 KERNEL(decode_forward_quad_bf16, DecodeParams, 512, 1) { decode<bf16, 4>(params); }

@@ -70,6 +70,17 @@ def photo(seed, width=640, height=480):
 
 
 @torch.no_grad()
+def models(seed=1, eos_bias=-1e4):
+    """The captioner and the vocoder."""
+    captioner = captioners.build(captioners.GIT_LARGE)
+    captioners.randomise(captioner, seed, logits=2.0, positions=30.0, eos_bias=eos_bias, decoder=0.4, bf16=False)
+    captioner.output.bias[[captioners.PAD, 103]] = -1e4
+    vocoder = vocoder_reference.Vocoder(pipeline.published_to_ours(PUBLISHED))
+    vocoder_reference.randomise(vocoder, seed)
+    vocoder.dur_predictor.proj.bias.fill_(1.0)  # about two frames a unit
+    return captioner, vocoder.eval()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -79,17 +90,8 @@ def main():
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
 
-    model = captioners.build(captioners.GIT_LARGE)
-    captioners.randomise(
-        model, arguments.seed, logits=2.0, positions=30.0, eos_bias=arguments.eos_bias, decoder=0.4, bf16=False
-    )
-    model.output.bias[[captioners.PAD, 103]] = -1e4
-    torch.save({"state_dict": captioners.reference_state(model)}, out / pipeline.CAPTIONER)
-    del model
-
-    vocoder = vocoder_reference.Vocoder(pipeline.published_to_ours(PUBLISHED))
-    vocoder_reference.randomise(vocoder, arguments.seed)
-    vocoder.dur_predictor.proj.bias.fill_(1.0)  # about two frames a unit
+    captioner, vocoder = models(arguments.seed, arguments.eos_bias)
+    torch.save({"state_dict": captioners.reference_state(captioner)}, out / pipeline.CAPTIONER)
     state = vocoder_reference.unfold(vocoder.state_dict())
     torch.save({"generator": state}, out / pipeline.VOCODER)
     (out / pipeline.CONFIG).write_text(json.dumps(PUBLISHED, indent=4) + "\n")

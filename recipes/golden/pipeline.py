@@ -76,11 +76,10 @@ def greedy(model, pixels, units):
 
 
 @torch.inference_mode()
-def generate(model, pixels, units, beams):
+def generate(model, pixels, units, beams, **options):
     """Tokens after BOS, cut before the first EOS."""
-    row = model.generate(
-        pixel_values=pixels, max_length=units + 1, num_beams=beams, do_sample=False, early_stopping=beams > 1
-    )[0].tolist()
+    options |= {"max_length": units + 1, "num_beams": beams, "do_sample": False, "early_stopping": beams > 1}
+    row = model.generate(pixel_values=pixels, **options)[0].tolist()
     assert row[0] == BOS
     return row[1 : row.index(EOS)] if EOS in row else row[1:]
 
@@ -92,8 +91,8 @@ def spoken_units(tokens):
 
 
 @torch.inference_mode()
-def speak(vocoder, units):
-    units = torch.tensor(units)
+def speak(vocoder, units, device="cpu"):
+    units = torch.tensor(units, device=device)
     return vocoder(units, vocoder.durations(units))
 
 

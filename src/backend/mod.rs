@@ -251,6 +251,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
         body(self, cache, x)
     }
 
+    /// Does `work`, the many short operations of a decode step, where each of them starts soonest.
+    fn step<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        work()
+    }
+
     /// `act(x weight^T + bias) + residual`: x (M, K), residual and result (M, N). For whole sequences.
     fn linear(
         &self,
@@ -288,7 +293,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Replaces the live rows; texts are carried over from the parents, and may differ in length.
     fn cache_rows(&self, cache: &mut Self::Cache, rows: &[CacheRow]) -> Result<()>;
     /// Makes room for one more token in the text of every live row, and says at which position.
-    fn cache_grow(&self, cache: &mut Self::Cache) -> Result<Vec<u32>>;
+    fn cache_grow<'c>(&self, cache: &'c mut Self::Cache) -> Result<&'c [u32]>;
     /// The new token of every live row: stores its key and value at the end of its text, then lets it attend to the
     /// prefix of its picture and to its text, itself included: packed qkv (R, 3*H*D) to (R, H*D).
     fn attention_cached(&self, qkv: &Self::Tensor, cache: &mut Self::Cache, layer: usize) -> Result<Self::Tensor>;
@@ -341,8 +346,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn crop(&self, x: &Self::Tensor, columns: Range<usize>) -> Result<Self::Tensor>;
     /// (M, N) to (N, M).
     fn transpose(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
-    /// Column of the largest value of each row, the lowest such column on ties; NaN anywhere is an error.
-    fn argmax(&self, x: &Self::Tensor) -> Result<Vec<u32>>;
+    /// Column of the largest value of each row, the lowest such column on ties, into `columns`; NaN anywhere is an error.
+    fn argmax(&self, x: &Self::Tensor, columns: &mut Vec<u32>) -> Result<()>;
     /// The `count` largest values of each row, largest first, the lower column first on ties; NaN anywhere is an error.
     fn top_k(&self, x: &Self::Tensor, count: usize) -> Result<Vec<Vec<TopValue>>>;
     /// One step of a beam search: logits (R, V) of live texts, the sum of log-probabilities of each so far, and how many

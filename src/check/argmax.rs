@@ -30,7 +30,8 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
                 x.iter_mut().for_each(|v| *v = if *v < 0.5 { -3.0 } else { (*v - 0.75).signum() * 0.0 });
                 x.iter_mut().take(columns).for_each(|v| *v = f32::NEG_INFINITY);
             }
-            let expected = Cpu.argmax(&Cpu.upload([rows, columns], &x)?)?;
+            let mut expected = Vec::new();
+            Cpu.argmax(&Cpu.upload([rows, columns], &x)?, &mut expected)?;
             let x = checker.cuda.upload([rows, columns], &x)?;
             let case = Case {
                 name: format!("{rows}x{columns}{}", if ties { ", ties" } else { "" }),
@@ -41,7 +42,10 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
                 exact: true,
                 work: Work { flops: 0.0, bytes: 4.0 * (rows * columns) as f64 },
             };
-            checker.ids(case, &|cuda| cuda.argmax(&x))?;
+            checker.ids(case, &|cuda| {
+                let mut best = Vec::new();
+                cuda.argmax(&x, &mut best).map(|()| best)
+            })?;
         }
     }
     Ok(())

@@ -73,9 +73,8 @@ fn run<B: Backend>(
         for (layer, region) in regions.iter().enumerate() {
             let part = &qkv[layer * rows.len() * 3 * width..][..rows.len() * 3 * width];
             let x = backend.upload([rows.len(), 3 * width], part)?;
-            let y = backend.step_region(region, &mut cache, &x, &|backend, cache, x| {
-                backend.attention_cached(x, cache, layer)
-            })?;
+            let y = backend
+                .step_region(region, &mut cache, &x, &|backend, cache, x| backend.attention_cached(x, cache, layer))?;
             out.extend(backend.download(&y)?);
         }
     }

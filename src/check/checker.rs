@@ -18,6 +18,7 @@ pub const OPERATIONS: &[(&str, Check)] = &[
     ("conv1d", super::conv1d::check),
     ("conv_transpose1d", super::conv_transpose1d::check),
     ("crop", super::crop::check),
+    ("decode_greedy", super::decode_greedy::check),
     ("embed", super::embed::check),
     ("layer_norm", super::layer_norm::check),
     ("linear", super::linear::check_sequences),

@@ -20,6 +20,8 @@ mod conv_transpose1d;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod crop;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
+mod decode_greedy;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
 mod doctor;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod embed;

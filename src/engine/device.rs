@@ -86,8 +86,19 @@ impl FromStr for Device {
     }
 }
 
-/// Puts the models of `files` on the device that is asked for; says in which type its weight matrices are.
-pub(super) fn load(files: &mut ModelFiles, options: LoadOptions) -> Result<(Arc<dyn Captioner>, DType)> {
+/// In which types the weight matrices are read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Types {
+    /// By the vision transformer.
+    pub vision: DType,
+    /// By the decoder, for whole sequences.
+    pub prefill: DType,
+    /// By the decoder, for a step.
+    pub step: DType,
+}
+
+/// Puts the models of `files` on the device that is asked for.
+pub(super) fn load(files: &mut ModelFiles, options: LoadOptions) -> Result<(Arc<dyn Captioner>, Types)> {
     match options.device {
         Device::Cpu => on_cpu(files, options.dtype),
         Device::Auto if first_gpu().is_none() => on_cpu(files, options.dtype),
@@ -106,18 +117,20 @@ fn first_gpu() -> Option<usize> {
     None
 }
 
-fn on_cpu(files: &mut ModelFiles, dtype: Option<DType>) -> Result<(Arc<dyn Captioner>, DType)> {
-    let used = match dtype.or(stored(files)) {
+fn on_cpu(files: &mut ModelFiles, dtype: Option<DType>) -> Result<(Arc<dyn Captioner>, Types)> {
+    let used = |model| match dtype.or(stored(files, model)) {
         Some(DType::BF16 | DType::F8E4M3) => DType::BF16,
         Some(DType::I8) => DType::I8,
         _ => DType::F32,
     };
-    Ok((Arc::new(Model::load(Cpu, files, dtype)?), used))
+    let (vision, decoder) = (used("vision"), used("decoder"));
+    Ok((Arc::new(Model::load(Cpu, files, dtype)?), Types { vision, prefill: decoder, step: decoder }))
 }
 
-/// Type of the decoder's matrices in the file.
-fn stored(files: &ModelFiles) -> Option<DType> {
-    files.captioner.iter().find(|(name, _)| *name == "decoder.layers.0.qkv.weight").map(|(_, tensor)| tensor.dtype())
+/// Type of the matrices of this model's layers in the file.
+fn stored(files: &ModelFiles, model: &str) -> Option<DType> {
+    let first = format!("{model}.layers.0.qkv.weight");
+    files.captioner.iter().find(|(name, _)| *name == first).map(|(_, tensor)| tensor.dtype())
 }
 
 /// bf16 unless f32 is asked for: what the tensor cores compute in. e4m3 weights are kept as such for decoding; int8 ones become
@@ -127,10 +140,11 @@ pub(super) fn on_gpu(
     driver: Arc<dyn crate::backend::cuda::driver::Driver>,
     files: &mut ModelFiles,
     dtype: Option<DType>,
-) -> Result<(Arc<dyn Captioner>, DType)> {
-    let used = dtype.or(stored(files).filter(|&dtype| dtype == DType::F8E4M3)).unwrap_or(DType::BF16);
-    let dtype = if used == DType::F32 { DType::F32 } else { DType::BF16 };
-    Ok((Arc::new(Model::load(crate::backend::cuda::Cuda::new(driver, dtype)?, files, Some(dtype))?), used))
+) -> Result<(Arc<dyn Captioner>, Types)> {
+    let step = dtype.or(stored(files, "decoder").filter(|&dtype| dtype == DType::F8E4M3)).unwrap_or(DType::BF16);
+    let dtype = if step == DType::F32 { DType::F32 } else { DType::BF16 };
+    let model = Model::load(crate::backend::cuda::Cuda::new(driver, dtype)?, files, Some(dtype))?;
+    Ok((Arc::new(model), Types { vision: dtype, prefill: dtype, step }))
 }
 
 #[cfg(feature = "cuda")]

@@ -105,7 +105,7 @@ pub enum Progress {
 pub struct Engine {
     model: Arc<dyn Captioner>,
     config: ModelConfig,
-    dtype: &'static str,
+    types: device::Types,
 }
 
 /// Use of a device's memory.
@@ -212,12 +212,12 @@ impl Engine {
 
     fn new_with(
         mut files: ModelFiles,
-        load: impl FnOnce(&mut ModelFiles) -> Result<(Arc<dyn Captioner>, DType)>,
+        load: impl FnOnce(&mut ModelFiles) -> Result<(Arc<dyn Captioner>, device::Types)>,
     ) -> Result<Engine> {
-        let (model, dtype) = load(&mut files)?;
+        let (model, types) = load(&mut files)?;
         files.captioner.finish()?;
         files.vocoder.map_or(Ok(()), |store| store.finish())?;
-        Ok(Engine { model, config: files.config, dtype: dtype.name() })
+        Ok(Engine { model, config: files.config, types })
     }
 
     /// The model's dimensions and origin.
@@ -238,7 +238,12 @@ impl Engine {
     /// Type of the weight matrices in use: "f32", "bf16", or "fp8" or "int8" for those of the decoder beside wider
     /// ones.
     pub fn dtype(&self) -> &'static str {
-        self.dtype
+        self.types.step.name()
+    }
+
+    /// In which types weight matrices are read.
+    pub(crate) fn types(&self) -> device::Types {
+        self.types
     }
 
     /// Captions one picture.

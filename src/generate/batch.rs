@@ -41,6 +41,20 @@ pub struct Batch<'a, B: Backend> {
     places: Vec<Option<Text<'a>>>,
     /// Live rows of the last step.
     rows: usize,
+    /// What a step works in.
+    scratch: Scratch,
+}
+
+/// The live rows of a step, and how many of them belong to each text; kept, so that a step need not allocate.
+#[derive(Default)]
+struct Scratch {
+    rows: Vec<CacheRow>,
+    /// Each row's last token.
+    ids: Vec<u32>,
+    scores: Vec<f32>,
+    counts: Vec<usize>,
+    /// The token that follows.
+    next: Vec<u32>,
 }
 
 impl Running {
@@ -54,6 +68,14 @@ impl Text<'_> {
         match self {
             Text::Single(running, _) => std::slice::from_mut(running),
             Text::Beams(search) => &mut search.running,
+        }
+    }
+
+    /// The state of a single sequence's random numbers.
+    fn random(&mut self) -> Option<&mut u64> {
+        match self {
+            Text::Single(_, random) => Some(random),
+            Text::Beams(_) => None,
         }
     }
 
@@ -89,7 +111,16 @@ impl<'a, B: Backend> Batch<'a, B> {
         options: &'a GenerateOptions,
     ) -> Batch<'a, B> {
         let places = (0..places).map(|_| None).collect();
-        Batch { backend, decoder, cache, options, limit: options.limit(decoder), places, rows: 0 }
+        Batch {
+            backend,
+            decoder,
+            cache,
+            options,
+            limit: options.limit(decoder),
+            places,
+            rows: 0,
+            scratch: Scratch::default(),
+        }
     }
 
     /// The cache, for the prefixes of pictures at places that are not in use.
@@ -106,14 +137,22 @@ impl<'a, B: Backend> Batch<'a, B> {
     pub fn begin(&mut self, place: usize) {
         self.places[place] = Some(match self.options.sampling {
             _ if self.options.beams > 1 => Text::Beams(Search::new(self.options, self.limit)),
-            sampling => Text::Single(Running::start(), sampling.map_or(0, |sampling| sampling.seed)),
+            sampling => {
+                let mut running = Running::start();
+                running.tokens.reserve(self.limit);
+                Text::Single(running, sampling.map_or(0, |sampling| sampling.seed))
+            }
         });
     }
 
     /// Every text grows by one token. Gives back the places that are free again, with what was said there. `told` hears of
     /// every text, and may ask for an end: then the step's last value is `Break`.
     pub fn step(&mut self, told: &mut dyn FnMut(Told<'_>) -> ControlFlow<()>) -> Result<(Vec<Ended>, ControlFlow<()>)> {
-        let (mut rows, mut ids, mut scores, mut counts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let Scratch { rows, ids, scores, counts, .. } = &mut self.scratch;
+        rows.clear();
+        ids.clear();
+        scores.clear();
+        counts.clear();
         for (image, text) in self.places.iter_mut().enumerate() {
             let Some(text) = text else { continue };
             let running = text.running();
@@ -130,11 +169,11 @@ impl<'a, B: Backend> Batch<'a, B> {
         }
         // Rows that go on as they are need no call.
         if rows.len() != self.rows || rows.iter().enumerate().any(|(r, row)| row.parent != Some(r)) {
-            self.backend.cache_rows(&mut self.cache, &rows)?;
+            self.backend.cache_rows(&mut self.cache, rows)?;
         }
         self.rows = rows.len();
-        let logits = self.decoder.step(self.backend, &mut self.cache, &ids)?;
-        self.extend(&logits, &scores, &counts)?;
+        let logits = self.decoder.step(self.backend, &mut self.cache, ids)?;
+        self.extend(&logits)?;
         let mut flow = ControlFlow::Continue(());
         for (image, place) in self.places.iter_mut().enumerate() {
             let Some(text) = place else { continue };
@@ -157,29 +196,28 @@ impl<'a, B: Backend> Batch<'a, B> {
     }
 
     /// Chooses the next token of every live text.
-    fn extend(&mut self, logits: &B::Tensor, scores: &[f32], counts: &[usize]) -> Result<()> {
-        let texts = self.places.iter_mut().flatten();
+    fn extend(&mut self, logits: &B::Tensor) -> Result<()> {
+        let Scratch { scores, counts, next, .. } = &mut self.scratch;
         if self.options.beams > 1 {
             let candidates = self.backend.beam_candidates(logits, scores, counts, 2 * self.options.beams)?;
-            for (text, candidates) in texts.zip(candidates) {
+            for (text, candidates) in self.places.iter_mut().flatten().zip(candidates) {
                 if let Text::Beams(search) = text {
                     search.step(&candidates);
                 }
             }
             return Ok(());
         }
-        let mut singles: Vec<(&mut Running, &mut u64)> = texts
-            .filter_map(|text| match text {
-                Text::Single(running, random) => Some((running, random)),
-                Text::Beams(_) => None,
-            })
-            .collect();
-        let next = match &self.options.sampling {
-            Some(sampling) => sample::draw(self.backend, logits, sampling, singles.iter_mut().map(|(_, r)| &mut **r))?,
-            None => self.backend.argmax(logits)?,
-        };
-        for ((running, _), token) in singles.into_iter().zip(next) {
-            running.tokens.push(token);
+        match &self.options.sampling {
+            Some(sampling) => {
+                let states = self.places.iter_mut().flatten().filter_map(Text::random);
+                *next = sample::draw(self.backend, logits, sampling, states)?;
+            }
+            None => self.backend.argmax(logits, next)?,
+        }
+        for (text, &token) in self.places.iter_mut().flatten().zip(&*next) {
+            if let Text::Single(running, _) = text {
+                running.tokens.push(token);
+            }
         }
         Ok(())
     }

@@ -39,13 +39,17 @@ pub fn prefill(config: &ModelConfig, element: usize) -> Work {
     Work { flops: layers.flops + 2.0 * tokens as f64 * last, bytes: layers.bytes + last * element as f64 }
 }
 
-/// One token of one text: weights, and keys and values of the image.
-pub fn step(config: &ModelConfig, element: usize) -> Work {
+/// One token of one text, with bytes of an element of the layers' matrices, of the output's, and of the image's keys and
+/// values.
+pub fn step(config: &ModelConfig, elements: [usize; 3]) -> Work {
     let decoder = &config.decoder;
-    let weights = decoder.layers * decoder.width * (4 * decoder.width + 2 * decoder.mlp);
-    let weights = (weights + decoder.vocabulary * decoder.width) as f64;
-    let cached = (decoder.layers * 2 * config.image_tokens() * decoder.width) as f64;
-    Work { flops: 2.0 * (weights + cached), bytes: (weights + cached) * element as f64 }
+    let counts = [
+        decoder.layers * decoder.width * (4 * decoder.width + 2 * decoder.mlp),
+        decoder.vocabulary * decoder.width,
+        decoder.layers * 2 * config.image_tokens() * decoder.width,
+    ];
+    let bytes: usize = counts.iter().zip(elements).map(|(count, element)| count * element).sum();
+    Work { flops: 2.0 * counts.iter().sum::<usize>() as f64, bytes: bytes as f64 }
 }
 
 /// Embedded frames to samples, for `frames` frames.
@@ -80,7 +84,9 @@ mod tests {
     fn the_published_model_does_what_is_known_of_it() {
         let config = random::published();
         let near = |value: f64, known: f64| (value / known - 1.0).abs() < 0.01;
-        assert!(near(step(&config, 2).bytes, 86e6 + 4.8e6 - 1.1e6), "{:?}", step(&config, 2));
+        let bytes = |elements| step(&config, elements).bytes;
+        assert!(near(bytes([2; 3]), 86e6 + 4.8e6 - 1.1e6), "{:?}", step(&config, [2; 3]));
+        assert_eq!(bytes([1, 2, 4]), bytes([1, 0, 0]) + bytes([0, 2, 0]) + bytes([0, 0, 4]));
         let vocoder = vocoder(config.vocoder.as_ref().expect("a vocoder"), 50, 4);
         assert!(near(vocoder.flops, 16.04e9), "a second of speech: {vocoder:?}");
         assert!(near(vision(&config, 4).flops, 162e9), "{:?}", vision(&config, 4));

@@ -5,21 +5,20 @@ use super::{Tensor, ensure};
 use crate::{Error, Result};
 
 /// See [`crate::backend::Backend::argmax`].
-pub fn argmax(x: &Tensor) -> Result<Vec<u32>> {
+pub fn argmax(x: &Tensor, columns: &mut Vec<u32>) -> Result<()> {
     ensure(x.columns > 0, "argmax", || "rows have no columns".into())?;
-    x.data
-        .chunks_exact(x.columns)
-        .map(|row| {
-            let mut best = 0;
-            for (column, value) in row.iter().enumerate() {
-                if value.is_nan() {
-                    return Err(Error::NotANumber { stage: "argmax" });
-                }
-                if *value > row[best] {
-                    best = column;
-                }
+    columns.clear();
+    for row in x.data.chunks_exact(x.columns) {
+        let mut best = 0;
+        for (column, value) in row.iter().enumerate() {
+            if value.is_nan() {
+                return Err(Error::NotANumber { stage: "argmax" });
             }
-            Ok(best as u32)
-        })
-        .collect()
+            if *value > row[best] {
+                best = column;
+            }
+        }
+        columns.push(best as u32);
+    }
+    Ok(())
 }

@@ -1,66 +1,92 @@
-//! Memory of activations. A buffer that is dropped waits to be used again, because fresh pages of a large allocation cost
-//! more than what is computed into them: a vocoder makes a hundred tensors of the same few sizes.
+//! Memory of activations. A buffer that nobody holds any more waits to be used again: fresh pages of a large allocation cost
+//! more than what is computed into them, and a decode step makes a hundred small tensors of the same few sizes.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Buffers that wait. Small ones are the allocator's business.
-static WAITING: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
-/// Most buffers that wait, and the elements of the smallest (256 KiB) and of all of them (256 MiB).
-const MOST: usize = 16;
-const SMALLEST: usize = 1 << 16;
-const MOST_ELEMENTS: usize = 1 << 26;
+/// Buffers that wait: at most `most`, of `elements` together.
+struct Shelf {
+    waiting: Mutex<Vec<Arc<Vec<f32>>>>,
+    most: usize,
+    elements: usize,
+}
 
-/// A vector whose memory is kept for the next one.
-#[derive(Debug)]
-pub(super) struct Buffer(Vec<f32>);
+/// Elements from which a buffer is large.
+const LARGE_FROM: usize = 1 << 16;
+/// 256 MiB of large ones, 4 MiB of others.
+static LARGE: Shelf = Shelf { waiting: Mutex::new(Vec::new()), most: 16, elements: 1 << 26 };
+static SMALL: Shelf = Shelf { waiting: Mutex::new(Vec::new()), most: 48, elements: 1 << 20 };
+
+impl Shelf {
+    fn of(len: usize) -> &'static Shelf {
+        if len < LARGE_FROM { &SMALL } else { &LARGE }
+    }
+
+    /// The tightest fit, and never one more than twice as large as needed.
+    fn take(&self, len: usize) -> Option<Arc<Vec<f32>>> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = (0..waiting.len()).filter(|&i| (len..=2 * len).contains(&waiting[i].capacity()));
+        fits.min_by_key(|&i| waiting[i].capacity()).map(|index| waiting.remove(index))
+    }
+
+    /// Keeps a buffer; those that have waited longest make room.
+    fn keep(&self, buffer: Arc<Vec<f32>>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.capacity() == 0 {
+            waiting.reserve_exact(self.most);
+        }
+        waiting.push(buffer);
+        let held = |waiting: &Vec<Arc<Vec<f32>>>| waiting.iter().map(|values| values.capacity()).sum::<usize>();
+        while waiting.len() >= self.most || held(&waiting) > self.elements {
+            waiting.remove(0);
+        }
+    }
+}
+
+/// A vector whose memory is kept for the next one. Clones share it; who writes to a shared one gets a copy.
+#[derive(Clone, Debug)]
+pub(super) struct Buffer(Option<Arc<Vec<f32>>>);
 
 impl Buffer {
     /// `len` elements of any value: for results that are written whole.
     pub fn any(len: usize) -> Buffer {
-        if len >= SMALLEST {
-            let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-            // The tightest fit, and never one more than twice as large as needed.
-            let fits = |buffer: &Vec<f32>| (len..=2 * len).contains(&buffer.len());
-            let best = (0..waiting.len()).filter(|&i| fits(&waiting[i])).min_by_key(|&i| waiting[i].len());
-            if let Some(index) = best {
-                let mut values = waiting.swap_remove(index);
-                values.truncate(len);
-                return Buffer(values);
-            }
-        }
-        Buffer(vec![0.0; len])
+        let Some(mut waited) = Shelf::of(len).take(len) else { return vec![0.0; len].into() };
+        Arc::make_mut(&mut waited).resize(len, 0.0);
+        Buffer(Some(waited))
+    }
+
+    /// `len` zeros.
+    pub fn zeros(len: usize) -> Buffer {
+        let mut buffer = Buffer::any(len);
+        buffer.fill(0.0);
+        buffer
     }
 }
 
 impl From<Vec<f32>> for Buffer {
     fn from(values: Vec<f32>) -> Buffer {
-        Buffer(values)
+        Buffer(Some(Arc::new(values)))
     }
 }
 
 impl Deref for Buffer {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.0
+        self.0.as_deref().map_or(&[], Vec::as_slice)
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.0
+        self.0.as_mut().map_or(&mut [], |values| Arc::make_mut(values).as_mut_slice())
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.0.len() < SMALLEST {
-            return;
-        }
-        let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-        let held: usize = waiting.iter().map(Vec::len).sum();
-        if waiting.len() < MOST && held + self.0.len() <= MOST_ELEMENTS {
-            waiting.push(std::mem::take(&mut self.0));
+        let Some(mut values) = self.0.take() else { return };
+        if Arc::get_mut(&mut values).is_some() {
+            Shelf::of(values.capacity()).keep(values);
         }
     }
 }

@@ -4,9 +4,12 @@
 //! row owns its text alone. Keys lie in tiles of 16 tokens, (tile, D, 16), so that scores are computed 16 at a time
 //! without a horizontal sum; values lie as (T, D). Bytes per step and layer: 8 * H * D per visible token.
 
+use std::cell::RefCell;
+
 use rayon::prelude::*;
 
 use super::attention::softmax;
+use super::buffer::Buffer;
 use super::simd::{Simd, dispatch};
 use super::{Tensor, ensure};
 use crate::Result;
@@ -59,11 +62,18 @@ impl Store {
     }
 }
 
+thread_local! {
+    /// Scores of one query, kept from step to step.
+    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
 /// The cache of [`crate::backend::Backend::attention_cached`].
 pub struct Cache {
     shape: CacheShape,
     prefix: Store,
     rows: Vec<Row>,
+    /// Where each row's newest token stands.
+    positions: Vec<u32>,
 }
 
 struct Row {
@@ -77,7 +87,7 @@ impl Cache {
     pub(super) fn new(shape: CacheShape) -> Result<Cache> {
         ensure(shape.heads > 0 && shape.head_size > 0, "cache", || format!("{shape:?}"))?;
         let prefix = Store::new(shape.layers * shape.images * shape.heads, shape.prefix, shape.head_size);
-        Ok(Cache { shape, prefix, rows: Vec::new() })
+        Ok(Cache { shape, prefix, rows: Vec::new(), positions: Vec::new() })
     }
 
     fn check(&self, op: &'static str, qkv: &Tensor, rows: usize, layer: usize) -> Result<()> {
@@ -136,16 +146,15 @@ impl Cache {
         Ok(())
     }
 
-    pub(super) fn grow(&mut self) -> Result<Vec<u32>> {
+    pub(super) fn grow(&mut self) -> Result<&[u32]> {
         let most = self.shape.max_text;
         for row in &self.rows {
             ensure(row.tokens < most, "cache_grow", || format!("position {} of at most {most}", row.tokens))?;
         }
-        let grown = self.rows.iter_mut().map(|row| {
-            row.tokens += 1;
-            (row.tokens - 1) as u32
-        });
-        Ok(grown.collect())
+        self.positions.clear();
+        self.positions.extend(self.rows.iter().map(|row| row.tokens as u32));
+        self.rows.iter_mut().for_each(|row| row.tokens += 1);
+        Ok(&self.positions)
     }
 
     pub(super) fn attention(&mut self, qkv: &Tensor, layer: usize) -> Result<Tensor> {
@@ -161,19 +170,18 @@ impl Cache {
                 row.text.put(layer * heads + head, row.tokens - 1, key, &qkv[2 * width + head * size..][..size]);
             }
         }
-        let mut out = vec![0.0; self.rows.len() * width];
+        let mut out = Buffer::zeros(self.rows.len() * width);
         let tasks = self.rows.len() * heads;
         let (rows, prefix_store) = (&self.rows, &self.prefix);
-        out.par_chunks_mut(size).with_min_len(tasks.div_ceil(rayon::current_num_threads())).enumerate().for_each_init(
-            Vec::new,
-            |scores, (task, out)| {
-                let (row, head) = (task / heads, task % heads);
-                let query = &qkv.data[row * 3 * width + head * size..][..size];
-                let image = prefix_store.block((layer * images + rows[row].image) * heads + head);
-                let text = rows[row].text.block(layer * heads + head);
-                one_query(query, [(image, prefix), (text, rows[row].tokens)], scores, out);
-            },
-        );
+        let share = tasks.div_ceil(rayon::current_num_threads());
+        out.par_chunks_mut(size).with_min_len(share).enumerate().for_each(|(task, out)| {
+            let (row, head) = (task / heads, task % heads);
+            let query = &qkv.data[row * 3 * width + head * size..][..size];
+            let image = prefix_store.block((layer * images + rows[row].image) * heads + head);
+            let text = rows[row].text.block(layer * heads + head);
+            let parts = [(image, prefix), (text, rows[row].tokens)];
+            SCORES.with_borrow_mut(|scores| one_query(query, parts, scores, out));
+        });
         Ok(Tensor::new(self.rows.len(), width, out))
     }
 }

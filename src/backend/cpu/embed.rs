@@ -1,6 +1,7 @@
 //! embed: rows of tables. One form adds a word and a position (decoder), the other stacks rows of several tables as
 //! columns (vocoder: unit, pitch, speaker). Bytes: 4 to 12 per element; never on the critical path.
 
+use super::buffer::Buffer;
 use super::{Matrix, Tensor, ensure};
 use crate::Result;
 
@@ -26,7 +27,7 @@ pub fn embed(table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) 
     check_ids("embed", position, positions)?;
     let columns = table.columns;
     let (words, places) = (table.elements()?, position.elements()?);
-    let mut out = vec![0.0; ids.len() * columns];
+    let mut out = Buffer::zeros(ids.len() * columns);
     for (r, row) in out.chunks_exact_mut(columns.max(1)).enumerate() {
         words.add_to(ids[r] as usize * columns, row);
         places.add_to(positions[r] as usize * columns, row);

@@ -23,7 +23,6 @@ mod transpose;
 mod winograd;
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::bf16;
@@ -49,12 +48,12 @@ pub struct Cpu;
 pub struct Tensor {
     rows: usize,
     columns: usize,
-    data: Arc<Buffer>,
+    data: Buffer,
 }
 
 impl Tensor {
     fn new(rows: usize, columns: usize, data: impl Into<Buffer>) -> Tensor {
-        let data = Arc::new(data.into());
+        let data = data.into();
         debug_assert_eq!(rows * columns, data.len());
         Tensor { rows, columns, data }
     }
@@ -200,6 +199,10 @@ impl Backend for Cpu {
         kernel
     }
 
+    fn step<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        rayon::scope(|_| work())
+    }
+
     fn linear(
         &self,
         x: &Tensor,
@@ -257,7 +260,7 @@ impl Backend for Cpu {
         cache.set_rows(rows)
     }
 
-    fn cache_grow(&self, cache: &mut Cache) -> Result<Vec<u32>> {
+    fn cache_grow<'c>(&self, cache: &'c mut Cache) -> Result<&'c [u32]> {
         cache.grow()
     }
 
@@ -308,9 +311,9 @@ impl Backend for Cpu {
         transpose::transpose(x)
     }
 
-    fn argmax(&self, x: &Tensor) -> Result<Vec<u32>> {
+    fn argmax(&self, x: &Tensor, columns: &mut Vec<u32>) -> Result<()> {
         let _span = trace::span("argmax");
-        argmax::argmax(x)
+        argmax::argmax(x, columns)
     }
 
     fn top_k(&self, x: &Tensor, count: usize) -> Result<Vec<Vec<TopValue>>> {

@@ -13,9 +13,9 @@ use super::kernels::{self, CachedAttentionParams};
 use super::linear::{self, Split};
 use super::region::Key;
 use super::{CacheRow, CacheShape, Cuda, Layout, Linear, Tensor, ensure, int};
+use crate::Result;
 use crate::backend::{Region, StepBody};
 use crate::tensor::DType;
-use crate::Result;
 pub(super) use store::Shelf;
 use store::{Store, Tables, Texts};
 
@@ -33,8 +33,9 @@ pub struct Cache {
     shape: CacheShape,
     store: Store,
     rows: Vec<Row>,
-    /// Tables of the live rows after their positions, where the device does not have them yet.
-    unwritten: Vec<u32>,
+    /// The tables of the live rows, in the order of [`Tables`]; all but their positions are on the device if `written`.
+    tables: Vec<u32>,
+    written: bool,
     /// Rows, splits of their texts and slots in the newest step, and how many steps before it were alike.
     kind: [usize; 3],
     steady: usize,
@@ -57,8 +58,8 @@ impl Cache {
         ensure(fits, "cache", || format!("{shape:?}"))?;
         let used = if cuda.pool.poisons() { None } else { cuda.shelf.take(shape) };
         let store = used.map_or_else(|| Store::new(cuda, shape), Ok)?;
-        let (rows, unwritten, shelf) = (Vec::new(), Vec::new(), cuda.shelf.clone());
-        Ok(Cache { shape, store, rows, unwritten, kind: [0; 3], steady: 0, shelf })
+        let (rows, tables, shelf) = (Vec::new(), Vec::new(), cuda.shelf.clone());
+        Ok(Cache { shape, store, rows, tables, written: true, kind: [0; 3], steady: 0, shelf })
     }
 
     /// Its sizes.
@@ -111,7 +112,7 @@ impl Cache {
         let continued: Vec<Row> = rows.iter().map(|row| self.continued(row.parent)).collect();
         let next = with_slots(continued);
         self.reserve(cuda, next.iter().map(|row| row.own as usize + 1).max().unwrap_or(0))?;
-        self.unwritten = self.tables(rows, &next);
+        (self.tables, self.written) = (self.tables(rows, &next), false);
         self.rows = next;
         Ok(())
     }
@@ -127,8 +128,8 @@ impl Cache {
         Row { ancestors, own: parent.own, tokens: parent.tokens }
     }
 
-    /// The tables of these rows that follow their positions, in the order of [`Tables`].
     fn tables(&self, rows: &[CacheRow], next: &[Row]) -> Vec<u32> {
+        let positions = next.iter().map(|row| row.tokens as u32);
         let own = next.iter().map(|row| row.own);
         let known = next.iter().map(|row| row.ancestors.len() as u32);
         let mut order: Vec<u32> = (0..rows.len() as u32).collect();
@@ -137,7 +138,7 @@ impl Cache {
         let longest = next.iter().map(|row| row.ancestors.len()).max().unwrap_or(0);
         let slot = |row: &Row, position: usize| row.ancestors.get(position).copied().unwrap_or(row.own);
         let ancestors = (0..longest).flat_map(|position| next.iter().map(move |row| slot(row, position)));
-        own.chain(known).chain(order).chain(first).chain(ancestors).collect()
+        positions.chain(own).chain(known).chain(order).chain(first).chain(ancestors).collect()
     }
 
     /// Room for this many slots in every layer; what texts hold already moves along.
@@ -161,24 +162,27 @@ impl Cache {
         Ok(())
     }
 
-    pub(super) fn grow(&mut self, cuda: &Cuda) -> Result<Vec<u32>> {
+    pub(super) fn grow(&mut self, cuda: &Cuda) -> Result<&[u32]> {
         let most = self.shape.max_text;
         for row in &self.rows {
             ensure(row.tokens < most, "cache_grow", || format!("position {} of at most {most}", row.tokens))?;
         }
-        let positions: Vec<u32> = self.rows.iter().map(|row| row.tokens as u32).collect();
-        let Some(texts) = &self.store.texts else { return Ok(positions) };
-        let words = [&positions[..], &self.unwritten].concat();
-        let tables = texts.tables(positions.len(), self.shape.images);
+        let Some(texts) = &self.store.texts else { return Ok(&[]) };
+        let rows = self.rows.len();
+        for (position, row) in self.tables.iter_mut().zip(&self.rows) {
+            *position = row.tokens as u32;
+        }
+        let changed = if self.written { &self.tables[..rows] } else { &self.tables };
+        let tables = texts.tables(rows, self.shape.images);
         // SAFETY: there is room for the tables of as many rows as slots, and no two rows share a slot.
-        unsafe { cuda.driver.write(tables.positions, bytemuck::cast_slice(&words))? };
+        unsafe { cuda.driver.write(tables.positions, bytemuck::cast_slice(changed))? };
         let slots = texts.slots;
-        self.unwritten.clear();
+        self.written = true;
         self.rows.iter_mut().for_each(|row| row.tokens += 1);
-        let kind = [self.rows.len(), self.text_splits(), slots];
+        let kind = [rows, self.text_splits(), slots];
         self.steady = if kind == self.kind { self.steady + 1 } else { 0 };
         self.kind = kind;
-        Ok(positions)
+        Ok(&self.tables[..rows])
     }
 
     /// Splits that there are blocks for. Those that no text reaches cost little, and steps that differ less are recorded
@@ -197,7 +201,7 @@ impl Cache {
         body: StepBody<'_, Cuda>,
     ) -> Result<Tensor> {
         let key = Key::new(region, x, self.text_splits());
-        let fits = x.rows == self.rows.len() && self.unwritten.is_empty();
+        let fits = x.rows == self.rows.len() && self.written;
         let Some(texts) = self.store.texts.as_mut().filter(|_| fits) else { return body(cuda, self, x) };
         // The body has the cache while they are at work.
         let mut steps = std::mem::take(&mut texts.steps);
@@ -221,7 +225,7 @@ impl Cache {
         self.check(OP, qkv, rows, layer)?;
         let y = cuda.empty([rows, heads * head_size], DType::F32, Layout::Rows)?;
         let Some(texts) = &self.store.texts else { return Ok(y) };
-        ensure(self.unwritten.is_empty(), OP, || "a text without tokens: cache_grow comes first".into())?;
+        ensure(self.written, OP, || "a text without tokens: cache_grow comes first".into())?;
         let Tables { positions, own, known, order, first, ancestors } = texts.tables(rows, images);
         let [text_keys, text_values] = &texts.layers[layer];
         let qkv = cuda.rows_of(qkv, DType::F32)?;

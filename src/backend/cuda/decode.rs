@@ -99,7 +99,9 @@ impl<'a> Launchable<'a> {
         let (kernel, batch) = kernel_for(dtype, sizes.rows);
         let grid = device.multiprocessors;
         let slot_bytes = sizes.slot_bytes(grid, dtype.size(), cuda.dtype.size());
-        let fixed = BLACKBOARD + batch * (sizes.channels + sizes.hidden) * size_of::<f32>();
+        // The second plane holds what attention gives, then the feed-forward part's hidden channels.
+        let planes = sizes.channels + sizes.hidden.max(sizes.channels);
+        let fixed = BLACKBOARD + batch * planes * size_of::<f32>();
         let slots = SLOTS.rev().find(|slots| fixed + slots * slot_bytes <= device.shared_per_block)?;
         let shared = fixed + slots * slot_bytes;
         Some(Launchable { cuda, decoder, cache, sizes, eight_bit, kernel, grid, slots, slot_bytes, shared })

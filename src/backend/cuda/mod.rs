@@ -298,13 +298,7 @@ impl Backend for Cuda {
         if trace::on() { body(self, input) } else { region::run(self, region, input, body) }
     }
 
-    fn step_region(
-        &self,
-        region: &Region,
-        cache: &mut Cache,
-        x: &Tensor,
-        body: StepBody<'_, Cuda>,
-    ) -> Result<Tensor> {
+    fn step_region(&self, region: &Region, cache: &mut Cache, x: &Tensor, body: StepBody<'_, Cuda>) -> Result<Tensor> {
         if trace::on() { body(self, cache, x) } else { cache.step(self, region, x, body) }
     }
 
@@ -355,7 +349,7 @@ impl Backend for Cuda {
         cache.set_rows(self, rows)
     }
 
-    fn cache_grow(&self, cache: &mut Cache) -> Result<Vec<u32>> {
+    fn cache_grow<'c>(&self, cache: &'c mut Cache) -> Result<&'c [u32]> {
         cache.grow(self)
     }
 
@@ -414,8 +408,9 @@ impl Backend for Cuda {
         Ok(transpose::transpose(x))
     }
 
-    fn argmax(&self, x: &Tensor) -> Result<Vec<u32>> {
-        argmax::argmax(self, x)
+    fn argmax(&self, x: &Tensor, columns: &mut Vec<u32>) -> Result<()> {
+        *columns = argmax::argmax(self, x)?;
+        Ok(())
     }
 
     fn top_k(&self, x: &Tensor, count: usize) -> Result<Vec<Vec<TopValue>>> {

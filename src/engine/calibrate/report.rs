@@ -45,7 +45,8 @@ pub(super) fn report(
     let (mut kept, mut count, mut power, mut error, mut most) = (0, 0u64, 0.0, 0.0, 0.0f64);
     for batch in batches {
         let rounded = model.decoder.logits(&Cpu, &batch.x[1])?;
-        let chosen = Cpu.argmax(&rounded)?;
+        let mut chosen = Vec::new();
+        Cpu.argmax(&rounded, &mut chosen)?;
         let vocabulary = Cpu.shape(&rounded)[1];
         let logits = Cpu.download(&model.decoder.logits(&Cpu, &batch.x[0])?)?;
         let rounded = Cpu.download(&rounded)?;
