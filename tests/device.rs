@@ -226,7 +226,7 @@ fn captions_from_recorded_steps_are_those_of_plain_ones() {
     for (count, generate) in kinds {
         let options = CaptionOptions { generate, ..units_only() };
         // The vision encoder's graph.
-        let short = CaptionOptions { generate: GenerateOptions { max_length: 2, ..generate }, ..options.clone() };
+        let short = CaptionOptions { generate: GenerateOptions { max_length: 2, ..generate }, ..options };
         engines.iter().for_each(|engine| drop(captions(engine, &pictures[..count], &short)));
         let ([recorded, replayed], [made, _]) = (with.graphs(), without.graphs());
         without.refuse_captures(true);
