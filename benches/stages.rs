@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use full_size::Models;
+use im2sp::backend::Occupancy;
 use im2sp::backend::cpu::Cpu;
 use im2sp::generate::{GenerateOptions, generate};
 use im2sp::model::vocoder::Voice;
@@ -39,8 +40,10 @@ fn full(criterion: &mut Criterion) {
             b.iter_batched(
                 || models.prefill(&tokens),
                 |cache| {
-                    generate(&Cpu, &models.decoder, cache, 1, &options, &mut |_| ControlFlow::Continue(()))
-                        .expect("tokens")
+                    generate(&Cpu, &models.decoder, cache, 1, &options, Occupancy::Whole, &mut |_| {
+                        ControlFlow::Continue(())
+                    })
+                    .expect("tokens")
                 },
                 criterion::BatchSize::LargeInput,
             )

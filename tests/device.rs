@@ -2,14 +2,22 @@
 //! CPU's, whatever else is in the batch; it allocates nothing once warm, gives everything back, and reports what fails.
 #![cfg(feature = "emulator")]
 
+use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 
+use im2sp::backend::Occupancy;
+use im2sp::backend::cuda::Cuda;
 use im2sp::backend::cuda::driver::Driver;
 use im2sp::backend::cuda::emulated::EmulatedDriver;
 use im2sp::check::Random;
-use im2sp::generate::{GenerateOptions, Sampling};
+use im2sp::generate::{GenerateOptions, Sampling, generate};
+use im2sp::model::decoder::Decoder;
+use im2sp::model::layer::Loader;
+use im2sp::model::vision::Vision;
 use im2sp::tensor::DType;
-use im2sp::{Caption, CaptionOptions, Device, Engine, Image, LoadOptions};
+use im2sp::weights::ModelFiles;
+use im2sp::{Caption, CaptionOptions, Device, Engine, Image, LoadOptions, Progress};
 
 fn device() -> Device {
     let name = std::env::var("IM2SP_TEST_DEVICE").unwrap_or("emulator".into());
@@ -165,7 +173,7 @@ fn many_pictures_are_captioned_as_each_alone() {
             assert_eq!(engine.speak(&caption.units, None).unwrap().samples, caption.samples);
         }
         heard += 1;
-        std::ops::ControlFlow::Continue(())
+        ControlFlow::Continue(())
     });
     done.unwrap();
     assert_eq!(heard, pictures.len());
@@ -243,6 +251,23 @@ fn captions_from_recorded_steps_are_those_of_plain_ones() {
     }
 }
 
+/// Pixels go up and samples come down. In between the host sees units and how long each lasts, which decide how much work
+/// there is, and no activation.
+#[test]
+fn what_passes_between_the_stages_stays_on_the_device() {
+    let emulator = Arc::new(EmulatedDriver::new(1 << 30));
+    let engine = Engine::embedded_on(emulator.clone(), DType::BF16).expect("an engine");
+    let (picture, beams) = (&pictures(1)[0], GenerateOptions { beams: 3, max_length: 20, ..Default::default() });
+    let side = engine.config().image.size as u64;
+    for (generate, tables) in [(GenerateOptions::default(), 8 << 10), (beams, 32 << 10)] {
+        let before = emulator.crossed();
+        let caption = engine.caption(picture, &CaptionOptions { generate, ..Default::default() }).expect("a caption");
+        let [up, down] = [0, 1].map(|way| emulator.crossed()[way] - before[way]);
+        assert!(up - 4 * 3 * side * side < tables, "{up} bytes went up");
+        assert!(down - 4 * (caption.samples.len() as u64) < tables, "{down} bytes came down");
+    }
+}
+
 #[test]
 fn memory_goes_back_to_its_level_and_its_end_is_said() {
     let emulator = Arc::new(EmulatedDriver::new(1 << 30));
@@ -284,13 +309,98 @@ fn an_end_at_any_point_frees_everything() {
         let done = engine.caption_many(&read, &CaptionOptions { no_audio: true, ..options }, 2, &mut |_, caption| {
             assert_eq!(caption.expect("a caption").tokens, whole.tokens);
             heard += 1;
-            std::ops::ControlFlow::Break(())
+            ControlFlow::Break(())
         });
         done.expect("an end");
         assert_eq!(heard, 1);
         let sound: Vec<f32> =
             engine.stream(picture, &options).flat_map(|chunk| chunk.expect("sound").samples).collect();
         assert_eq!(sound, whole.samples, "the device does what it did");
+    }
+    assert_eq!(emulator.in_use(), 0);
+}
+
+/// However many blocks the decoding loop has, and whatever it leaves to others.
+#[test]
+fn tokens_do_not_depend_on_the_multiprocessors() {
+    let pictures = pictures(2);
+    let options = GenerateOptions { max_length: 10, ..Default::default() };
+    for dtype in [DType::BF16, DType::F32] {
+        let mut expected = None;
+        // 12, 11 and 14 blocks. Shares of too few would not fit, and the loop would be stepped through.
+        let devices = [(12, Occupancy::Whole), (12, Occupancy::Shared), (16, Occupancy::Shared)];
+        for (multiprocessors, occupancy) in devices {
+            let driver = Arc::new(EmulatedDriver::with_multiprocessors(1 << 30, multiprocessors));
+            let cuda = Cuda::new(driver.clone(), dtype).unwrap();
+            let mut files = ModelFiles::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/demo")).unwrap();
+            let mut loader = Loader { backend: &cuda, store: &mut files.captioner, dtype: Some(dtype) };
+            let vision = Vision::load(&mut loader, &files.config).unwrap();
+            let decoder = Decoder::load(&mut loader, &files.config.decoder).unwrap();
+            let pixels: Vec<f32> =
+                pictures.iter().flat_map(|picture| picture.preprocess(&files.config.image)).collect();
+            let tokens = vision.tokens(&cuda, &pixels, 2).unwrap();
+            let cache = decoder.prefill(&cuda, &tokens, 2, options.limit(&decoder)).unwrap();
+            let before = driver.launches();
+            let said = generate(&cuda, &decoder, cache, 2, &options, occupancy, &mut |_| ControlFlow::Continue(()));
+            assert_eq!(driver.launches() - before, 1, "the whole loop is one launch");
+            let said = said.unwrap();
+            assert_eq!(expected.get_or_insert(said.clone()), &said, "{multiprocessors} {occupancy:?} {dtype:?}");
+        }
+    }
+}
+
+/// Whoever decodes holds nothing that the vocoder needs.
+#[test]
+fn units_are_spoken_while_others_are_chosen() {
+    let engine = engine(device(), DType::BF16);
+    let picture = &pictures(1)[0];
+    let units = [3, 1, 4, 15, 9, 26];
+    let expected = engine.speak(&units, None).expect("speech");
+    let sampling = Some(Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 1 });
+    for sampling in [None, sampling] {
+        let mut spoken = 0;
+        let options = CaptionOptions {
+            generate: GenerateOptions { max_length: 6, sampling, ..Default::default() },
+            no_audio: true,
+            ..Default::default()
+        };
+        let mut progress = |at: Progress| {
+            if spoken == 0 && matches!(at, Progress::Decode(..)) {
+                assert_eq!(engine.speak(&units, None).expect("speech"), expected);
+                spoken += 1;
+            }
+        };
+        engine.caption_batch(&[picture], &options, &mut progress).expect("a caption");
+        assert_eq!(spoken, 1);
+    }
+}
+
+/// Two engines with streams of work of their own on one device, each used by two threads that caption and stream.
+#[test]
+fn threads_and_engines_beside_each_other_say_what_each_alone_would() {
+    let emulator = Arc::new(EmulatedDriver::new(1 << 30));
+    let pictures = pictures(2);
+    let options =
+        CaptionOptions { generate: GenerateOptions { max_length: 16, ..Default::default() }, ..Default::default() };
+    {
+        let driver = emulator.fork().expect("a fork");
+        let engines = [emulator.clone(), driver].map(|driver| Engine::embedded_on(driver, DType::BF16).unwrap());
+        let alone = captions(&engines[0], &pictures, &options);
+        std::thread::scope(|scope| {
+            for engine in &engines {
+                for turn in 0..2 {
+                    let (pictures, alone, options) = (&pictures, &alone, &options);
+                    scope.spawn(move || {
+                        let mut stream = engine.stream(&pictures[turn], options).first_chunk(3);
+                        let chunks = stream.by_ref().map(|chunk| chunk.expect("sound").samples);
+                        assert_eq!(chunks.collect::<Vec<_>>().concat(), alone[turn].samples);
+                        assert_eq!(stream.tokens(), alone[turn].tokens);
+                        let caption = engine.caption(&pictures[1 - turn], options).expect("a caption");
+                        assert_eq!(caption.samples, alone[1 - turn].samples);
+                    });
+                }
+            }
+        });
     }
     assert_eq!(emulator.in_use(), 0);
 }

@@ -19,6 +19,8 @@ fn goes_through(driver: &Arc<dyn Driver>, computes: bool) -> Result<()> {
     words(driver)?;
     launches(driver, computes)?;
     captures(driver, computes)?;
+    too_much(driver)?;
+    forks(driver, computes)?;
     // Any thread may call.
     std::thread::scope(|scope| scope.spawn(|| copies(driver, &SIZES[..4])).join().expect("no panic"))
 }
@@ -209,6 +211,72 @@ fn captures(driver: &Arc<dyn Driver>, computes: bool) -> Result<()> {
     Ok(())
 }
 
+/// What there is not is refused, and nothing else is after that.
+fn too_much(driver: &Arc<dyn Driver>) -> Result<()> {
+    let (_, total) = driver.memory()?;
+    let refused = driver.allocate(2 * total).expect_err("more than all");
+    if !refused.to_string().contains("out of memory") {
+        return Err(refused);
+    }
+    Memory::new(driver, 1000).map(|_| ())
+}
+
+/// Two streams of work: what the one is at is nothing to the other, whatever threads call them.
+fn forks(driver: &Arc<dyn Driver>, computes: bool) -> Result<()> {
+    const BYTES: usize = 1 << 20;
+    let fork = driver.fork()?;
+    assert_eq!(fork.properties().name, driver.properties().name);
+    let (here, there) = (Memory::new(driver, BYTES)?, Memory::new(&fork, BYTES)?);
+    assert_ne!(here.1, there.1);
+    // SAFETY: as long as the memory, here and below.
+    unsafe { fork.fill(there.1, 1, BYTES)? };
+    fork.synchronize()?;
+    for byte in 0..10 {
+        // SAFETY: as above.
+        unsafe { driver.fill(here.1, byte, BYTES)? };
+    }
+    let _mark = driver.record()?;
+    assert!(fork.idle()?, "it waits for another's work");
+    fork.synchronize()?;
+    assert!(computes || !driver.idle()?, "the fork's end was taken for its own");
+    assert!(read(&fork, there.1, BYTES)?.iter().all(|&byte| byte == 1));
+    assert!(read(driver, here.1, BYTES)?.iter().all(|&byte| byte == 9));
+
+    // All that a capture forbids itself is free to others.
+    driver.begin_capture()?;
+    // SAFETY: as above.
+    let recorded = unsafe { driver.fill(here.1, 5, BYTES) };
+    let go = || -> Result<()> {
+        copies(&fork, &SIZES[..4])?;
+        words(&fork)?;
+        launches(&fork, computes)?;
+        captures(&fork, computes)
+    };
+    let beside = go().and_then(|()| std::thread::scope(|scope| scope.spawn(go).join().expect("no panic")));
+    let graph = driver.end_capture();
+    recorded?;
+    beside?;
+    let graph = graph?;
+    assert!(read(driver, here.1, BYTES)?.iter().all(|&byte| byte == 9), "recorded work was done");
+    // SAFETY: as above.
+    unsafe { driver.replay(&graph)? };
+    assert!(read(driver, here.1, BYTES)?.iter().all(|&byte| byte == 5));
+
+    // At the same time.
+    let repeat = |driver: &Arc<dyn Driver>| -> Result<()> {
+        for _ in 0..5 {
+            copies(driver, &SIZES[..5])?;
+            launches(driver, computes)?;
+            captures(driver, computes)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| repeat(&fork));
+        repeat(driver).and(other.join().expect("no panic"))
+    })
+}
+
 #[cfg(feature = "emulator")]
 #[test]
 fn the_emulator() {
@@ -216,6 +284,18 @@ fn the_emulator() {
     let emulator = Arc::new(EmulatedDriver::new(1 << 30));
     let driver: Arc<dyn Driver> = emulator.clone();
     goes_through(&driver, true).expect("everything works");
+    assert_eq!(emulator.in_use(), 0);
+
+    // What goes wrong in one stream of work is told there.
+    let fork = driver.fork().expect("a fork");
+    let memory = Memory::new(&fork, 100).expect("memory");
+    let broken = Memory(&fork, DevicePtr::NULL);
+    cast(&fork, &broken, &memory, false).expect("it was started");
+    driver.synchronize().expect("nothing is wrong here");
+    let fault = fork.synchronize().expect_err("there is no such memory").to_string();
+    assert!(fault.contains("cast_forward_f32_to_bf16"), "{fault}");
+    assert_eq!(emulator.in_use(), 100, "a fork's memory counts");
+    drop(memory);
     assert_eq!(emulator.in_use(), 0);
 }
 
@@ -245,7 +325,7 @@ mod fake {
     use im2sp::backend::cuda::gpu;
 
     /// Each function of the driver library that is used and may fail.
-    const FUNCTIONS: [&str; 41] = [
+    const FUNCTIONS: [&str; 44] = [
         "cuInit",
         "cuDeviceGetCount",
         "cuDeviceGet",
@@ -256,8 +336,11 @@ mod fake {
         "cuDevicePrimaryCtxRelease_v2",
         "cuCtxSetCurrent",
         "cuMemGetInfo_v2",
-        "cuMemAlloc_v2",
-        "cuMemFree_v2",
+        "cuMemPoolCreate",
+        "cuMemPoolDestroy",
+        "cuMemPoolTrimTo",
+        "cuMemAllocFromPoolAsync",
+        "cuMemFreeAsync",
         "cuMemHostAlloc",
         "cuMemHostGetDevicePointer_v2",
         "cuMemFreeHost",
@@ -305,7 +388,7 @@ mod fake {
         let fresh = folder.join(format!("fresh_{}", std::process::id()));
         let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
         let mut command = Command::new(&compiler);
-        command.args(["-shared", "-fPIC", "-O2", "-o"]).arg(&fresh).arg(source);
+        command.args(["-shared", "-fPIC", "-O2", "-pthread", "-o"]).arg(&fresh).arg(source);
         let output = command.output().unwrap_or_else(|e| panic!("this test needs a C compiler, {compiler}: {e}"));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         std::fs::rename(fresh, folder.join("libcuda.so")).expect("a folder that can be written");
@@ -319,7 +402,7 @@ mod fake {
 
     impl Ending {
         fn nothing_is_left(&self) -> bool {
-            self.report.lines().take(8).all(|line| line.contains(": 0 of ")) && self.report.contains("violations: 0\n")
+            self.report.lines().take(9).all(|line| line.contains(": 0 of ")) && self.report.contains("violations: 0\n")
         }
     }
 
@@ -367,10 +450,11 @@ mod fake {
                 driver.begin_capture()?;
             }
             // What was handed out may outlive the driver.
-            let handed_out = (driver.record(), driver.shared_words(10));
+            let handed_out = (driver.record(), driver.shared_words(10), driver.fork());
             drop(driver);
+            let still = handed_out.2.as_ref().map_or(Ok(()), |fork| copies(fork, &SIZES[..2]));
             drop(handed_out);
-            ended
+            ended.and(still)
         })();
         if let Err(error) = ended {
             println!("ERROR {error}");
@@ -431,6 +515,21 @@ mod fake {
             &[("FAKE_FAIL", "cuStreamSynchronize:9:700")],
             &["the GPU failed while waiting", "CUDA_ERROR_ILLEGAL_ADDRESS"],
         );
+    }
+
+    /// And what was made of it before is given back.
+    #[test]
+    fn a_fork_that_cannot_be_made_is_told() {
+        for (function, what) in [
+            ("cuStreamCreate:2:2", "making a stream"),
+            ("cuMemPoolCreate:2:2", "making a reserve of memory"),
+            ("cuMemHostAlloc:6:2", "pinned host memory"),
+        ] {
+            let ending = run(library(), &[("FAKE_FAIL", function)]);
+            let error = ending.error.as_deref().unwrap_or_default();
+            assert!(error.contains(what) && error.contains("CUDA_ERROR_OUT_OF_MEMORY"), "{function}: {error}");
+            assert!(ending.nothing_is_left(), "{function}: {}", ending.report);
+        }
     }
 
     #[test]

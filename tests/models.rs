@@ -6,8 +6,8 @@ mod common;
 use std::ops::ControlFlow;
 
 use common::{Golden, assert_close, golden};
-use im2sp::backend::Backend;
 use im2sp::backend::cpu::Cpu;
+use im2sp::backend::{Backend, Occupancy};
 use im2sp::generate::{Compat, EarlyStopping, GenerateOptions, Generated, generate};
 use im2sp::model::config::ModelConfig;
 use im2sp::model::decoder::Decoder;
@@ -63,7 +63,8 @@ impl Model {
     fn generate(&self, images: usize, options: &GenerateOptions) -> Vec<Generated> {
         let limit = options.limit(&self.decoder);
         let cache = self.decoder.prefill(&Cpu, &self.image_tokens(images), images, limit).unwrap();
-        generate(&Cpu, &self.decoder, cache, images, options, &mut |_| ControlFlow::Continue(())).unwrap()
+        generate(&Cpu, &self.decoder, cache, images, options, Occupancy::Whole, &mut |_| ControlFlow::Continue(()))
+            .unwrap()
     }
 }
 
@@ -237,7 +238,9 @@ fn options_that_make_no_sense_are_refused() {
         (GenerateOptions { sampling: Some(im2sp::generate::Sampling { top_p: 0.0, ..sampling }), ..base }, "top-p"),
     ] {
         let cache = model.decoder.prefill(&Cpu, &model.image_tokens(1), 1, 8).unwrap();
-        let error = generate(&Cpu, &model.decoder, cache, 1, &options, &mut |_| ControlFlow::Continue(())).unwrap_err();
+        let error =
+            generate(&Cpu, &model.decoder, cache, 1, &options, Occupancy::Whole, &mut |_| ControlFlow::Continue(()))
+                .unwrap_err();
         assert!(error.to_string().contains(word), "{error}");
     }
 }

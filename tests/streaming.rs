@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{Random, golden};
+use im2sp::backend::Occupancy;
 use im2sp::backend::cpu::Cpu;
 use im2sp::generate::{Compat, EarlyStopping, GenerateOptions, Sampling, generate};
 use im2sp::model::config::{DurationConfig, VocoderConfig};
@@ -249,7 +250,7 @@ fn what_is_settled_stays() {
                 before.push(told.settled.to_vec());
                 ControlFlow::Continue(())
             };
-            let results = generate(&Cpu, &decoder, cache, images, &options, &mut told).unwrap();
+            let results = generate(&Cpu, &decoder, cache, images, &options, Occupancy::Whole, &mut told).unwrap();
             for (heard, result) in heard.iter().zip(&results) {
                 assert!(!heard.is_empty());
                 for settled in heard {

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use im2sp::Result;
+use im2sp::backend::Occupancy;
 use im2sp::backend::cpu::Cpu;
 use im2sp::generate::{GenerateOptions, generate};
 use im2sp::model::decoder::Decoder;
@@ -67,7 +68,8 @@ fn measure(directory: &Path, repetitions: usize) -> Result<serde_json::Value> {
     for round in 0..=repetitions {
         let cache = decoder.prefill(&Cpu, &tokens, 1, UNITS + 1)?;
         let clock = Instant::now();
-        let generated = generate(&Cpu, &decoder, cache, 1, &options, &mut |_| ControlFlow::Continue(()))?;
+        let generated =
+            generate(&Cpu, &decoder, cache, 1, &options, Occupancy::Whole, &mut |_| ControlFlow::Continue(()))?;
         // The first round warms up.
         if round > 0 {
             decode_ms.push(clock.elapsed().as_secs_f64() * 1e3);

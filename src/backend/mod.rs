@@ -131,6 +131,15 @@ pub struct PostNormLayer<'a, B: Backend> {
     pub mlp_norm: &'a Norm<B>,
 }
 
+/// How much of a device a loop that stays on it may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occupancy {
+    /// Everything: others wait for its end.
+    Whole,
+    /// Some room is left to the work of others.
+    Shared,
+}
+
 /// A decoder as [`Backend::decode_greedy`] takes it: every decode step from ids to logits.
 pub struct GreedyDecoder<'a, B: Backend> {
     /// In their order.
@@ -145,6 +154,8 @@ pub struct GreedyDecoder<'a, B: Backend> {
     pub bos: u32,
     /// The id that ends it.
     pub eos: u32,
+    /// Changes how long the loop takes, and no bit of what it computes.
+    pub occupancy: Occupancy,
 }
 
 /// A value of a row, and where it stands.
@@ -212,6 +223,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Whether operations of several callers would end up in one stream of work, so that each has to wait for its turn.
     const ONE_STREAM: bool = false;
 
+    /// The same device for work that goes on beside that of `self`. Nothing made on one is used on the other.
+    fn beside(&self) -> Result<Self>;
     /// The device in words, for people.
     fn describe(&self) -> String;
     /// Allocations that went to the device so far, and the most bytes in use at once; `None` for host memory.

@@ -5,7 +5,9 @@ use std::ops::ControlFlow;
 
 use super::{Case, Checker, Random, Size, Work};
 use crate::backend::cpu::Cpu;
-use crate::backend::{Activation, Backend, CacheRow, CacheShape, GreedyDecoder, Linear, Norm, PostNormLayer, TopValue};
+use crate::backend::{
+    Activation, Backend, CacheRow, CacheShape, GreedyDecoder, Linear, Norm, Occupancy, PostNormLayer, TopValue,
+};
 use crate::tensor::{DType, HostTensor, Quantized};
 use crate::{Error, Result};
 
@@ -52,9 +54,12 @@ struct Host {
     tokens: Vec<f32>,
 }
 
+/// Query-key-value, attention's output, and the two of the feed-forward part; the norms after each half.
+type Layer<B> = ([Linear<B>; 4], [Norm<B>; 2]);
+
 /// The same on a backend.
 struct Loaded<B: Backend> {
-    layers: Vec<([Linear<B>; 4], [Norm<B>; 2])>,
+    layers: Vec<Layer<B>>,
     output: Linear<B>,
     position: B::Matrix,
     embedding_norm: Norm<B>,
@@ -176,7 +181,7 @@ impl Loaded<Cpu> {
 }
 
 impl<B: Backend> Loaded<B> {
-    fn decoder(&self, eos: u32) -> GreedyDecoder<'_, B> {
+    fn decoder(&self, eos: u32, occupancy: Occupancy) -> GreedyDecoder<'_, B> {
         let layers = self.layers.iter().map(|([qkv, attention_out, fc1, fc2], [attention_norm, mlp_norm])| {
             PostNormLayer { qkv, attention_out, attention_norm, fc1, fc2, mlp_norm }
         });
@@ -187,6 +192,7 @@ impl<B: Backend> Loaded<B> {
             embedding_norm: &self.embedding_norm,
             bos: BOS,
             eos,
+            occupancy,
         }
     }
 }
@@ -246,13 +252,15 @@ fn one(checker: &mut Checker<'_>, dims: [usize; 7], dtype: DType, size: Size) ->
         },
     };
     let on = host.load(checker.cuda)?;
+    // Which blocks there are changes nothing.
+    let occupancy = if images % 2 == 0 { Occupancy::Shared } else { Occupancy::Whole };
     checker.ids(case, &|cuda| {
         let mut heard = vec![vec![BOS]; images];
         let told = &mut |row: usize, tokens: &[u32]| {
             heard[row] = tokens.to_vec();
             ControlFlow::Continue(())
         };
-        let rows = cuda.decode_greedy(&on.decoder(eos), &on.cache, limit, told);
+        let rows = cuda.decode_greedy(&on.decoder(eos, occupancy), &on.cache, limit, told);
         let rows = rows.ok_or_else(|| Error::shape("decode_greedy", "the kernel does not take this shape"))??;
         // Who listened knows the same.
         if heard == rows { Ok(padded(&rows, limit)) } else { Err(Error::shape("decode_greedy", format!("{heard:?}"))) }

@@ -120,7 +120,7 @@ impl<B: Backend> Model<B> {
         heard: Heard<'_>,
     ) -> Result<()> {
         self.check(config, options)?;
-        let mut hall = Hall::new(self, config, &options.generate, in_flight)?;
+        let mut hall = Hall::new(self, &self.backend.take(), config, &options.generate, in_flight)?;
         let mut open = true;
         while open || !hall.is_empty() {
             if hall.is_empty() {
@@ -128,12 +128,12 @@ impl<B: Backend> Model<B> {
                 hall.next = pictures.recv().ok();
             }
             // Nobody is told anything while others wait for the device: they may be told to ask for it.
-            let turn = self.turn();
-            let refused = hall.fill(&pictures, &mut open)?;
-            let (done, _) = hall.batch.step(&mut |_| ControlFlow::Continue(()))?;
+            let backend = self.backend.take();
+            let refused = hall.fill(&backend, &pictures, &mut open)?;
+            let (done, _) = hall.batch.step(&backend, &mut |_| ControlFlow::Continue(()))?;
+            drop(backend);
             let spoken = done.into_iter().filter_map(|(place, generated)| hall.leave(place, generated, options));
             let spoken = spoken.collect::<Result<Vec<_>>>()?;
-            drop(turn);
             let refused = refused.into_iter().map(|(index, error)| (index, Err(error)));
             for (index, caption) in refused.chain(spoken.into_iter().map(|(index, caption)| (index, Ok(caption)))) {
                 if heard(index, caption).is_break() {
@@ -148,16 +148,17 @@ impl<B: Backend> Model<B> {
 impl<'a, B: Backend> Hall<'a, B> {
     fn new(
         model: &'a Model<B>,
+        backend: &B,
         config: &ModelConfig,
         options: &'a GenerateOptions,
         in_flight: usize,
     ) -> Result<Hall<'a, B>> {
         let places = in_flight + spare(in_flight);
         let limit = options.limit(&model.decoder);
-        let cache = model.decoder.cache(&model.backend, places, config.image_tokens(), limit)?;
+        let cache = model.decoder.cache(backend, places, config.image_tokens(), limit)?;
         Ok(Hall {
             model,
-            batch: Batch::new(&model.backend, &model.decoder, cache, places, options),
+            batch: Batch::new(&model.decoder, cache, places, options),
             in_flight,
             seats: (0..places).map(|_| None).collect(),
             free: (0..places).rev().collect(),
@@ -172,7 +173,7 @@ impl<'a, B: Backend> Hall<'a, B> {
 
     /// Brings the pictures that are there into free places, and begins as many captions as there may be at once. Gives back
     /// the pictures that could not be read. After the last picture it is no longer `open`.
-    fn fill(&mut self, pictures: &Receiver<Prepared>, open: &mut bool) -> Result<Vec<(usize, Error)>> {
+    fn fill(&mut self, backend: &B, pictures: &Receiver<Prepared>, open: &mut bool) -> Result<Vec<(usize, Error)>> {
         let mut refused = Vec::new();
         loop {
             while self.batch.live() < self.in_flight {
@@ -198,7 +199,7 @@ impl<'a, B: Backend> Hall<'a, B> {
             if taken.is_empty() {
                 return Ok(refused);
             }
-            self.bring(taken)?;
+            self.bring(backend, taken)?;
         }
     }
 
@@ -217,8 +218,8 @@ impl<'a, B: Backend> Hall<'a, B> {
     }
 
     /// Pictures (number, pixels, timings so far) through vision and prefill into free places.
-    fn bring(&mut self, pictures: Vec<(usize, Vec<f32>, Timings)>) -> Result<()> {
-        let Model { backend, vision, decoder, .. } = self.model;
+    fn bring(&mut self, backend: &B, pictures: Vec<(usize, Vec<f32>, Timings)>) -> Result<()> {
+        let Model { vision, decoder, .. } = self.model;
         let places = self.free.split_off(self.free.len() - pictures.len());
         let (clock, span) = (Instant::now(), trace::span("vision"));
         let pixels: Vec<f32> = pictures.iter().flat_map(|(_, pixels, _)| pixels).copied().collect();

@@ -6,6 +6,7 @@ mod device;
 mod many;
 mod model;
 mod stream;
+mod turns;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -113,7 +114,8 @@ pub struct Engine {
 pub struct DeviceMemory {
     /// Allocations that went to the device so far; after a caption of every shape there are no more.
     pub allocations: u64,
-    /// The most bytes in use at once, weights included; recorded graphs keep their own besides.
+    /// The most bytes in use at once, weights included, by what makes units plus by what speaks them; recorded graphs keep
+    /// their own besides.
     pub high_water: usize,
 }
 

@@ -1,14 +1,14 @@
-//! The three models on one backend, and the path through them.
+//! The three models on a device, and the path through them.
 
 use std::ops::ControlFlow;
 use std::sync::mpsc::Receiver;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::many::Prepared;
 use super::stream;
+use super::turns::Turns;
 use super::{Caption, CaptionOptions, Captioner, DeviceMemory, Heard, Progress, Speech, Timings};
-use crate::backend::Backend;
+use crate::backend::{Backend, Occupancy};
 use crate::generate::{self, GenerateOptions, Generated, Told};
 use crate::image::Image;
 use crate::model::config::ModelConfig;
@@ -26,14 +26,20 @@ enum Step<'a> {
     Told(Told<'a>),
 }
 
-/// The models on a backend.
+/// The models. What makes units and what speaks them have backends of their own, so that each goes on beside the other. Who
+/// has the vocoder's turn never asks for the other.
 pub(super) struct Model<B: Backend> {
-    pub(super) backend: B,
+    /// Of `vision` and `decoder`.
+    pub(super) backend: Turns<B>,
     pub(super) vision: Vision<B>,
     pub(super) decoder: Decoder<B>,
-    vocoder: Option<Vocoder<B>>,
-    /// Held by whoever gives work to a device with one stream of it.
-    turn: Mutex<()>,
+    speaker: Option<Speaker<B>>,
+}
+
+/// The vocoder and its backend.
+struct Speaker<B: Backend> {
+    backend: Turns<B>,
+    vocoder: Vocoder<B>,
 }
 
 impl<B: Backend> Captioner for Model<B> {
@@ -42,7 +48,12 @@ impl<B: Backend> Captioner for Model<B> {
     }
 
     fn memory(&self) -> Option<DeviceMemory> {
-        self.backend.memory().map(|(allocations, high_water)| DeviceMemory { allocations, high_water })
+        let made = self.backend.memory()?;
+        let spoken = self.speaker.as_ref().and_then(|speaker| speaker.backend.memory());
+        Some(spoken.map_or(made, |spoken| DeviceMemory {
+            allocations: made.allocations + spoken.allocations,
+            high_water: made.high_water + spoken.high_water,
+        }))
     }
 
     fn caption(
@@ -52,7 +63,6 @@ impl<B: Backend> Captioner for Model<B> {
         options: &CaptionOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Caption>> {
-        let _turn = self.turn();
         Model::caption(self, config, images, options, progress)
     }
 
@@ -73,22 +83,22 @@ impl<B: Backend> Captioner for Model<B> {
         options: &GenerateOptions,
         told: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
     ) -> Result<Vec<u32>> {
-        let _turn = self.turn();
         let mut told = |step: Step<'_>| match step {
             Step::Stage(_) => told(&[]),
             Step::Told(step) => told(step.settled),
         };
-        let generated = self.generate(pixels, 1, options, &mut [Timings::default()], &mut told)?;
+        let mut timings = [Timings::default()];
+        let generated = self.generate(pixels, options, Occupancy::Shared, &mut timings, &mut told)?;
         Ok(generated.into_iter().next().map_or_else(Vec::new, |generated| generated.tokens))
     }
 
     fn advance(&self, utterance: &mut Utterance) -> Result<Option<Vec<f32>>> {
-        let (_turn, _span) = (self.turn(), trace::span("vocoder"));
-        self.vocoder()?.advance(&self.backend, utterance)
+        let Speaker { backend, vocoder } = self.speaker()?;
+        let (backend, _span) = (backend.take(), trace::span("vocoder"));
+        vocoder.advance(&backend, utterance)
     }
 
     fn speak(&self, units: &[u32], speaker: Option<u32>) -> Result<Speech> {
-        let _turn = self.turn();
         Model::speak(self, units, speaker)
     }
 }
@@ -98,19 +108,15 @@ impl<B: Backend> Model<B> {
         let mut loader = Loader { backend: &backend, store: &mut files.captioner, dtype };
         let vision = Vision::load(&mut loader, &files.config)?;
         let decoder = Decoder::load(&mut loader, &files.config.decoder)?;
-        let vocoder = match (&files.config.vocoder, &mut files.vocoder) {
+        let speaker = match (&files.config.vocoder, &mut files.vocoder) {
             (Some(config), Some(store)) => {
-                Some(Vocoder::load(&mut Loader { backend: &backend, store, dtype }, config)?)
+                let backend = backend.beside()?;
+                let vocoder = Vocoder::load(&mut Loader { backend: &backend, store, dtype }, config)?;
+                Some(Speaker { backend: Turns::new(backend), vocoder })
             }
             _ => None,
         };
-        Ok(Model { backend, vision, decoder, vocoder, turn: Mutex::new(()) })
-    }
-
-    /// Waits until a device with one stream of work is free. A caller that panicked has left nothing behind that the next
-    /// would see.
-    pub(super) fn turn(&self) -> Option<MutexGuard<'_, ()>> {
-        B::ONE_STREAM.then(|| self.turn.lock().unwrap_or_else(PoisonError::into_inner))
+        Ok(Model { backend: Turns::new(backend), vision, decoder, speaker })
     }
 
     fn caption(
@@ -139,7 +145,7 @@ impl<B: Backend> Model<B> {
             });
             ControlFlow::Continue(())
         };
-        let generated = self.generate(&pixels, images.len(), &options.generate, &mut timings, &mut told)?;
+        let generated = self.generate(&pixels, &options.generate, Occupancy::Whole, &mut timings, &mut told)?;
         let count = generated.len();
         generated
             .into_iter()
@@ -155,25 +161,27 @@ impl<B: Backend> Model<B> {
     /// What can be refused before the work.
     pub(super) fn check(&self, config: &ModelConfig, options: &CaptionOptions) -> Result<()> {
         if !options.no_audio {
-            self.vocoder()?;
+            self.speaker()?;
         }
         options.generate.check(config.decoder.vocabulary)
     }
 
-    /// Pixels (B, 3, side, side) to tokens, filling in the batch's timings. `told` may end it, and with it the result.
+    /// Pixels (B, 3, side, side) to tokens, filling in the timings of all B. `told` may end it, and with it the result.
     fn generate(
         &self,
         pixels: &[f32],
-        batch: usize,
         options: &GenerateOptions,
+        occupancy: Occupancy,
         timings: &mut [Timings],
         told: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Generated>> {
+        let (turn, batch) = (self.backend.take(), timings.len());
+        let backend: &B = &turn;
         if told(Step::Stage(Progress::Vision)).is_break() {
             return Ok(Vec::new());
         }
         let (clock, span) = (Instant::now(), trace::span("vision"));
-        let tokens = self.vision.tokens(&self.backend, pixels, batch)?;
+        let tokens = self.vision.tokens(backend, pixels, batch)?;
         drop(span);
         let vision = milliseconds(clock);
 
@@ -182,7 +190,7 @@ impl<B: Backend> Model<B> {
         }
         let (clock, span) = (Instant::now(), trace::span("prefill"));
         let limit = options.limit(&self.decoder);
-        let cache = self.decoder.prefill(&self.backend, &tokens, batch, limit)?;
+        let cache = self.decoder.prefill(backend, &tokens, batch, limit)?;
         drop(span);
         let prefill = milliseconds(clock);
 
@@ -192,7 +200,7 @@ impl<B: Backend> Model<B> {
             longest = longest.max(step.length);
             told(Step::Told(step))
         };
-        let generated = generate::generate(&self.backend, &self.decoder, cache, batch, options, &mut heard)?;
+        let generated = generate::generate(backend, &self.decoder, cache, batch, options, occupancy, &mut heard)?;
         drop(span);
         let decode = milliseconds(clock);
         for t in timings {
@@ -211,7 +219,10 @@ impl<B: Backend> Model<B> {
         let units = stream::spoken(&generated.tokens, options.generate.compat);
         let (clock, _span) = (Instant::now(), trace::span("vocoder"));
         let speech = if options.no_audio || units.is_empty() {
-            Speech { samples: Vec::new(), sample_rate: self.vocoder.as_ref().map_or(0, |v| v.config().sampling_rate) }
+            Speech {
+                samples: Vec::new(),
+                sample_rate: self.speaker.as_ref().map_or(0, |s| s.vocoder.config().sampling_rate),
+            }
         } else {
             self.speak(&units, options.speaker)?
         };
@@ -220,17 +231,17 @@ impl<B: Backend> Model<B> {
         Ok(Caption { tokens: generated.tokens, units, samples, sample_rate, timings })
     }
 
-    fn vocoder(&self) -> Result<&Vocoder<B>> {
-        self.vocoder.as_ref().ok_or_else(no_vocoder)
+    fn speaker(&self) -> Result<&Speaker<B>> {
+        self.speaker.as_ref().ok_or_else(no_vocoder)
     }
 
     fn speak(&self, units: &[u32], speaker: Option<u32>) -> Result<Speech> {
-        let vocoder = self.vocoder()?;
+        let Speaker { backend, vocoder } = self.speaker()?;
         let mut utterance = Utterance::whole(speaker);
         units.iter().for_each(|&unit| utterance.push(unit));
         utterance.finish();
         let nothing = || Error::Units { problem: "there are none: nothing can be spoken".into() };
-        let samples = vocoder.advance(&self.backend, &mut utterance)?.ok_or_else(nothing)?;
+        let samples = vocoder.advance(&backend.take(), &mut utterance)?.ok_or_else(nothing)?;
         Ok(Speech { samples, sample_rate: vocoder.config().sampling_rate })
     }
 }

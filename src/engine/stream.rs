@@ -252,7 +252,7 @@ impl Decoding {
         max_positions: usize,
     ) -> Result<Decoding> {
         // Room for every message (two stages, every token, the rest of the units, the end): a decoder never waits for its
-        // listener, who may wait for the device that it holds.
+        // listener, while others wait for the backend that it holds.
         let (tell, heard) = sync_channel(options.max_length.min(max_positions) + 4);
         let thread = std::thread::Builder::new()
             .name("im2sp-decode".into())

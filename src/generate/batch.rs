@@ -33,7 +33,6 @@ pub type Ended = (usize, Generated);
 
 /// A cache in use: each of its pictures has a place, in which a text grows or not.
 pub struct Batch<'a, B: Backend> {
-    backend: &'a B,
     decoder: &'a Decoder<B>,
     cache: B::Cache,
     options: &'a GenerateOptions,
@@ -103,24 +102,9 @@ impl Text<'_> {
 
 impl<'a, B: Backend> Batch<'a, B> {
     /// `places` pictures of `cache`, none of them in use. `options` were checked.
-    pub fn new(
-        backend: &'a B,
-        decoder: &'a Decoder<B>,
-        cache: B::Cache,
-        places: usize,
-        options: &'a GenerateOptions,
-    ) -> Batch<'a, B> {
+    pub fn new(decoder: &'a Decoder<B>, cache: B::Cache, places: usize, options: &'a GenerateOptions) -> Batch<'a, B> {
         let places = (0..places).map(|_| None).collect();
-        Batch {
-            backend,
-            decoder,
-            cache,
-            options,
-            limit: options.limit(decoder),
-            places,
-            rows: 0,
-            scratch: Scratch::default(),
-        }
+        Batch { decoder, cache, options, limit: options.limit(decoder), places, rows: 0, scratch: Scratch::default() }
     }
 
     /// The cache, for the prefixes of pictures at places that are not in use.
@@ -145,9 +129,13 @@ impl<'a, B: Backend> Batch<'a, B> {
         });
     }
 
-    /// Every text grows by one token. Gives back the places that are free again, with what was said there. `told` hears of
-    /// every text, and may ask for an end: then the step's last value is `Break`.
-    pub fn step(&mut self, told: &mut dyn FnMut(Told<'_>) -> ControlFlow<()>) -> Result<(Vec<Ended>, ControlFlow<()>)> {
+    /// Every text grows by one token, on the backend of the cache. Gives back the places that are free again, with what was
+    /// said there. `told` hears of every text, and may ask for an end: then the step's last value is `Break`.
+    pub fn step(
+        &mut self,
+        backend: &B,
+        told: &mut dyn FnMut(Told<'_>) -> ControlFlow<()>,
+    ) -> Result<(Vec<Ended>, ControlFlow<()>)> {
         let Scratch { rows, ids, scores, counts, .. } = &mut self.scratch;
         rows.clear();
         ids.clear();
@@ -169,11 +157,11 @@ impl<'a, B: Backend> Batch<'a, B> {
         }
         // Rows that go on as they are need no call.
         if rows.len() != self.rows || rows.iter().enumerate().any(|(r, row)| row.parent != Some(r)) {
-            self.backend.cache_rows(&mut self.cache, rows)?;
+            backend.cache_rows(&mut self.cache, rows)?;
         }
         self.rows = rows.len();
-        let logits = self.decoder.step(self.backend, &mut self.cache, ids)?;
-        self.extend(&logits)?;
+        let logits = self.decoder.step(backend, &mut self.cache, ids)?;
+        self.extend(backend, &logits)?;
         let mut flow = ControlFlow::Continue(());
         for (image, place) in self.places.iter_mut().enumerate() {
             let Some(text) = place else { continue };
@@ -196,10 +184,10 @@ impl<'a, B: Backend> Batch<'a, B> {
     }
 
     /// Chooses the next token of every live text.
-    fn extend(&mut self, logits: &B::Tensor) -> Result<()> {
+    fn extend(&mut self, backend: &B, logits: &B::Tensor) -> Result<()> {
         let Scratch { scores, counts, next, .. } = &mut self.scratch;
         if self.options.beams > 1 {
-            let candidates = self.backend.beam_candidates(logits, scores, counts, 2 * self.options.beams)?;
+            let candidates = backend.beam_candidates(logits, scores, counts, 2 * self.options.beams)?;
             for (text, candidates) in self.places.iter_mut().flatten().zip(candidates) {
                 if let Text::Beams(search) = text {
                     search.step(&candidates);
@@ -210,9 +198,9 @@ impl<'a, B: Backend> Batch<'a, B> {
         match &self.options.sampling {
             Some(sampling) => {
                 let states = self.places.iter_mut().flatten().filter_map(Text::random);
-                *next = sample::draw(self.backend, logits, sampling, states)?;
+                *next = sample::draw(backend, logits, sampling, states)?;
             }
-            None => self.backend.argmax(logits, next)?,
+            None => backend.argmax(logits, next)?,
         }
         for (text, &token) in self.places.iter_mut().flatten().zip(&*next) {
             if let Text::Single(running, _) = text {

@@ -8,7 +8,7 @@ mod sample;
 
 use std::ops::ControlFlow;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Occupancy};
 use crate::model::decoder::Decoder;
 use crate::{Error, Result};
 
@@ -137,27 +137,30 @@ pub struct Told<'a> {
 }
 
 /// Decodes `images` pictures whose prefixes `cache` holds, from the first to the last token. `told` hears of every picture
-/// after each of its steps, and may end the whole, whose result is then as far as it came.
+/// after each of its steps, and may end the whole, whose result is then as far as it came. `occupancy` changes no token.
 pub fn generate<B: Backend>(
     backend: &B,
     decoder: &Decoder<B>,
     cache: B::Cache,
     images: usize,
     options: &GenerateOptions,
+    occupancy: Occupancy,
     told: &mut dyn FnMut(Told<'_>) -> ControlFlow<()>,
 ) -> Result<Vec<Generated>> {
     options.check(decoder.config().vocabulary)?;
     if options.beams == 1 && options.sampling.is_none() {
         let mut heard = |image: usize, tokens: &[u32]| told(Told { image, length: tokens.len(), settled: tokens });
-        if let Some(done) = backend.decode_greedy(&decoder.greedy(), &cache, options.limit(decoder), &mut heard) {
+        if let Some(done) =
+            backend.decode_greedy(&decoder.greedy(occupancy), &cache, options.limit(decoder), &mut heard)
+        {
             return Ok(done?.into_iter().map(|tokens| Generated { tokens, score: None }).collect());
         }
     }
-    let mut batch = Batch::new(backend, decoder, cache, images, options);
+    let mut batch = Batch::new(decoder, cache, images, options);
     (0..images).for_each(|image| batch.begin(image));
     let mut done = Vec::new();
     while batch.live() > 0 {
-        let (ended, flow) = batch.step(told)?;
+        let (ended, flow) = batch.step(backend, told)?;
         done.extend(ended);
         if flow.is_break() {
             break;

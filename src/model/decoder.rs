@@ -5,7 +5,7 @@
 use super::config::DecoderConfig;
 use super::layer::{Layer, Loader};
 use crate::backend::{
-    Activation, AttentionShape, Backend, CacheShape, GreedyDecoder, Linear, Norm, PostNormLayer, Region,
+    Activation, AttentionShape, Backend, CacheShape, GreedyDecoder, Linear, Norm, Occupancy, PostNormLayer, Region,
 };
 use crate::units::{BOS, EOS};
 use crate::{Error, Result};
@@ -125,7 +125,7 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// The weights of a step, for a device that decodes in one launch.
-    pub fn greedy(&self) -> GreedyDecoder<'_, B> {
+    pub fn greedy(&self, occupancy: Occupancy) -> GreedyDecoder<'_, B> {
         let layers = self.layers.iter().map(|layer| PostNormLayer {
             qkv: &layer.qkv,
             attention_out: &layer.attention_out,
@@ -141,6 +141,7 @@ impl<B: Backend> Decoder<B> {
             embedding_norm: &self.embedding_norm,
             bos: BOS,
             eos: EOS,
+            occupancy,
         }
     }
 

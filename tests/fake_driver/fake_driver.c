@@ -1,10 +1,12 @@
 // A stand-in for NVIDIA's driver library, for tests: one device without kernels, whose memory is the host's. It is
-// stricter than the real one. Nothing asynchronous happens before it is waited for, so memory that is used again too early
-// is seen; copies have to lie in what was allocated; every call needs the context on its own thread. When the program
-// ends it writes to FAKE_REPORT what was not given back and which rules were broken.
+// stricter than the real one. Nothing asynchronous happens before its stream is waited for, so memory that is used again
+// too early is seen; copies have to lie in what was allocated; every call needs the context on its own thread. When the
+// program ends it writes to FAKE_REPORT what was not given back and which rules were broken.
 //
 //   FAKE_VERSION, FAKE_DEVICES, FAKE_CAPABILITY (10 * major + minor), FAKE_MEMORY (bytes)
 //   FAKE_FAIL=function:n:code    the n-th call of the function (all of them if n is 0) answers with this code
+#define _GNU_SOURCE
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -16,22 +18,25 @@ enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVAL
 enum { MOST = 4096 };
 
 // What was handed out and not given back, by kind.
-enum Kind { DEVICE_MEMORY, PINNED_MEMORY, STREAM, EVENT, GRAPH, EXEC, MODULE, CONTEXT, KINDS };
-static const char* const KIND_NAMES[KINDS] = {"device memory", "pinned memory", "stream", "event",
+enum Kind { DEVICE_MEMORY, PINNED_MEMORY, POOL, STREAM, EVENT, GRAPH, EXEC, MODULE, CONTEXT, KINDS };
+static const char* const KIND_NAMES[KINDS] = {"device memory", "pinned memory", "pool",   "stream", "event",
                                               "graph",         "exec",          "module", "context"};
 struct Thing {
     enum Kind kind;
     char* at;
     size_t bytes;
+    // Of device memory: whose work may use it, and whether it was given back, which happens in the order of that work.
+    void *pool, *stream;
+    int given_back;
 };
 static struct Thing things[MOST];
 static int made[KINDS];
 static int violations, launches, sticky;
 static _Thread_local int entered;
 
-// Work that was asked for; `done` of it has happened.
+// Work that was asked for.
 struct Work {
-    enum { COPY, FILL, LAUNCH } what;
+    enum { COPY, FILL, LAUNCH, FREE } what;
     char* to;
     const char* from;
     unsigned char byte;
@@ -41,12 +46,27 @@ struct List {
     struct Work* work;
     size_t count;
 };
-static struct List queue, captured;
-static size_t done;
-static int capturing;
+// `done` of the queue has happened.
+struct Stream {
+    struct List queue, captured;
+    size_t done;
+    int capturing;
+};
 struct Event {
+    struct Stream* stream;
     size_t position;
 };
+
+// One call at a time; a call may call another.
+static pthread_mutex_t one = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+static int take_turn(void) { return pthread_mutex_lock(&one); }
+static void leave_turn(int* held) {
+    (void)held;
+    pthread_mutex_unlock(&one);
+}
+#define NAMED(name, line) name##line
+#define TURN_AT(line) __attribute__((cleanup(leave_turn), unused)) int NAMED(turn_, line) = take_turn()
+#define TURN() TURN_AT(__LINE__)
 
 static const char* setting(const char* name, const char* otherwise) {
     const char* value = getenv(name);
@@ -71,14 +91,15 @@ static int fails(const char* function, int* calls) {
     return sticky;
 }
 #define CALL()                                                  \
+    TURN();                                                     \
     do {                                                        \
         static int calls;                                       \
         const int code = fails(__func__, &calls);               \
         if (code) return code;                                  \
     } while (0)
 #define CALL_IN_CONTEXT()                                       \
+    CALL();                                                     \
     do {                                                        \
-        CALL();                                                 \
         if (!entered) {                                         \
             violation(__func__);                                \
             return INVALID_CONTEXT;                             \
@@ -86,6 +107,7 @@ static int fails(const char* function, int* calls) {
     } while (0)
 // Giving back works even where an error is reported.
 #define CALL_TO_GIVE_BACK(kind, at)                             \
+    TURN();                                                     \
     do {                                                        \
         static int calls;                                       \
         const int code = fails(__func__, &calls);               \
@@ -96,7 +118,7 @@ static int fails(const char* function, int* calls) {
 static void* hand_out(enum Kind kind, size_t bytes) {
     for (int i = 0; i < MOST; i++) {
         if (things[i].at) continue;
-        things[i] = (struct Thing){kind, aligned_alloc(256, (bytes + 255) / 256 * 256), bytes};
+        things[i] = (struct Thing){.kind = kind, .at = aligned_alloc(256, (bytes + 255) / 256 * 256), .bytes = bytes};
         if (things[i].at) memset(things[i].at, 0xcd, bytes);
         made[kind]++;
         return things[i].at;
@@ -107,12 +129,38 @@ static void* hand_out(enum Kind kind, size_t bytes) {
 static struct Thing* find(enum Kind kind, const void* at, size_t bytes) {
     for (int i = 0; i < MOST; i++) {
         struct Thing* thing = &things[i];
-        if (thing->at && thing->kind == kind && (const char*)at >= thing->at &&
+        if (thing->at && !thing->given_back && thing->kind == kind && (const char*)at >= thing->at &&
             (const char*)at + bytes <= thing->at + thing->bytes) {
             return thing;
         }
     }
     return NULL;
+}
+
+static void vanish(struct Thing* thing) {
+    free(thing->at);
+    *thing = (struct Thing){0};
+}
+
+static int overlap(const struct Thing* thing, const char* at, size_t bytes) {
+    return at && at < thing->at + thing->bytes && thing->at < at + bytes;
+}
+
+// Whether work that has yet to happen may use the thing. A launch may use everything, but where there are several streams
+// not what belongs to another, which is not known of pinned memory.
+static int under_way(const struct Thing* thing) {
+    int streams = 0, uses = 0, launched = 0;
+    for (int i = 0; i < MOST; i++) {
+        if (!things[i].at || things[i].kind != STREAM) continue;
+        const struct Stream* stream = (struct Stream*)things[i].at;
+        streams++;
+        for (size_t at = stream->done; at < stream->queue.count; at++) {
+            const struct Work* work = &stream->queue.work[at];
+            launched |= work->what == LAUNCH;
+            uses |= overlap(thing, work->to, work->bytes) || overlap(thing, work->from, work->bytes);
+        }
+    }
+    return uses || (launched && streams == 1);
 }
 
 static int give_back(enum Kind kind, void* at) {
@@ -121,11 +169,8 @@ static int give_back(enum Kind kind, void* at) {
         violation("gave back what was not handed out");
         return INVALID_HANDLE;
     }
-    if (kind == DEVICE_MEMORY || kind == PINNED_MEMORY) {
-        if (done < queue.count && !sticky) violation("memory freed while work is under way");
-    }
-    free(thing->at);
-    thing->at = NULL;
+    if (kind == PINNED_MEMORY && !sticky && under_way(thing)) violation("memory freed while work is under way");
+    vanish(thing);
     return SUCCESS;
 }
 
@@ -145,13 +190,23 @@ static int append(struct List* list, struct Work work) {
     return SUCCESS;
 }
 
-static int enqueue(struct Work work) { return append(capturing ? &captured : &queue, work); }
+static int enqueue(struct Stream* stream, struct Work work) {
+    if (!find(STREAM, stream, 0)) return INVALID_HANDLE;
+    return append(stream->capturing ? &stream->captured : &stream->queue, work);
+}
 
-static int run_until(size_t position) {
-    for (; done < position; done++) {
-        const struct Work* work = &queue.work[done];
+static void free_now(const char* at) {
+    for (int i = 0; i < MOST; i++) {
+        if (things[i].at == at && things[i].kind == DEVICE_MEMORY) vanish(&things[i]);
+    }
+}
+
+static int run_until(struct Stream* stream, size_t position) {
+    for (; stream->done < position; stream->done++) {
+        const struct Work* work = &stream->queue.work[stream->done];
         if (work->what == COPY) memmove(work->to, work->from, work->bytes);
         if (work->what == FILL) memset(work->to, work->byte, work->bytes);
+        if (work->what == FREE) free_now(work->to);
         launches += work->what == LAUNCH;
     }
     return SUCCESS;
@@ -223,7 +278,9 @@ int cuDevicePrimaryCtxRetain(void** context, int device) {
 int cuDevicePrimaryCtxRelease_v2(int device) {
     (void)device;
     for (int i = 0; i < MOST; i++) {
-        if (things[i].at && things[i].kind == CONTEXT) CALL_TO_GIVE_BACK(CONTEXT, things[i].at);
+        if (things[i].at && things[i].kind == CONTEXT) {
+            CALL_TO_GIVE_BACK(CONTEXT, things[i].at);
+        }
     }
     violation("released more often than retained");
     return INVALID_CONTEXT;
@@ -239,14 +296,57 @@ int cuMemGetInfo_v2(size_t* available, size_t* total) {
     *available = *total - in_use();
     return SUCCESS;
 }
-int cuMemAlloc_v2(uint64_t* at, size_t bytes) {
+struct PoolProps {
+    int type, handles, location, device;
+    void* security;
+    size_t most;
+    unsigned char rest[56];
+};
+int cuMemPoolCreate(void** pool, const struct PoolProps* props) {
     CALL_IN_CONTEXT();
-    if (!bytes) return INVALID_VALUE;
-    if (bytes > memory() - in_use()) return OUT_OF_MEMORY;
-    *at = (uint64_t)hand_out(DEVICE_MEMORY, bytes);
+    // Pinned, not exported, on a device, of any size.
+    if (props->type != 1 || props->handles || props->location != 1 || props->most) return INVALID_VALUE;
+    *pool = hand_out(POOL, 1);
     return SUCCESS;
 }
-int cuMemFree_v2(uint64_t at) { CALL_TO_GIVE_BACK(DEVICE_MEMORY, (void*)at); }
+int cuMemPoolDestroy(void* pool) {
+    TURN();
+    for (int i = 0; i < MOST; i++) {
+        if (things[i].at && things[i].pool == pool && !things[i].given_back) violation("memory outlives its pool");
+    }
+    CALL_TO_GIVE_BACK(POOL, pool);
+}
+int cuMemPoolTrimTo(void* pool, size_t keep) {
+    CALL_IN_CONTEXT();
+    return find(POOL, pool, 0) && !keep ? SUCCESS : INVALID_VALUE;
+}
+int cuMemAllocFromPoolAsync(uint64_t* at, size_t bytes, void* pool, void* stream) {
+    CALL_IN_CONTEXT();
+    if (!bytes || !find(POOL, pool, 0) || !find(STREAM, stream, 0)) return INVALID_VALUE;
+    if (((struct Stream*)stream)->capturing) violation("memory allocated by a graph");
+    if (bytes > memory() - in_use()) return OUT_OF_MEMORY;
+    *at = (uint64_t)hand_out(DEVICE_MEMORY, bytes);
+    struct Thing* thing = find(DEVICE_MEMORY, (void*)*at, bytes);
+    thing->pool = pool, thing->stream = stream;
+    return SUCCESS;
+}
+// Giving back works even where an error is reported, and at once where no work happens any more.
+int cuMemFreeAsync(uint64_t at, struct Stream* stream) {
+    TURN();
+    static int calls;
+    const int code = fails(__func__, &calls);
+    struct Thing* thing = find(DEVICE_MEMORY, (void*)at, 0);
+    if (!thing || (uint64_t)thing->at != at || thing->stream != stream || stream->capturing) {
+        violation("gave back what was not handed out");
+        return INVALID_HANDLE;
+    }
+    if (code) {
+        vanish(thing);
+        return code;
+    }
+    thing->given_back = 1;
+    return enqueue(stream, (struct Work){.what = FREE, .to = thing->at});
+}
 int cuMemHostAlloc(void** at, size_t bytes, unsigned flags) {
     CALL_IN_CONTEXT();
     (void)flags;
@@ -260,72 +360,79 @@ int cuMemHostGetDevicePointer_v2(uint64_t* on_device, void* at, unsigned flags) 
 }
 int cuMemFreeHost(void* at) { CALL_TO_GIVE_BACK(PINNED_MEMORY, at); }
 
-static int copy(enum Kind to_kind, void* to, enum Kind from_kind, const void* from, size_t bytes) {
-    if (!find(to_kind, to, bytes) || !find(from_kind, from, bytes)) {
+// Device memory that work of `stream` may use, or pinned memory.
+static int usable(enum Kind kind, const void* at, size_t bytes, void* stream) {
+    const struct Thing* thing = find(kind, at, bytes);
+    return thing && (kind != DEVICE_MEMORY || thing->stream == stream);
+}
+
+static int copy(enum Kind to_kind, void* to, enum Kind from_kind, const void* from, size_t bytes, void* stream) {
+    if (!usable(to_kind, to, bytes, stream) || !usable(from_kind, from, bytes, stream)) {
         violation("a copy outside of what was allocated");
         return sticky = ILLEGAL_ADDRESS;
     }
-    return enqueue((struct Work){COPY, to, from, 0, bytes});
+    return enqueue(stream, (struct Work){COPY, to, from, 0, bytes});
 }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
     CALL_IN_CONTEXT();
-    (void)stream;
-    return copy(DEVICE_MEMORY, (void*)to, PINNED_MEMORY, from, bytes);
+    return copy(DEVICE_MEMORY, (void*)to, PINNED_MEMORY, from, bytes, stream);
 }
 int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
     CALL_IN_CONTEXT();
-    (void)stream;
-    return copy(PINNED_MEMORY, to, DEVICE_MEMORY, (void*)from, bytes);
+    return copy(PINNED_MEMORY, to, DEVICE_MEMORY, (void*)from, bytes, stream);
 }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) {
     CALL_IN_CONTEXT();
-    (void)stream;
-    return copy(DEVICE_MEMORY, (void*)to, DEVICE_MEMORY, (void*)from, bytes);
+    return copy(DEVICE_MEMORY, (void*)to, DEVICE_MEMORY, (void*)from, bytes, stream);
 }
 int cuMemsetD8Async(uint64_t to, unsigned char byte, size_t bytes, void* stream) {
     CALL_IN_CONTEXT();
-    (void)stream;
-    if (!find(DEVICE_MEMORY, (void*)to, bytes)) {
+    if (!usable(DEVICE_MEMORY, (void*)to, bytes, stream)) {
         violation("filled what was not allocated");
         return sticky = ILLEGAL_ADDRESS;
     }
-    return enqueue((struct Work){FILL, (void*)to, NULL, byte, bytes});
+    return enqueue(stream, (struct Work){FILL, (void*)to, NULL, byte, bytes});
 }
 
 int cuStreamCreate(void** stream, unsigned flags) {
     CALL_IN_CONTEXT();
     if (flags != 1) violation("a stream that waits for others");
-    *stream = hand_out(STREAM, 1);
+    *stream = memset(hand_out(STREAM, sizeof(struct Stream)), 0, sizeof(struct Stream));
     return SUCCESS;
 }
-int cuStreamDestroy_v2(void* stream) { CALL_TO_GIVE_BACK(STREAM, stream); }
-int cuStreamSynchronize(void* stream) {
-    CALL_IN_CONTEXT();
-    (void)stream;
-    return capturing ? CAPTURE_UNSUPPORTED : run_until(queue.count);
+// What was given back to it is gone with it.
+int cuStreamDestroy_v2(struct Stream* stream) {
+    TURN();
+    for (; find(STREAM, stream, 0) && stream->done < stream->queue.count; stream->done++) {
+        if (stream->queue.work[stream->done].what == FREE) free_now(stream->queue.work[stream->done].to);
+    }
+    CALL_TO_GIVE_BACK(STREAM, stream);
 }
-int cuStreamQuery(void* stream) {
+int cuStreamSynchronize(struct Stream* stream) {
     CALL_IN_CONTEXT();
-    (void)stream;
-    if (capturing) return CAPTURE_UNSUPPORTED;
+    return stream->capturing ? CAPTURE_UNSUPPORTED : run_until(stream, stream->queue.count);
+}
+int cuStreamQuery(struct Stream* stream) {
+    CALL_IN_CONTEXT();
+    if (stream->capturing) return CAPTURE_UNSUPPORTED;
     // Somebody asks again and again until everything is done.
-    if (done < queue.count) run_until(done + 1);
-    return done < queue.count ? NOT_READY : SUCCESS;
+    if (stream->done < stream->queue.count) run_until(stream, stream->done + 1);
+    return stream->done < stream->queue.count ? NOT_READY : SUCCESS;
 }
-int cuStreamBeginCapture_v2(void* stream, int mode) {
+int cuStreamBeginCapture_v2(struct Stream* stream, int mode) {
     CALL_IN_CONTEXT();
-    (void)stream, (void)mode;
-    captured = (struct List){0};
-    capturing = 1;
+    if (mode != 2) violation("a capture that others notice");
+    stream->captured = (struct List){0};
+    stream->capturing = 1;
     return SUCCESS;
 }
-int cuStreamEndCapture(void* stream, void** graph) {
-    (void)stream;
-    capturing = 0;
+int cuStreamEndCapture(struct Stream* stream, void** graph) {
+    TURN();
+    stream->capturing = 0;
     *graph = NULL;
     CALL_IN_CONTEXT();
-    struct List* list = hand_out(GRAPH, sizeof captured);
-    *list = captured;
+    struct List* list = hand_out(GRAPH, sizeof *list);
+    *list = stream->captured;
     *graph = list;
     return SUCCESS;
 }
@@ -341,14 +448,12 @@ int cuGraphDestroy(void* graph) { CALL_TO_GIVE_BACK(GRAPH, graph); }
 int cuGraphExecDestroy(void* exec) { CALL_TO_GIVE_BACK(EXEC, exec); }
 int cuGraphUpload(void* exec, void* stream) {
     CALL_IN_CONTEXT();
-    (void)stream;
-    return find(EXEC, exec, 0) ? SUCCESS : INVALID_HANDLE;
+    return find(EXEC, exec, 0) && find(STREAM, stream, 0) ? SUCCESS : INVALID_HANDLE;
 }
-int cuGraphLaunch(void* exec, void* stream) {
+int cuGraphLaunch(void* exec, struct Stream* stream) {
     CALL_IN_CONTEXT();
-    (void)stream;
     const struct List* list = exec;
-    for (size_t i = 0; i < list->count; i++) enqueue(list->work[i]);
+    for (size_t i = 0; i < list->count; i++) enqueue(stream, list->work[i]);
     return SUCCESS;
 }
 
@@ -359,19 +464,19 @@ int cuEventCreate(void** event, unsigned flags) {
     return SUCCESS;
 }
 int cuEventDestroy_v2(void* event) { CALL_TO_GIVE_BACK(EVENT, event); }
-int cuEventRecord(void* event, void* stream) {
+int cuEventRecord(struct Event* event, struct Stream* stream) {
     CALL_IN_CONTEXT();
-    (void)stream;
-    ((struct Event*)event)->position = queue.count;
+    *event = (struct Event){stream, stream->queue.count};
     return SUCCESS;
 }
-int cuEventSynchronize(void* event) {
+// One that was never recorded, or whose stream is gone, has been passed.
+int cuEventSynchronize(struct Event* event) {
     CALL_IN_CONTEXT();
-    return run_until(((struct Event*)event)->position);
+    return find(STREAM, event->stream, 0) ? run_until(event->stream, event->position) : SUCCESS;
 }
-int cuEventElapsedTime_v2(float* milliseconds, void* from, void* to) {
+int cuEventElapsedTime_v2(float* milliseconds, struct Event* from, struct Event* to) {
     CALL_IN_CONTEXT();
-    *milliseconds = (float)(((struct Event*)to)->position - ((struct Event*)from)->position);
+    *milliseconds = (float)(to->position - from->position);
     return SUCCESS;
 }
 
@@ -401,9 +506,9 @@ int cuFuncSetAttribute(void* function, int attribute, int value) {
 int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz,
                    unsigned shared, void* stream, void** params, void** extra) {
     CALL_IN_CONTEXT();
-    (void)stream, (void)extra;
+    (void)extra;
     const int fits = function && params && params[0] && x && y && z && y < 65536 && z < 65536 && tx && ty == 1 && tz == 1;
-    return fits && shared <= 226 << 10 ? enqueue((struct Work){.what = LAUNCH}) : INVALID_VALUE;
+    return fits && shared <= 226 << 10 ? enqueue(stream, (struct Work){.what = LAUNCH}) : INVALID_VALUE;
 }
 int cuLaunchCooperativeKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz,
                               unsigned shared, void* stream, void** params) {

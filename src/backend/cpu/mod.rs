@@ -150,6 +150,10 @@ impl Backend for Cpu {
 
     const CONVOLUTION_PERIOD: usize = winograd::FRAMES;
 
+    fn beside(&self) -> Result<Cpu> {
+        Ok(Cpu)
+    }
+
     fn describe(&self) -> String {
         format!("cpu ({:?}, {} threads)", simd::level(), rayon::current_num_threads()).to_lowercase()
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::driver::{DevicePtr, Kernel, Launch, SharedWords};
 use super::kernels::{self, DecodeLayerParams, DecodeParams};
 use super::{Cache, Cuda, Layout, Linear, Matrix, Tensor, int};
-use crate::backend::GreedyDecoder;
+use crate::backend::{GreedyDecoder, Occupancy};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -31,6 +31,10 @@ const HOST_TOKENS: usize = 32;
 const HOST_CANCEL: usize = 0;
 const HOST_STATUS: usize = 1;
 const HOST_LENGTHS: usize = 16;
+/// Of so many multiprocessors one is left to the work of others, where the device is shared. A block of the loop leaves no
+/// room for another's on its multiprocessor; and the loop streams weights, so it waits for memory and barriers more than for
+/// multiprocessors. Not yet measured.
+const SHARED_OF: usize = 8;
 /// Seconds at one barrier after which the kernel gives up.
 const PATIENCE: i32 = 5;
 
@@ -97,12 +101,16 @@ impl<'a> Launchable<'a> {
         let eight_bit = matrices.into_iter().all(|linear| linear.weight.eight_bit.is_some());
         let dtype = if eight_bit { DType::F8E4M3 } else { cuda.dtype };
         let (kernel, batch) = kernel_for(dtype, sizes.rows);
-        let grid = device.multiprocessors;
-        let slot_bytes = sizes.slot_bytes(grid, dtype.size(), cuda.dtype.size());
         // The second plane holds what attention gives, then the feed-forward part's hidden channels.
         let planes = sizes.channels + sizes.hidden.max(sizes.channels);
         let fixed = BLACKBOARD + batch * planes * size_of::<f32>();
-        let slots = SLOTS.rev().find(|slots| fixed + slots * slot_bytes <= device.shared_per_block)?;
+        // The fewer blocks, the larger their shares: where they do not fit, others have to wait.
+        let grids = [blocks(decoder.occupancy, device.multiprocessors), device.multiprocessors];
+        let (grid, slots, slot_bytes) = grids.into_iter().find_map(|grid| {
+            let slot_bytes = sizes.slot_bytes(grid, dtype.size(), cuda.dtype.size());
+            let slots = SLOTS.rev().find(|slots| fixed + slots * slot_bytes <= device.shared_per_block)?;
+            Some((grid, slots, slot_bytes))
+        })?;
         let shared = fixed + slots * slot_bytes;
         Some(Launchable { cuda, decoder, cache, sizes, eight_bit, kernel, grid, slots, slot_bytes, shared })
     }
@@ -264,6 +272,14 @@ impl Sizes {
         let shares = [(3 * c, c, layers), (c, c, layers), (f, c, layers), (c, f, layers), (self.vocabulary, c, output)];
         let most = shares.map(|(rows, columns, element)| rows.div_ceil(grid) * columns * element);
         most.into_iter().max().unwrap_or(0).next_multiple_of(128)
+    }
+}
+
+/// Blocks of a loop, one on each multiprocessor that it takes. Of two none is left: one is half of the device.
+fn blocks(occupancy: Occupancy, multiprocessors: usize) -> usize {
+    match occupancy {
+        Occupancy::Shared if multiprocessors > 2 => multiprocessors - (multiprocessors / SHARED_OF).max(1),
+        _ => multiprocessors,
     }
 }
 

@@ -4,6 +4,7 @@
 use std::any::Any;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use bytemuck::{NoUninit, Pod, Zeroable};
@@ -169,6 +170,12 @@ pub struct Event(pub(super) Box<dyn Any + Send + Sync>);
 /// The `unsafe` methods take addresses. Their callers promise that the ranges lie in live allocations of this driver, and
 /// that a launched kernel stays inside of them.
 pub trait Driver: Send + Sync {
+    /// The same device and the same loaded kernels, with a stream of work of its own: its memory, waiting, events and captures
+    /// have nothing to do with those of this one, whatever threads call the two.
+    ///
+    /// # Errors
+    /// If the device has no room for another stream and its staging memory.
+    fn fork(&self) -> Result<Arc<dyn Driver>>;
     /// The device.
     fn properties(&self) -> &Properties;
     /// Free and total bytes of device memory, other programs counted too.

@@ -249,6 +249,10 @@ impl Backend for Cuda {
 
     const ONE_STREAM: bool = true;
 
+    fn beside(&self) -> Result<Cuda> {
+        Cuda::new(self.driver.fork()?, self.dtype)
+    }
+
     fn describe(&self) -> String {
         self.driver.properties().name.clone()
     }

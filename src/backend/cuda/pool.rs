@@ -1,5 +1,5 @@
-//! Device memory that is used again. All work is in one stream, so memory that a tensor gave back may be handed to the
-//! next at once: its writer runs after the last reader.
+//! Device memory that is used again. All work of a backend is in one stream, so memory that a tensor gave back may be handed
+//! to the next at once: its writer runs after the last reader.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

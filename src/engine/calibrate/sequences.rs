@@ -9,7 +9,7 @@ use super::gradient::{backward, inputs};
 use super::product::{Weights, outer, times, transposed};
 use crate::Result;
 use crate::backend::cpu::{Cpu, Tensor};
-use crate::backend::{AttentionShape, Backend};
+use crate::backend::{AttentionShape, Backend, Occupancy};
 use crate::check::Random;
 use crate::engine::model::Model;
 use crate::generate::{GenerateOptions, generate};
@@ -67,7 +67,8 @@ pub(super) fn batch(model: &Model<Cpu>, config: &ModelConfig, paths: &[PathBuf])
     let (count, options) = (paths.len(), GenerateOptions::default());
     let tokens = model.vision.tokens(&Cpu, &pixels, count)?;
     let cache = model.decoder.prefill(&Cpu, &tokens, count, options.limit(&model.decoder))?;
-    let captions = generate(&Cpu, &model.decoder, cache, count, &options, &mut |_| ControlFlow::Continue(()))?;
+    let captions =
+        generate(&Cpu, &model.decoder, cache, count, &options, Occupancy::Whole, &mut |_| ControlFlow::Continue(()))?;
 
     let [rows, width] = Cpu.shape(&tokens);
     let prefix = rows / count.max(1);

@@ -31,18 +31,27 @@ use watch::Watch;
 
 pub use block::Order;
 
-/// The host as a CUDA device.
+/// The host as a CUDA device, and a stream of work on it.
 pub struct EmulatedDriver {
-    properties: Properties,
-    memory: Arc<Mutex<Memory>>,
-    settings: Mutex<Settings>,
+    machine: Arc<Machine>,
     capture: Mutex<Option<Vec<Recorded>>>,
     /// What went wrong in a launch, reported by the next call that waits, as a GPU does.
     failure: Mutex<Option<String>>,
+}
+
+/// What all forks of a driver share.
+struct Machine {
+    properties: Properties,
+    memory: Arc<Mutex<Memory>>,
+    settings: Mutex<Settings>,
     launches: AtomicU64,
-    recorded: AtomicU64,
-    replayed: AtomicU64,
+    /// Graphs recorded, and replayed.
+    graphs: [AtomicU64; 2],
     refuses_captures: AtomicBool,
+    /// Bytes copied from the host, and to it.
+    crossed: [AtomicU64; 2],
+    /// Held by the launch that runs: what it did to memory is looked for when it ends, and must not be another's doing.
+    running: Mutex<()>,
 }
 
 /// How kernels are run.
@@ -71,38 +80,47 @@ enum Recorded {
 }
 
 impl EmulatedDriver {
-    /// A device with `memory` bytes.
+    /// A device with `memory` bytes and four multiprocessors.
     pub fn new(memory: usize) -> EmulatedDriver {
-        trap::catch();
-        EmulatedDriver {
-            properties: Properties {
-                name: "emulator".into(),
-                multiprocessors: 4,
-                capability: (8, 0),
-                memory,
-                cooperative: true,
-                l2: 1 << 20,
-                shared_per_block: 163 << 10,
-            },
-            memory: Arc::new(Mutex::new(Memory::new(memory))),
-            settings: Mutex::default(),
-            capture: Mutex::default(),
-            failure: Mutex::default(),
-            launches: AtomicU64::new(0),
-            recorded: AtomicU64::new(0),
-            replayed: AtomicU64::new(0),
-            refuses_captures: AtomicBool::new(false),
-        }
+        EmulatedDriver::with_multiprocessors(memory, 4)
     }
 
-    /// Changes how later launches run.
+    /// A device with `memory` bytes and so many multiprocessors, on which no result depends.
+    pub fn with_multiprocessors(memory: usize, multiprocessors: usize) -> EmulatedDriver {
+        trap::catch();
+        let properties = Properties {
+            name: "emulator".into(),
+            multiprocessors,
+            capability: (8, 0),
+            memory,
+            cooperative: true,
+            l2: 1 << 20,
+            shared_per_block: 163 << 10,
+        };
+        EmulatedDriver::on(Arc::new(Machine {
+            properties,
+            memory: Arc::new(Mutex::new(Memory::new(memory))),
+            settings: Mutex::default(),
+            launches: AtomicU64::new(0),
+            graphs: Default::default(),
+            refuses_captures: AtomicBool::new(false),
+            crossed: Default::default(),
+            running: Mutex::default(),
+        }))
+    }
+
+    fn on(machine: Arc<Machine>) -> EmulatedDriver {
+        EmulatedDriver { machine, capture: Mutex::default(), failure: Mutex::default() }
+    }
+
+    /// Changes how later launches run, those of forks too.
     pub fn set(&self, settings: Settings) {
-        *lock(&self.settings) = settings;
+        *lock(&self.machine.settings) = settings;
     }
 
     /// The results of `run` under each of three orders of threads, and if `checked`, once more with every access checked.
     pub fn every_way(&self, checked: bool, run: &dyn Fn() -> Result<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
-        let before = *lock(&self.settings);
+        let before = *lock(&self.machine.settings);
         let plain = |order| Settings { order, checked: false };
         let mut ways = vec![plain(Order::Forward), plain(Order::Backward), plain(Order::Shuffled(1))];
         // First: it names what the others only show by different results.
@@ -118,24 +136,29 @@ impl EmulatedDriver {
         results
     }
 
-    /// Kernels launched so far.
+    /// Kernels launched so far, those of forks too.
     pub fn launches(&self) -> u64 {
-        self.launches.load(Ordering::Relaxed)
+        self.machine.launches.load(Ordering::Relaxed)
     }
 
-    /// Graphs recorded so far, and how often one was replayed.
+    /// Graphs recorded so far, and how often one was replayed, those of forks too.
     pub fn graphs(&self) -> [u64; 2] {
-        [&self.recorded, &self.replayed].map(|count| count.load(Ordering::Relaxed))
+        self.machine.graphs.each_ref().map(|count| count.load(Ordering::Relaxed))
     }
 
     /// From now on nothing can be recorded, or again everything.
     pub fn refuse_captures(&self, on: bool) {
-        self.refuses_captures.store(on, Ordering::Relaxed);
+        self.machine.refuses_captures.store(on, Ordering::Relaxed);
     }
 
-    /// Bytes allocated at present.
+    /// Bytes copied from the host and to it so far, those of forks too.
+    pub fn crossed(&self) -> [u64; 2] {
+        self.machine.crossed.each_ref().map(|bytes| bytes.load(Ordering::Relaxed))
+    }
+
+    /// Bytes allocated at present, by all forks.
     pub fn in_use(&self) -> usize {
-        lock(&self.memory).in_use()
+        lock(&self.machine.memory).in_use()
     }
 
     /// Records `work` if a graph is being captured.
@@ -159,19 +182,20 @@ impl EmulatedDriver {
     /// # Safety
     /// As [`Driver::launch`].
     unsafe fn run(&self, kernel: &'static KernelInfo, launch: Launch, params: &[u8]) -> Result<()> {
-        self.launches.fetch_add(1, Ordering::Relaxed);
+        self.machine.launches.fetch_add(1, Ordering::Relaxed);
         let [x, y, z] = launch.grid.map(u64::from);
         let problem = |problem: String| Err(device_error(format!("launch of {}: {problem}", kernel.name)));
         if x == 0 || y == 0 || z == 0 || x > i32::MAX as u64 || y > 65_535 || z > 65_535 {
             return problem(format!("a grid of {:?} blocks", launch.grid));
         }
-        if launch.shared as usize > self.properties.shared_per_block {
+        if launch.shared as usize > self.machine.properties.shared_per_block {
             return problem(format!("{} bytes of shared memory", launch.shared));
         }
         if lock(&self.failure).is_some() {
             return Ok(());
         }
-        let settings = *lock(&self.settings);
+        let _running = lock(&self.machine.running);
+        let settings = *lock(&self.machine.settings);
         let mut aligned = vec![0u128; params.len().div_ceil(16)];
         bytemuck::cast_slice_mut(&mut aligned)[..params.len()].copy_from_slice(params);
         let task = block::Task::new(kernel, launch, &aligned, settings);
@@ -179,7 +203,7 @@ impl EmulatedDriver {
             if x * y * z > races::MOST_BLOCKS as u64 {
                 return problem(format!("{:?} blocks are too many to check", launch.grid));
             }
-            let mut memory = lock(&self.memory);
+            let mut memory = lock(&self.machine.memory);
             let watch = RefCell::new(Watch::new(kernel, launch, &aligned, &mut memory));
             // SAFETY: the caller's promise.
             let done = unsafe { task.run_together(Some(&watch)) };
@@ -190,7 +214,7 @@ impl EmulatedDriver {
                 (None, done) => done,
             }
         } else {
-            lock(&self.memory).assume_written();
+            lock(&self.machine.memory).assume_written();
             if launch.cooperative {
                 // SAFETY: the caller's promise.
                 unsafe { task.run_together(None) }
@@ -199,7 +223,7 @@ impl EmulatedDriver {
                 task.blocks().par_iter().try_for_each(|&block| unsafe { task.run_block(block, None) })
             }
         };
-        let guards = lock(&self.memory).check_guards();
+        let guards = lock(&self.machine.memory).check_guards();
         if let Err(fault) = done.and(guards) {
             *lock(&self.failure) = Some(format!("kernel {}: {fault}", kernel.name));
         }
@@ -208,29 +232,33 @@ impl EmulatedDriver {
 }
 
 impl Driver for EmulatedDriver {
+    fn fork(&self) -> Result<Arc<dyn Driver>> {
+        Ok(Arc::new(EmulatedDriver::on(self.machine.clone())))
+    }
+
     fn properties(&self) -> &Properties {
-        &self.properties
+        &self.machine.properties
     }
 
     fn memory(&self) -> Result<(usize, usize)> {
-        let total = self.properties.memory;
+        let total = self.machine.properties.memory;
         Ok((total.saturating_sub(self.in_use()), total))
     }
 
     fn allocate(&self, bytes: usize) -> Result<DevicePtr> {
         self.not_capturing("an allocation")?;
-        lock(&self.memory).allocate(bytes)
+        lock(&self.machine.memory).allocate(bytes)
     }
 
     unsafe fn free(&self, pointer: DevicePtr) {
-        lock(&self.memory).free(pointer);
+        lock(&self.machine.memory).free(pointer);
     }
 
     fn shared_words(&self, words: usize) -> Result<SharedWords> {
         let address = NonNull::from(Box::leak(vec![0u32; words.max(1)].into_boxed_slice()));
-        lock(&self.memory).show_host(address.cast::<u32>().as_ptr() as u64, words * size_of::<u32>());
+        lock(&self.machine.memory).show_host(address.cast::<u32>().as_ptr() as u64, words * size_of::<u32>());
         let release = Box::new({
-            let (address, memory) = (Address(address), self.memory.clone());
+            let (address, memory) = (Address(address), self.machine.memory.clone());
             move || {
                 let address = address;
                 lock(&memory).hide_host(address.0.cast::<u32>().as_ptr() as u64);
@@ -251,33 +279,35 @@ impl Driver for EmulatedDriver {
 
     unsafe fn write(&self, to: DevicePtr, from: &[u8]) -> Result<()> {
         self.not_capturing("a copy from the host")?;
-        lock(&self.memory).write(to, from)
+        self.machine.crossed[0].fetch_add(from.len() as u64, Ordering::Relaxed);
+        lock(&self.machine.memory).write(to, from)
     }
 
     unsafe fn read(&self, from: DevicePtr, to: &mut [u8]) -> Result<()> {
         self.synchronize()?;
-        lock(&self.memory).read(from, to)
+        self.machine.crossed[1].fetch_add(to.len() as u64, Ordering::Relaxed);
+        lock(&self.machine.memory).read(from, to)
     }
 
     unsafe fn copy(&self, to: DevicePtr, from: DevicePtr, bytes: usize) -> Result<()> {
         if self.recorded(|| Recorded::Copy { to, from, bytes }) {
             return Ok(());
         }
-        lock(&self.memory).copy(to, from, bytes)
+        lock(&self.machine.memory).copy(to, from, bytes)
     }
 
     unsafe fn fill(&self, to: DevicePtr, byte: u8, bytes: usize) -> Result<()> {
         if self.recorded(|| Recorded::Fill { to, byte, bytes }) {
             return Ok(());
         }
-        lock(&self.memory).fill(to, byte, bytes)
+        lock(&self.machine.memory).fill(to, byte, bytes)
     }
 
     unsafe fn poison(&self, to: DevicePtr, bytes: usize) -> Result<()> {
         if self.recorded(|| Recorded::Poison { to, bytes }) {
             return Ok(());
         }
-        lock(&self.memory).poison(to, bytes)
+        lock(&self.machine.memory).poison(to, bytes)
     }
 
     unsafe fn launch(&self, kernel: &'static KernelInfo, launch: Launch, params: &[u8]) -> Result<()> {
@@ -298,7 +328,7 @@ impl Driver for EmulatedDriver {
 
     fn begin_capture(&self) -> Result<()> {
         self.not_capturing("a second capture")?;
-        if self.refuses_captures.load(Ordering::Relaxed) {
+        if self.machine.refuses_captures.load(Ordering::Relaxed) {
             return Err(device_error("no graph can be captured".into()));
         }
         *lock(&self.capture) = Some(Vec::new());
@@ -307,13 +337,13 @@ impl Driver for EmulatedDriver {
 
     fn end_capture(&self) -> Result<Graph> {
         let work = lock(&self.capture).take().ok_or_else(|| device_error("no graph is being captured".into()))?;
-        self.recorded.fetch_add(1, Ordering::Relaxed);
+        self.machine.graphs[0].fetch_add(1, Ordering::Relaxed);
         Ok(Graph(Box::new(work)))
     }
 
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {
         let work = graph.0.downcast_ref::<Vec<Recorded>>().ok_or_else(|| device_error("not my graph".into()))?;
-        self.replayed.fetch_add(1, Ordering::Relaxed);
+        self.machine.graphs[1].fetch_add(1, Ordering::Relaxed);
         for work in work {
             // SAFETY: the caller's promise covers everything recorded.
             unsafe {

@@ -1,6 +1,6 @@
-//! A device held open by this process, and what it hands out: a stream, events, graphs, pinned memory. Each gives itself
-//! back when it is dropped and keeps the device open until then, so the order in which they go does not matter. A device
-//! that failed for good answers every later call with what happened first.
+//! A device held open by this process, and what it hands out: streams, memory, events, graphs, pinned memory. Each gives
+//! itself back when it is dropped and keeps the device open until then, so the order in which they go does not matter. A
+//! device that failed for good answers every later call with what happened first.
 
 use std::ffi::c_void;
 use std::ptr::{NonNull, null_mut};
@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::sys::{
-    self, CUcontext, CUdevice, CUevent, CUevent_flags, CUgraphExec, CUresult, CUstream, CUstream_flags,
+    self, CUcontext, CUdevice, CUevent, CUevent_flags, CUgraphExec, CUmemAllocationHandleType, CUmemAllocationType,
+    CUmemLocation, CUmemLocationType, CUmemPoolProps, CUmemoryPool, CUresult, CUstream, CUstream_flags,
 };
 
 use super::library::{device_error, is_lasting, succeed, words};
@@ -129,6 +130,16 @@ impl Stream {
         }
     }
 
+    /// Gives memory back once all work so far has ended. A lost device has none, and its errors are known.
+    ///
+    /// # Safety
+    /// It was taken from a [`Reserve`] in this stream, and is not used again.
+    pub(super) unsafe fn give_back(&self, pointer: DevicePtr) {
+        self.context.enter_to_drop();
+        // SAFETY: the caller's promise.
+        let _ = unsafe { sys::cuMemFreeAsync(pointer.0, self.raw) };
+    }
+
     /// Waits for all work so far.
     pub(super) fn wait(&self) -> Result<()> {
         self.context.enter()?;
@@ -142,6 +153,61 @@ impl Drop for Stream {
         self.context.enter_to_drop();
         // SAFETY: made by `new`; work under way goes on, and whoever owns what it uses has waited for it.
         let _ = unsafe { sys::cuStreamDestroy_v2(self.raw) };
+    }
+}
+
+/// Device memory that is taken and given back in the order of a stream's work. `cuMemFree` would wait for everything on the
+/// device, and so for a decoder that runs beside.
+pub(super) struct Reserve {
+    context: Arc<Context>,
+    raw: CUmemoryPool,
+}
+
+// SAFETY: see `Context`.
+unsafe impl Send for Reserve {}
+// SAFETY: see `Context`.
+unsafe impl Sync for Reserve {}
+
+impl Reserve {
+    pub(super) fn new(context: &Arc<Context>) -> Result<Reserve> {
+        context.enter()?;
+        let props = CUmemPoolProps {
+            allocType: CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
+            handleTypes: CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
+            location: CUmemLocation { type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: context.device },
+            win32SecurityAttributes: null_mut(),
+            maxSize: 0,
+            usage: 0,
+            reserved: [0; 54],
+        };
+        let mut raw = null_mut();
+        // SAFETY: reads the properties, writes one handle.
+        context.check("making a reserve of memory", unsafe { sys::cuMemPoolCreate(&mut raw, &props) })?;
+        Ok(Reserve { context: context.clone(), raw })
+    }
+
+    /// Memory for work that comes after this in `stream`; `None` if there is not as much.
+    pub(super) fn take(&self, bytes: usize, stream: &Stream) -> Result<Option<DevicePtr>> {
+        let mut pointer = DevicePtr::NULL;
+        // SAFETY: writes one address; both are alive.
+        match unsafe { sys::cuMemAllocFromPoolAsync(&mut pointer.0, bytes, self.raw, stream.raw) } {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Ok(None),
+            result => self.context.check(&format!("allocating {bytes} bytes"), result).map(|()| Some(pointer)),
+        }
+    }
+
+    /// Leaves what was given back, and is not used by work any more, to all programs.
+    pub(super) fn trim(&self) -> Result<()> {
+        // SAFETY: a live pool.
+        self.context.check("giving memory back", unsafe { sys::cuMemPoolTrimTo(self.raw, 0) })
+    }
+}
+
+impl Drop for Reserve {
+    fn drop(&mut self) {
+        self.context.enter_to_drop();
+        // SAFETY: made by `new`; memory that work has yet to give back goes afterwards.
+        let _ = unsafe { sys::cuMemPoolDestroy(self.raw) };
     }
 }
 

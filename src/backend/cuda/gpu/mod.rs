@@ -1,6 +1,7 @@
 //! The driver of real GPUs, over NVIDIA's driver library, which is looked for when the program runs: one binary starts on
-//! machines with and without a GPU. It holds one context, one stream, and every kernel of this program, loaded when the
-//! device is opened, so that what does not fit is said then and not in the middle of a caption.
+//! machines with and without a GPU. It holds one context, and every kernel of this program, loaded when the device is
+//! opened, so that what does not fit is said then and not in the middle of a caption; both are shared by all forks, each of
+//! which has a stream, memory and staging memory of its own.
 
 mod context;
 mod library;
@@ -17,21 +18,22 @@ use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUmodule, CUre
 use super::driver::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, Properties, SharedWords};
 use super::{images, kernels};
 use crate::Result;
-use context::{Context, Mark, Pinned, Recording, Stream};
+use context::{Context, Mark, Pinned, Recording, Reserve, Stream};
 use staging::{Download, Upload};
 
 pub use library::probe;
 
-/// A GPU.
+/// A GPU, and a stream of work on it.
 pub struct GpuDriver {
     properties: Properties,
     capturing: AtomicBool,
     allocations: Mutex<HashSet<DevicePtr>>,
-    /// Memory given back while a graph was captured, when nothing may be freed.
+    /// Memory given back while a graph was captured: the graph is not to give it back each time.
     freed: Mutex<Vec<DevicePtr>>,
     upload: Mutex<Upload>,
     download: Mutex<Download>,
-    program: Program,
+    reserve: Reserve,
+    program: Arc<Program>,
     stream: Arc<Stream>,
     context: Arc<Context>,
 }
@@ -43,18 +45,8 @@ pub struct GpuDriver {
 pub fn open(index: usize) -> Result<Arc<dyn Driver>> {
     let (device, properties) = library::device(index)?;
     let context = Context::open(device, format!("cuda:{index}"))?;
-    let stream = Arc::new(Stream::new(context.clone())?);
-    Ok(Arc::new(GpuDriver {
-        program: Program::load(&context, &properties)?,
-        properties,
-        capturing: AtomicBool::new(false),
-        allocations: Mutex::default(),
-        freed: Mutex::default(),
-        upload: Mutex::new(Upload::new(&context)?),
-        download: Mutex::new(Download::new(&context)?),
-        stream,
-        context,
-    }))
+    let program = Arc::new(Program::load(&context, &properties)?);
+    Ok(Arc::new(GpuDriver::new(context, program, properties)?))
 }
 
 /// Every kernel, on the device.
@@ -139,6 +131,21 @@ impl Drop for Program {
 }
 
 impl GpuDriver {
+    fn new(context: Arc<Context>, program: Arc<Program>, properties: Properties) -> Result<GpuDriver> {
+        Ok(GpuDriver {
+            properties,
+            capturing: AtomicBool::new(false),
+            allocations: Mutex::default(),
+            freed: Mutex::default(),
+            upload: Mutex::new(Upload::new(&context)?),
+            download: Mutex::new(Download::new(&context)?),
+            reserve: Reserve::new(&context)?,
+            program,
+            stream: Arc::new(Stream::new(context.clone())?),
+            context,
+        })
+    }
+
     /// Ready for a call, and not in the middle of a capture.
     fn enter(&self, what: &str) -> Result<()> {
         self.context.enter()?;
@@ -146,18 +153,6 @@ impl GpuDriver {
             return Err(self.context.error(format!("{what} while a graph is captured")));
         }
         Ok(())
-    }
-
-    /// # Safety
-    /// The memory comes from `allocate` and is not used again.
-    unsafe fn free_all(&self, pointers: impl IntoIterator<Item = DevicePtr>) {
-        // Work that uses the memory may be under way. A lost device has none, and its errors are known.
-        let _ = self.stream.wait();
-        self.context.enter_to_drop();
-        for pointer in pointers {
-            // SAFETY: the caller's promise.
-            let _ = unsafe { sys::cuMemFree_v2(pointer.0) };
-        }
     }
 
     fn out_of_memory(&self, bytes: usize) -> crate::Error {
@@ -174,6 +169,11 @@ impl GpuDriver {
 }
 
 impl Driver for GpuDriver {
+    fn fork(&self) -> Result<Arc<dyn Driver>> {
+        let (context, program) = (self.context.clone(), self.program.clone());
+        Ok(Arc::new(GpuDriver::new(context, program, self.properties.clone())?))
+    }
+
     fn properties(&self) -> &Properties {
         &self.properties
     }
@@ -187,12 +187,15 @@ impl Driver for GpuDriver {
         if bytes == 0 {
             return Ok(DevicePtr::NULL);
         }
-        let mut pointer = DevicePtr::NULL;
-        // SAFETY: writes one address.
-        match unsafe { sys::cuMemAlloc_v2(&mut pointer.0, bytes) } {
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY => return Err(self.out_of_memory(bytes)),
-            result => self.context.check(&format!("allocating {bytes} bytes"), result)?,
-        }
+        let pointer = match self.reserve.take(bytes, &self.stream)? {
+            Some(pointer) => pointer,
+            None => {
+                // What was given back in pieces may do as a whole.
+                self.stream.wait()?;
+                self.reserve.trim()?;
+                self.reserve.take(bytes, &self.stream)?.ok_or_else(|| self.out_of_memory(bytes))?
+            }
+        };
         lock(&self.allocations).insert(pointer);
         Ok(pointer)
     }
@@ -206,7 +209,7 @@ impl Driver for GpuDriver {
             return;
         }
         // SAFETY: it was allocated here, and the caller does not use it again.
-        unsafe { self.free_all([pointer]) }
+        unsafe { self.stream.give_back(pointer) }
     }
 
     fn shared_words(&self, words: usize) -> Result<SharedWords> {
@@ -296,7 +299,8 @@ impl Driver for GpuDriver {
 
     fn begin_capture(&self) -> Result<()> {
         self.enter("a second capture")?;
-        // Relaxed: the capture may end on another thread than it began on.
+        // Relaxed: the capture may end on another thread than it began on, and other threads may allocate for their forks
+        // meanwhile, which a capture in global mode would forbid them. What this one may not do, `enter` refuses.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: a live stream.
         let result = unsafe { sys::cuStreamBeginCapture_v2(self.stream.raw, mode) };
@@ -313,10 +317,9 @@ impl Driver for GpuDriver {
         let entered = self.context.enter();
         // SAFETY: a live stream; writes one handle, or null.
         let ended = unsafe { sys::cuStreamEndCapture(self.stream.raw, &mut graph) };
-        let freed = std::mem::take(&mut *lock(&self.freed));
-        if !freed.is_empty() {
+        for pointer in std::mem::take(&mut *lock(&self.freed)) {
             // SAFETY: `free` was promised that nobody uses it.
-            unsafe { self.free_all(freed) };
+            unsafe { self.stream.give_back(pointer) };
         }
         entered?;
         self.context.check("ending a graph", ended)?;
@@ -373,9 +376,11 @@ impl Drop for GpuDriver {
         if self.capturing.load(Ordering::Relaxed) {
             let _ = self.end_capture();
         }
-        let left: Vec<DevicePtr> = lock(&self.allocations).drain().chain(lock(&self.freed).drain(..)).collect();
-        // SAFETY: nobody has the driver any more, so nobody may use its memory.
-        unsafe { self.free_all(left) };
+        for pointer in lock(&self.allocations).drain().chain(lock(&self.freed).drain(..)) {
+            // SAFETY: nobody has the driver any more, so nobody may use its memory.
+            unsafe { self.stream.give_back(pointer) };
+        }
+        let _ = self.stream.wait();
     }
 }
 
