@@ -2,10 +2,11 @@
 // splits its result into heads; those of a text are stored here.
 // Math:      softmax(query key^T / sqrt D) value over the prefix of the row's picture and its text so far
 // Tensors:   prefix keys and values (images, H, P, D); text keys and values (positions, slots, H, D): what row r wrote at
-//            position t lies at (t, s), s its own slot, while anyone reads it. A row that continues another knows its
-//            ancestors by a table (rows, known): the slot of each position; positions from `known` on are in its own. So
+//            position t lies at (t, s), s its own slot, while anyone reads it. A row that continues another finds the first
+//            known[r] positions of its text in the slots that a table (positions, R) names, later ones in its own. So
 //            nothing is copied when beams change places. Texts differ in length: a row's newest token stands at
-//            positions[r]. All in bf16 or f32; qkv (R, 3*H*D) and y (R, H*D) f32
+//            positions[r]. All in bf16 or f32; qkv (R, 3*H*D) and y (R, H*D) f32. What changes from step to step is in
+//            tables: with the same params and grid, a recorded launch serves every step of as many rows
 // Tiling:    a block takes 64 tokens of one head: of the prefix for all rows of a picture, whose keys and values it reads
 //            once, or of the text of one row. Partial results are added in order by the combining kernel
 // Numerics:  f32; splits depend on the lengths only, so a row does not depend on its neighbours
@@ -20,11 +21,12 @@ struct CachedAttentionParams {
     const void* prefix_values;
     void* text_keys;
     void* text_values;
+    const unsigned* positions;  // (R)
+    const unsigned* own;        // (R)
+    const unsigned* known;      // (R)
     const unsigned* order;      // (R): rows sorted by picture
     const unsigned* first;      // (images + 1): where each picture's rows begin in `order`
-    const unsigned* ancestors;  // (R, known)
-    const unsigned* own;        // (R)
-    const unsigned* positions;  // (R)
+    const unsigned* ancestors;  // (longest known, R)
     float* partials;            // (R, H, splits, D + 2): output, maximum, sum
     float* y;
     int rows;
@@ -32,13 +34,13 @@ struct CachedAttentionParams {
     int heads;
     int head_size;
     int prefix;
-    int known;
     int slots;
     int prefix_splits;
-    int splits;   // of the longest row
+    int splits;   // at least those of the longest row
     float scale;  // log2 e / sqrt D
+    int unused;
 };
-SIZE_OF(CachedAttentionParams, 136);
+SIZE_OF(CachedAttentionParams, 144);
 
 namespace {
 
@@ -67,7 +69,7 @@ DEVICE Split split_of(int size) {
 
 // The slot that holds position `t` of `row`'s text.
 DEVICE int slot_of(const CachedAttentionParams& p, int row, int t) {
-    return t < p.known ? int(p.ancestors[int64_t(row) * p.known + t]) : int(p.own[row]);
+    return int(t < int(p.known[row]) ? p.ancestors[int64_t(t) * p.rows + row] : p.own[row]);
 }
 
 // Loads the split's `count` keys and values; the newest token of a text comes from qkv and is stored on the way.

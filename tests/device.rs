@@ -196,16 +196,59 @@ fn beams_are_those_of_the_cpu() {
 
 #[test]
 fn a_warm_engine_allocates_nothing_and_repeats_itself() {
-    let picture = &pictures(1)[0];
+    let pictures = pictures(9);
     let engine = engine(device(), DType::BF16);
-    let first = engine.caption(picture, &CaptionOptions::default()).expect("a caption");
-    let warm = engine.memory().expect("a device");
-    for _ in 0..2 {
-        let again = engine.caption(picture, &CaptionOptions::default()).expect("a caption");
-        assert_eq!(again.tokens, first.tokens);
-        assert_eq!(again.samples, first.samples, "the recorded graphs give the same bits");
+    let generate = |beams, max_length| GenerateOptions { beams, max_length, ..Default::default() };
+    let kinds = [
+        (1, CaptionOptions::default()),
+        (1, CaptionOptions { generate: generate(5, 20), ..units_only() }),
+        // More rows than are decoded in one launch.
+        (9, CaptionOptions { generate: generate(1, 12), ..units_only() }),
+    ];
+    for (count, options) in kinds {
+        let [first, again] = [(); 2].map(|()| captions(&engine, &pictures[..count], &options));
+        // By now, what a cache keeps is nobody else's.
+        let warm = engine.memory().expect("a device");
+        let last = captions(&engine, &pictures[..count], &options);
+        assert_eq!(engine.memory().expect("a device"), warm, "{count} pictures, {:?}", options.generate);
+        for (later, first) in [again, last].iter().flat_map(|later| later.iter().zip(&first)) {
+            assert_eq!(later.tokens, first.tokens);
+            assert_eq!(later.samples, first.samples, "the recorded graphs give the same bits");
+        }
     }
-    assert_eq!(engine.memory().expect("a device"), warm);
+}
+
+/// Beams, sampling and more rows than one launch takes, against an engine that has to do without graphs.
+#[test]
+fn captions_from_recorded_steps_are_those_of_plain_ones() {
+    let pictures = pictures(9);
+    let sampling = Some(Sampling { temperature: 2.0, top_k: 20, top_p: 1.0, seed: 3 });
+    let kinds = [
+        (1, GenerateOptions { beams: 2, max_length: 30, ..Default::default() }),
+        (1, GenerateOptions { beams: 5, max_length: 60, ..Default::default() }),
+        (2, GenerateOptions { sampling, max_length: 70, ..Default::default() }),
+        (9, GenerateOptions { max_length: 16, ..Default::default() }),
+    ];
+    let (with, without) = (Arc::new(EmulatedDriver::new(1 << 30)), Arc::new(EmulatedDriver::new(1 << 30)));
+    let engines = [&with, &without].map(|driver| Engine::embedded_on(driver.clone(), DType::BF16).expect("an engine"));
+    for (count, generate) in kinds {
+        let options = CaptionOptions { generate, ..units_only() };
+        // The vision encoder's graph.
+        let short = CaptionOptions { generate: GenerateOptions { max_length: 2, ..generate }, ..options };
+        engines.iter().for_each(|engine| drop(captions(engine, &pictures[..count], &short)));
+        let ([recorded, replayed], [made, _]) = (with.graphs(), without.graphs());
+        without.refuse_captures(true);
+        let [actual, expected] = engines.each_ref().map(|engine| captions(engine, &pictures[..count], &options));
+        without.refuse_captures(false);
+        for (actual, expected) in actual.iter().zip(&expected) {
+            assert_eq!(actual.tokens, expected.tokens, "{generate:?}");
+        }
+        let steps = actual.iter().map(|caption| caption.tokens.len() as u64).max().unwrap_or(0) - 1;
+        let [recorded, replayed] = [with.graphs()[0] - recorded, with.graphs()[1] - replayed];
+        assert!(recorded <= 2 + count as u64, "{recorded} graphs of {steps} steps, {generate:?}");
+        assert!(replayed * 2 > steps, "{replayed} replays in {steps} steps, {generate:?}");
+        assert_eq!(without.graphs()[0], made);
+    }
 }
 
 /// Pixels go up and samples come down. In between the host sees units and how long each lasts, which decide how much work

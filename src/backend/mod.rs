@@ -200,6 +200,11 @@ impl Region {
 /// What a [`Region`] does: operations on its input and on constants, nothing else.
 pub type RegionBody<'a, B> = &'a dyn Fn(&B, &<B as Backend>::Tensor) -> Result<<B as Backend>::Tensor>;
 
+/// What a [`Region`] of a decode step does: operations on its input, on the cache and on constants, nothing else. Done
+/// twice, it leaves what it leaves once.
+pub type StepBody<'a, B> =
+    &'a dyn Fn(&B, &mut <B as Backend>::Cache, &<B as Backend>::Tensor) -> Result<<B as Backend>::Tensor>;
+
 /// A device that can run the models. Every operation checks its shapes and returns an error that names them.
 pub trait Backend: Send + Sync + Sized + 'static {
     /// Activations: two-dimensional, f32.
@@ -244,6 +249,19 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn region(&self, region: &Region, input: &Self::Tensor, body: RegionBody<'_, Self>) -> Result<Self::Tensor> {
         let _ = region;
         body(self, input)
+    }
+
+    /// As `region`, for a decode step: `body(self, cache, x)`, after `cache_grow`, with a row of `x` for each live row. What
+    /// was recorded serves later steps of as many rows, of this cache or of a later one of its shape.
+    fn step_region(
+        &self,
+        region: &Region,
+        cache: &mut Self::Cache,
+        x: &Self::Tensor,
+        body: StepBody<'_, Self>,
+    ) -> Result<Self::Tensor> {
+        let _ = region;
+        body(self, cache, x)
     }
 
     /// Does `work`, the many short operations of a decode step, where each of them starts soonest.

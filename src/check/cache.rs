@@ -2,7 +2,7 @@
 
 use super::{Case, Checker, Random, Size, Work, round_bf16};
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, CacheRow, CacheShape, Linear};
+use crate::backend::{Backend, CacheRow, CacheShape, Linear, Region};
 use crate::tensor::HostTensor;
 use crate::{Error, Result};
 
@@ -60,6 +60,7 @@ fn run<B: Backend>(
         }
     }
     let mut out = Vec::new();
+    let regions: Vec<Region> = (0..shape.layers).map(|_| Region::new()).collect();
     for (position, (rows, qkv)) in steps.iter().enumerate() {
         // Rows that go on as they are need no call.
         if position == 0
@@ -69,10 +70,12 @@ fn run<B: Backend>(
             backend.cache_rows(&mut cache, rows)?;
         }
         backend.cache_grow(&mut cache)?;
-        for layer in 0..shape.layers {
+        for (layer, region) in regions.iter().enumerate() {
             let part = &qkv[layer * rows.len() * 3 * width..][..rows.len() * 3 * width];
             let x = backend.upload([rows.len(), 3 * width], part)?;
-            out.extend(backend.download(&backend.attention_cached(&x, &mut cache, layer)?)?);
+            let y = backend
+                .step_region(region, &mut cache, &x, &|backend, cache, x| backend.attention_cached(x, cache, layer))?;
+            out.extend(backend.download(&y)?);
         }
     }
     Ok(out)

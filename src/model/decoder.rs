@@ -5,7 +5,7 @@
 use super::config::DecoderConfig;
 use super::layer::{Layer, Loader};
 use crate::backend::{
-    Activation, AttentionShape, Backend, CacheShape, GreedyDecoder, Linear, Norm, Occupancy, PostNormLayer,
+    Activation, AttentionShape, Backend, CacheShape, GreedyDecoder, Linear, Norm, Occupancy, PostNormLayer, Region,
 };
 use crate::units::{BOS, EOS};
 use crate::{Error, Result};
@@ -17,6 +17,7 @@ pub struct Decoder<B: Backend> {
     embedding_norm: Norm<B>, // (C)
     layers: Vec<Layer<B>>,
     output: Linear<B>, // (V, C), also the word embedding
+    step: Region,
 }
 
 /// [`Backend::linear`] or [`Backend::linear_step`].
@@ -43,6 +44,7 @@ impl<B: Backend> Decoder<B> {
                 weight: loader.matrix("decoder.word_embedding", [config.vocabulary, width])?,
                 bias: loader.vector("decoder.output_bias", config.vocabulary)?,
             },
+            step: Region::new(),
         })
     }
 
@@ -109,13 +111,16 @@ impl<B: Backend> Decoder<B> {
     /// One more token in the text of every live row of the cache, to logits (R, V).
     pub fn step(&self, backend: &B, cache: &mut B::Cache, ids: &[u32]) -> Result<B::Tensor> {
         backend.step(|| {
-            let mut x = self.embed(backend, ids, backend.cache_grow(cache)?)?;
-            for (n, layer) in self.layers.iter().enumerate() {
-                let qkv = backend.linear_step(&x, &layer.qkv, Activation::None, None)?;
-                let attended = backend.attention_cached(&qkv, cache, n)?;
-                x = self.after_attention(backend, B::linear_step, layer, &attended, &x)?;
-            }
-            backend.linear_step(&x, &self.output, Activation::None, None)
+            let x = self.embed(backend, ids, backend.cache_grow(cache)?)?;
+            backend.step_region(&self.step, cache, &x, &|backend, cache, x| {
+                let mut x = x.clone();
+                for (n, layer) in self.layers.iter().enumerate() {
+                    let qkv = backend.linear_step(&x, &layer.qkv, Activation::None, None)?;
+                    let attended = backend.attention_cached(&qkv, cache, n)?;
+                    x = self.after_attention(backend, B::linear_step, layer, &attended, &x)?;
+                }
+                backend.linear_step(&x, &self.output, Activation::None, None)
+            })
         })
     }
 

@@ -1,11 +1,23 @@
 //! Launches kernels/cache.cu: keys and values of a decoder, and attention of one query per row over them.
+//!
+//! Whole decode steps are recorded as graphs ([`Cache::step`]). So a step's launches have the same params as long as the
+//! number of rows, the splits of their texts and the slots stay; everything else about the rows is in tables, which the
+//! host writes before each step.
+
+mod store;
+
+use std::sync::Arc;
 
 use super::driver::{DevicePtr, Launch};
 use super::kernels::{self, CachedAttentionParams};
 use super::linear::{self, Split};
+use super::region::Key;
 use super::{CacheRow, CacheShape, Cuda, Layout, Linear, Tensor, ensure, int};
+use crate::Result;
+use crate::backend::{Region, StepBody};
 use crate::tensor::DType;
-use crate::{Error, Result};
+pub(super) use store::Shelf;
+use store::{Store, Tables, Texts};
 
 /// Tokens of a split.
 const SPLIT: usize = 64;
@@ -13,19 +25,21 @@ const SPLIT: usize = 64;
 const MOST_SIZE: usize = 256;
 /// Floats of shared memory beside keys, values and query: weights, and what warps tell each other.
 const TOLD: usize = SPLIT + 4;
+/// A step is recorded when so many in a row before it were of its kind: one that will not come again is not worth it.
+const STEADY: usize = 2;
 
 /// Keys and values of a decoder on the device. The layout is described at the head of kernels/cache.cu.
 pub struct Cache {
     shape: CacheShape,
-    /// Keys and values of each layer, (images, H, prefix, D).
-    prefixes: Vec<[Tensor; 2]>,
-    /// Keys and values of each layer, (positions, slots, H, D); none before there are rows.
-    texts: Vec<[Tensor; 2]>,
-    slots: usize,
+    store: Store,
     rows: Vec<Row>,
-    /// Where each row's newest token stands.
-    positions: Vec<u32>,
-    live: Option<Live>,
+    /// The tables of the live rows, in the order of [`Tables`]; all but their positions are on the device if `written`.
+    tables: Vec<u32>,
+    written: bool,
+    /// Rows, splits of their texts and slots in the newest step, and how many steps before it were alike.
+    kind: [usize; 3],
+    steady: usize,
+    shelf: Arc<Shelf>,
 }
 
 /// One live row.
@@ -38,27 +52,14 @@ struct Row {
     tokens: usize,
 }
 
-/// The live rows on the device.
-struct Live {
-    /// (rows): sorted by picture, and (images + 1): where each picture's begin.
-    order: Tensor,
-    first: Tensor,
-    /// (rows, known): the slot of every position that the longest ancestry knows.
-    ancestors: Tensor,
-    known: usize,
-    /// (rows): each row's own slot.
-    own: Tensor,
-    /// (rows): where each row's newest token stands; `None` before the first.
-    positions: Option<Tensor>,
-}
-
 impl Cache {
     pub(super) fn new(cuda: &Cuda, shape: CacheShape) -> Result<Cache> {
-        let CacheShape { layers, heads, head_size, images, prefix, .. } = shape;
-        ensure(heads > 0 && (1..=MOST_SIZE).contains(&head_size), "cache", || format!("{shape:?}"))?;
-        let store = || cuda.empty([images * heads * prefix, head_size], cuda.dtype, Layout::Rows);
-        let prefixes = (0..layers).map(|_| Ok([store()?, store()?])).collect::<Result<_>>()?;
-        Ok(Cache { shape, prefixes, texts: Vec::new(), slots: 0, rows: Vec::new(), positions: Vec::new(), live: None })
+        let fits = shape.heads > 0 && (1..=MOST_SIZE).contains(&shape.head_size);
+        ensure(fits, "cache", || format!("{shape:?}"))?;
+        let used = if cuda.pool.poisons() { None } else { cuda.shelf.take(shape) };
+        let store = used.map_or_else(|| Store::new(cuda, shape), Ok)?;
+        let (rows, tables, shelf) = (Vec::new(), Vec::new(), cuda.shelf.clone());
+        Ok(Cache { shape, store, rows, tables, written: true, kind: [0; 3], steady: 0, shelf })
     }
 
     /// Its sizes.
@@ -68,7 +69,7 @@ impl Cache {
 
     /// Keys and values of the prefixes in one layer, (images, H, prefix, D).
     pub(super) fn prefix(&self, layer: usize) -> (DevicePtr, DevicePtr) {
-        let [keys, values] = &self.prefixes[layer];
+        let [keys, values] = &self.store.prefixes[layer];
         (keys.pointer(), values.pointer())
     }
 
@@ -111,7 +112,7 @@ impl Cache {
         let continued: Vec<Row> = rows.iter().map(|row| self.continued(row.parent)).collect();
         let next = with_slots(continued);
         self.reserve(cuda, next.iter().map(|row| row.own as usize + 1).max().unwrap_or(0))?;
-        self.live = Some(self.place(cuda, rows, &next)?);
+        (self.tables, self.written) = (self.tables(rows, &next), false);
         self.rows = next;
         Ok(())
     }
@@ -127,45 +128,37 @@ impl Cache {
         Row { ancestors, own: parent.own, tokens: parent.tokens }
     }
 
-    /// The tables of the live rows.
-    fn place(&self, cuda: &Cuda, rows: &[CacheRow], next: &[Row]) -> Result<Live> {
+    fn tables(&self, rows: &[CacheRow], next: &[Row]) -> Vec<u32> {
+        let positions = next.iter().map(|row| row.tokens as u32);
+        let own = next.iter().map(|row| row.own);
+        let known = next.iter().map(|row| row.ancestors.len() as u32);
         let mut order: Vec<u32> = (0..rows.len() as u32).collect();
         order.sort_by_key(|&row| rows[row as usize].image);
-        let first: Vec<u32> =
-            (0..=self.shape.images).map(|image| rows.iter().filter(|row| row.image < image).count() as u32).collect();
-        let known = next.iter().map(|row| row.ancestors.len()).max().unwrap_or(0);
+        let first = (0..=self.shape.images).map(|image| rows.iter().filter(|row| row.image < image).count() as u32);
+        let longest = next.iter().map(|row| row.ancestors.len()).max().unwrap_or(0);
         let slot = |row: &Row, position: usize| row.ancestors.get(position).copied().unwrap_or(row.own);
-        let ancestors: Vec<u32> =
-            next.iter().flat_map(|row| (0..known).map(move |position| slot(row, position))).collect();
-        let own: Vec<u32> = next.iter().map(|row| row.own).collect();
-        Ok(Live {
-            order: cuda.put_ids(&order)?,
-            first: cuda.put_ids(&first)?,
-            ancestors: cuda.put_ids(&ancestors)?,
-            known,
-            own: cuda.put_ids(&own)?,
-            positions: None,
-        })
+        let ancestors = (0..longest).flat_map(|position| next.iter().map(move |row| slot(row, position)));
+        positions.chain(own).chain(known).chain(order).chain(first).chain(ancestors).collect()
     }
 
     /// Room for this many slots in every layer; what texts hold already moves along.
     fn reserve(&mut self, cuda: &Cuda, slots: usize) -> Result<()> {
-        if slots <= self.slots {
+        let before = self.store.texts.as_ref().map_or(0, |texts| texts.slots);
+        if slots <= before {
             return Ok(());
         }
-        let CacheShape { layers, heads, head_size, max_text, .. } = self.shape;
-        let store = || cuda.empty([max_text * slots * heads, head_size], cuda.dtype, Layout::Rows);
-        let texts: Vec<[Tensor; 2]> = (0..layers).map(|_| Ok([store()?, store()?])).collect::<Result<_>>()?;
-        let bytes = heads * head_size * cuda.dtype.size();
+        let texts = Texts::new(cuda, self.shape, slots)?;
+        let bytes = self.shape.heads * self.shape.head_size * cuda.dtype.size();
         let written = self.rows.iter().map(|row| row.tokens).max().unwrap_or(0);
-        for (old, new) in self.texts.iter().flatten().zip(texts.iter().flatten()) {
+        let old = self.store.texts.iter().flat_map(|texts| &texts.layers);
+        for (old, new) in old.flatten().zip(texts.layers.iter().flatten()) {
             for position in 0..written {
-                let (to, from) = (position * slots * bytes, position * self.slots * bytes);
+                let (to, from) = (position * slots * bytes, position * before * bytes);
                 // SAFETY: position is below max_text in both, and the new slots are more than the old.
-                unsafe { cuda.driver.copy(new.pointer().offset(to), old.pointer().offset(from), self.slots * bytes)? };
+                unsafe { cuda.driver.copy(new.pointer().offset(to), old.pointer().offset(from), before * bytes)? };
             }
         }
-        (self.texts, self.slots) = (texts, slots);
+        self.store.texts = Some(texts);
         Ok(())
     }
 
@@ -174,13 +167,55 @@ impl Cache {
         for row in &self.rows {
             ensure(row.tokens < most, "cache_grow", || format!("position {} of at most {most}", row.tokens))?;
         }
-        self.positions.clear();
-        self.positions.extend(self.rows.iter().map(|row| row.tokens as u32));
-        if let Some(live) = &mut self.live {
-            live.positions = Some(cuda.put_ids(&self.positions)?);
+        let Some(texts) = &self.store.texts else { return Ok(&[]) };
+        let rows = self.rows.len();
+        for (position, row) in self.tables.iter_mut().zip(&self.rows) {
+            *position = row.tokens as u32;
         }
+        let changed = if self.written { &self.tables[..rows] } else { &self.tables };
+        let tables = texts.tables(rows, self.shape.images);
+        // SAFETY: there is room for the tables of as many rows as slots, and no two rows share a slot.
+        unsafe { cuda.driver.write(tables.positions, bytemuck::cast_slice(changed))? };
+        let slots = texts.slots;
+        self.written = true;
         self.rows.iter_mut().for_each(|row| row.tokens += 1);
-        Ok(&self.positions)
+        let kind = [rows, self.text_splits(), slots];
+        self.steady = if kind == self.kind { self.steady + 1 } else { 0 };
+        self.kind = kind;
+        Ok(&self.tables[..rows])
+    }
+
+    /// Splits that there are blocks for. Those that no text reaches cost little, and steps that differ less are recorded
+    /// less often.
+    fn text_splits(&self) -> usize {
+        let longest = self.rows.iter().map(|row| row.tokens).max().unwrap_or(0);
+        longest.div_ceil(SPLIT).next_power_of_two().min(self.shape.max_text.div_ceil(SPLIT))
+    }
+
+    /// `body(cuda, self, x)`, recorded when such a step is likely to come again.
+    pub(super) fn step(
+        &mut self,
+        cuda: &Cuda,
+        region: &Region,
+        x: &Tensor,
+        body: StepBody<'_, Cuda>,
+    ) -> Result<Tensor> {
+        let key = Key::new(region, x, self.text_splits());
+        let fits = x.rows == self.rows.len() && self.written;
+        let Some(texts) = self.store.texts.as_mut().filter(|_| fits) else { return body(cuda, self, x) };
+        // The body has the cache while they are at work.
+        let mut steps = std::mem::take(&mut texts.steps);
+        let mut done = steps.replay(cuda, &key, x);
+        if done.is_none() && self.steady >= STEADY {
+            let recorded = steps.record(cuda, key, x, &mut |inside, fixed| body(inside, self, fixed));
+            // A step that cannot be recorded, for want of memory say, may still be done.
+            self.steady = 0;
+            done = recorded.ok().map(Ok);
+        }
+        if let Some(texts) = &mut self.store.texts {
+            texts.steps = steps;
+        }
+        done.unwrap_or_else(|| body(cuda, self, x))
     }
 
     pub(super) fn attention(&mut self, cuda: &Cuda, qkv: &Tensor, layer: usize) -> Result<Tensor> {
@@ -188,13 +223,13 @@ impl Cache {
         let CacheShape { heads, head_size, images, prefix, .. } = self.shape;
         let rows = self.rows.len();
         self.check(OP, qkv, rows, layer)?;
-        let longest = self.rows.iter().map(|row| row.tokens).max().unwrap_or(0);
         let y = cuda.empty([rows, heads * head_size], DType::F32, Layout::Rows)?;
-        let (Some(live), Some([text_keys, text_values])) = (&self.live, self.texts.get(layer)) else { return Ok(y) };
-        let missing = || Error::shape(OP, "a text without tokens: cache_grow comes first");
-        let positions = live.positions.as_ref().ok_or_else(missing)?;
+        let Some(texts) = &self.store.texts else { return Ok(y) };
+        ensure(self.written, OP, || "a text without tokens: cache_grow comes first".into())?;
+        let Tables { positions, own, known, order, first, ancestors } = texts.tables(rows, images);
+        let [text_keys, text_values] = &texts.layers[layer];
         let qkv = cuda.rows_of(qkv, DType::F32)?;
-        let (prefix_splits, text_splits) = (prefix.div_ceil(SPLIT), longest.div_ceil(SPLIT));
+        let (prefix_splits, text_splits) = (prefix.div_ceil(SPLIT), self.text_splits());
         let splits = prefix_splits + text_splits;
         let partials = cuda.empty([rows * heads * splits, head_size + 2], DType::F32, Layout::Rows)?;
         let (prefix_keys, prefix_values) = self.prefix(layer);
@@ -204,11 +239,12 @@ impl Cache {
             prefix_values,
             text_keys: text_keys.pointer(),
             text_values: text_values.pointer(),
-            order: live.order.pointer(),
-            first: live.first.pointer(),
-            ancestors: live.ancestors.pointer(),
-            own: live.own.pointer(),
-            positions: positions.pointer(),
+            positions,
+            own,
+            known,
+            order,
+            first,
+            ancestors,
             partials: partials.pointer(),
             y: y.pointer(),
             rows: int(OP, rows)?,
@@ -216,11 +252,11 @@ impl Cache {
             heads: int(OP, heads)?,
             head_size: int(OP, head_size)?,
             prefix: int(OP, prefix)?,
-            known: int(OP, live.known)?,
-            slots: int(OP, self.slots)?,
+            slots: int(OP, texts.slots)?,
             prefix_splits: int(OP, prefix_splits)?,
             splits: int(OP, splits)?,
             scale: std::f32::consts::LOG2_E / (head_size as f32).sqrt(),
+            unused: 0,
         };
         let kernel = match cuda.dtype {
             DType::BF16 => &kernels::ATTENTION_CACHED_FORWARD_BF16,
@@ -235,6 +271,12 @@ impl Cache {
             cuda.launch(&kernels::ATTENTION_CACHED_FORWARD_COMBINE, Launch::grid([rows, heads, 1]), params)?;
         }
         Ok(y)
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.shelf.put(self.shape, std::mem::take(&mut self.store));
     }
 }
 

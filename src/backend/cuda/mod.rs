@@ -33,12 +33,12 @@ mod top_k;
 mod transpose;
 
 use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use self::driver::{DevicePtr, Driver, Kernel, Launch};
 use super::{
     Activation, AttentionShape, Backend, BeamCandidate, CacheRow, CacheShape, ConvEpilogue, GreedyDecoder, Linear,
-    Norm, Region, RegionBody, TopValue,
+    Norm, Region, RegionBody, StepBody, TopValue,
 };
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
@@ -61,7 +61,8 @@ pub mod kernels {
 pub struct Cuda {
     driver: Arc<dyn Driver>,
     pool: Arc<Pool>,
-    graphs: Arc<region::Graphs>,
+    graphs: Arc<Mutex<region::Graphs>>,
+    shelf: Arc<cache::Shelf>,
     /// Zeros, which kernels that count their blocks leave as zeros.
     counters: Tensor,
     /// Type of sequences and of weight matrices: f32 or bf16.
@@ -137,7 +138,7 @@ impl Cuda {
         // SAFETY: the buffer was taken with as many bytes.
         unsafe { driver.write(buffer.pointer(), bytemuck::cast_slice(&zeros))? };
         let counters = Tensor { buffer, rows: 1, columns: COUNTERS, dtype: DType::F32, layout: Layout::Rows };
-        Ok(Cuda { driver, pool, graphs: Arc::default(), counters, dtype })
+        Ok(Cuda { driver, pool, graphs: Arc::default(), shelf: Arc::default(), counters, dtype })
     }
 
     /// The device under it.
@@ -175,7 +176,12 @@ impl Cuda {
     fn empty(&self, [rows, columns]: [usize; 2], dtype: DType, layout: Layout) -> Result<Tensor> {
         let bytes = rows.checked_mul(columns).and_then(|n| n.checked_mul(dtype.size()));
         let bytes = bytes.ok_or_else(|| Error::shape("allocation", format!("({rows}, {columns}) is too large")))?;
-        Ok(Tensor { buffer: Arc::new(self.pool.take(bytes)?), rows, columns, dtype, layout })
+        let buffer = match self.pool.take(bytes) {
+            // What waits for the next cache may be in the way.
+            Err(_) if self.shelf.clear() => self.pool.take(bytes),
+            taken => taken,
+        };
+        Ok(Tensor { buffer: Arc::new(buffer?), rows, columns, dtype, layout })
     }
 
     /// A row-major tensor of `T`s from the host.
@@ -294,6 +300,10 @@ impl Backend for Cuda {
     fn region(&self, region: &Region, input: &Tensor, body: RegionBody<'_, Cuda>) -> Result<Tensor> {
         // In a recorded graph kernels have no times of their own.
         if trace::on() { body(self, input) } else { region::run(self, region, input, body) }
+    }
+
+    fn step_region(&self, region: &Region, cache: &mut Cache, x: &Tensor, body: StepBody<'_, Cuda>) -> Result<Tensor> {
+        if trace::on() { body(self, cache, x) } else { cache.step(self, region, x, body) }
     }
 
     fn linear(

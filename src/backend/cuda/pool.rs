@@ -55,7 +55,7 @@ impl Pool {
     /// A buffer of at least `bytes`.
     pub(super) fn take(self: &Arc<Pool>, bytes: usize) -> Result<Buffer> {
         // Under test, a buffer ends where its tensor does: beyond, there is nobody's memory.
-        let poison = self.poison.load(Ordering::Relaxed);
+        let poison = self.poisons();
         let bytes = if poison { bytes.max(1) } else { size_class(bytes) };
         let mut state = self.state();
         let pointer = match state.free.get_mut(&bytes).and_then(Vec::pop) {
@@ -83,6 +83,10 @@ impl Pool {
 
     pub(super) fn poison(&self, on: bool) {
         self.poison.store(on, Ordering::Relaxed);
+    }
+
+    pub(super) fn poisons(&self) -> bool {
+        self.poison.load(Ordering::Relaxed)
     }
 
     /// Allocations made so far, and the most bytes in use at once.

@@ -3,7 +3,7 @@
 //! A recorded launch holds addresses, so everything a region allocates comes from a pool of its own, which lives as long
 //! as the graph. The pool is filled by a first run; recording the second then needs no new memory.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::driver::Graph;
 use super::pool::Pool;
@@ -15,16 +15,26 @@ use crate::tensor::DType;
 /// Graphs kept at once: the shapes of a vision encoder are few, those of a vocoder are as many as captions have lengths.
 const MOST_GRAPHS: usize = 16;
 
-/// What makes a graph fit: the region, and the shape, type and layout of its input.
+/// What makes a graph fit: the region, the shape, type and layout of its input, and in a decode step the splits that texts
+/// are cut into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Key {
+pub(super) struct Key {
     region: u64,
     shape: [usize; 2],
     dtype: DType,
     layout: Layout,
+    splits: usize,
 }
 
-/// Recorded work, with the tensors it reads from and writes to.
+impl Key {
+    pub(super) fn new(region: &Region, input: &Tensor, splits: usize) -> Key {
+        let shape = [input.rows, input.columns];
+        Key { region: region.number(), shape, dtype: input.dtype, layout: input.layout, splits }
+    }
+}
+
+/// Recorded work, with the tensors it reads from and writes to. It may be dropped while it is under way: a driver destroys
+/// graphs, and frees memory, after the work that uses them.
 struct Recorded {
     graph: Graph,
     input: Tensor,
@@ -33,33 +43,49 @@ struct Recorded {
     _memory: Arc<Pool>,
 }
 
-/// The graphs of a backend, most recently used last.
+/// Recorded work, most recently used last.
 #[derive(Default)]
-pub(super) struct Graphs(Mutex<Vec<(Key, Recorded)>>);
+pub(super) struct Graphs(Vec<(Key, Recorded)>);
+
+impl Graphs {
+    /// What was recorded for `key`, done with this input; `None` if nothing was.
+    pub(super) fn replay(&mut self, cuda: &Cuda, key: &Key, input: &Tensor) -> Option<Result<Tensor>> {
+        let at = self.0.iter().position(|(known, _)| known == key)?;
+        self.0[at..].rotate_left(1);
+        self.0.last().map(|(_, recorded)| replay(cuda, recorded, input))
+    }
+
+    /// Runs the body once for its result, and once for the record, whose key is new.
+    pub(super) fn record(
+        &mut self,
+        cuda: &Cuda,
+        key: Key,
+        input: &Tensor,
+        body: &mut dyn FnMut(&Cuda, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        // The longest unused make room.
+        self.0.drain(..(self.0.len() + 1).saturating_sub(MOST_GRAPHS));
+        let (recorded, output) = record(cuda, input, body)?;
+        self.0.push((key, recorded));
+        Ok(output)
+    }
+}
 
 /// `body(cuda, input)`, recorded at the first sight of a shape.
 pub(super) fn run(cuda: &Cuda, region: &Region, input: &Tensor, body: RegionBody<'_, Cuda>) -> Result<Tensor> {
-    let key =
-        Key { region: region.number(), shape: [input.rows, input.columns], dtype: input.dtype, layout: input.layout };
-    let mut graphs = cuda.graphs.0.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(at) = graphs.iter().position(|(known, _)| *known == key) {
-        let known = graphs.remove(at);
-        let output = replay(cuda, &known.1, input);
-        graphs.push(known);
-        return output;
+    let key = Key::new(region, input, 0);
+    let mut graphs = cuda.graphs.lock().unwrap_or_else(PoisonError::into_inner);
+    match graphs.replay(cuda, &key, input) {
+        Some(output) => output,
+        None => graphs.record(cuda, key, input, &mut |inside, fixed| body(inside, fixed)),
     }
-    if graphs.len() >= MOST_GRAPHS {
-        // Its last replay may still be under way.
-        cuda.driver.synchronize()?;
-        graphs.remove(0);
-    }
-    let (recorded, output) = record(cuda, input, body)?;
-    graphs.push((key, recorded));
-    Ok(output)
 }
 
-/// Runs the body once for its result, and once for the record.
-fn record(cuda: &Cuda, input: &Tensor, body: RegionBody<'_, Cuda>) -> Result<(Recorded, Tensor)> {
+fn record(
+    cuda: &Cuda,
+    input: &Tensor,
+    body: &mut dyn FnMut(&Cuda, &Tensor) -> Result<Tensor>,
+) -> Result<(Recorded, Tensor)> {
     let memory = Arc::new(Pool::new(cuda.driver.clone()));
     let inside = Cuda { pool: memory.clone(), ..cuda.clone() };
     let fixed = copy(&inside, input)?;

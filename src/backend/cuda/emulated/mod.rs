@@ -18,7 +18,7 @@ mod watch;
 
 use std::cell::RefCell;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -45,6 +45,9 @@ struct Machine {
     memory: Arc<Mutex<Memory>>,
     settings: Mutex<Settings>,
     launches: AtomicU64,
+    /// Graphs recorded, and replayed.
+    graphs: [AtomicU64; 2],
+    refuses_captures: AtomicBool,
     /// Bytes copied from the host, and to it.
     crossed: [AtomicU64; 2],
     /// Held by the launch that runs: what it did to memory is looked for when it ends, and must not be another's doing.
@@ -99,6 +102,8 @@ impl EmulatedDriver {
             memory: Arc::new(Mutex::new(Memory::new(memory))),
             settings: Mutex::default(),
             launches: AtomicU64::new(0),
+            graphs: Default::default(),
+            refuses_captures: AtomicBool::new(false),
             crossed: Default::default(),
             running: Mutex::default(),
         }))
@@ -134,6 +139,16 @@ impl EmulatedDriver {
     /// Kernels launched so far, those of forks too.
     pub fn launches(&self) -> u64 {
         self.machine.launches.load(Ordering::Relaxed)
+    }
+
+    /// Graphs recorded so far, and how often one was replayed, those of forks too.
+    pub fn graphs(&self) -> [u64; 2] {
+        self.machine.graphs.each_ref().map(|count| count.load(Ordering::Relaxed))
+    }
+
+    /// From now on nothing can be recorded, or again everything.
+    pub fn refuse_captures(&self, on: bool) {
+        self.machine.refuses_captures.store(on, Ordering::Relaxed);
     }
 
     /// Bytes copied from the host and to it so far, those of forks too.
@@ -313,17 +328,22 @@ impl Driver for EmulatedDriver {
 
     fn begin_capture(&self) -> Result<()> {
         self.not_capturing("a second capture")?;
+        if self.machine.refuses_captures.load(Ordering::Relaxed) {
+            return Err(device_error("no graph can be captured".into()));
+        }
         *lock(&self.capture) = Some(Vec::new());
         Ok(())
     }
 
     fn end_capture(&self) -> Result<Graph> {
         let work = lock(&self.capture).take().ok_or_else(|| device_error("no graph is being captured".into()))?;
+        self.machine.graphs[0].fetch_add(1, Ordering::Relaxed);
         Ok(Graph(Box::new(work)))
     }
 
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {
         let work = graph.0.downcast_ref::<Vec<Recorded>>().ok_or_else(|| device_error("not my graph".into()))?;
+        self.machine.graphs[1].fetch_add(1, Ordering::Relaxed);
         for work in work {
             // SAFETY: the caller's promise covers everything recorded.
             unsafe {

@@ -1,0 +1,118 @@
+//! The device memory of a cache, and the decode steps that were recorded over it. Recorded steps hold addresses, so both
+//! wait together for the next cache of the same shape: a caption like the one before it allocates and records nothing.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::Result;
+use crate::backend::CacheShape;
+use crate::backend::cuda::driver::DevicePtr;
+use crate::backend::cuda::region::Graphs;
+use crate::backend::cuda::{Cuda, Layout, Tensor};
+use crate::tensor::DType;
+
+/// Stores that wait at once.
+const MOST_WAITING: usize = 4;
+
+/// Memory of a cache.
+#[derive(Default)]
+pub(super) struct Store {
+    /// Keys and values of each layer, (images, H, prefix, D).
+    pub prefixes: Vec<[Tensor; 2]>,
+    /// None before there are rows.
+    pub texts: Option<Texts>,
+}
+
+/// What there is for each slot.
+pub(super) struct Texts {
+    /// Steps over this very memory.
+    pub steps: Graphs,
+    /// Keys and values of each layer, (positions, slots, H, D).
+    pub layers: Vec<[Tensor; 2]>,
+    pub slots: usize,
+    tables: Tensor,
+}
+
+/// Where the tables of the live rows lie, one after the other; see kernels/cache.cu.
+pub(super) struct Tables {
+    pub positions: DevicePtr,
+    pub own: DevicePtr,
+    pub known: DevicePtr,
+    pub order: DevicePtr,
+    pub first: DevicePtr,
+    pub ancestors: DevicePtr,
+}
+
+impl Store {
+    pub fn new(cuda: &Cuda, shape: CacheShape) -> Result<Store> {
+        let prefixes = matrices(cuda, shape, shape.images * shape.heads * shape.prefix)?;
+        Ok(Store { prefixes, texts: None })
+    }
+}
+
+impl Texts {
+    pub fn new(cuda: &Cuda, shape: CacheShape, slots: usize) -> Result<Texts> {
+        let CacheShape { heads, images, max_text, .. } = shape;
+        // Live rows have a slot each.
+        let words = slots * (Tables::OF_ROW + max_text) + images + 1;
+        Ok(Texts {
+            steps: Graphs::default(),
+            layers: matrices(cuda, shape, max_text * slots * heads)?,
+            slots,
+            tables: cuda.empty([1, words], DType::F32, Layout::Rows)?,
+        })
+    }
+
+    /// The tables for so many rows, at most as many as there are slots.
+    pub fn tables(&self, rows: usize, images: usize) -> Tables {
+        let at = |words: usize| self.tables.pointer().offset(words * size_of::<u32>());
+        Tables {
+            positions: at(0),
+            own: at(rows),
+            known: at(2 * rows),
+            order: at(3 * rows),
+            first: at(Tables::OF_ROW * rows),
+            ancestors: at(Tables::OF_ROW * rows + images + 1),
+        }
+    }
+}
+
+impl Tables {
+    /// Words of a row, but for its ancestors.
+    const OF_ROW: usize = 4;
+}
+
+/// Keys and values of every layer, (rows, D).
+fn matrices(cuda: &Cuda, shape: CacheShape, rows: usize) -> Result<Vec<[Tensor; 2]>> {
+    let matrix = || cuda.empty([rows, shape.head_size], cuda.dtype, Layout::Rows);
+    (0..shape.layers).map(|_| Ok([matrix()?, matrix()?])).collect()
+}
+
+/// Stores that no cache uses, the last to come last.
+#[derive(Default)]
+pub(in crate::backend::cuda) struct Shelf(Mutex<Vec<(CacheShape, Store)>>);
+
+impl Shelf {
+    /// One of this shape.
+    pub(super) fn take(&self, shape: CacheShape) -> Option<Store> {
+        let mut waiting = self.waiting();
+        let at = waiting.iter().rposition(|(known, _)| *known == shape)?;
+        Some(waiting.remove(at).1)
+    }
+
+    pub(super) fn put(&self, shape: CacheShape, store: Store) {
+        let mut waiting = self.waiting();
+        waiting.push((shape, store));
+        if waiting.len() > MOST_WAITING {
+            waiting.remove(0);
+        }
+    }
+
+    /// Gives all memory back to the pool; whether there was any.
+    pub(in crate::backend::cuda) fn clear(&self) -> bool {
+        !std::mem::take(&mut *self.waiting()).is_empty()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<(CacheShape, Store)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
