@@ -203,7 +203,7 @@ pub type RegionBody<'a, B> = &'a dyn Fn(&B, &<B as Backend>::Tensor) -> Result<<
 /// What a [`Region`] of a decode step does: operations on its input, on the cache and on constants, nothing else. Done
 /// twice, it leaves what it leaves once.
 pub type StepBody<'a, B> =
-    &'a dyn Fn(&B, &mut <B as Backend>::Cache, &<B as Backend>::Tensor) -> Result<<B as Backend>::Tensor>;
+    &'a (dyn Fn(&B, &mut <B as Backend>::Cache, &<B as Backend>::Tensor) -> Result<<B as Backend>::Tensor> + Sync);
 
 /// A device that can run the models. Every operation checks its shapes and returns an error that names them.
 pub trait Backend: Send + Sync + Sized + 'static {
@@ -252,7 +252,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     }
 
     /// As `region`, for a decode step: `body(self, cache, x)`, after `cache_grow`, with a row of `x` for each live row. What
-    /// was recorded serves later steps of as many rows, of this cache or of a later one of its shape.
+    /// was recorded serves later steps of as many rows, of this cache or of a later one of its shape. Where nothing is recorded,
+    /// the many short operations of a step still run where each of them starts soonest.
     fn step_region(
         &self,
         region: &Region,
@@ -262,11 +263,6 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ) -> Result<Self::Tensor> {
         let _ = region;
         body(self, cache, x)
-    }
-
-    /// Does `work`, the many short operations of a decode step, where each of them starts soonest.
-    fn step<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        work()
     }
 
     /// `act(x weight^T + bias) + residual`: x (M, K), residual and result (M, N). For whole sequences.

@@ -110,17 +110,15 @@ impl<B: Backend> Decoder<B> {
 
     /// One more token in the text of every live row of the cache, to logits (R, V).
     pub fn step(&self, backend: &B, cache: &mut B::Cache, ids: &[u32]) -> Result<B::Tensor> {
-        backend.step(|| {
-            let x = self.embed(backend, ids, backend.cache_grow(cache)?)?;
-            backend.step_region(&self.step, cache, &x, &|backend, cache, x| {
-                let mut x = x.clone();
-                for (n, layer) in self.layers.iter().enumerate() {
-                    let qkv = backend.linear_step(&x, &layer.qkv, Activation::None, None)?;
-                    let attended = backend.attention_cached(&qkv, cache, n)?;
-                    x = self.after_attention(backend, B::linear_step, layer, &attended, &x)?;
-                }
-                backend.linear_step(&x, &self.output, Activation::None, None)
-            })
+        let x = self.embed(backend, ids, backend.cache_grow(cache)?)?;
+        backend.step_region(&self.step, cache, &x, &|backend, cache, x| {
+            let mut x = x.clone();
+            for (n, layer) in self.layers.iter().enumerate() {
+                let qkv = backend.linear_step(&x, &layer.qkv, Activation::None, None)?;
+                let attended = backend.attention_cached(&qkv, cache, n)?;
+                x = self.after_attention(backend, B::linear_step, layer, &attended, &x)?;
+            }
+            backend.linear_step(&x, &self.output, Activation::None, None)
         })
     }
 

@@ -31,7 +31,8 @@ use buffer::Buffer;
 use int8::Packed;
 
 use super::{
-    Activation, AttentionShape, Backend, BeamCandidate, CacheRow, CacheShape, ConvEpilogue, Linear, Norm, TopValue,
+    Activation, AttentionShape, Backend, BeamCandidate, CacheRow, CacheShape, ConvEpilogue, Linear, Norm, Region,
+    StepBody, TopValue,
 };
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
@@ -203,8 +204,9 @@ impl Backend for Cpu {
         kernel
     }
 
-    fn step<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        rayon::scope(|_| work())
+    fn step_region(&self, _: &Region, cache: &mut Cache, x: &Tensor, body: StepBody<'_, Cpu>) -> Result<Tensor> {
+        // From inside the pool an operation finds threads that still look for work, from outside sleeping ones.
+        rayon::scope(|_| body(self, cache, x))
     }
 
     fn linear(
