@@ -17,8 +17,8 @@ pub fn bench(criterion: &mut Criterion) {
             let name = format!("{channels}x{frames}_k{taps}_d{dilation}");
             group.bench_function(BenchmarkId::from_parameter(name), |b| {
                 b.iter(|| {
-                    let epilogue = ConvEpilogue { slope: 0.1, residual: Some(&x), ..Default::default() };
-                    done(Cpu.conv1d(&x, &kernel, dilation, epilogue))
+                    let epilogue = ConvEpilogue { slope: 0.1, residual: Some((&x, 0)), ..Default::default() };
+                    done(Cpu.conv1d(&x, &kernel, dilation, 0..frames, epilogue))
                 })
             });
         }

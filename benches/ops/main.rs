@@ -7,7 +7,6 @@ mod beam_candidates;
 mod cache;
 mod conv1d;
 mod conv_transpose1d;
-mod crop;
 mod embed;
 mod layer_norm;
 mod linear;
@@ -68,7 +67,6 @@ fn all(criterion: &mut Criterion) {
     patch_embed::bench(criterion);
     conv1d::bench(criterion);
     conv_transpose1d::bench(criterion);
-    crop::bench(criterion);
     transpose::bench(criterion);
     argmax::bench(criterion);
     top_k::bench(criterion);

@@ -12,8 +12,8 @@ pub(crate) mod rows;
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::Result;
 use crate::tensor::HostTensor;
+use crate::{Error, Result};
 
 /// What is applied to a matrix product before it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,11 +99,11 @@ pub struct CacheRow {
 pub struct ConvEpilogue<'a, B: Backend> {
     /// Slope of the leaky ReLU applied to the input; 1 leaves it alone.
     pub slope: f32,
-    /// Added after the bias.
-    pub residual: Option<&'a B::Tensor>,
+    /// Added after the bias: (C out, S) from this column on.
+    pub residual: Option<(&'a B::Tensor, usize)>,
     /// Applied after the residual.
     pub activation: ConvActivation,
-    /// Added after the activation.
+    /// Added after the activation, (C out, columns).
     pub sum: Option<&'a B::Tensor>,
     /// Multiplies everything.
     pub scale: f32,
@@ -112,6 +112,27 @@ pub struct ConvEpilogue<'a, B: Backend> {
 impl<B: Backend> Default for ConvEpilogue<'_, B> {
     fn default() -> Self {
         ConvEpilogue { slope: 1.0, residual: None, activation: ConvActivation::None, sum: None, scale: 1.0 }
+    }
+}
+
+impl<B: Backend> ConvEpilogue<'_, B> {
+    /// An error unless these columns of a sequence of `frames` have all that is added to them.
+    pub(crate) fn check(&self, backend: &B, outputs: usize, frames: usize, columns: &Range<usize>) -> Result<()> {
+        let known = |t: &B::Tensor, from: usize| {
+            let [rows, columns] = backend.shape(t);
+            (rows == outputs).then(|| columns.checked_sub(from)).flatten()
+        };
+        let inside = columns.start <= columns.end && columns.end <= frames;
+        let residual = self.residual.is_none_or(|(t, from)| known(t, from).is_some_and(|there| there >= columns.len()));
+        if inside && residual && self.sum.is_none_or(|t| known(t, 0) == Some(columns.len())) {
+            return Ok(());
+        }
+        let residual = self.residual.map(|(t, from)| (backend.shape(t), from));
+        let sum = self.sum.map(|t| backend.shape(t));
+        let problem = format!(
+            "columns {columns:?} of ({outputs}, {frames}), residual and its first column {residual:?}, sum {sum:?}"
+        );
+        Err(Error::shape("conv1d", problem))
     }
 }
 
@@ -341,18 +362,18 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ) -> Result<Self::Tensor>;
     /// Columns of stacked tables: column s of the result (sum of widths, S) holds row `ids[s]` of each table in turn.
     fn embed_columns(&self, tables: &[(&Self::Matrix, &[u32])]) -> Result<Self::Tensor>;
-    /// Convolution over time that keeps the length: x (C in, S) to (C out, S), zero padding (taps - 1) * dilation / 2.
+    /// These columns of the convolution over time that keeps the length: x (C in, S) to (C out, columns), zero padding
+    /// (taps - 1) * dilation / 2.
     fn conv1d(
         &self,
         x: &Self::Tensor,
         kernel: &Self::Kernel,
         dilation: usize,
+        columns: Range<usize>,
         epilogue: ConvEpilogue<'_, Self>,
     ) -> Result<Self::Tensor>;
     /// Transposed convolution: leaky ReLU of x (C in, S) to (C out, S * stride), padding (taps - stride) / 2.
     fn conv_transpose1d(&self, x: &Self::Tensor, kernel: &Self::Kernel, slope: f32) -> Result<Self::Tensor>;
-    /// These columns of x (C, S).
-    fn crop(&self, x: &Self::Tensor, columns: Range<usize>) -> Result<Self::Tensor>;
     /// (M, N) to (N, M).
     fn transpose(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
     /// Column of the largest value of each row, the lowest such column on ties, into `columns`; NaN anywhere is an error.

@@ -17,7 +17,6 @@ pub const OPERATIONS: &[(&str, Check)] = &[
     ("cache", super::cache::check),
     ("conv1d", super::conv1d::check),
     ("conv_transpose1d", super::conv_transpose1d::check),
-    ("crop", super::crop::check),
     ("decode_greedy", super::decode_greedy::check),
     ("embed", super::embed::check),
     ("layer_norm", super::layer_norm::check),

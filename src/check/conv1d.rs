@@ -1,8 +1,11 @@
 //! Cases of conv1d.
 
+use std::ops::Range;
+
 use super::{Case, Checker, Random, Size, Work};
 use crate::Result;
 use crate::backend::cpu::Cpu;
+use crate::backend::cuda::Cuda;
 use crate::backend::{Backend, ConvActivation, ConvEpilogue};
 use crate::tensor::HostTensor;
 
@@ -39,7 +42,11 @@ struct Around {
 
 const PLAIN: Around = Around { slope: 1.0, residual: false, activation: ConvActivation::None, sum: false, scale: 1.0 };
 
-fn epilogue<'a, B: Backend>(around: Around, residual: &'a B::Tensor, sum: &'a B::Tensor) -> ConvEpilogue<'a, B> {
+fn epilogue<'a, B: Backend>(
+    around: Around,
+    residual: (&'a B::Tensor, usize),
+    sum: &'a B::Tensor,
+) -> ConvEpilogue<'a, B> {
     let Around { slope, activation, scale, .. } = around;
     ConvEpilogue {
         slope,
@@ -50,7 +57,7 @@ fn epilogue<'a, B: Backend>(around: Around, residual: &'a B::Tensor, sum: &'a B:
     }
 }
 
-/// Against the CPU form; and a cut of a sequence against the whole.
+/// Against the CPU form; a cut of a sequence, and some columns of a result, against the whole.
 pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
     let most = checker.most;
     for &(shape, size) in SHAPES.iter().filter(|shape| shape.1 <= most) {
@@ -66,6 +73,7 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
         }
         if size < Size::Real {
             cut(checker, shape, size)?;
+            columns(checker, shape, size)?;
         }
     }
     Ok(())
@@ -94,7 +102,8 @@ fn one(
         &Cpu.upload([inputs, frames], &leaky)?,
         &Cpu.kernel(&weight, &bias)?,
         dilation,
-        epilogue::<Cpu>(Around { slope: 1.0, ..around }, &put(&residual)?, &put(&sum)?),
+        0..frames,
+        epilogue::<Cpu>(Around { slope: 1.0, ..around }, (&put(&residual)?, 0), &put(&sum)?),
     )?;
     let element = checker.cuda.dtype().size() as f64;
     let case = Case {
@@ -117,7 +126,7 @@ fn one(
     let x = cuda.sequence([inputs, frames], &x)?;
     let (residual, sum) = (cuda.sequence([outputs, frames], &residual)?, cuda.sequence([outputs, frames], &sum)?);
     checker.case(case, outputs == 1, &|cuda| {
-        cuda.conv1d(&x, &kernel, dilation, epilogue::<crate::backend::cuda::Cuda>(around, &residual, &sum))
+        cuda.conv1d(&x, &kernel, dilation, 0..frames, epilogue::<Cuda>(around, (&residual, 0), &sum))
     })
 }
 
@@ -138,7 +147,8 @@ fn cut(checker: &mut Checker<'_>, [inputs, outputs, taps, frames, dilation]: [us
     let first = |rows: usize, columns: usize, values: &[f32], count: usize| -> Vec<f32> {
         (0..rows).flat_map(|row| values[row * columns..][..count].to_vec()).collect()
     };
-    let whole = cuda.conv1d(&cuda.sequence([inputs, frames], &x)?, &kernel, dilation, ConvEpilogue::default())?;
+    let plain = ConvEpilogue::default;
+    let whole = cuda.conv1d(&cuda.sequence([inputs, frames], &x)?, &kernel, dilation, 0..frames, plain())?;
     let case = Case {
         name: format!("{inputs}x{outputs}x{taps} over {frames}, cut at {half}"),
         size,
@@ -150,7 +160,35 @@ fn cut(checker: &mut Checker<'_>, [inputs, outputs, taps, frames, dilation]: [us
     };
     let part = cuda.sequence([inputs, half], &first(inputs, frames, &x, half))?;
     checker.case(case, true, &|cuda| {
-        let y = cuda.download(&cuda.conv1d(&part, &kernel, dilation, ConvEpilogue::default())?)?;
+        let y = cuda.download(&cuda.conv1d(&part, &kernel, dilation, 0..half, plain())?)?;
         cuda.upload([outputs, known], &first(outputs, half, &y, known))
     })
+}
+
+/// Columns from the middle have the bits that they have in the whole, with a residual that is as long as the whole.
+fn columns(checker: &mut Checker<'_>, [inputs, outputs, taps, frames, dilation]: [usize; 5], size: Size) -> Result<()> {
+    let mut random = Random::new(98);
+    let cuda = checker.cuda;
+    let weight = HostTensor::from_f32(&[outputs, inputs, taps], random.values(outputs * inputs * taps));
+    let bias = HostTensor::from_f32(&[outputs], random.values(outputs));
+    let (Some(weight), Some(bias)) = (weight, bias) else { return Ok(()) };
+    let kernel = cuda.kernel(&weight, &bias)?;
+    let x = cuda.sequence([inputs, frames], &random.values(inputs * frames))?;
+    let residual = cuda.sequence([outputs, frames], &random.values(outputs * frames))?;
+    let some = |columns: Range<usize>| {
+        let residual = Some((&residual, columns.start));
+        cuda.conv1d(&x, &kernel, dilation, columns, ConvEpilogue { slope: 0.1, residual, ..Default::default() })
+    };
+    let whole = cuda.download(&some(0..frames)?)?;
+    let middle = frames / 3..frames - frames / 4;
+    let case = Case {
+        name: format!("{inputs}x{outputs}x{taps} over {frames}, columns {middle:?}"),
+        size,
+        length: 1,
+        expected: whole.chunks_exact(frames).flat_map(|row| row[middle.clone()].to_vec()).collect(),
+        rounded: Vec::new(),
+        exact: true,
+        work: Work::default(),
+    };
+    checker.case(case, outputs == 1, &|_| some(middle.clone()))
 }

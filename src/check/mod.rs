@@ -18,7 +18,6 @@ mod conv1d;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod conv_transpose1d;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
-mod crop;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod decode_greedy;
 #[cfg(any(feature = "cuda", feature = "emulator"))]

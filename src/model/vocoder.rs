@@ -7,7 +7,7 @@ mod utterance;
 
 use std::ops::Range;
 
-use self::context::Reach;
+use self::context::{Reach, StepReach};
 use super::config::{DurationConfig, VocoderConfig};
 use super::layer::Loader;
 use crate::backend::{Activation, Backend, ConvActivation, ConvEpilogue, Linear, Norm, Region};
@@ -57,6 +57,12 @@ struct ResidualStep<B: Backend> {
     dilated: B::Kernel,
     dilation: usize,
     plain: B::Kernel,
+}
+
+/// A sequence (C, S) from one of its positions on.
+struct Stretch<B: Backend> {
+    x: B::Tensor,
+    start: usize,
 }
 
 /// What is to be spoken, besides the units.
@@ -139,50 +145,30 @@ impl<B: Backend> Vocoder<B> {
     /// The sound of frames of these units.
     fn whole(&self, backend: &B, ids: Vec<u32>, voice: Voice<'_>) -> Result<Vec<f32>> {
         let x = self.frames(backend, ids, voice)?;
-        heard(backend.download(&backend.region(&self.region, &x, &|backend, x| self.generator(backend, x))?)?)
+        let frames = backend.shape(&x)[1];
+        let reach = context::of_frames(&self.config, 0..frames, B::CONVOLUTION_PERIOD);
+        let body = |backend: &B, x: &B::Tensor| self.generator(backend, x, &reach);
+        heard(backend.download(&backend.region(&self.region, &x, &body)?)?)
     }
 
-    /// The sound of the frames `wanted`, of a sequence of which `ids` are the units from `reach` on.
-    fn part(
-        &self,
-        backend: &B,
-        ids: Vec<u32>,
-        voice: Voice<'_>,
-        reach: &Reach,
-        wanted: Range<usize>,
-    ) -> Result<Vec<f32>> {
-        let mut start = reach.frames.start;
-        let mut x = backend.conv1d(&self.frames(backend, ids, voice)?, &self.pre, 1, ConvEpilogue::default())?;
-        for ((stage, rate), needed) in self.stages.iter().zip(&self.config.upsample_rates).zip(&reach.stages) {
-            x = backend.conv_transpose1d(&x, &stage.upsample, SLOPE)?;
-            start *= rate;
-            // The later the stage, the less of the margin is still of use.
-            let length = backend.shape(&x)[1];
-            x = backend.crop(&x, needed.start - start..length.min(needed.end - start))?;
-            start = needed.start;
-            x = stage.residual_blocks(backend, &x)?;
-        }
-        let mut samples = backend.download(&self.last(backend, &x)?)?;
-        let hop = self.config.hop();
-        samples.truncate(wanted.end * hop - start);
-        samples.drain(..wanted.start * hop - start);
+    /// The sound of the frames from `first` on that `reach` is the reach of; `ids` are the units of those that it reads.
+    fn part(&self, backend: &B, ids: Vec<u32>, voice: Voice<'_>, reach: &Reach, first: usize) -> Result<Vec<f32>> {
+        let x = self.frames(backend, ids, voice)?;
+        let mut samples = backend.download(&self.generator(backend, &x, reach)?)?;
+        samples.drain(..first * self.config.hop() - reach.post.start);
         heard(samples)
     }
 
-    /// Embedded frames (model_in_dim, S) to samples (1, hop * S).
-    fn generator(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
-        let mut x = backend.conv1d(x, &self.pre, 1, ConvEpilogue::default())?;
-        for stage in &self.stages {
-            x = backend.conv_transpose1d(&x, &stage.upsample, SLOPE)?;
-            x = stage.residual_blocks(backend, &x)?;
+    /// Embedded frames (model_in_dim, S), those that `reach` reads, to the samples (1, ..) that it is the reach of.
+    fn generator(&self, backend: &B, x: &B::Tensor, reach: &Reach) -> Result<B::Tensor> {
+        let x = Stretch::<B> { x: x.clone(), start: reach.frames.start };
+        let mut x = x.conv1d(backend, &self.pre, 1, &reach.pre, ConvEpilogue::default())?;
+        for ((stage, rate), reach) in self.stages.iter().zip(&self.config.upsample_rates).zip(&reach.stages) {
+            let upsampled = backend.conv_transpose1d(&x.x, &stage.upsample, SLOPE)?;
+            x = stage.residual_blocks(backend, &Stretch { x: upsampled, start: x.start * rate }, reach)?;
         }
-        self.last(backend, &x)
-    }
-
-    /// The last stage's result to samples.
-    fn last(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
         let last = ConvEpilogue { slope: LAST_SLOPE, activation: ConvActivation::Tanh, ..Default::default() };
-        backend.conv1d(x, &self.post, 1, last)
+        Ok(x.conv1d(backend, &self.post, 1, &reach.post, last)?.x)
     }
 
     /// The generator's input (model_in_dim, S): unit, pitch and speaker embeddings of every frame, stacked.
@@ -252,7 +238,8 @@ impl<B: Backend> DurationPredictor<B> {
         let relu = || ConvEpilogue { activation: ConvActivation::Relu, ..Default::default() };
         let mut x = x;
         for (n, (kernel, norm)) in self.layers.iter().enumerate() {
-            let rows = backend.transpose(&backend.conv1d(&x, kernel, 1, relu())?)?;
+            let all = 0..backend.shape(&x)[1];
+            let rows = backend.transpose(&backend.conv1d(&x, kernel, 1, all, relu())?)?;
             x = backend.layer_norm(&rows, norm)?;
             if n + 1 < self.layers.len() {
                 x = backend.transpose(&x)?;
@@ -288,29 +275,51 @@ impl<B: Backend> Stage<B> {
         Ok(Stage { upsample: loader.backend.transposed_kernel(&weight, &bias, rate)?, blocks })
     }
 
-    /// The mean of the stage's residual blocks, each three times `x + conv(leaky(conv(leaky(x))))`. The mean is taken by
-    /// the last convolution of each block.
-    fn residual_blocks(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
-        let mut sum: Option<B::Tensor> = None;
-        for (j, block) in self.blocks.iter().enumerate() {
+    /// The mean of the stage's residual blocks, each three times `x + conv(leaky(conv(leaky(x))))`, as far as `reach` goes. The
+    /// mean is taken by the last convolution of each block.
+    fn residual_blocks(&self, backend: &B, x: &Stretch<B>, reach: &[Vec<StepReach>]) -> Result<Stretch<B>> {
+        let mut sum: Option<Stretch<B>> = None;
+        for (j, (block, reach)) in self.blocks.iter().zip(reach).enumerate() {
             let mut y = x.clone();
-            for (n, step) in block.iter().enumerate() {
+            for (n, (step, reach)) in block.iter().zip(reach).enumerate() {
                 let inner = ConvEpilogue { slope: SLOPE, ..Default::default() };
-                let hidden = backend.conv1d(&y, &step.dilated, step.dilation, inner)?;
+                let hidden = y.conv1d(backend, &step.dilated, step.dilation, &reach.dilated, inner)?;
                 let last = n + 1 == block.len();
                 let mean = last && j + 1 == self.blocks.len();
                 let outer = ConvEpilogue {
                     slope: SLOPE,
-                    residual: Some(&y),
-                    sum: sum.as_ref().filter(|_| last),
+                    residual: Some((&y.x, reach.plain.start - y.start)),
+                    sum: sum.as_ref().filter(|_| last).map(|sum| &sum.x),
                     scale: if mean { 1.0 / self.blocks.len() as f32 } else { 1.0 },
                     ..Default::default()
                 };
-                y = backend.conv1d(&hidden, &step.plain, 1, outer)?;
+                y = hidden.conv1d(backend, &step.plain, 1, &reach.plain, outer)?;
             }
             sum = Some(y);
         }
         // The configuration has at least one block.
         Ok(sum.unwrap_or_else(|| x.clone()))
+    }
+}
+
+impl<B: Backend> Stretch<B> {
+    /// The results of a convolution at these positions, as far as the sequence goes.
+    fn conv1d(
+        &self,
+        backend: &B,
+        kernel: &B::Kernel,
+        dilation: usize,
+        results: &Range<usize>,
+        epilogue: ConvEpilogue<'_, B>,
+    ) -> Result<Stretch<B>> {
+        let end = (results.end - self.start).min(backend.shape(&self.x)[1]);
+        let x = backend.conv1d(&self.x, kernel, dilation, results.start - self.start..end, epilogue)?;
+        Ok(Stretch { x, start: results.start })
+    }
+}
+
+impl<B: Backend> Clone for Stretch<B> {
+    fn clone(&self) -> Stretch<B> {
+        Stretch { x: self.x.clone(), start: self.start }
     }
 }

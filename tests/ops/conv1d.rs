@@ -20,10 +20,10 @@ fn equals_golden() {
         for (name, epilogue) in [
             ("y", plain()),
             ("leaky", ConvEpilogue { slope: 0.1, ..plain() }),
-            ("leaky_residual", ConvEpilogue { slope: 0.1, residual: Some(&residual), ..plain() }),
+            ("leaky_residual", ConvEpilogue { slope: 0.1, residual: Some((&residual, 0)), ..plain() }),
             ("leaky_001_tanh", ConvEpilogue { slope: 0.01, activation: ConvActivation::Tanh, ..plain() }),
         ] {
-            let y = Cpu.conv1d(&x, &kernel, dilation, epilogue).unwrap();
+            let y = Cpu.conv1d(&x, &kernel, dilation, 0..x_shape[1], epilogue).unwrap();
             assert_close(&format!("{case} {name}"), &values(&y), &get(name).1, w_shape[1] * w_shape[2]);
         }
     }
@@ -64,7 +64,7 @@ fn equals_the_definition() {
             scale: 0.5,
             ..Default::default()
         };
-        let y = Cpu.conv1d(&tensor(inputs, frames, &x), &kernel, dilation, epilogue).unwrap();
+        let y = Cpu.conv1d(&tensor(inputs, frames, &x), &kernel, dilation, 0..frames, epilogue).unwrap();
         assert_close(&format!("{inputs} {outputs} {taps} {frames} {dilation}"), &values(&y), &expected, inputs * taps);
     }
 }
@@ -93,12 +93,45 @@ fn results_do_not_depend_on_the_cut() {
     let (channels, taps, long) = (8, 7, 700);
     let kernel = Cpu.kernel(&host(&[channels, channels, taps], &random.values(448)), &host(&[8], &[0.1; 8])).unwrap();
     let x = random.values(channels * long);
-    let whole = values(&Cpu.conv1d(&tensor(channels, long, &x), &kernel, 3, ConvEpilogue::default()).unwrap());
+    let whole = values(&Cpu.conv1d(&tensor(channels, long, &x), &kernel, 3, 0..long, ConvEpilogue::default()).unwrap());
     for short in [100, 333, 517] {
         let part: Vec<f32> = x.chunks_exact(long).flat_map(|row| row[..short].to_vec()).collect();
-        let y = values(&Cpu.conv1d(&tensor(channels, short, &part), &kernel, 3, ConvEpilogue::default()).unwrap());
+        let part = tensor(channels, short, &part);
+        let y = values(&Cpu.conv1d(&part, &kernel, 3, 0..short, ConvEpilogue::default()).unwrap());
         for (y, whole) in y.chunks_exact(short).zip(whole.chunks_exact(long)) {
             assert_eq!(y[..short - 9], whole[..short - 9]);
+        }
+    }
+}
+
+/// Some columns of a result have the bits that they have in the whole, in both forms, if they begin where a run begins: with
+/// residuals that reach further than they do, at both ends, and none at all.
+#[test]
+fn columns_are_those_of_the_whole() {
+    let mut random: Random = random(7);
+    for (channels, taps, frames, dilation) in [(5, 7, 90, 3), (32, 11, 700, 5), (40, 3, 61, 1), (32, 7, 300, 4)] {
+        let weight = host(&[channels, channels, taps], &random.values(channels * channels * taps));
+        let kernel = Cpu.kernel(&weight, &host(&[channels], &random.values(channels))).unwrap();
+        let mut sequence = || tensor(channels, frames, &random.values(channels * frames));
+        let (x, residual, sum) = (sequence(), sequence(), sequence());
+        let epilogue =
+            ConvEpilogue { slope: 0.1, residual: Some((&residual, 0)), sum: Some(&sum), ..Default::default() };
+        let whole = values(&Cpu.conv1d(&x, &kernel, dilation, 0..frames, epilogue).unwrap());
+        let run = dilation * Cpu::CONVOLUTION_PERIOD;
+        for range in [0..frames, 0..1, run..frames, run..run + 3, 2 * run..frames - 1, run..run] {
+            let cut = |values: &[f32]| -> Vec<f32> {
+                values.chunks_exact(frames).flat_map(|row| row[range.clone()].to_vec()).collect()
+            };
+            let sum = tensor(channels, range.len(), &cut(&values(&sum)));
+            let epilogue = ConvEpilogue {
+                slope: 0.1,
+                residual: Some((&residual, range.start)),
+                sum: Some(&sum),
+                ..Default::default()
+            };
+            let y = Cpu.conv1d(&x, &kernel, dilation, range.clone(), epilogue).unwrap();
+            assert_eq!(Cpu.shape(&y), [channels, range.len()]);
+            assert_eq!(values(&y), cut(&whole), "{range:?} of {channels} x {frames}, {taps} taps, dilation {dilation}");
         }
     }
 }
@@ -106,11 +139,25 @@ fn results_do_not_depend_on_the_cut() {
 #[test]
 fn edges_and_misfits() {
     let kernel = Cpu.kernel(&host(&[2, 3, 3], &[1.0; 18]), &host(&[2], &[0.0; 2])).unwrap();
-    let run = |rows, columns| {
-        Cpu.conv1d(&tensor(rows, columns, &vec![0.0; rows * columns]), &kernel, 1, ConvEpilogue::default())
-    };
+    let zeros = |rows: usize, columns: usize| tensor(rows, columns, &vec![0.0; rows * columns]);
+    let run = |rows, columns| Cpu.conv1d(&zeros(rows, columns), &kernel, 1, 0..columns, ConvEpilogue::default());
     assert_eq!(Cpu.shape(&run(3, 0).unwrap()), [2, 0]);
     assert!(run(2, 4).is_err(), "other channels");
+    let part = |columns, residual, sum| {
+        let epilogue = ConvEpilogue { residual, sum, ..Default::default() };
+        Cpu.conv1d(&zeros(3, 4), &kernel, 1, columns, epilogue).map(|y| Cpu.shape(&y))
+    };
+    let (two, four, other) = (zeros(2, 2), zeros(2, 4), zeros(3, 4));
+    assert_eq!(part(1..3, Some((&four, 2)), Some(&two)).unwrap(), [2, 2]);
+    assert_eq!(part(4..4, None, None).unwrap(), [2, 0]);
+    assert!(part(1..5, None, None).is_err(), "beyond the sequence");
+    #[allow(clippy::reversed_empty_ranges, reason = "that is what is refused")]
+    let reversed = 2..1;
+    assert!(part(reversed, None, None).is_err(), "backwards");
+    assert!(part(1..3, Some((&four, 3)), None).is_err(), "a residual that is too short");
+    assert!(part(1..3, Some((&four, 5)), None).is_err(), "a residual that ends before");
+    assert!(part(1..3, Some((&other, 0)), None).is_err(), "a residual of other channels");
+    assert!(part(1..3, None, Some(&four)).is_err(), "a sum of the whole");
     assert!(Cpu.kernel(&host(&[2, 3, 2], &[1.0; 12]), &host(&[2], &[0.0; 2])).is_err(), "even taps");
     assert!(Cpu.kernel(&host(&[2, 3, 3], &[1.0; 18]), &host(&[3], &[0.0; 3])).is_err(), "another bias");
     assert!(Cpu.conv_transpose1d(&tensor(3, 4, &[0.0; 12]), &kernel, 1.0).is_err(), "not a transposed kernel");

@@ -10,7 +10,6 @@ mod beam_candidates;
 mod cache;
 mod conv1d;
 mod conv_transpose1d;
-mod crop;
 mod embed;
 mod layer_norm;
 mod linear;

@@ -1,9 +1,11 @@
-//! conv1d: convolution over time, x (C in, S) to y (C out, S), with leaky ReLU before and bias, residual, activation
+//! conv1d: some columns of the convolution over time of x (C in, S), with leaky ReLU before and bias, residual, activation
 //! and a running sum after it.
 //!
 //! Each task owns a block of frames: it copies the block of x with its margins into contiguous scratch, applying the
 //! leaky ReLU and the zero padding on the way, and multiplies it as `filter` says, in Winograd's form where that is
-//! worth it. Operations: 2 * C out * C in * taps * S, those that the direct form would take.
+//! worth it. Operations: 2 * C out * C in * taps * columns, those that the direct form would take.
+
+use std::ops::Range;
 
 use super::buffer::Buffer;
 use super::disjoint::Disjoint;
@@ -33,26 +35,27 @@ pub(super) fn pack(weight: &HostTensor, bias: &HostTensor) -> Result<Kernel> {
 }
 
 /// See [`crate::backend::Backend::conv1d`].
-pub fn conv1d(x: &Tensor, kernel: &Kernel, dilation: usize, epilogue: ConvEpilogue<'_, Cpu>) -> Result<Tensor> {
-    let (frames, outputs) = (x.columns, kernel.outputs);
-    let fits = |t: Option<&Tensor>| t.is_none_or(|t| (t.rows, t.columns) == (outputs, frames));
-    let form = kernel.form;
-    ensure(
-        x.rows == kernel.inputs
-            && !matches!(form, Form::Transposed(_))
-            && dilation > 0
-            && fits(epilogue.residual)
-            && fits(epilogue.sum),
-        "conv1d",
-        || format!("x ({}, {frames}), weight ({outputs}, {}, {})", x.rows, kernel.inputs, kernel.taps),
-    )?;
+pub fn conv1d(
+    x: &Tensor,
+    kernel: &Kernel,
+    dilation: usize,
+    columns: Range<usize>,
+    epilogue: ConvEpilogue<'_, Cpu>,
+) -> Result<Tensor> {
+    let (form, outputs) = (kernel.form, kernel.outputs);
+    ensure(x.rows == kernel.inputs && !matches!(form, Form::Transposed(_)) && dilation > 0, "conv1d", || {
+        format!("x ({}, {}), weight ({outputs}, {}, {})", x.rows, x.columns, kernel.inputs, kernel.taps)
+    })?;
+    epilogue.check(&Cpu, outputs, x.columns, &columns)?;
+    let frames = columns.len();
     let mut y = Buffer::any(outputs * frames);
     if y.is_empty() {
         return Ok(Tensor::new(outputs, frames, y));
     }
     let out = Disjoint::new(&mut y);
-    let before = (kernel.taps - 1) / 2 * dilation;
-    let convolution = Convolution::new(kernel, x, [frames, before], epilogue.slope, dilation);
+    // A column's first tap; the margin may begin before x.
+    let from = columns.start as isize - ((kernel.taps - 1) / 2 * dilation) as isize;
+    let convolution = Convolution::new(kernel, x, frames, from, epilogue.slope, dilation);
     let size = convolution.sums_per_output();
     convolution.each(|task, sums, line| {
         let first = task * convolution.frames_per_task();
@@ -61,8 +64,9 @@ pub fn conv1d(x: &Tensor, kernel: &Kernel, dilation: usize, epilogue: ConvEpilog
             let at = channel * frames + first;
             // SAFETY: frames `first..first + count` of each channel are this task's own.
             let y = unsafe { out.slice(at, count) };
-            let residual = epilogue.residual.map_or(&[][..], |t| &t.data[at..at + count]);
-            let sum = epilogue.sum.map_or(&[][..], |t| &t.data[at..at + count]);
+            let residual =
+                epilogue.residual.map_or(&[][..], |(t, from)| &t.data[channel * t.columns + from + first..][..count]);
+            let sum = epilogue.sum.map_or(&[][..], |t| &t.data[at..][..count]);
             let sums = if form == Form::Winograd {
                 winograd::frames(sums, convolution.columns(), dilation, line);
                 &*line

@@ -47,8 +47,8 @@ pub fn conv_transpose1d(x: &Tensor, kernel: &Kernel, slope: f32) -> Result<Tenso
     }
     let out = Disjoint::new(&mut y);
     // Frame f of the ordinary convolution makes samples f * stride - padding and the stride - 1 after it.
-    let (frames, before) = ((samples + padding).div_ceil(stride), kernel.taps.div_ceil(stride) - 1);
-    let convolution = Convolution::new(kernel, x, [frames, before], slope, 1);
+    let (frames, from) = ((samples + padding).div_ceil(stride), 1 - kernel.taps.div_ceil(stride) as isize);
+    let convolution = Convolution::new(kernel, x, frames, from, slope, 1);
     let (size, columns, per_task) =
         (convolution.sums_per_output(), convolution.columns(), convolution.frames_per_task());
     convolution.each(|task, sums, _| {

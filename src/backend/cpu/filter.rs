@@ -106,8 +106,8 @@ pub(super) struct Convolution<'a> {
     x: &'a Tensor,
     slope: f32,
     dilation: usize,
-    /// Frames of x before the first that a column reads.
-    before: usize,
+    /// The frame of x that the first column reads first; there may be none.
+    from: isize,
     streams: usize,
     products: Vec<Vec<Term>>,
     /// Columns beyond a task's own that its terms read.
@@ -141,11 +141,12 @@ fn grown(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
 }
 
 impl<'a> Convolution<'a> {
-    /// Plans the sums of `frames` frames, the first of which reads x from `before` frames earlier on.
+    /// Plans the sums of `frames` frames, the first of which reads x from the frame `from` on.
     pub fn new(
         kernel: &'a Kernel,
         x: &'a Tensor,
-        [frames, before]: [usize; 2],
+        frames: usize,
+        from: isize,
         slope: f32,
         dilation: usize,
     ) -> Convolution<'a> {
@@ -162,7 +163,7 @@ impl<'a> Convolution<'a> {
         let most = MOST_SUMS / (products.len() * kernel.outputs.next_multiple_of(GROUP)).max(1);
         let (columns, wanted) = cut(total, unit, most.min(MOST_COLUMNS));
         let tasks = total.div_ceil(wanted);
-        Convolution { kernel, x, slope, dilation, before, streams, products, reach, columns, wanted, tasks }
+        Convolution { kernel, x, slope, dilation, from, streams, products, reach, columns, wanted, tasks }
     }
 
     /// Frames of a task; the last one has fewer.
@@ -225,13 +226,14 @@ impl<'a> Convolution<'a> {
     /// The streams of one input channel, from frame `first` of the result on.
     fn gather(&self, input: usize, first: usize, line: &mut Vec<f32>, streams: &mut [f32]) {
         let channel = &self.x.data[input * self.x.columns..][..self.x.columns];
+        let from = self.from.saturating_add_unsigned(first);
         if self.kernel.form != Form::Winograd {
-            return copy(channel, first, self.before, self.slope, streams);
+            return copy(channel, from, self.slope, streams);
         }
         let row = streams.len() / self.streams;
         let length = winograd::line_length(row, self.dilation);
         let (line, scratch) = grown(line, 2 * length).split_at_mut(length);
-        copy(channel, first, self.before, self.slope, line);
+        copy(channel, from, self.slope, line);
         winograd::streams(line, self.dilation, scratch, streams, row);
     }
 
@@ -306,16 +308,16 @@ fn row_length(columns: usize) -> usize {
 }
 
 dispatch! {
-    /// Copies frames `first - before..` of a channel through a leaky ReLU; zero outside of it.
-    fn copy(channel: &[f32], first: usize, before: usize, slope: f32, line: &mut [f32]) = copy_body;
+    /// Copies the frames of a channel from `from` on through a leaky ReLU; zero outside of it.
+    fn copy(channel: &[f32], from: isize, slope: f32, line: &mut [f32]) = copy_body;
 }
 
 #[inline(always)]
-fn copy_body<S: Simd>(channel: &[f32], first: usize, before: usize, slope: f32, line: &mut [f32]) {
-    let zeros = before.saturating_sub(first).min(line.len());
+fn copy_body<S: Simd>(channel: &[f32], from: isize, slope: f32, line: &mut [f32]) {
+    let zeros = usize::try_from(-from).unwrap_or(0).min(line.len());
     let (zero, line) = line.split_at_mut(zeros);
     zero.fill(0.0);
-    let channel = channel.get(first.saturating_sub(before)..).unwrap_or(&[]);
+    let channel = channel.get(usize::try_from(from).unwrap_or(0)..).unwrap_or(&[]);
     let count = channel.len().min(line.len());
     let (line, zero) = line.split_at_mut(count);
     line.iter_mut().zip(channel).for_each(|(to, &v)| *to = if v < 0.0 { v * slope } else { v });

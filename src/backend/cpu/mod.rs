@@ -8,7 +8,6 @@ mod buffer;
 mod cache;
 mod conv1d;
 mod conv_transpose1d;
-mod crop;
 mod disjoint;
 mod embed;
 mod filter;
@@ -297,19 +296,21 @@ impl Backend for Cpu {
         embed::embed_columns(tables)
     }
 
-    fn conv1d(&self, x: &Tensor, kernel: &Kernel, dilation: usize, epilogue: ConvEpilogue<'_, Cpu>) -> Result<Tensor> {
+    fn conv1d(
+        &self,
+        x: &Tensor,
+        kernel: &Kernel,
+        dilation: usize,
+        columns: Range<usize>,
+        epilogue: ConvEpilogue<'_, Cpu>,
+    ) -> Result<Tensor> {
         let _span = trace::span("conv1d");
-        conv1d::conv1d(x, kernel, dilation, epilogue)
+        conv1d::conv1d(x, kernel, dilation, columns, epilogue)
     }
 
     fn conv_transpose1d(&self, x: &Tensor, kernel: &Kernel, slope: f32) -> Result<Tensor> {
         let _span = trace::span("conv_transpose1d");
         conv_transpose1d::conv_transpose1d(x, kernel, slope)
-    }
-
-    fn crop(&self, x: &Tensor, columns: Range<usize>) -> Result<Tensor> {
-        let _span = trace::span("crop");
-        crop::crop(x, columns)
     }
 
     fn transpose(&self, x: &Tensor) -> Result<Tensor> {

@@ -1,5 +1,7 @@
 //! Launches kernels/conv1d.cu; the packed weights and the choice of tiles serve conv_transpose1d as well.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use super::driver::{Kernel, Launch};
@@ -144,37 +146,36 @@ pub(super) fn plain_launch(rows: usize, columns: usize) -> Launch {
     Launch::grid([rows.div_ceil(PLAIN), columns.div_ceil(PLAIN), 1]).shared(SIZE_OF_PLAIN_SHARED)
 }
 
-/// x (C in, S) to (C out, S), column after column; sound, the result of a tanh, is f32.
+/// x (C in, S) to (C out, columns), column after column; sound, the result of a tanh, is f32.
 pub(super) fn conv1d(
     cuda: &Cuda,
     x: &Tensor,
     kernel: &ConvKernel,
     dilation: usize,
+    columns: Range<usize>,
     epilogue: ConvEpilogue<'_, Cuda>,
 ) -> Result<Tensor> {
     const OP: &str = "conv1d";
-    let (frames, outputs) = (x.columns, kernel.outputs);
-    let ConvEpilogue { slope, residual, activation, sum, scale } = epilogue;
-    let fits = |other: Option<&Tensor>| other.is_none_or(|t| (t.rows, t.columns) == (outputs, frames));
-    ensure(kernel.stride == 0 && x.rows == kernel.inputs && dilation > 0 && fits(residual) && fits(sum), OP, || {
+    let outputs = kernel.outputs;
+    ensure(kernel.stride == 0 && x.rows == kernel.inputs && dilation > 0, OP, || {
         let (inputs, taps) = (kernel.inputs, kernel.taps);
-        let others = [residual, sum].map(|t| t.map(|t| (t.rows, t.columns)));
-        format!(
-            "x ({}, {frames}), weight ({outputs}, {inputs}, {taps}), dilation {dilation}, residual and sum {others:?}",
-            x.rows
-        )
+        format!("x ({}, {}), weight ({outputs}, {inputs}, {taps}), dilation {dilation}", x.rows, x.columns)
     })?;
+    epilogue.check(cuda, outputs, x.columns, &columns)?;
+    let ConvEpilogue { slope, residual, activation, sum, scale } = epilogue;
+    let frames = columns.len();
     let x = cuda.columns_of(x, cuda.dtype)?;
     let beside = |t: Option<&Tensor>| t.map(|t| cuda.columns_of(t, cuda.dtype)).transpose();
-    let (residual, sum) = (beside(residual)?, beside(sum)?);
+    let (skipped, sum) = (residual.map_or(0, |(_, from)| from * outputs * cuda.dtype.size()), beside(sum)?);
+    let residual = beside(residual.map(|(t, _)| t))?;
     let sound = outputs == 1;
     let y = cuda.empty([outputs, frames], if sound { DType::F32 } else { cuda.dtype }, Layout::Columns)?;
     let reach = (kernel.taps - 1) * dilation / 2;
     let params = ConvolutionParams {
-        residual: pointer_of(residual.as_ref()),
+        residual: residual.as_ref().map_or(pointer_of(None), |t| t.pointer().offset(skipped)),
         sum: pointer_of(sum.as_ref()),
         step: int(OP, dilation)?,
-        origin: -int(OP, reach)?,
+        origin: int(OP, columns.start)? - int(OP, reach)?,
         activation: match activation {
             ConvActivation::None => 0,
             ConvActivation::Relu => 1,
@@ -193,7 +194,8 @@ pub(super) fn conv1d(
         (_, _, DType::BF16) => (&kernels::CONV1D_FORWARD_PLAIN_BF16, plain_launch(frames, outputs)),
         _ => (&kernels::CONV1D_FORWARD_PLAIN_F32, plain_launch(frames, outputs)),
     };
-    // SAFETY: the shapes were checked; frames outside of 0..S are not read, elements outside of y not written; with
+    // SAFETY: the shapes were checked; frames outside of 0..S are not read, elements outside of y not written, and the
+    // residual has as many columns from its first on as y; with
     // C in % 8 == 0 every frame begins at a multiple of 16 bytes, and so do packed weights.
     unsafe { cuda.launch(kernel, launch, params)? };
     Ok(y)

@@ -14,7 +14,6 @@ mod cast;
 mod ceiling;
 mod conv1d;
 mod conv_transpose1d;
-mod crop;
 mod decode;
 pub mod driver;
 mod embed;
@@ -395,17 +394,14 @@ impl Backend for Cuda {
         x: &Tensor,
         kernel: &ConvKernel,
         dilation: usize,
+        columns: Range<usize>,
         epilogue: ConvEpilogue<'_, Cuda>,
     ) -> Result<Tensor> {
-        conv1d::conv1d(self, x, kernel, dilation, epilogue)
+        conv1d::conv1d(self, x, kernel, dilation, columns, epilogue)
     }
 
     fn conv_transpose1d(&self, x: &Tensor, kernel: &ConvKernel, slope: f32) -> Result<Tensor> {
         conv_transpose1d::conv_transpose1d(self, x, kernel, slope)
-    }
-
-    fn crop(&self, x: &Tensor, columns: Range<usize>) -> Result<Tensor> {
-        crop::crop(self, x, columns)
     }
 
     fn transpose(&self, x: &Tensor) -> Result<Tensor> {

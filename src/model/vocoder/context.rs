@@ -26,54 +26,64 @@ fn transposed(results: Range<usize>, taps: usize, stride: usize) -> Range<usize>
     (first + 1).saturating_sub(taps.div_ceil(stride))..last + 1
 }
 
-/// What goes into a stretch of sound. Starts lie where runs of all convolutions that follow begin, ends perhaps beyond the
-/// sequence.
+/// Which results of every convolution go into a stretch of sound, as positions in the whole sequences. They start where a run
+/// of their convolution begins; ends may lie beyond the sequence.
 #[derive(Debug)]
 pub(super) struct Reach {
-    /// Frames.
+    /// Frames that are read.
     pub frames: Range<usize>,
-    /// Of each stage, positions of its upsampled sequence.
-    pub stages: Vec<Range<usize>>,
+    /// Results of the first convolution.
+    pub pre: Range<usize>,
+    /// Of the residual steps of every block of every stage.
+    pub stages: Vec<Vec<Vec<StepReach>>>,
+    /// Samples.
+    pub post: Range<usize>,
+}
+
+/// Results of a residual step's two convolutions.
+#[derive(Debug)]
+pub(super) struct StepReach {
+    pub dilated: Range<usize>,
+    pub plain: Range<usize>,
 }
 
 /// What goes into the sound of `frames`, which are not empty.
 pub(super) fn of_frames(config: &VocoderConfig, frames: Range<usize>, period: usize) -> Reach {
-    let (hop, whole_runs) = (config.hop(), whole_runs(config, period));
+    let hop = config.hop();
+    let post = from_a_run(frames.start * hop..frames.end * hop, 1, period);
+    let mut needed = convolution(post.clone(), OUTER_TAPS, 1, period);
     let mut stages = Vec::with_capacity(config.upsample_rates.len());
-    let mut range = convolution(frames.start * hop..frames.end * hop, OUTER_TAPS, 1, period);
     for (&rate, &taps) in config.upsample_rates.iter().zip(&config.upsample_kernel_sizes).rev() {
         let blocks = config.resblock_kernel_sizes.iter().zip(&config.resblock_dilation_sizes);
-        range = blocks
-            .map(|(&taps, dilations)| {
-                dilations.iter().rev().fold(range.clone(), |range, &dilation| {
-                    convolution(convolution(range, taps, 1, period), taps, dilation, period)
-                })
-            })
-            .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
-            .unwrap_or(range);
-        range.start -= range.start % whole_runs;
-        stages.push(range.clone());
-        range = transposed(range, taps, rate);
+        let (read, blocks): (Vec<_>, Vec<_>) =
+            blocks.map(|(&taps, dilations)| of_block(needed.clone(), taps, dilations, period)).unzip();
+        stages.push(blocks);
+        let upsampled = read.into_iter().reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(needed);
+        needed = transposed(upsampled, taps, rate);
     }
     stages.reverse();
-    range = convolution(range, OUTER_TAPS, 1, period);
-    range.start -= range.start % period;
-    Reach { frames: range, stages }
+    let pre = from_a_run(needed, 1, period);
+    Reach { frames: convolution(pre.clone(), OUTER_TAPS, 1, period), pre, stages, post }
 }
 
-/// At multiples of so many positions a run of every convolution of a residual block begins.
-fn whole_runs(config: &VocoderConfig, period: usize) -> usize {
-    let mut runs = config.resblock_dilation_sizes.iter().flatten().chain(&[1]).map(|&dilation| run(dilation, period));
-    // Where the numbers are too large for their common multiple, that is at the start only.
-    runs.try_fold(1, least_common_multiple).unwrap_or(usize::MAX)
+/// What a residual block reads for `needed`, and what its steps compute.
+fn of_block(needed: Range<usize>, taps: usize, dilations: &[usize], period: usize) -> (Range<usize>, Vec<StepReach>) {
+    let mut needed = needed;
+    let mut steps = Vec::with_capacity(dilations.len());
+    for &dilation in dilations.iter().rev() {
+        let plain = from_a_run(needed, 1, period);
+        let dilated = from_a_run(convolution(plain.clone(), taps, 1, period), dilation, period);
+        needed = convolution(dilated.clone(), taps, dilation, period);
+        steps.push(StepReach { dilated, plain });
+    }
+    steps.reverse();
+    (needed, steps)
 }
 
-fn greatest_common_divisor(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
-}
-
-fn least_common_multiple(a: usize, b: usize) -> Option<usize> {
-    (a / greatest_common_divisor(a, b)).checked_mul(b)
+/// The results of a convolution that have to be computed for those `needed`.
+fn from_a_run(needed: Range<usize>, dilation: usize, period: usize) -> Range<usize> {
+    let run = run(dilation, period);
+    needed.start / run * run..needed.end
 }
 
 #[cfg(test)]
@@ -97,17 +107,17 @@ mod tests {
     fn the_published_vocoder_reaches_so_far() {
         let config = random::published();
         let config = config.vocoder.as_ref().expect("a vocoder");
-        assert_eq!((whole_runs(config, 1), whole_runs(config, 4)), (1, 60));
         for (period, margin) in [(1, 21), (4, 30)] {
-            let Reach { frames, stages } = of_frames(config, 600..601, period);
-            assert_eq!(frames.end - 601, margin, "after, {period}");
-            assert!(600 - frames.start <= margin + 15, "before, {period}: {frames:?}");
-            // The later a stage, the less of the margin is left.
-            let mut rate = 1;
-            for ((stage, upsample), most) in stages.iter().zip(&config.upsample_rates).zip([37, 17, 6, 3, 2]) {
-                rate *= upsample;
-                let margins = (600 - stage.start / rate, stage.end.div_ceil(rate) - 601);
-                assert!(margins.0.max(margins.1) <= most, "{margins:?} before and after at {rate} a frame, {period}");
+            let reach = of_frames(config, 600..601, period);
+            assert_eq!(reach.frames.end - 601, margin, "after, {period}");
+            assert!(600 - reach.frames.start <= margin, "before, {period}: {reach:?}");
+            assert_eq!(reach.post, 600 * config.hop()..601 * config.hop());
+            for block in reach.stages.iter().flatten() {
+                for (step, &dilation) in block.iter().zip(&[1, 3, 5]) {
+                    assert_eq!((step.dilated.start % run(dilation, period), step.plain.start % period), (0, 0));
+                }
+                // From step to step less is left to compute.
+                assert!(block.windows(2).all(|pair| pair[0].plain.len() > pair[1].plain.len()));
             }
         }
     }

@@ -103,7 +103,7 @@ impl<B: Backend> Vocoder<B> {
         let voice = Voice { speaker: utterance.speaker, pitch: None };
         let samples = match wanted == (0..known) {
             true => self.whole(backend, ids, voice)?,
-            false => self.part(backend, ids, voice, &reach, wanted)?,
+            false => self.part(backend, ids, voice, &reach, wanted.start)?,
         };
         Ok(Some(samples))
     }
