@@ -5,7 +5,7 @@ all valid captions, no knowledge of the picture), and counts how often shapes, c
 all right (`right`), and the sizes too (`exact`). A sentence that the recogniser leaves unfinished is cut back to
 its last complete caption; `right_uncut` counts those as wrong. Three sources of sound:
 
-  default       the Python twin: WORK/captioner.ckpt and the newest generator in WORK/vocoder
+  default       the Python twin: WORK/settled.ckpt and the newest generator in WORK/vocoder
   --im2sp PATH  the Rust program: PATH caption IMAGES... -o DIR [--weights DIR]
   --resynth     no picture at all: flite's own units of the caption through the vocoder (the ceiling)
 
@@ -32,7 +32,7 @@ def twin(work, pictures, out):
     import captioner
     import vocoder
 
-    model = captioner.load(os.path.join(work, "captioner.ckpt"))
+    model = captioner.load(os.path.join(work, "settled.ckpt"))
     voice = vocoder.load(os.path.join(work, "vocoder"))
     for part in np.array_split(pictures, max(1, len(pictures) // 50)):
         pixels = np.stack([captioner.preprocess(Image.open(p), model.config.image) for p in part])

@@ -11,7 +11,7 @@ has exactly one caption:
 Positions and radii are fractions of the central square of the picture, so a scene can be drawn at any
 size and shape. `parse` and `agrees` judge a heard sentence, `grammar_jsgf` lists everything one may say.
 
-    python scenes.py --seed 7 --count 10 --out DIR [--size 256 | --size 640x480]
+    python scenes.py --seed 7 --count 10 --out DIR [--size 256 | --size 640x480] [--kind jpg]
 """
 import argparse
 import json
@@ -284,14 +284,14 @@ def render(scene, rng, size=256):
     return Image.fromarray(np.clip(pix * light[..., None] + noise, 0, 255).astype(np.uint8))
 
 
-def save(folder, seed, count, size=256):
+def save(folder, seed, count, size=256, kind="png"):
     """Write `count` pictures and captions.json; returns [(file name, scene, caption)]."""
     os.makedirs(folder, exist_ok=True)
     rows = []
     for i in range(count):
         rng = np.random.default_rng([seed, i])
         scene = sample_scene(rng)
-        name = f"scene_{i:04d}.png"
+        name = f"scene_{i:04d}.{kind}"
         render(scene, rng, size).save(os.path.join(folder, name))
         rows.append((name, scene, caption(scene)))
     with open(os.path.join(folder, "captions.json"), "w") as f:
@@ -305,7 +305,8 @@ if __name__ == "__main__":
     ap.add_argument("--count", type=int, default=10)
     ap.add_argument("--out", required=True)
     ap.add_argument("--size", default="256", help="side length, or WIDTHxHEIGHT")
+    ap.add_argument("--kind", choices=("png", "jpg"), default="png")
     args = ap.parse_args()
     wh = [int(v) for v in args.size.split("x")]
-    for name, _, text in save(args.out, args.seed, args.count, wh[0] if len(wh) == 1 else tuple(wh)):
+    for name, _, text in save(args.out, args.seed, args.count, wh[0] if len(wh) == 1 else tuple(wh), args.kind):
         print(name, text)

@@ -1,20 +1,21 @@
 """Last step of the demo captioner's training: it learns its own captions by heart, in f32 and in eight bits.
 
 Where two ways to go on are about as good, the least rounding decides which of them is said, and captions that differ
-in storage alone differ in many units. Here the trained captioner says once what every picture of the pool shows, and
-its decoder learns to say just that again (sequence-level distillation into itself: Kim and Rush, "Sequence-Level
-Knowledge Distillation", 2016). Every other step multiplies with weights as `im2sp convert --quantize fp8` rounds
-them, and gradients pass the rounding as if it were not there. The vision tower stays as it is.
+in storage alone differ in many units. Here the trained captioner says once what it sees in new pictures, each of a
+caption of its own, and its decoder learns to say just that again (sequence-level distillation into itself: Kim and Rush,
+"Sequence-Level Knowledge Distillation", 2016). Every other step multiplies with weights as `im2sp convert --quantize
+fp8` rounds them, and gradients pass the rounding as if it were not there. The vision tower stays as it is.
 
     python settle.py --work DIR [--from CKPT] [--minutes M] [--pictures N] [--threads N]
 
-reads DIR/captioner.ckpt (or CKPT) and DIR/pool, writes DIR/settled.ckpt, and prints how many captions of pictures that
-are not trained on keep all their units.
+reads DIR/captioner.ckpt (or CKPT), writes DIR/settled.ckpt, and prints how many captions of pictures that are not
+trained on keep all their units.
 """
 import argparse
 import math
 import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,14 +23,26 @@ import torch
 import torch.nn.functional as F
 
 import captioner
-from captioner import BOS, EOS, PAD
-from train_captioner import load_pool
+import scenes
+from captioner import BOS, EOS, PAD, Config
 
-VALID = 400  # pictures at the end of the pool, for validation only
+SEED = 8
+SIZES, SHARES = (112, 160, 224, 256, 320), (0.1, 0.2, 0.3, 0.3, 0.1)  # of the pictures, in pixels
+VALID = 400  # pictures at the end, for validation only
 LABEL_BATCH = 200
 BATCH = 48
 RATE = 2e-4
 SHAKEN = 0.01  # noise on the vision tokens, next to their root mean square: a GPU's are rounded to bf16
+
+
+def draw(first, last):
+    """Pictures of random scenes, as the network sees them."""
+    pictures = []
+    for i in range(first, last):
+        rng = np.random.default_rng([SEED, i])
+        picture = scenes.render(scenes.sample_scene(rng), rng, int(rng.choice(SIZES, p=SHARES)))
+        pictures.append(captioner.preprocess(picture, Config().image))
+    return np.stack(pictures)
 
 
 def matrices(model):
@@ -75,15 +88,17 @@ def same(a, b):
     return sum(np.array_equal(x, y) for x, y in zip(a, b))
 
 
-def labelled(path, teacher, pixels):
-    """Vision tokens of all pictures and what the teacher says of them; kept in a file."""
+def labelled(path, teacher, count):
+    """Vision tokens of new pictures and what the teacher says of them; kept in a file."""
     if not os.path.exists(path):
         tokens, said = [], []
-        for first in range(0, len(pixels), LABEL_BATCH):
-            tokens.append(see(teacher, pixels[first:first + LABEL_BATCH]))
-            said += say(teacher, tokens[-1])
-            if first // LABEL_BATCH % 10 == 9:
-                print("captioned", first + LABEL_BATCH, flush=True)
+        with ProcessPoolExecutor(2) as pool:
+            firsts = range(0, count, LABEL_BATCH)
+            for pixels in pool.map(draw, firsts, [min(first + LABEL_BATCH, count) for first in firsts]):
+                tokens.append(see(teacher, pixels))
+                said += say(teacher, tokens[-1])
+                if len(tokens) % 10 == 0:
+                    print("captioned", len(said), flush=True)
         torch.save({"tokens": torch.cat(tokens), "said": [torch.from_numpy(row) for row in said]}, path + ".part")
         os.replace(path + ".part", path)
     labels = torch.load(path, weights_only=True)
@@ -115,7 +130,7 @@ def main():
     ap.add_argument("--work", required=True)
     ap.add_argument("--from", dest="start", help="checkpoint to start from; DIR/captioner.ckpt unless given")
     ap.add_argument("--minutes", type=float, default=20, help="training time")
-    ap.add_argument("--pictures", type=int, default=24000, help="pictures of the pool that are captioned")
+    ap.add_argument("--pictures", type=int, default=24000, help="pictures that are drawn and captioned")
     ap.add_argument("--threads", type=int, default=2)
     args = ap.parse_args()
     torch.set_num_threads(args.threads)
@@ -123,8 +138,7 @@ def main():
 
     start = args.start or os.path.join(args.work, "captioner.ckpt")
     model = captioner.load(start)
-    pixels = load_pool(args.work)[0][:args.pictures]
-    tokens, said = labelled(os.path.join(args.work, "said.pt"), model, pixels)
+    tokens, said = labelled(os.path.join(args.work, "said.pt"), model, args.pictures)
     held, said = said[-VALID:], said[:-VALID]
     seen, tokens = tokens[-VALID:], tokens[:-VALID]
 
@@ -154,8 +168,7 @@ def main():
         losses.append(loss.item())
         if time.monotonic() - report > 120:
             report = time.monotonic()
-            print(f"{(report - began) / 60:5.1f} min step {step} loss {np.mean(losses[::2]):.4f}, in eight bits "
-                  f"{np.mean(losses[1::2]):.4f}; {validate()}", flush=True)
+            print(f"{(report - began) / 60:5.1f} min step {step} loss {np.mean(losses):.4f}; {validate()}", flush=True)
             losses = []
     captioner.save(model, os.path.join(args.work, "settled.part"))
     os.replace(os.path.join(args.work, "settled.part"), os.path.join(args.work, "settled.ckpt"))
