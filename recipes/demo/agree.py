@@ -1,12 +1,12 @@
 """How many captions stay the same to the last unit when the demo model's decoder is stored in eight bits?
 
-Draws scenes to calibrate with and, from another seed, scenes to judge by; converts the model directory MODEL with and
-without --calibrate; and compares the units of both with those of MODEL itself in f32. Needs numpy and Pillow.
+Draws scenes to calibrate with and, from other seeds, scenes to judge by; converts the model directory MODEL to int8, and
+to fp8 with and without --calibrate; and compares the units of all with those of MODEL itself in f32. Needs numpy and
+Pillow.
 
-    python agree.py --im2sp PATH --weights ../../weights/demo --work DIR [--calibration 1024] [--count 200] [--seed 2027]
+    python agree.py --im2sp PATH --weights ../../weights/demo --work DIR [--calibration 512] [--count 200] [--seeds 2027 ...]
 """
 import argparse
-import glob
 import json
 import os
 import subprocess
@@ -16,11 +16,9 @@ import scenes
 CALIBRATION_SEED = 9001
 
 
-def units(im2sp, weights, pictures):
+def units(im2sp, weights, pictures, *options):
     """Units of every picture, as the model in `weights` says them on the CPU."""
-    command = [im2sp, "caption", *pictures, "--no-audio", "--json", "--device", "cpu", "--weights", weights]
-    if not os.path.basename(weights).startswith("fp8"):
-        command += ["--dtype", "f32"]
+    command = [im2sp, "caption", *pictures, "--no-audio", "--json", "--device", "cpu", "--weights", weights, *options]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     return [json.loads(line)["units"] for line in lines]
 
@@ -30,24 +28,29 @@ def main():
     ap.add_argument("--im2sp", required=True, help="path of the Rust program")
     ap.add_argument("--weights", required=True, help="model directory to start from")
     ap.add_argument("--work", required=True)
-    ap.add_argument("--calibration", type=int, default=1024, help="scenes to calibrate with")
-    ap.add_argument("--count", type=int, default=200, help="scenes to judge by")
-    ap.add_argument("--seed", type=int, default=2027, help="of the scenes to judge by")
+    ap.add_argument("--calibration", type=int, default=512, help="scenes to calibrate with")
+    ap.add_argument("--count", type=int, default=200, help="scenes of each seed to judge by")
+    ap.add_argument("--seeds", type=int, nargs="+", default=[2027], help="of the scenes to judge by")
     args = ap.parse_args()
-    if args.seed == CALIBRATION_SEED:
+    if CALIBRATION_SEED in args.seeds:
         ap.error(f"seed {CALIBRATION_SEED} draws the calibration scenes")
 
-    known, unseen = (os.path.join(args.work, name) for name in (f"calibration{args.calibration}", f"seed{args.seed}"))
+    known = os.path.join(args.work, f"calibration{args.calibration}")
     scenes.save(known, CALIBRATION_SEED, args.calibration)
-    scenes.save(unseen, args.seed, args.count)
-    pictures = sorted(glob.glob(os.path.join(unseen, "*.png")))[:args.count]
-    expected = units(args.im2sp, args.weights, pictures)
-    for name, options in ("nearest", []), ("calibrated", ["--calibrate", known]):
-        model = os.path.join(args.work, f"fp8-{name}")
-        subprocess.run([args.im2sp, "convert", args.weights, "--quantize", "fp8", *options, "--force", "-o", model],
+    expected = {}
+    for seed in args.seeds:
+        folder = os.path.join(args.work, f"seed{seed}")
+        names = [os.path.join(folder, name) for name, _, _ in scenes.save(folder, seed, args.count)]
+        expected[seed] = names, units(args.im2sp, args.weights, names, "--dtype", "f32")
+    forms = {"int8": ["int8"], "fp8-nearest": ["fp8"], "fp8-calibrated": ["fp8", "--calibrate", known]}
+    for form, options in forms.items():
+        model = os.path.join(args.work, form)
+        subprocess.run([args.im2sp, "convert", args.weights, "--quantize", *options, "--force", "-o", model],
                        check=True, stdout=subprocess.DEVNULL)
-        same = sum(a == b for a, b in zip(expected, units(args.im2sp, model, pictures)))
-        print(f"{name}: {same} of {len(pictures)} captions keep all their units")
+        same = {seed: sum(a == b for a, b in zip(said, units(args.im2sp, model, names)))
+                for seed, (names, said) in expected.items()}
+        counts = ", ".join(f"{n} (seed {seed})" for seed, n in same.items())
+        print(f"{form}: of {args.count} captions keep all their units {counts}", flush=True)
 
 
 if __name__ == "__main__":
