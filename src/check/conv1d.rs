@@ -91,10 +91,7 @@ fn one(
     let bias = random.values(outputs);
     let (residual, sum) =
         (checker.stored(random.values(outputs * frames)), checker.stored(random.values(outputs * frames)));
-    let host = |shape: &[usize], values: &[f32]| {
-        HostTensor::from_f32(shape, values.to_vec()).ok_or_else(|| crate::Error::shape("check", "weights"))
-    };
-    let (weight, bias) = (host(&[outputs, inputs, taps], &weight)?, host(&[outputs], &bias)?);
+    let (weight, bias) = (host(&[outputs, inputs, taps], weight)?, host(&[outputs], bias)?);
     let put = |values: &[f32]| Cpu.upload([outputs, frames], values);
     // The device rounds what the leaky ReLU gives.
     let leaky: Vec<f32> = checker.stored(x.iter().map(|&v| v.max(v * around.slope)).collect());
@@ -130,14 +127,20 @@ fn one(
     })
 }
 
+fn host(shape: &[usize], values: Vec<f32>) -> Result<HostTensor> {
+    HostTensor::from_f32(shape, values).ok_or_else(|| crate::Error::shape("check", "weights"))
+}
+
+fn random_kernel(cuda: &Cuda, random: &mut Random, shape: [usize; 3]) -> Result<<Cuda as Backend>::Kernel> {
+    let weight = host(&shape, random.values(shape.iter().product()))?;
+    cuda.kernel(&weight, &host(&shape[..1], random.values(shape[0]))?)
+}
+
 /// The first half alone gives the bits that it gives within the whole, as far as the margin allows.
 fn cut(checker: &mut Checker<'_>, [inputs, outputs, taps, frames, dilation]: [usize; 5], size: Size) -> Result<()> {
     let mut random = Random::new(99);
     let cuda = checker.cuda;
-    let weight = HostTensor::from_f32(&[outputs, inputs, taps], random.values(outputs * inputs * taps));
-    let bias = HostTensor::from_f32(&[outputs], random.values(outputs));
-    let (Some(weight), Some(bias)) = (weight, bias) else { return Ok(()) };
-    let kernel = cuda.kernel(&weight, &bias)?;
+    let kernel = random_kernel(cuda, &mut random, [outputs, inputs, taps])?;
     let x = random.values(inputs * frames);
     let half = frames.div_ceil(2);
     let known = half.saturating_sub((taps - 1) * dilation);
@@ -169,10 +172,7 @@ fn cut(checker: &mut Checker<'_>, [inputs, outputs, taps, frames, dilation]: [us
 fn columns(checker: &mut Checker<'_>, [inputs, outputs, taps, frames, dilation]: [usize; 5], size: Size) -> Result<()> {
     let mut random = Random::new(98);
     let cuda = checker.cuda;
-    let weight = HostTensor::from_f32(&[outputs, inputs, taps], random.values(outputs * inputs * taps));
-    let bias = HostTensor::from_f32(&[outputs], random.values(outputs));
-    let (Some(weight), Some(bias)) = (weight, bias) else { return Ok(()) };
-    let kernel = cuda.kernel(&weight, &bias)?;
+    let kernel = random_kernel(cuda, &mut random, [outputs, inputs, taps])?;
     let x = cuda.sequence([inputs, frames], &random.values(inputs * frames))?;
     let residual = cuda.sequence([outputs, frames], &random.values(outputs * frames))?;
     let some = |columns: Range<usize>| {
