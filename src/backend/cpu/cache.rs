@@ -4,8 +4,6 @@
 //! row owns its text alone. Keys lie in tiles of 16 tokens, (tile, D, 16), so that scores are computed 16 at a time
 //! without a horizontal sum; values lie as (T, D). Bytes per step and layer: 8 * H * D per visible token.
 
-use std::cell::RefCell;
-
 use rayon::prelude::*;
 
 use super::attention::softmax;
@@ -62,11 +60,6 @@ impl Store {
     }
 }
 
-thread_local! {
-    /// Scores of one query, kept from step to step.
-    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
 /// The cache of [`crate::backend::Backend::attention_cached`].
 pub struct Cache {
     shape: CacheShape,
@@ -74,6 +67,8 @@ pub struct Cache {
     rows: Vec<Row>,
     /// Where each row's newest token stands.
     positions: Vec<u32>,
+    /// The scores of one query for every thread.
+    scores: Vec<f32>,
 }
 
 struct Row {
@@ -87,7 +82,8 @@ impl Cache {
     pub(super) fn new(shape: CacheShape) -> Result<Cache> {
         ensure(shape.heads > 0 && shape.head_size > 0, "cache", || format!("{shape:?}"))?;
         let prefix = Store::new(shape.layers * shape.images * shape.heads, shape.prefix, shape.head_size);
-        Ok(Cache { shape, prefix, rows: Vec::new(), positions: Vec::new() })
+        let scores = vec![0.0; rayon::current_num_threads() * scores_room(shape)];
+        Ok(Cache { shape, prefix, rows: Vec::new(), positions: Vec::new(), scores })
     }
 
     fn check(&self, op: &'static str, qkv: &Tensor, rows: usize, layer: usize) -> Result<()> {
@@ -171,42 +167,48 @@ impl Cache {
             }
         }
         let mut out = Buffer::zeros(self.rows.len() * width);
-        let tasks = self.rows.len() * heads;
+        let room = scores_room(self.shape);
+        let share = (self.rows.len() * heads).div_ceil(self.scores.len() / room).max(1);
         let (rows, prefix_store) = (&self.rows, &self.prefix);
-        let share = tasks.div_ceil(rayon::current_num_threads());
-        out.par_chunks_mut(size).with_min_len(share).enumerate().for_each(|(task, out)| {
-            let (row, head) = (task / heads, task % heads);
-            let query = &qkv.data[row * 3 * width + head * size..][..size];
-            let image = prefix_store.block((layer * images + rows[row].image) * heads + head);
-            let text = rows[row].text.block(layer * heads + head);
-            let parts = [(image, prefix), (text, rows[row].tokens)];
-            SCORES.with_borrow_mut(|scores| one_query(query, parts, scores, out));
+        let scores = self.scores.par_chunks_exact_mut(room);
+        out.par_chunks_mut(share * size).zip(scores).enumerate().for_each(|(part, (out, scores))| {
+            for (task, out) in (part * share..).zip(out.chunks_exact_mut(size)) {
+                let (row, head) = (task / heads, task % heads);
+                let query = &qkv.data[row * 3 * width + head * size..][..size];
+                let image = prefix_store.block((layer * images + rows[row].image) * heads + head);
+                let text = rows[row].text.block(layer * heads + head);
+                one_query(query, [(image, prefix), (text, rows[row].tokens)], scores, out);
+            }
         });
         Ok(Tensor::new(self.rows.len(), width, out))
     }
+}
+
+/// Scores that one query can have, and those that its last tile computes beyond them.
+fn scores_room(shape: CacheShape) -> usize {
+    shape.prefix + shape.max_text + TILE
 }
 
 /// Keys in tiles and values of one head, and how many tokens of them count.
 type Part<'a> = ((&'a [f32], &'a [f32]), usize);
 
 dispatch! {
-    /// Attention of one query (D) over two parts, into `out` (D). `scores` is scratch.
-    fn one_query(query: &[f32], parts: [Part<'_>; 2], scores: &mut Vec<f32>, out: &mut [f32]) = one_query_body;
+    /// Attention of one query (D) over two parts, into `out` (D). `scores` is scratch of [`scores_room`].
+    fn one_query(query: &[f32], parts: [Part<'_>; 2], scores: &mut [f32], out: &mut [f32]) = one_query_body;
 }
 
 #[inline(always)]
-fn one_query_body<S: Simd>(query: &[f32], parts: [Part<'_>; 2], scores: &mut Vec<f32>, out: &mut [f32]) {
+fn one_query_body<S: Simd>(query: &[f32], parts: [Part<'_>; 2], scores: &mut [f32], out: &mut [f32]) {
     let size = query.len();
-    scores.clear();
+    let mut known = 0;
     for ((keys, _), tokens) in parts {
-        let start = scores.len();
-        for tile in keys.chunks_exact(TILE * size).take(tokens.div_ceil(TILE)) {
-            let mut sums = [0.0; TILE];
-            tile_scores::<S>(query, tile, &mut sums);
-            scores.extend_from_slice(&sums);
+        let tiles = keys.chunks_exact(TILE * size).take(tokens.div_ceil(TILE));
+        for (tile, sums) in tiles.zip(scores[known..].chunks_exact_mut(TILE)) {
+            tile_scores::<S>(query, tile, sums);
         }
-        scores.truncate(start + tokens);
+        known += tokens;
     }
+    let scores = &mut scores[..known];
     softmax::<S>(scores, 1.0 / (size as f32).sqrt());
     let mut weights = scores.iter();
     for ((_, values), tokens) in parts {
@@ -221,7 +223,7 @@ fn one_query_body<S: Simd>(query: &[f32], parts: [Part<'_>; 2], scores: &mut Vec
 
 /// Scores of one query against 16 keys (D, 16), in four independent sums over D.
 #[inline(always)]
-fn tile_scores<S: Simd>(query: &[f32], tile: &[f32], sums: &mut [f32; TILE]) {
+fn tile_scores<S: Simd>(query: &[f32], tile: &[f32], sums: &mut [f32]) {
     for part in (0..TILE).step_by(S::N) {
         let mut acc = [S::splat(0.0); 4];
         for (d, &q) in query.iter().enumerate() {
