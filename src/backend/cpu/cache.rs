@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::attention::softmax;
 use super::buffer::Buffer;
-use super::simd::{Simd, dispatch};
+use super::simd::{Simd, dispatch, prefetch_ahead};
 use super::{Tensor, ensure};
 use crate::Result;
 use crate::backend::{CacheRow, CacheShape};
@@ -210,12 +210,27 @@ fn one_query_body<S: Simd>(query: &[f32], parts: [Part<'_>; 2], scores: &mut [f3
     }
     let scores = &mut scores[..known];
     softmax::<S>(scores, 1.0 / (size as f32).sqrt());
-    let mut weights = scores.iter();
-    for ((_, values), tokens) in parts {
-        for value in values.chunks_exact(size).take(tokens) {
-            let Some(&weight) = weights.next() else { return };
-            for (o, v) in out.iter_mut().zip(value) {
-                *o = S::mul_add1(weight, *v, *o);
+    let (image, text) = scores.split_at(parts[0].1);
+    let whole = size / (4 * S::N) * 4 * S::N;
+    // Four registers of sums at a time: in memory they would wait for themselves at every token.
+    for first in (0..whole).step_by(4 * S::N) {
+        let mut acc = [S::splat(0.0); 4];
+        for (weights, ((_, values), _)) in [image, text].into_iter().zip(parts) {
+            for (&weight, value) in weights.iter().zip(values.chunks_exact(size)) {
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    prefetch_ahead(&value[first + i * S::N..]);
+                    *acc = S::mul_add(S::splat(weight), S::load(&value[first + i * S::N..]), *acc);
+                }
+            }
+        }
+        for (i, acc) in acc.into_iter().enumerate() {
+            S::store(&mut out[first + i * S::N..], acc);
+        }
+    }
+    for (at, out) in out.iter_mut().enumerate().skip(whole) {
+        for (weights, ((_, values), _)) in [image, text].into_iter().zip(parts) {
+            for (&weight, value) in weights.iter().zip(values.chunks_exact(size)) {
+                *out = S::mul_add1(weight, value[at], *out);
             }
         }
     }
@@ -224,10 +239,18 @@ fn one_query_body<S: Simd>(query: &[f32], parts: [Part<'_>; 2], scores: &mut [f3
 /// Scores of one query against 16 keys (D, 16), in four independent sums over D.
 #[inline(always)]
 fn tile_scores<S: Simd>(query: &[f32], tile: &[f32], sums: &mut [f32]) {
+    let (fours, rest) = query.as_chunks::<4>();
     for part in (0..TILE).step_by(S::N) {
         let mut acc = [S::splat(0.0); 4];
-        for (d, &q) in query.iter().enumerate() {
-            acc[d % 4] = S::mul_add(S::splat(q), S::load(&tile[d * TILE + part..]), acc[d % 4]);
+        for (n, four) in fours.iter().enumerate() {
+            for d in 0..4 {
+                let keys = &tile[(4 * n + d) * TILE + part..];
+                prefetch_ahead(keys);
+                acc[d] = S::mul_add(S::splat(four[d]), S::load(keys), acc[d]);
+            }
+        }
+        for (d, &q) in rest.iter().enumerate() {
+            acc[d] = S::mul_add(S::splat(q), S::load(&tile[(4 * fours.len() + d) * TILE + part..]), acc[d]);
         }
         S::store(&mut sums[part..], S::add(S::add(acc[0], acc[1]), S::add(acc[2], acc[3])));
     }

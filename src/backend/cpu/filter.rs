@@ -132,7 +132,7 @@ thread_local! {
 }
 
 /// `len` elements of any value that start where a cache line does; the same ones until more are asked for.
-fn grown(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
+pub(super) fn grown(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if values.len() < len + LANES {
         values.resize(len + LANES, 0.0);
     }

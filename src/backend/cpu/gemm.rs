@@ -1,23 +1,21 @@
 //! The matrix product under `linear` and `attention`: out (M, N) = x (M, K) b (K, N), with b given by strides, so that
 //! rows of weights, keys and values are all read where they lie.
 //!
-//! Each task takes a panel of b as wide as three registers, copies it (widened, if it is bf16) into contiguous scratch,
-//! [`DEPTH`] deep so that it stays in the L2, and multiplies it with all rows of x, eight at a time: 24 registers of
-//! sums, x broadcast from where it lies. Every element is one chain of fused multiply-adds over K in order, so results
-//! depend neither on M nor on how the work is shared. The epilogue runs while the panel's results are warm.
+//! Each task takes a panel of b as wide as three registers, copies it (widened, if it is bf16) into contiguous scratch
+//! that starts where a cache line does, at most [`DEPTH`] deep so that it stays in the L2, and multiplies it with all rows
+//! of x, eight at a time: 24 registers of sums, x broadcast from where it lies (with 16 registers, six rows of two). The
+//! weights of the next panel are asked for meanwhile. Every element is one chain of fused multiply-adds over K in order,
+//! so results depend neither on M nor on how the work is shared. The epilogue runs while the panel's results are warm.
 
 use half::bf16;
 use rayon::prelude::*;
 
 use super::Activation;
 use super::disjoint::Disjoint;
+use super::filter::grown;
 use super::linear::{Element, finish};
-use super::simd::{MAX_LANES, Simd, dispatch};
+use super::simd::{MAX_LANES, Simd, dispatch, prefetch};
 
-/// Registers of columns in a tile.
-const WIDE: usize = 3;
-/// Rows of a tile.
-const HIGH: usize = 8;
 /// Depth of a panel: 1024 x 48 f32 are 192 KiB.
 const DEPTH: usize = 1024;
 /// Columns of a task: the widest panel.
@@ -103,8 +101,44 @@ pub(super) trait Panel: Copy + Sync {
     fn fits(&self, depth: usize, columns: usize) -> bool;
     /// Copies rows `start..` of columns `first..first + columns` to `lines`, each `width` wide.
     fn pack<S: Simd>(&self, start: usize, first: usize, columns: usize, lines: &mut [f32], width: usize);
+    /// What [`Panel::pack`] will read for a panel that is still to come.
+    fn ahead(&self, start: usize, depth: usize, first: usize, columns: usize) -> Ahead<'_>;
     /// Columns `first..first + columns` of the product.
     fn panel(self, l: Left<'_>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>);
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Steps along the depth between two lines that are asked for ahead.
+const AHEAD_EVERY: usize = 8;
+
+/// The cache lines of a panel to come, asked for one at a time while another is multiplied: packing alone would wait
+/// for the memory. Runs of `run` bytes that begin `stride` bytes apart.
+#[derive(Default)]
+pub(super) struct Ahead<'a> {
+    bytes: &'a [u8],
+    run: usize,
+    stride: usize,
+    at: usize,
+    end: usize,
+}
+
+impl<'a> Ahead<'a> {
+    pub fn new(bytes: &'a [u8], run: usize, stride: usize) -> Ahead<'a> {
+        Ahead { bytes, run, stride, at: 0, end: run }
+    }
+
+    #[inline(always)]
+    fn next(&mut self) {
+        if let Some(byte) = self.bytes.get(self.at) {
+            prefetch(byte);
+            self.at += LINE;
+            if self.at >= self.end {
+                self.at = self.end - self.run + self.stride;
+                self.end += self.stride;
+            }
+        }
+    }
 }
 
 macro_rules! strided_panel {
@@ -118,6 +152,15 @@ macro_rules! strided_panel {
             #[inline(always)]
             fn pack<S: Simd>(&self, start: usize, first: usize, columns: usize, lines: &mut [f32], width: usize) {
                 pack::<S, $element>(*self, start, first, columns, lines, width);
+            }
+            fn ahead(&self, start: usize, depth: usize, first: usize, columns: usize) -> Ahead<'_> {
+                // Keys and values are in the caches already.
+                if self.depth_stride != 1 || columns == 0 {
+                    return Ahead::default();
+                }
+                let values = &self.values[first * self.column_stride + start..];
+                let values = &values[..(columns - 1) * self.column_stride + depth];
+                Ahead::new(bytemuck::cast_slice(values), size_of::<$element>() * depth, size_of::<$element>() * self.column_stride)
             }
             fn panel(self, l: Left<'_>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>) {
                 $panel(l, self, t, first, columns, scratch);
@@ -154,21 +197,59 @@ pub(super) fn panels<S: Simd, R: Panel>(
     columns: usize,
     scratch: &mut Vec<f32>,
 ) {
-    let width = WIDE * S::N;
+    // The largest tiles whose sums leave registers for a line and a value of x: of 32 registers 24, of 16 12.
+    if S::N == MAX_LANES {
+        panels_of::<S, R, 8, 3>(l, r, t, first, columns, scratch);
+    } else {
+        panels_of::<S, R, 6, 2>(l, r, t, first, columns, scratch);
+    }
+}
+
+/// [`panels`] in tiles of M rows and W registers.
+#[inline(always)]
+fn panels_of<S: Simd, R: Panel, const M: usize, const W: usize>(
+    l: Left<'_>,
+    r: R,
+    t: Target<'_>,
+    first: usize,
+    columns: usize,
+    scratch: &mut Vec<f32>,
+) {
+    let width = W * S::N;
+    // Parts as equal as whole registers allow: a short last one would spend its time at the edges of its tiles.
+    let part = l.depth.div_ceil(l.depth.div_ceil(DEPTH).max(1)).next_multiple_of(MAX_LANES);
     for first in (first..first + columns).step_by(width) {
         // Columns of this panel; only the last of a matrix is narrower.
         let columns = width.min(t.columns - first);
         let mut start = 0;
         loop {
-            let depth = DEPTH.min(l.depth - start);
-            scratch.resize(DEPTH * width, 0.0);
-            let panel = &mut scratch[..depth * width];
+            let depth = part.min(l.depth - start);
+            let lines = grown(scratch, depth * width);
             if columns < width {
-                panel.fill(0.0);
+                lines.fill(0.0);
             }
-            r.pack::<S>(start, first, columns, panel, width);
-            rows::<S>(l, start, depth, panel, t, first, columns);
-            start += depth;
+            r.pack::<S>(start, first, columns, lines, width);
+            let end = start + depth;
+            let mut ahead = if end < l.depth {
+                r.ahead(end, part.min(l.depth - end), first, columns)
+            } else {
+                let next = first + columns;
+                r.ahead(0, part.min(l.depth), next, width.min(t.columns - next))
+            };
+            let mut row = 0;
+            let lines = Lines { values: lines, start, depth, first, columns };
+            while row + M <= l.rows {
+                tile::<S, M, W>(l, row, lines, t, &mut ahead);
+                row += M;
+            }
+            while row + 2 <= l.rows {
+                tile::<S, 2, W>(l, row, lines, t, &mut ahead);
+                row += 2;
+            }
+            if row < l.rows {
+                tile::<S, 1, W>(l, row, lines, t, &mut ahead);
+            }
+            start = end;
             if start >= l.depth {
                 break;
             }
@@ -215,63 +296,92 @@ fn pack<S: Simd, E: Element>(
     }
 }
 
-/// All rows of x times a packed panel; continues the sums in the target unless `start` is 0.
-#[inline(always)]
-fn rows<S: Simd>(l: Left<'_>, start: usize, depth: usize, panel: &[f32], t: Target<'_>, first: usize, columns: usize) {
-    let mut row = 0;
-    while row + HIGH <= l.rows {
-        tile::<S, HIGH>(l, row, start, depth, panel, t, first, columns);
-        row += HIGH;
-    }
-    while row + 2 <= l.rows {
-        tile::<S, 2>(l, row, start, depth, panel, t, first, columns);
-        row += 2;
-    }
-    if row < l.rows {
-        tile::<S, 1>(l, row, start, depth, panel, t, first, columns);
-    }
-}
-
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn tile<S: Simd, const M: usize>(
-    l: Left<'_>,
-    row: usize,
+/// A packed panel: rows `start..start + depth` of columns `first..first + columns`, each row as wide as the tiles.
+#[derive(Clone, Copy)]
+struct Lines<'a> {
+    values: &'a [f32],
     start: usize,
     depth: usize,
-    panel: &[f32],
-    t: Target<'_>,
     first: usize,
     columns: usize,
+}
+
+/// M rows of x times a packed panel; continues the sums in the target unless the panel begins at 0.
+#[inline(always)]
+fn tile<S: Simd, const M: usize, const W: usize>(
+    l: Left<'_>,
+    row: usize,
+    lines: Lines<'_>,
+    t: Target<'_>,
+    ahead: &mut Ahead<'_>,
 ) {
-    let x: [&[f32]; M] = std::array::from_fn(|m| &l.values[(row + m) * l.row_stride + start..][..depth]);
+    let Lines { values, start, depth, first, columns } = lines;
+    let width = W * S::N;
+    let x = &l.values[row * l.row_stride + start..][..(M - 1) * l.row_stride + depth];
+    // SAFETY: as in `panels`.
+    let y = |m: usize| unsafe { t.out.slice((row + m) * t.row_stride + first, columns) };
     // A narrow panel goes through a buffer as wide as the registers.
-    let mut edge = [[0.0f32; COLUMNS]; M];
-    let mut acc = [[S::splat(0.0); WIDE]; M];
+    let mut edge = [0.0f32; COLUMNS];
+    let mut acc = [[S::splat(0.0); W]; M];
     if start > 0 {
-        for m in 0..M {
-            // SAFETY: as in `panels`.
-            let y = unsafe { t.out.slice((row + m) * t.row_stride + first, columns) };
-            edge[m][..columns].copy_from_slice(y);
-            acc[m] = std::array::from_fn(|i| S::load(&edge[m][i * S::N..]));
+        for (m, acc) in acc.iter_mut().enumerate() {
+            let mut sums: &[f32] = y(m);
+            if columns < width {
+                edge[..columns].copy_from_slice(sums);
+                sums = &edge;
+            }
+            *acc = std::array::from_fn(|i| S::load(&sums[i * S::N..]));
         }
     }
-    for (k, line) in panel.chunks_exact(WIDE * S::N).enumerate() {
-        let b: [S::Lanes; WIDE] = std::array::from_fn(|i| S::load(&line[i * S::N..]));
-        for m in 0..M {
-            // SAFETY: the panel has `depth` lines, as many as each row of x was cut to.
-            let value = S::splat(unsafe { *x[m].get_unchecked(k) });
-            for i in 0..WIDE {
-                acc[m][i] = S::mul_add(value, b[i], acc[m][i]);
+    for (k, line) in values.chunks_exact(width).enumerate() {
+        if k % AHEAD_EVERY == 0 {
+            ahead.next();
+        }
+        let b: [S::Lanes; W] = std::array::from_fn(|i| S::load(&line[i * S::N..]));
+        for (m, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: the panel has `depth` lines, as many as the last row of x was cut to.
+            let value = S::splat(unsafe { *x.get_unchecked(m * l.row_stride + k) });
+            for (b, acc) in b.iter().zip(acc) {
+                *acc = S::mul_add(value, *b, *acc);
             }
         }
     }
-    for m in 0..M {
-        for i in 0..WIDE {
-            S::store(&mut edge[m][i * S::N..], acc[m][i]);
+    for (m, acc) in acc.into_iter().enumerate() {
+        let sums = if columns < width { &mut edge[..] } else { y(m) };
+        for (i, lanes) in acc.into_iter().enumerate() {
+            S::store(&mut sums[i * S::N..], lanes);
         }
-        // SAFETY: as in `panels`.
-        let y = unsafe { t.out.slice((row + m) * t.row_stride + first, columns) };
-        y.copy_from_slice(&edge[m][..columns]);
+        if columns < width {
+            y(m).copy_from_slice(&edge[..columns]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::simd::Portable;
+    use super::*;
+
+    /// The tiles of 8 lanes, which a wider processor never runs, and panels of several parts, on whole numbers, whose sums
+    /// are exact. What lies beyond the columns stays untouched.
+    #[test]
+    fn narrow_registers_give_the_same() {
+        let mut random = crate::check::Random::new(11);
+        for (m, n, k) in [(1, 1, 1), (0, 3, 2), (6, 16, 16), (7, 17, 5), (14, 40, 1025), (9, 49, 2100)] {
+            let (x, w) = (random.whole(m * k), random.whole(n * k));
+            let stride = n + 1;
+            let mut y = vec![f32::NAN; m * stride];
+            let left = Left { values: &x, row_stride: k, rows: m, depth: k };
+            let right = Right { values: &w[..], depth_stride: 1, column_stride: k };
+            let (out, activation) = (Disjoint::new(&mut y), Activation::None);
+            let target =
+                Target { out, row_stride: stride, columns: n, scales: &[], bias: &[], residual: &[], activation };
+            panels::<Portable, _>(left, right, target, 0, n, &mut Vec::new());
+            for (row, y) in y.chunks_exact(stride).enumerate() {
+                let dot = |n: usize| (0..k).map(|i| x[row * k + i] * w[n * k + i]).sum::<f32>();
+                assert_eq!(y[..n], (0..n).map(dot).collect::<Vec<f32>>(), "{m}x{n}x{k}");
+                assert!(y[n].is_nan());
+            }
+        }
     }
 }

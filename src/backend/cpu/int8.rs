@@ -4,8 +4,8 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{Left, Panel, Target};
-use super::simd::{Simd, dispatch};
+use super::gemm::{Ahead, Left, Panel, Target};
+use super::simd::{Simd, dispatch, prefetch_ahead};
 use crate::tensor::Quantized;
 
 /// Rows of a group: the lanes of the widest register.
@@ -72,6 +72,16 @@ impl Panel for &Packed {
                 S::store(&mut line[n..], S::load_i8(&codes[lane..]));
             }
         }
+    }
+
+    fn ahead(&self, start: usize, depth: usize, first: usize, columns: usize) -> Ahead<'_> {
+        let groups = columns.div_ceil(GROUP);
+        if groups == 0 {
+            return Ahead::default();
+        }
+        let codes =
+            &self.groups(first / GROUP * GROUP)[start * GROUP..][..(groups - 1) * GROUP * self.depth + GROUP * depth];
+        Ahead::new(bytemuck::cast_slice(codes), GROUP * depth, GROUP * self.depth)
     }
 
     fn panel(self, l: Left<'_>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>) {
@@ -150,6 +160,7 @@ fn tile<S: Simd, const R: usize, const C: usize, const M: usize>(
     let blocks = group.chunks_exact(C * GROUP);
     let (whole, rest) = (l.depth / C * C, blocks.remainder());
     for (block, codes) in blocks.enumerate() {
+        prefetch_ahead(codes);
         for chain in 0..C {
             line(chain, block * C + chain, &codes[chain * GROUP..][..GROUP]);
         }

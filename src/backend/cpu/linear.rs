@@ -10,7 +10,7 @@ use super::buffer::Buffer;
 use super::disjoint::Disjoint;
 use super::gemm::{self, Left, Right, Target};
 use super::int8::{self, GROUP, Packed};
-use super::simd::{self, Simd, dispatch};
+use super::simd::{self, Simd, dispatch, prefetch_ahead};
 use super::{Activation, Cpu, Elements, Tensor, ensure};
 use crate::Result;
 use crate::backend::Linear;
@@ -219,6 +219,7 @@ fn dot<S: Simd, E: Element, const W: usize, const M: usize>(w: [&[E]; W], x: [&[
     for k in (0..whole).step_by(step) {
         for (at, acc) in [(k, &mut even), (k + S::N, &mut odd)] {
             for (i, w) in w.iter().enumerate() {
+                prefetch_ahead(&w[at..]);
                 let lanes = E::lanes::<S>(&w[at..at + S::N]);
                 for (x, acc) in x.iter().zip(acc.iter_mut()) {
                     acc[i] = S::mul_add(lanes, S::load(&x[at..at + S::N]), acc[i]);
@@ -226,15 +227,18 @@ fn dot<S: Simd, E: Element, const W: usize, const M: usize>(w: [&[E]; W], x: [&[
             }
         }
     }
-    std::array::from_fn(|m| {
-        std::array::from_fn(|i| {
+    // Loops, because a closure of `from_fn` is compiled without the features of its caller.
+    let mut dots = [[0.0; W]; M];
+    for m in 0..M {
+        for i in 0..W {
             let mut dot = S::sum(S::add(even[m][i], odd[m][i]));
             for k in whole..depth {
                 dot = S::mul_add1(w[i][k].widen(), x[m][k], dot);
             }
-            dot
-        })
-    })
+            dots[m][i] = dot;
+        }
+    }
+    dots
 }
 
 /// The epilogue on part of a row: `act(y * scales + bias) + residual`; empty slices stand for nothing to do.

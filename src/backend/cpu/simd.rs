@@ -1,6 +1,6 @@
 //! Vector lanes of the host processor, chosen once at run time, and the few transcendental functions the models need.
 //! A kernel body is written once, generic over [`Simd`], and [`dispatch!`] compiles it for AVX-512, for AVX2 and for
-//! the target's baseline (NEON on 64-bit Arm). What has no body here (matrix products) comes from the `gemm` crate.
+//! the target's baseline (NEON on 64-bit Arm).
 
 use half::bf16;
 
@@ -59,6 +59,29 @@ pub trait Simd: Copy {
             *lanes = Self::load(&column);
         }
     }
+}
+
+/// How many bytes ahead a stream of weights, keys or values is asked for. The processor's own prefetcher ends where a page
+/// does, and one core's demands alone do not fill the memory's queue.
+const AHEAD: usize = 4096;
+
+/// Asks for the cache line of an address that will be read soon, or never: it may lie outside of what is allocated.
+#[inline(always)]
+pub fn prefetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint without effect on the program, which every x86-64 processor has and which any address may be given.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// [`prefetch`] of what lies [`AHEAD`] bytes after a slice's first element.
+#[inline(always)]
+pub fn prefetch_ahead<T>(values: &[T]) {
+    prefetch(values.as_ptr().cast::<u8>().wrapping_add(AHEAD));
 }
 
 /// Lanes of the widest register.
