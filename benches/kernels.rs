@@ -7,7 +7,8 @@ mod on_device {
     use std::time::Duration;
 
     use criterion::{Criterion, Throughput};
-    use im2sp::backend::cuda::{Ceilings, Cuda};
+    use im2sp::backend::Ceilings;
+    use im2sp::backend::cuda::Cuda;
     use im2sp::check::{Checker, Size, Timing};
     use im2sp::tensor::DType;
     use im2sp::{Device, Result};

@@ -5,10 +5,16 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::backend::Ceilings;
+use crate::backend::cpu::Cpu;
 use crate::generate::GenerateOptions;
 use crate::image::Image;
 use crate::model::work::{self, Work};
 use crate::{CaptionOptions, Engine, Error, Result, Timings};
+
+/// Some ten milliseconds of multiply-adds, and a read of 512 MB: more than the last cache of most processors.
+const ROUNDS: usize = 1 << 22;
+const ELEMENTS: usize = 1 << 27;
 
 /// What to measure.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,15 +23,6 @@ pub struct BenchOptions {
     pub units: usize,
     /// Captions that are timed.
     pub repeat: usize,
-}
-
-/// What a machine does at most, as measured just before.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Ceilings {
-    /// Floating-point operations a second in a matrix product of the type in use.
-    pub flops: f64,
-    /// Bytes a second of a large read.
-    pub bytes: f64,
 }
 
 /// One stage.
@@ -96,7 +93,7 @@ pub fn run(engine: &Engine, image: &Image, options: BenchOptions, told: &mut dyn
         runs.push((timings, clock.elapsed().as_secs_f64() * 1e3));
     }
     let on_cpu = engine.memory().is_none();
-    let ceilings = if on_cpu { Some(cpu_ceilings()?) } else { None };
+    let ceilings = on_cpu.then(|| Cpu.ceilings(ROUNDS, ELEMENTS));
     let steps = warm.tokens.len().saturating_sub(1);
     Ok(Report {
         commit: env!("IM2SP_COMMIT"),
@@ -153,33 +150,6 @@ fn row(stage: &'static str, times: impl Iterator<Item = f64>, work: Work, ceilin
     });
     let (least, most) = (times.first().copied().unwrap_or(median), times.last().copied().unwrap_or(median));
     Row { stage, median, least, most, flops: work.flops, bytes: work.bytes, share }
-}
-
-/// The best of a few matrix products that fit the caches, and of a few reads that do not.
-fn cpu_ceilings() -> Result<Ceilings> {
-    use crate::backend::cpu::Cpu;
-    use crate::backend::{Activation, Backend, Linear};
-    use crate::tensor::HostTensor;
-    let best = |rows: usize, n: usize, k: usize, step: bool| -> Result<f64> {
-        let weight = HostTensor::from_f32(&[n, k], crate::weights::random::values(n * k))
-            .ok_or_else(|| Error::shape("bench", "a matrix too large for this machine"))?;
-        let layer = Linear::<Cpu> { weight: Cpu.matrix(weight)?, bias: Cpu.upload([1, n], &vec![0.0; n])? };
-        let x = Cpu.upload([rows, k], &crate::weights::random::values(rows * k))?;
-        let form = if step { Cpu::linear_step } else { Cpu::linear };
-        let mut least = f64::INFINITY;
-        for _ in 0..5 {
-            let clock = Instant::now();
-            form(&Cpu, &x, &layer, Activation::None, None)?;
-            least = least.min(clock.elapsed().as_secs_f64());
-        }
-        Ok(least)
-    };
-    // 512 MB of weights against one row: nothing but reading.
-    let (n, k) = (32_768, 4096);
-    Ok(Ceilings {
-        flops: 2.0 * 1024f64.powi(3) / best(1024, 1024, 1024, false)?,
-        bytes: (n * k * 4) as f64 / best(1, n, k, true)?,
-    })
 }
 
 impl Report {

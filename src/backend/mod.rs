@@ -12,8 +12,19 @@ pub(crate) mod rows;
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::Serialize;
+
 use crate::tensor::HostTensor;
 use crate::{Error, Result};
+
+/// What a device does at most, as measured on it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Ceilings {
+    /// Bytes a second: read by a CPU, read and written by a GPU's copy, of more than the caches hold.
+    pub bytes: f64,
+    /// Floating-point operations a second: f32 multiply-adds on a CPU, bf16 products of a GPU's tensor cores.
+    pub flops: f64,
+}
 
 /// What is applied to a matrix product before it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{Checker, Outcome, Size, Timing};
-use crate::backend::cuda::{Ceilings, Cuda};
+use crate::backend::Ceilings;
+use crate::backend::cuda::Cuda;
 use crate::tensor::DType;
 use crate::{Device, Result};
 

@@ -45,9 +45,17 @@ fn equals_golden() {
 #[test]
 fn is_exact_on_whole_numbers() {
     let mut random = random(1);
-    for (m, n, k) in
-        [(1, 1, 1), (1, 5, 31), (2, 9, 33), (3, 4, 64), (8, 300, 70), (9, 17, 100), (40, 600, 129), (530, 33, 48)]
-    {
+    for (m, n, k) in [
+        (1, 1, 1),
+        (1, 5, 31),
+        (2, 9, 33),
+        (3, 4, 64),
+        (8, 300, 70),
+        (9, 17, 100),
+        (40, 600, 129),
+        (530, 33, 48),
+        (23, 49, 2100),
+    ] {
         let mut whole = |len: usize| (0..len).map(|_| random.below(17) as f32 - 8.0).collect::<Vec<_>>();
         let (x, w, bias) = (whole(m * k), whole(n * k), whole(n));
         let expected: Vec<f32> = (0..m * n)

@@ -6,6 +6,7 @@ mod attention;
 mod beam_candidates;
 mod buffer;
 mod cache;
+mod ceiling;
 mod conv1d;
 mod conv_transpose1d;
 mod disjoint;

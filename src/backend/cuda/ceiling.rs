@@ -4,6 +4,7 @@
 use super::driver::Launch;
 use super::kernels::{self, CeilingParams};
 use super::{Cuda, Layout, int};
+use crate::backend::Ceilings;
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -12,15 +13,6 @@ const RUNS: usize = 5;
 /// Operations of one repetition of a thread's warp, for each warp: 16 products of 16 x 8 x 16.
 const FLOPS: f64 = 16.0 * 2.0 * 16.0 * 8.0 * 16.0;
 const THREADS: usize = 256;
-
-/// Ceilings of a device.
-#[derive(Clone, Copy, Debug)]
-pub struct Ceilings {
-    /// Bytes a second, read and written, of a copy larger than the caches.
-    pub bytes: f64,
-    /// bf16 operations a second.
-    pub flops: f64,
-}
 
 impl Cuda {
     /// Measures with a copy of `bytes` and with `repeats` rounds of products in every warp.

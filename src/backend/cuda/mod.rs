@@ -42,7 +42,6 @@ use super::{
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
 pub use cache::Cache;
-pub use ceiling::Ceilings;
 pub use conv1d::ConvKernel;
 use pool::{Buffer, Pool};
 
