@@ -1,5 +1,6 @@
 //! What each stage has to do, counted from the dimensions: the floating-point operations and the bytes that any
-//! implementation performs and moves at least once. Benches report shares of the hardware's ceilings by them.
+//! implementation performs and moves at least once, a convolution being multiplied directly (Winograd's form, which the
+//! CPU uses, needs fewer operations). Benches report shares of the hardware's ceilings by them.
 
 use super::config::{ModelConfig, VocoderConfig};
 
