@@ -154,7 +154,7 @@ macro_rules! strided_panel {
                 pack::<S, $element>(*self, start, first, columns, lines, width);
             }
             fn ahead(&self, start: usize, depth: usize, first: usize, columns: usize) -> Ahead<'_> {
-                // Keys and values are in the caches already.
+                // The values of attention, which lie the other way round, are in the caches already.
                 if self.depth_stride != 1 || columns == 0 {
                     return Ahead::default();
                 }
