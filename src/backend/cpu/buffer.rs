@@ -1,4 +1,4 @@
-//! Memory of activations. A buffer that nobody holds any more waits to be used again: fresh pages of a large allocation cost
+//! Memory of activations, and scratch that lies on cache lines. A buffer that nobody holds any more waits to be used again: fresh pages of a large allocation cost
 //! more than what is computed into them, and a decode step makes a hundred small tensors of the same few sizes.
 
 use std::ops::{Deref, DerefMut};
@@ -89,4 +89,17 @@ impl Drop for Buffer {
             Shelf::of(values.capacity()).keep(values);
         }
     }
+}
+
+/// Bytes of a cache line.
+pub(super) const LINE: usize = 64;
+
+/// `len` elements of any value that start where a cache line does; the same ones until more are asked for.
+pub(super) fn grown(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    const SPARE: usize = LINE / size_of::<f32>();
+    if values.len() < len + SPARE {
+        values.resize(len + SPARE, 0.0);
+    }
+    let start = values.as_ptr().align_offset(LINE).min(SPARE);
+    &mut values[start..start + len]
 }

@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use rayon::prelude::*;
 
 use super::Tensor;
+use super::buffer::grown;
 use super::simd::{Simd, dispatch};
 use super::winograd;
 
@@ -129,15 +130,6 @@ pub(super) struct Scratch {
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-/// `len` elements of any value that start where a cache line does; the same ones until more are asked for.
-pub(super) fn grown(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if values.len() < len + LANES {
-        values.resize(len + LANES, 0.0);
-    }
-    let start = values.as_ptr().align_offset(4 * LANES).min(LANES);
-    &mut values[start..start + len]
 }
 
 impl<'a> Convolution<'a> {

@@ -11,8 +11,8 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::Activation;
+use super::buffer::{LINE, grown};
 use super::disjoint::Disjoint;
-use super::filter::grown;
 use super::linear::{Element, finish};
 use super::simd::{MAX_LANES, Simd, dispatch, prefetch};
 
@@ -107,8 +107,6 @@ pub(super) trait Panel: Copy + Sync {
     fn panel(self, l: Left<'_>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>);
 }
 
-/// Bytes of a cache line.
-const LINE: usize = 64;
 /// Steps along the depth between two lines that are asked for ahead.
 const AHEAD_EVERY: usize = 8;
 

@@ -79,8 +79,7 @@ impl Panel for &Packed {
         if groups == 0 {
             return Ahead::default();
         }
-        let codes =
-            &self.groups(first / GROUP * GROUP)[start * GROUP..][..(groups - 1) * GROUP * self.depth + GROUP * depth];
+        let codes = &self.groups(first)[start * GROUP..][..(groups - 1) * GROUP * self.depth + GROUP * depth];
         Ahead::new(bytemuck::cast_slice(codes), GROUP * depth, GROUP * self.depth)
     }
 
