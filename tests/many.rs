@@ -130,13 +130,6 @@ fn options_that_make_no_sense_are_refused_before_any_work() {
     assert!(refused(CaptionOptions { generate, ..Default::default() }, 2).contains("beam"));
 }
 
-/// Threads of this process that read pictures.
-fn reading_threads() -> usize {
-    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return 0 };
-    let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
-    threads.filter_map(Result::ok).map(name).filter(|name| name.trim() == "im2sp-read").count()
-}
-
 #[test]
 fn an_end_at_any_point_leaves_nothing_behind() {
     let _one = alone();
@@ -156,7 +149,7 @@ fn an_end_at_any_point_leaves_nothing_behind() {
                 if heard > last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
             engine.caption_many(&read, &CaptionOptions::default(), in_flight, &mut each).unwrap();
-            assert_eq!((heard, reading_threads()), (last + 1, 0));
+            assert_eq!((heard, common::running_threads("im2sp-read")), (last + 1, 0));
             let held = asked.load(Ordering::Relaxed) - last;
             // Those in the channel, in the readers' hands, and in places of the cache.
             assert!(held <= 4 * in_flight + 20, "{held} pictures were read ahead of {in_flight} at a time");

@@ -269,9 +269,22 @@ fn what_is_settled_stays() {
 
 /// Threads of this process that decode a stream.
 fn decoding_threads() -> usize {
-    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return 0 };
-    let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
-    threads.filter_map(Result::ok).map(name).filter(|name| name.trim() == "im2sp-decode").count()
+    common::running_threads("im2sp-decode")
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_thread_counts_until_it_has_been_joined() {
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::Builder::new().name("counted".into()).spawn(move || ended.recv()).unwrap();
+    while common::running_threads("counted") == 0 {
+        // It names itself once it runs.
+        std::thread::yield_now();
+    }
+    assert_eq!(common::running_threads("counted"), 1);
+    drop(end);
+    assert!(thread.join().unwrap().is_err());
+    assert_eq!(common::running_threads("counted"), 0);
 }
 
 #[test]

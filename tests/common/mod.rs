@@ -10,6 +10,22 @@ pub fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
 }
 
+/// Threads of this process with a name; 0 where /proc is not. One that has been joined stays listed for a moment while the
+/// kernel clears it away, and is not counted: its flag for that (PF_EXITING) is set before whoever joins it goes on.
+pub fn running_threads(name: &str) -> usize {
+    const EXITING: u64 = 4;
+    let runs = |stat: &str| -> Option<bool> {
+        // "id (name) state parent group session terminal foreground flags ..."
+        let (before, after) = stat.rsplit_once(')')?;
+        let flags: u64 = after.split_ascii_whitespace().nth(6)?.parse().ok()?;
+        Some(before.split_once('(')?.1 == name && flags & EXITING == 0)
+    };
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return 0 };
+    // What is gone before its turn does not run.
+    let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("stat")).ok());
+    stats.filter(|stat| runs(stat).unwrap_or_else(|| panic!("/proc/self/task: {stat}"))).count()
+}
+
 /// A safetensors file of golden data.
 pub struct Golden {
     name: String,

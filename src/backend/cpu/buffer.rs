@@ -1,5 +1,6 @@
-//! Memory of activations, and scratch that lies on cache lines. A buffer that nobody holds any more waits to be used again: fresh pages of a large allocation cost
-//! more than what is computed into them, and a decode step makes a hundred small tensors of the same few sizes.
+//! Memory of activations, and scratch that lies on cache lines. A buffer that nobody holds any more waits to be used again:
+//! fresh pages of a large allocation cost more than what is computed into them, and a decode step makes a hundred small
+//! tensors of the same few sizes.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
