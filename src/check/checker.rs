@@ -21,7 +21,7 @@ pub const OPERATIONS: &[(&str, Check)] = &[
     ("embed", super::embed::check),
     ("layer_norm", super::layer_norm::check),
     ("linear", super::linear::check_sequences),
-    ("linear_step", super::linear::check_steps),
+    ("linear_decode", super::linear::check_steps),
     ("patch_embed", super::patch_embed::check),
     ("top_k", super::top_k::check),
     ("transpose", super::transpose::check),
@@ -194,7 +194,7 @@ impl<'a> Checker<'a> {
         };
         let (cuda, op) = (self.cuda, self.op);
         let named = |error: Error| Error::shape(op, format!("{}: {error}", case.name));
-        let results = self.every_way(case.size, read).map_err(named)?;
+        let results = self.run_all_schedules(case.size, read).map_err(named)?;
         let mut error = difference(&results[0], &case.expected);
         // The order of threads, or a second run, must not change a bit.
         if results.iter().any(|r| r.iter().zip(&results[0]).any(|(a, b)| a.to_bits() != b.to_bits())) {
@@ -217,10 +217,10 @@ impl<'a> Checker<'a> {
     /// The result under every order of threads that the device can be made to take, and but for the largest cases with
     /// every access to memory checked; twice on a GPU.
     #[cfg_attr(not(feature = "emulator"), allow(unused_variables))]
-    fn every_way(&self, size: Size, run: &dyn Fn() -> Result<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
+    fn run_all_schedules(&self, size: Size, run: &dyn Fn() -> Result<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
         #[cfg(feature = "emulator")]
         if let Some(emulator) = self.cuda.driver().emulator() {
-            return emulator.every_way(size < Size::Real, run);
+            return emulator.run_all_schedules(size < Size::Real, run);
         }
         Ok(vec![run()?, run()?])
     }
@@ -233,8 +233,8 @@ fn seconds(cuda: &Cuda, swept: Option<&Tensor>, run: &dyn Fn() -> Result<()>) ->
     if let Some(swept) = swept {
         cuda.sweep(swept)?;
     }
-    let start = driver.record()?;
+    let start = driver.record_event()?;
     run()?;
-    let end = driver.record()?;
+    let end = driver.record_event()?;
     Ok(f64::from(driver.elapsed(&start, &end)?) * 1e-3)
 }

@@ -36,7 +36,7 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
             let weight = host(&[inputs, outputs, taps], weight)?;
             let bias = host(&[outputs], random.values(outputs))?;
             let leaky: Vec<f32> = checker.stored(x.iter().map(|&v| v.max(v * slope)).collect());
-            let kernel = Cpu.transposed_kernel(&weight, &bias, stride)?;
+            let kernel = Cpu.conv_transpose_weights(&weight, &bias, stride)?;
             let expected = Cpu.conv_transpose1d(&Cpu.upload([inputs, frames], &leaky)?, &kernel, 1.0)?;
             let element = checker.cuda.dtype().size() as f64;
             let case = Case {
@@ -52,7 +52,7 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
                 },
             };
             let cuda = checker.cuda;
-            let kernel = cuda.transposed_kernel(&weight, &bias, stride)?;
+            let kernel = cuda.conv_transpose_weights(&weight, &bias, stride)?;
             let x = cuda.sequence([inputs, frames], &x)?;
             checker.case(case, false, &|cuda| cuda.conv_transpose1d(&x, &kernel, slope))?;
         }

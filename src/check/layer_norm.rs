@@ -3,7 +3,7 @@
 use super::{Case, Checker, Random, Size, Work};
 use crate::Result;
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, Norm};
+use crate::backend::{Backend, LayerNormWeights};
 
 /// Rows, channels, and how large the values are.
 const SHAPES: &[(usize, usize, f32, Size)] = &[
@@ -27,11 +27,18 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
         let x = checker.stored(random.values(rows * channels).iter().map(|v| v * scale + 0.5).collect());
         let (weight, bias) = (random.values(channels), random.values(channels));
         let eps = 1e-5;
-        let reference =
-            Norm::<Cpu> { weight: Cpu.upload([1, channels], &weight)?, bias: Cpu.upload([1, channels], &bias)?, eps };
+        let reference = LayerNormWeights::<Cpu> {
+            weight: Cpu.upload([1, channels], &weight)?,
+            bias: Cpu.upload([1, channels], &bias)?,
+            eps,
+        };
         let expected = Cpu.download(&Cpu.layer_norm(&Cpu.upload([rows, channels], &x)?, &reference)?)?;
         let cuda = checker.cuda;
-        let norm = Norm { weight: cuda.upload([1, channels], &weight)?, bias: cuda.upload([1, channels], &bias)?, eps };
+        let norm = LayerNormWeights {
+            weight: cuda.upload([1, channels], &weight)?,
+            bias: cuda.upload([1, channels], &bias)?,
+            eps,
+        };
         let x = cuda.sequence([rows, channels], &x)?;
         let elements = (rows * channels) as f64;
         let case = Case {

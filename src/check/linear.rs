@@ -1,4 +1,4 @@
-//! Cases of linear and linear_step.
+//! Cases of linear and linear_decode.
 
 use super::{Case, Checker, Random, Size, Work};
 use crate::backend::cpu::Cpu;
@@ -222,7 +222,7 @@ pub(super) fn check_steps(checker: &mut Checker<'_>) -> Result<()> {
                 let kind = Kind { step: true, activation, residual, scale };
                 let Inputs { x, layer, residual, expected } = inputs(checker, &mut random, shape, kind)?;
                 let case = case(format!("of {scale:e}"), shape, kind, checker, &expected);
-                checker.case(case, true, &|cuda| cuda.linear_step(&x, &layer, activation, residual.as_ref()))?;
+                checker.case(case, true, &|cuda| cuda.linear_decode(&x, &layer, activation, residual.as_ref()))?;
             }
         }
         if size >= Size::Ragged {
@@ -237,14 +237,14 @@ fn step_independence(checker: &mut Checker<'_>, random: &mut Random, shape: Shap
     let cuda = checker.cuda;
     let kind = Kind { step: true, activation: Activation::Gelu, residual: false, scale: 1.0 };
     let Inputs { x, layer, .. } = inputs(checker, random, shape, kind)?;
-    let all = cuda.download(&cuda.linear_step(&x, &layer, kind.activation, None)?)?;
+    let all = cuda.download(&cuda.linear_decode(&x, &layer, kind.activation, None)?)?;
     let values = cuda.download(&x)?;
     for rows in [1, 8, 9, 16, 17, 64] {
         let first = cuda.upload([rows, shape.depth], &values[..rows * shape.depth])?;
         let name = format!("as of {} rows", shape.rows);
         let exact = Kind { scale: 0.0, ..kind };
         let case = case(name, Shape { rows, ..shape }, exact, checker, &all[..rows * shape.columns]);
-        checker.case(case, true, &|cuda| cuda.linear_step(&first, &layer, kind.activation, None))?;
+        checker.case(case, true, &|cuda| cuda.linear_decode(&first, &layer, kind.activation, None))?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! implementation performs and moves at least once, a convolution being multiplied directly (Winograd's form, which the
 //! CPU uses, needs fewer operations). Benches report shares of the hardware's ceilings by them.
 
-use super::config::{ModelConfig, VocoderConfig};
+use crate::config::{ModelConfig, VocoderConfig};
 
 /// Operations and bytes. A fused multiply-add counts as two operations; bytes are those of the weights, read once.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::fiber::{self, Place};
 use super::memory::{Found, Memory};
-use super::races::{BlockSync, Kind, Order, Race, Shadow, Who};
+use super::racecheck::{BlockSync, Kind, Order, Race, Shadow, Who};
 use super::report::Finding;
 use crate::backend::cuda::driver::{KernelInfo, Launch};
 

@@ -1,25 +1,25 @@
 //! Regions as graphs: a stretch of launches is recorded once for each shape of its input, and replayed after that.
 //!
-//! A recorded launch holds addresses, so everything a region allocates comes from a pool of its own, which lives as long
+//! A recorded launch holds addresses, so everything a graph allocates comes from a pool of its own, which lives as long
 //! as the graph. The pool is filled by a first run; recording the second then needs no new memory.
 
 use std::sync::{Arc, PoisonError};
 
 use super::driver::Graph;
-use super::pool::Pool;
+use super::memory::DevicePool;
 use super::{Cuda, Layout, Tensor};
 use crate::Result;
-use crate::backend::{Region, RegionBody};
+use crate::backend::{GraphBody, GraphId};
 use crate::tensor::DType;
 
 /// Graphs kept at once: the shapes of a vision encoder are few, those of a vocoder are as many as captions have lengths.
-const MOST_GRAPHS: usize = 16;
+const MAX_GRAPHS: usize = 16;
 
-/// What makes a graph fit: the region, the shape, type and layout of its input, and in a decode step the splits that texts
+/// What makes a graph fit: the graph, the shape, type and layout of its input, and in a decode step the splits that texts
 /// are cut into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key {
-    region: u64,
+    graph: u64,
     shape: [usize; 2],
     dtype: DType,
     layout: Layout,
@@ -27,25 +27,25 @@ pub(super) struct Key {
 }
 
 impl Key {
-    pub(super) fn new(region: &Region, input: &Tensor, splits: usize) -> Key {
+    pub(super) fn new(graph: &GraphId, input: &Tensor, splits: usize) -> Key {
         let shape = [input.rows, input.columns];
-        Key { region: region.number(), shape, dtype: input.dtype, layout: input.layout, splits }
+        Key { graph: graph.number(), shape, dtype: input.dtype, layout: input.layout, splits }
     }
 }
 
-/// Recorded work, with the tensors it reads from and writes to. It may be dropped while it is under way: a driver destroys
+/// CapturedGraph work, with the tensors it reads from and writes to. It may be dropped while it is under way: a driver destroys
 /// graphs, and frees memory, after the work that uses them.
-struct Recorded {
+struct CapturedGraph {
     graph: Graph,
     input: Tensor,
     output: Tensor,
     /// What happens in between happens here.
-    _memory: Arc<Pool>,
+    _memory: Arc<DevicePool>,
 }
 
-/// Recorded work, most recently used last.
+/// CapturedGraph work, most recently used last.
 #[derive(Default)]
-pub(super) struct Graphs(Vec<(Key, Recorded)>);
+pub(super) struct Graphs(Vec<(Key, CapturedGraph)>);
 
 impl Graphs {
     /// What was recorded for `key`, done with this input; `None` if nothing was.
@@ -64,7 +64,7 @@ impl Graphs {
         body: &mut dyn FnMut(&Cuda, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         // The longest unused make room.
-        self.0.drain(..(self.0.len() + 1).saturating_sub(MOST_GRAPHS));
+        self.0.drain(..(self.0.len() + 1).saturating_sub(MAX_GRAPHS));
         let (recorded, output) = record(cuda, input, body)?;
         self.0.push((key, recorded));
         Ok(output)
@@ -72,8 +72,8 @@ impl Graphs {
 }
 
 /// `body(cuda, input)`, recorded at the first sight of a shape.
-pub(super) fn run(cuda: &Cuda, region: &Region, input: &Tensor, body: RegionBody<'_, Cuda>) -> Result<Tensor> {
-    let key = Key::new(region, input, 0);
+pub(super) fn run(cuda: &Cuda, graph: &GraphId, input: &Tensor, body: GraphBody<'_, Cuda>) -> Result<Tensor> {
+    let key = Key::new(graph, input, 0);
     let mut graphs = cuda.graphs.lock().unwrap_or_else(PoisonError::into_inner);
     match graphs.replay(cuda, &key, input) {
         Some(output) => output,
@@ -85,8 +85,8 @@ fn record(
     cuda: &Cuda,
     input: &Tensor,
     body: &mut dyn FnMut(&Cuda, &Tensor) -> Result<Tensor>,
-) -> Result<(Recorded, Tensor)> {
-    let memory = Arc::new(Pool::new(cuda.driver.clone()));
+) -> Result<(CapturedGraph, Tensor)> {
+    let memory = Arc::new(DevicePool::new(cuda.driver.clone()));
     let inside = Cuda { pool: memory.clone(), ..cuda.clone() };
     let fixed = copy(&inside, input)?;
     let first = body(&inside, &fixed)?;
@@ -96,10 +96,10 @@ fn record(
     let recorded = body(&inside, &fixed);
     // A capture has to be ended whatever happened in it.
     let graph = cuda.driver.end_capture();
-    Ok((Recorded { output: recorded?, graph: graph?, input: fixed, _memory: memory }, output))
+    Ok((CapturedGraph { output: recorded?, graph: graph?, input: fixed, _memory: memory }, output))
 }
 
-fn replay(cuda: &Cuda, recorded: &Recorded, input: &Tensor) -> Result<Tensor> {
+fn replay(cuda: &Cuda, recorded: &CapturedGraph, input: &Tensor) -> Result<Tensor> {
     // SAFETY: both tensors have the same shape and type; the graph's memory is held beside it.
     unsafe {
         cuda.driver.copy(recorded.input.pointer(), input.pointer(), input.len() * input.dtype.size())?;

@@ -10,9 +10,9 @@ use std::hash::{BuildHasherDefault, Hasher};
 use super::fiber::{Place, WARP};
 
 /// Threads of a block, at most.
-const MOST_THREADS: u32 = 1024;
+const MAX_THREADS: u32 = 1024;
 /// Blocks of a launch, at most.
-pub(super) const MOST_BLOCKS: usize = 1 << 21;
+pub(super) const MAX_BLOCKS: usize = 1 << 21;
 /// Bytes of memory whose histories lie together.
 const PAGE: u64 = 64;
 /// Bytes that share one history until something touches less of them.
@@ -32,11 +32,11 @@ impl Who {
 
     /// Never 0, which stands for nobody.
     fn pack(self) -> u32 {
-        self.block * MOST_THREADS + self.thread + 1
+        self.block * MAX_THREADS + self.thread + 1
     }
 
     fn unpack(packed: u32) -> Who {
-        Who { block: (packed - 1) / MOST_THREADS, thread: (packed - 1) % MOST_THREADS }
+        Who { block: (packed - 1) / MAX_THREADS, thread: (packed - 1) % MAX_THREADS }
     }
 }
 
@@ -195,7 +195,7 @@ impl Clock {
     }
 
     fn part(who: Who, whole_warp: bool) -> u64 {
-        let thread = if whole_warp { MOST_THREADS + who.warp() } else { who.thread };
+        let thread = if whole_warp { MAX_THREADS + who.warp() } else { who.thread };
         u64::from(who.block) << 32 | u64::from(thread)
     }
 

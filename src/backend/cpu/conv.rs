@@ -20,9 +20,9 @@ pub(super) const GROUP: usize = 8;
 /// Columns of a task are a multiple of this: the widest register.
 const LANES: usize = 16;
 /// Most columns of a task.
-const MOST_COLUMNS: usize = 128;
+const MAX_COLUMNS: usize = 128;
 /// Elements of a task's sums that are read and written once for every [`INPUTS`]: a MiB.
-const MOST_SUMS: usize = 1 << 18;
+const MAX_SUMS: usize = 1 << 18;
 /// What a task costs besides its columns, in columns: margins, weights that come from further away.
 const TASK_COLUMNS: usize = 12;
 /// Inputs that are multiplied before the next are gathered: with ten streams of them a block fits the L2.
@@ -42,7 +42,7 @@ pub(super) enum Form {
 }
 
 /// Packed weights of a convolution.
-pub struct Kernel {
+pub struct ConvWeights {
     pub(super) inputs: usize,
     pub(super) outputs: usize,
     pub(super) taps: usize,
@@ -57,7 +57,7 @@ struct Packed {
     weight: Vec<f32>,
 }
 
-impl Kernel {
+impl ConvWeights {
     /// Packs the weights of every part: the first tap of (part, output, input) is `values[first(..)]`, and part `n` has
     /// `parts[n]` taps, each `step` elements after the one before.
     pub(super) fn pack(
@@ -67,7 +67,7 @@ impl Kernel {
         values: &[f32],
         (first, step): (impl Fn(usize, usize, usize) -> usize + Sync, isize),
         bias: Vec<f32>,
-    ) -> Kernel {
+    ) -> ConvWeights {
         let part = |(part, &taps): (usize, &usize)| {
             let size = taps * GROUP;
             let mut packed = vec![0.0; outputs.div_ceil(GROUP) * inputs * size];
@@ -85,7 +85,7 @@ impl Kernel {
             Packed { taps, weight: packed }
         };
         let packed = parts.iter().enumerate().map(part).collect();
-        Kernel { inputs, outputs, taps, form, packed, bias }
+        ConvWeights { inputs, outputs, taps, form, packed, bias }
     }
 
     /// Frames of the convolution before interleaving that make one column, and how many are gathered for a column.
@@ -103,7 +103,7 @@ pub(super) struct Term {
 
 /// One convolution of one x: what the tasks share.
 pub(super) struct Convolution<'a> {
-    pub kernel: &'a Kernel,
+    pub kernel: &'a ConvWeights,
     x: &'a Tensor,
     slope: f32,
     dilation: usize,
@@ -135,7 +135,7 @@ thread_local! {
 impl<'a> Convolution<'a> {
     /// Plans the sums of `frames` frames, the first of which reads x from the frame `from` on.
     pub fn new(
-        kernel: &'a Kernel,
+        kernel: &'a ConvWeights,
         x: &'a Tensor,
         frames: usize,
         from: isize,
@@ -152,8 +152,8 @@ impl<'a> Convolution<'a> {
         let reach = products.iter().flatten().map(|term: &Term| term.shift).max().unwrap_or(0);
         let unit = if kernel.form == Form::Winograd { dilation } else { 1 };
         let total = frames.div_ceil(unit * kernel.frames_per_column()) * unit;
-        let most = MOST_SUMS / (products.len() * kernel.outputs.next_multiple_of(GROUP)).max(1);
-        let (columns, wanted) = cut(total, unit, most.min(MOST_COLUMNS));
+        let most = MAX_SUMS / (products.len() * kernel.outputs.next_multiple_of(GROUP)).max(1);
+        let (columns, wanted) = cut(total, unit, most.min(MAX_COLUMNS));
         let tasks = total.div_ceil(wanted);
         Convolution { kernel, x, slope, dilation, from, streams, products, reach, columns, wanted, tasks }
     }

@@ -1,6 +1,9 @@
 //! Shapes, element types and host tensors: the common language of files, models and backends. A host tensor is a view
 //! of bytes that somebody owns (a mapped file, the binary itself, a vector); cloning it copies nothing.
 
+pub mod fp8;
+pub mod int8;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -15,9 +18,9 @@ pub enum DType {
     BF16,
     /// IEEE binary16; widened when used.
     F16,
-    /// Sign, 4 exponent and 3 mantissa bits; see [`crate::fp8`].
+    /// Sign, 4 exponent and 3 mantissa bits; see [`crate::tensor::fp8`].
     F8E4M3,
-    /// Two's complement, with a scale for each row of a matrix; see [`crate::int8`].
+    /// Two's complement, with a scale for each row of a matrix; see [`crate::tensor::int8`].
     I8,
 }
 
@@ -51,15 +54,15 @@ impl DType {
 /// Bytes with a shared owner. Cloning is a reference count.
 #[derive(Clone)]
 pub struct Bytes {
-    owner: Arc<dyn Paged>,
+    owner: Arc<dyn Pageable>,
     start: usize,
     len: usize,
 }
 
 /// An owner of bytes that can get them again from where they came.
-pub trait Paged: AsRef<[u8]> + Send + Sync {
+pub trait Pageable: AsRef<[u8]> + Send + Sync {
     /// Takes the memory of a range back as far as that is possible; the bytes stay readable and the same.
-    fn give_back(&self, range: std::ops::Range<usize>);
+    fn release_pages(&self, range: std::ops::Range<usize>);
 }
 
 /// An owner that has its bytes nowhere else.
@@ -71,25 +74,25 @@ impl<T: AsRef<[u8]>> AsRef<[u8]> for Resident<T> {
     }
 }
 
-impl<T: AsRef<[u8]> + Send + Sync> Paged for Resident<T> {
-    fn give_back(&self, _: std::ops::Range<usize>) {}
+impl<T: AsRef<[u8]> + Send + Sync> Pageable for Resident<T> {
+    fn release_pages(&self, _: std::ops::Range<usize>) {}
 }
 
 impl Bytes {
     /// Takes everything `owner` holds.
     pub fn new(owner: impl AsRef<[u8]> + Send + Sync + 'static) -> Bytes {
-        Bytes::paged(Resident(owner))
+        Bytes::pageable(Resident(owner))
     }
 
     /// As [`Bytes::new`], of an owner that can get them again.
-    pub fn paged(owner: impl Paged + 'static) -> Bytes {
+    pub fn pageable(owner: impl Pageable + 'static) -> Bytes {
         let len = owner.as_ref().len();
         Bytes { owner: Arc::new(owner), start: 0, len }
     }
 
     /// Gives the memory of these bytes back if their owner can get them again; what is read later costs a page fault.
-    pub fn give_back(&self) {
-        self.owner.give_back(self.start..self.start + self.len);
+    pub fn release_pages(&self) {
+        self.owner.release_pages(self.start..self.start + self.len);
     }
 
     /// The part `range` of these bytes, or `None` when it reaches outside.
@@ -181,9 +184,10 @@ impl HostTensor {
     pub fn from_quantized(quantized: Quantized) -> Option<HostTensor> {
         if quantized.codes.dtype() == DType::I8 {
             let codes = quantized.codes.clone();
-            return crate::int8::fits(&quantized).then(|| HostTensor { quantized: Some(Arc::new(quantized)), ..codes });
+            return crate::tensor::int8::fits(&quantized)
+                .then(|| HostTensor { quantized: Some(Arc::new(quantized)), ..codes });
         }
-        let wide = crate::fp8::dequantize(&quantized.codes, &quantized.scales)?;
+        let wide = crate::tensor::fp8::dequantize(&quantized.codes, &quantized.scales)?;
         Some(HostTensor { quantized: Some(Arc::new(quantized)), ..wide })
     }
 
@@ -233,7 +237,7 @@ impl HostTensor {
             DType::F32 => Cow::Borrowed(bytemuck::cast_slice(&self.bytes)),
             DType::BF16 => bytemuck::cast_slice::<u8, bf16>(&self.bytes).iter().map(|v| v.to_f32()).collect(),
             DType::F16 => bytemuck::cast_slice::<u8, f16>(&self.bytes).iter().map(|v| v.to_f32()).collect(),
-            DType::F8E4M3 => self.bytes.iter().map(|&code| crate::fp8::decode(code)).collect(),
+            DType::F8E4M3 => self.bytes.iter().map(|&code| crate::tensor::fp8::decode(code)).collect(),
             DType::I8 => Cow::Owned(self.codes_to_f32()),
         }
     }
@@ -257,8 +261,8 @@ impl HostTensor {
             DType::F32 => Bytes::new(Elements(values.into_owned())),
             DType::BF16 => Bytes::new(Elements(values.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>())),
             DType::F16 => Bytes::new(Elements(values.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>())),
-            DType::F8E4M3 => Bytes::new(values.iter().map(|&v| crate::fp8::encode(v)).collect::<Vec<_>>()),
-            DType::I8 => Bytes::new(values.iter().map(|&v| crate::int8::encode(v) as u8).collect::<Vec<_>>()),
+            DType::F8E4M3 => Bytes::new(values.iter().map(|&v| crate::tensor::fp8::encode(v)).collect::<Vec<_>>()),
+            DType::I8 => Bytes::new(values.iter().map(|&v| crate::tensor::int8::encode(v) as u8).collect::<Vec<_>>()),
         };
         HostTensor { shape: self.shape.clone(), dtype, bytes, quantized: None }
     }

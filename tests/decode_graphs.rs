@@ -5,12 +5,12 @@
 use std::sync::Arc;
 
 use im2sp::backend::cuda::Cuda;
-use im2sp::backend::cuda::emulated::EmulatedDriver;
+use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
 use im2sp::backend::{Backend, CacheRow};
 use im2sp::check::Random;
-use im2sp::model::config::DecoderConfig;
+use im2sp::config::DecoderConfig;
 use im2sp::model::decoder::Decoder;
-use im2sp::model::layer::Loader;
+use im2sp::model::loader::Loader;
 use im2sp::tensor::DType;
 use im2sp::weights::random;
 
@@ -56,7 +56,7 @@ impl Device {
                 decoder.prefill_into(cuda, &mut cache, &[begun.image], &picture(1)?)?;
             }
             if rows.len() != before || rows.iter().enumerate().any(|(r, row)| row.parent != Some(r)) {
-                cuda.cache_rows(&mut cache, rows)?;
+                cuda.kv_reorder(&mut cache, rows)?;
             }
             before = rows.len();
             let ids: Vec<u32> = (0..rows.len()).map(|r| (step * 7 + r * 31) as u32 % 203).collect();
@@ -117,9 +117,9 @@ fn check(name: &str, images: usize, scenario: &Scenario, recorded: u64) {
         let [again, replays] = device.emulator.graphs();
         assert_eq!(again, made, "{name}: the second time records nothing");
         // What the cache keeps may have been others' before, who are missing it by now.
-        let memory = device.cuda.memory();
+        let memory = device.cuda.memory_stats();
         assert!(device.run(images, scenario).expect("steps") == expected);
-        assert_eq!(device.cuda.memory(), memory, "{name}: the third time allocates nothing");
+        assert_eq!(device.cuda.memory_stats(), memory, "{name}: the third time allocates nothing");
         assert_eq!(replays - replayed, replayed + (BEFORE + 1) * recorded, "{name}: all that was recorded is replayed");
     }
 }

@@ -4,6 +4,7 @@
 //! which has a stream, memory and staging memory of its own.
 
 mod context;
+pub mod fatbins;
 mod library;
 mod staging;
 
@@ -15,10 +16,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUmodule, CUresult, CUstreamCaptureMode};
 
-use super::driver::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, Properties, SharedWords};
-use super::{images, kernels};
+use super::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, MappedHostBuffer, Properties};
 use crate::Result;
-use context::{Context, Mark, Pinned, Recording, Reserve, Stream};
+use crate::backend::cuda::kernels;
+use context::{Context, GraphExec, Pinned, Stream, StreamEvent, StreamPool};
 use staging::{Download, Upload};
 
 pub use library::probe;
@@ -32,8 +33,8 @@ pub struct GpuDriver {
     freed: Mutex<Vec<DevicePtr>>,
     upload: Mutex<Upload>,
     download: Mutex<Download>,
-    reserve: Reserve,
-    program: Arc<Program>,
+    reserve: StreamPool,
+    modules: Arc<Modules>,
     stream: Arc<Stream>,
     context: Arc<Context>,
 }
@@ -45,12 +46,12 @@ pub struct GpuDriver {
 pub fn open(index: usize) -> Result<Arc<dyn Driver>> {
     let (device, properties) = library::device(index)?;
     let context = Context::open(device, format!("cuda:{index}"))?;
-    let program = Arc::new(Program::load(&context, &properties)?);
-    Ok(Arc::new(GpuDriver::new(context, program, properties)?))
+    let modules = Arc::new(Modules::load(&context, &properties)?);
+    Ok(Arc::new(GpuDriver::new(context, modules, properties)?))
 }
 
 /// Every kernel, on the device.
-struct Program {
+struct Modules {
     context: Arc<Context>,
     modules: Vec<CUmodule>,
     /// By index of the kernel.
@@ -58,26 +59,26 @@ struct Program {
 }
 
 // SAFETY: handles, which are only passed to the driver; its functions may be called from every thread.
-unsafe impl Send for Program {}
+unsafe impl Send for Modules {}
 // SAFETY: as above.
-unsafe impl Sync for Program {}
+unsafe impl Sync for Modules {}
 
-impl Program {
-    fn load(context: &Arc<Context>, properties: &Properties) -> Result<Program> {
-        context.enter()?;
-        let mut program = Program { context: context.clone(), modules: Vec::new(), functions: Vec::new() };
-        for image in &images::ALL {
+impl Modules {
+    fn load(context: &Arc<Context>, properties: &Properties) -> Result<Modules> {
+        context.bind()?;
+        let mut modules = Modules { context: context.clone(), modules: Vec::new(), functions: Vec::new() };
+        for image in &fatbins::ALL {
             let mut module = null_mut();
             // SAFETY: a whole image that nvcc made, aligned and constant.
             let result = unsafe { sys::cuModuleLoadData(&mut module, image.fatbin.as_ptr().cast()) };
-            program.loaded(image.file, result, properties)?;
-            program.modules.push(module);
+            modules.loaded(image.file, result, properties)?;
+            modules.modules.push(module);
         }
         for kernel in kernels::ALL {
-            let function = program.function(kernel, properties)?;
-            program.functions.push(function);
+            let function = modules.function(kernel, properties)?;
+            modules.functions.push(function);
         }
-        Ok(program)
+        Ok(modules)
     }
 
     /// Looks the kernel up, and lets it have all the shared memory that a block can have.
@@ -86,7 +87,7 @@ impl Program {
             CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
         };
         let what = kernel.name;
-        let image = images::ALL.iter().position(|image| image.file == kernel.file);
+        let image = fatbins::ALL.iter().position(|image| image.file == kernel.file);
         let module = image.and_then(|image| self.modules.get(image));
         let module = *module.ok_or_else(|| self.context.error(format!("the kernel {what} has no image")))?;
         let name: Vec<u8> = kernel.name.bytes().chain([0]).collect();
@@ -120,9 +121,9 @@ impl Program {
     }
 }
 
-impl Drop for Program {
+impl Drop for Modules {
     fn drop(&mut self) {
-        self.context.enter_to_drop();
+        self.context.bind_to_drop();
         for &module in &self.modules {
             // SAFETY: loaded by `load`; the owner has waited for all kernels.
             let _ = unsafe { sys::cuModuleUnload(module) };
@@ -131,7 +132,7 @@ impl Drop for Program {
 }
 
 impl GpuDriver {
-    fn new(context: Arc<Context>, program: Arc<Program>, properties: Properties) -> Result<GpuDriver> {
+    fn new(context: Arc<Context>, modules: Arc<Modules>, properties: Properties) -> Result<GpuDriver> {
         Ok(GpuDriver {
             properties,
             capturing: AtomicBool::new(false),
@@ -139,16 +140,16 @@ impl GpuDriver {
             freed: Mutex::default(),
             upload: Mutex::new(Upload::new(&context)?),
             download: Mutex::new(Download::new(&context)?),
-            reserve: Reserve::new(&context)?,
-            program,
+            reserve: StreamPool::new(&context)?,
+            modules,
             stream: Arc::new(Stream::new(context.clone())?),
             context,
         })
     }
 
     /// Ready for a call, and not in the middle of a capture.
-    fn enter(&self, what: &str) -> Result<()> {
-        self.context.enter()?;
+    fn bind(&self, what: &str) -> Result<()> {
+        self.context.bind()?;
         if self.capturing.load(Ordering::Relaxed) {
             return Err(self.context.error(format!("{what} while a graph is captured")));
         }
@@ -169,9 +170,9 @@ impl GpuDriver {
 }
 
 impl Driver for GpuDriver {
-    fn fork(&self) -> Result<Arc<dyn Driver>> {
-        let (context, program) = (self.context.clone(), self.program.clone());
-        Ok(Arc::new(GpuDriver::new(context, program, self.properties.clone())?))
+    fn new_stream(&self) -> Result<Arc<dyn Driver>> {
+        let (context, modules) = (self.context.clone(), self.modules.clone());
+        Ok(Arc::new(GpuDriver::new(context, modules, self.properties.clone())?))
     }
 
     fn properties(&self) -> &Properties {
@@ -183,7 +184,7 @@ impl Driver for GpuDriver {
     }
 
     fn allocate(&self, bytes: usize) -> Result<DevicePtr> {
-        self.enter("an allocation")?;
+        self.bind("an allocation")?;
         if bytes == 0 {
             return Ok(DevicePtr::NULL);
         }
@@ -209,11 +210,11 @@ impl Driver for GpuDriver {
             return;
         }
         // SAFETY: it was allocated here, and the caller does not use it again.
-        unsafe { self.stream.give_back(pointer) }
+        unsafe { self.stream.free_async(pointer) }
     }
 
-    fn shared_words(&self, words: usize) -> Result<SharedWords> {
-        self.enter("an allocation")?;
+    fn mapped_host(&self, words: usize) -> Result<MappedHostBuffer> {
+        self.bind("an allocation")?;
         let memory = Pinned::new(&self.context, words.max(1) * size_of::<u32>())?;
         let device = memory.on_device()?;
         let start = NonNull::new(memory.address(0).cast()).ok_or_else(|| self.context.error("no host memory"))?;
@@ -224,28 +225,28 @@ impl Driver for GpuDriver {
             drop(memory);
         });
         // SAFETY: the memory holds as many words, zeroed, until it is dropped.
-        Ok(unsafe { SharedWords::new(device, start, words, release) })
+        Ok(unsafe { MappedHostBuffer::new(device, start, words, release) })
     }
 
-    fn idle(&self) -> Result<bool> {
-        self.enter("a question")?;
-        self.stream.idle()
+    fn is_idle(&self) -> Result<bool> {
+        self.bind("a question")?;
+        self.stream.is_idle()
     }
 
-    unsafe fn write(&self, to: DevicePtr, from: &[u8]) -> Result<()> {
-        self.enter("a copy from the host")?;
+    unsafe fn copy_to_device(&self, to: DevicePtr, from: &[u8]) -> Result<()> {
+        self.bind("a copy from the host")?;
         // SAFETY: the caller's promise.
         unsafe { lock(&self.upload).write(&self.stream, to, from) }
     }
 
-    unsafe fn read(&self, from: DevicePtr, to: &mut [u8]) -> Result<()> {
-        self.enter("a copy to the host")?;
+    unsafe fn copy_to_host(&self, from: DevicePtr, to: &mut [u8]) -> Result<()> {
+        self.bind("a copy to the host")?;
         // SAFETY: the caller's promise.
         unsafe { lock(&self.download).read(&self.stream, from, to) }
     }
 
     unsafe fn copy(&self, to: DevicePtr, from: DevicePtr, bytes: usize) -> Result<()> {
-        self.context.enter()?;
+        self.context.bind()?;
         if bytes == 0 {
             return Ok(());
         }
@@ -254,8 +255,8 @@ impl Driver for GpuDriver {
         self.context.check("copying on the device", result)
     }
 
-    unsafe fn fill(&self, to: DevicePtr, byte: u8, bytes: usize) -> Result<()> {
-        self.context.enter()?;
+    unsafe fn memset(&self, to: DevicePtr, byte: u8, bytes: usize) -> Result<()> {
+        self.context.bind()?;
         if bytes == 0 {
             return Ok(());
         }
@@ -265,20 +266,20 @@ impl Driver for GpuDriver {
     }
 
     unsafe fn launch(&self, kernel: &'static KernelInfo, launch: Launch, params: &[u8]) -> Result<()> {
-        self.context.enter()?;
-        let Launch { grid: [x, y, z], shared, cooperative } = launch;
-        let function = self.program.functions.get(kernel.index).copied();
+        self.context.bind()?;
+        let Launch { grid: [x, y, z], shared_bytes, cooperative } = launch;
+        let function = self.modules.functions.get(kernel.index).copied();
         let function = function.ok_or_else(|| self.context.error(format!("no kernel {}", kernel.name)))?;
-        self.context.starts(kernel);
+        self.context.note_launch(kernel);
         let mut argument = [params.as_ptr().cast::<c_void>().cast_mut()];
         let (argument, stream, threads) = (argument.as_mut_ptr(), self.stream.raw, kernel.threads);
         // SAFETY: the caller's promise; the kernel takes one argument of as many bytes, which are copied before this
         // returns.
         let result = unsafe {
             if cooperative {
-                sys::cuLaunchCooperativeKernel(function, x, y, z, threads, 1, 1, shared, stream, argument)
+                sys::cuLaunchCooperativeKernel(function, x, y, z, threads, 1, 1, shared_bytes, stream, argument)
             } else {
-                sys::cuLaunchKernel(function, x, y, z, threads, 1, 1, shared, stream, argument, null_mut())
+                sys::cuLaunchKernel(function, x, y, z, threads, 1, 1, shared_bytes, stream, argument, null_mut())
             }
         };
         if result == CUresult::CUDA_SUCCESS {
@@ -286,19 +287,19 @@ impl Driver for GpuDriver {
         }
         let together = if cooperative { ", all at once" } else { "" };
         let what = format!(
-            "launching {}: {x} x {y} x {z} blocks of {threads} threads{together}, {shared} bytes of shared memory of at most {}",
+            "launching {}: {x} x {y} x {z} blocks of {threads} threads{together}, {shared_bytes} bytes of shared memory of at most {}",
             kernel.name, self.properties.shared_per_block
         );
         self.context.check(&what, result)
     }
 
     fn synchronize(&self) -> Result<()> {
-        self.enter("waiting")?;
+        self.bind("waiting")?;
         self.stream.wait()
     }
 
     fn begin_capture(&self) -> Result<()> {
-        self.enter("a second capture")?;
+        self.bind("a second capture")?;
         // Relaxed: the capture may end on another thread than it began on, and other threads may allocate for their forks
         // meanwhile, which a capture in global mode would forbid them. What this one may not do, `enter` refuses.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
@@ -314,12 +315,12 @@ impl Driver for GpuDriver {
             return Err(self.context.error("no graph is being captured"));
         }
         let (mut graph, mut raw) = (null_mut(), null_mut());
-        let entered = self.context.enter();
+        let entered = self.context.bind();
         // SAFETY: a live stream; writes one handle, or null.
         let ended = unsafe { sys::cuStreamEndCapture(self.stream.raw, &mut graph) };
         for pointer in std::mem::take(&mut *lock(&self.freed)) {
             // SAFETY: `free` was promised that nobody uses it.
-            unsafe { self.stream.give_back(pointer) };
+            unsafe { self.stream.free_async(pointer) };
         }
         entered?;
         self.context.check("ending a graph", ended)?;
@@ -328,7 +329,7 @@ impl Driver for GpuDriver {
         // SAFETY: nobody else has the graph, and what was instantiated is a copy.
         let _ = unsafe { sys::cuGraphDestroy(graph) };
         self.context.check("preparing a graph", made)?;
-        let recording = Recording { context: self.context.clone(), raw };
+        let recording = GraphExec { context: self.context.clone(), raw };
         // SAFETY: both are alive.
         let uploaded = unsafe { sys::cuGraphUpload(recording.raw, self.stream.raw) };
         self.context.check("preparing a graph", uploaded)?;
@@ -336,25 +337,25 @@ impl Driver for GpuDriver {
     }
 
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {
-        self.enter("a graph")?;
-        let recording = graph.0.downcast_ref::<Recording>().filter(|r| Arc::ptr_eq(&r.context, &self.context));
+        self.bind("a graph")?;
+        let recording = graph.0.downcast_ref::<GraphExec>().filter(|r| Arc::ptr_eq(&r.context, &self.context));
         let recording = recording.ok_or_else(|| self.context.error("not my graph"))?;
         // SAFETY: both are alive; the caller's promise for the memory.
         let result = unsafe { sys::cuGraphLaunch(recording.raw, self.stream.raw) };
         self.context.check("starting a graph", result)
     }
 
-    fn record(&self) -> Result<Event> {
-        self.enter("an event")?;
-        let mark = Mark::new(&self.context, true)?;
+    fn record_event(&self) -> Result<Event> {
+        self.bind("an event")?;
+        let mark = StreamEvent::new(&self.context, true)?;
         mark.record(&self.stream)?;
         Ok(Event(Box::new(mark)))
     }
 
     fn elapsed(&self, from: &Event, to: &Event) -> Result<f32> {
-        self.enter("waiting")?;
+        self.bind("waiting")?;
         let mark = |event: &'_ Event| -> Result<sys::CUevent> {
-            let mark = event.0.downcast_ref::<Mark>().filter(|mark| Arc::ptr_eq(&mark.context, &self.context));
+            let mark = event.0.downcast_ref::<StreamEvent>().filter(|mark| Arc::ptr_eq(&mark.context, &self.context));
             mark.map(|mark| mark.raw).ok_or_else(|| self.context.error("not my event"))
         };
         let (from, to, mut milliseconds) = (mark(from)?, mark(to)?, 0.0);
@@ -378,7 +379,7 @@ impl Drop for GpuDriver {
         }
         for pointer in lock(&self.allocations).drain().chain(lock(&self.freed).drain(..)) {
             // SAFETY: nobody has the driver any more, so nobody may use its memory.
-            unsafe { self.stream.give_back(pointer) };
+            unsafe { self.stream.free_async(pointer) };
         }
         let _ = self.stream.wait();
     }

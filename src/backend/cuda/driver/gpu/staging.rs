@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::sys;
 
-use super::context::{Context, Mark, Pinned, Stream};
+use super::context::{Context, Pinned, Stream, StreamEvent};
 use crate::Result;
 use crate::backend::cuda::driver::DevicePtr;
 
@@ -26,12 +26,12 @@ pub(super) struct Upload {
 struct Slot {
     memory: Pinned,
     /// Where the last copy out of this slot ends.
-    done: Mark,
+    done: StreamEvent,
 }
 
 impl Upload {
     pub(super) fn new(context: &Arc<Context>) -> Result<Upload> {
-        let slot = || Ok(Slot { memory: Pinned::new(context, SLOT)?, done: Mark::new(context, false)? });
+        let slot = || Ok(Slot { memory: Pinned::new(context, SLOT)?, done: StreamEvent::new(context, false)? });
         Ok(Upload { slots: (0..SLOTS).map(|_| slot()).collect::<Result<_>>()?, current: 0, used: 0 })
     }
 

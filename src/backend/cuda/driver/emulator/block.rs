@@ -6,11 +6,11 @@ use std::ptr;
 
 use super::Settings;
 use super::fiber::{self, Entry, Fiber, Index3, State, WARP};
-use super::watch::Watch;
+use super::memcheck::Watch;
 use crate::backend::cuda::driver::{KernelInfo, Launch};
 
 /// Rounds in which threads only wait for each other in loops, after which they are taken to wait for ever.
-const MOST_IDLE_ROUNDS: usize = 10_000;
+const MAX_IDLE_ROUNDS: usize = 10_000;
 /// Bytes behind a block's shared memory that it must not touch.
 const GUARD: usize = 256;
 const GUARD_BYTE: u8 = 0xa5;
@@ -120,7 +120,7 @@ impl<'a> Task<'a> {
         let mut idle = 0;
         while !block.finished() {
             idle = if block.round(checks)? { 0 } else { idle + 1 };
-            if idle > MOST_IDLE_ROUNDS {
+            if idle > MAX_IDLE_ROUNDS {
                 return Err(block.stuck());
             }
         }
@@ -151,7 +151,7 @@ impl<'a> Task<'a> {
                 ended.end(checks)?;
             }
             idle = if progress { 0 } else { idle + 1 };
-            if idle > MOST_IDLE_ROUNDS {
+            if idle > MAX_IDLE_ROUNDS {
                 let stuck: Vec<String> = blocks.iter().take(2).map(Block::stuck).collect();
                 return Err(stuck.join("; "));
             }
@@ -165,7 +165,7 @@ impl<'a> Task<'a> {
         let [x, y, z] = self.launch.grid.map(|n| n as usize);
         let index = Index3 { x: (number % x) as u32, y: (number / x % y) as u32, z: (number / x / y) as u32 };
         let mut scratch = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
-        let bytes = self.launch.shared as usize;
+        let bytes = self.launch.shared_bytes as usize;
         let shared = prepare_shared(&mut scratch.shared, bytes);
         let warp_bytes = fiber::warp_bytes();
         scratch.warps.resize(self.warps.len() * warp_bytes.div_ceil(16), 0);
@@ -232,7 +232,7 @@ impl Block<'_> {
         if let Some(checks) = checks {
             checks.borrow_mut().end_block(self.number);
         }
-        let bytes = self.task.launch.shared as usize;
+        let bytes = self.task.launch.shared_bytes as usize;
         // SAFETY: `prepare_shared` made room for the guard; all threads have ended.
         let guard = unsafe { std::slice::from_raw_parts(self.shared.add(bytes), GUARD) };
         match guard.iter().all(|&byte| byte == GUARD_BYTE) {

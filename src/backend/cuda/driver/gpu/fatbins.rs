@@ -2,7 +2,7 @@
 
 /// The image of one kernel file: machine code for several architectures, and PTX for later ones.
 #[derive(Debug)]
-pub struct Image {
+pub struct Fatbin {
     /// Stem of the file under kernels/, as in [`super::driver::KernelInfo::file`].
     pub file: &'static str,
     /// What the driver library loads.
@@ -30,4 +30,4 @@ pub struct Resources {
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
-include!(concat!(env!("OUT_DIR"), "/images.rs"));
+include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));

@@ -1,5 +1,10 @@
-//! The seam under the launchers: what a CUDA device does, as a small trait. [`super::gpu`] implements it over the driver
-//! library, [`super::emulated`] on the host, with the same kernels.
+//! The seam under the launchers: what a CUDA device does, as a small trait. [`gpu`] implements it over the driver
+//! library, [`emulator`] on the host, with the same kernels.
+
+#[cfg(feature = "emulator")]
+pub mod emulator;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 
 use std::any::Any;
 use std::marker::PhantomData;
@@ -74,7 +79,7 @@ pub struct Launch {
     /// Blocks in x, y, z.
     pub grid: [u32; 3],
     /// Bytes of dynamic shared memory of a block.
-    pub shared: u32,
+    pub shared_bytes: u32,
     /// All blocks are resident at once, so that they may wait for each other.
     pub cooperative: bool,
 }
@@ -92,13 +97,13 @@ impl Launch {
     }
 
     /// The same with `bytes` of shared memory.
-    pub fn shared(self, bytes: usize) -> Launch {
-        Launch { shared: u32::try_from(bytes).unwrap_or(u32::MAX), ..self }
+    pub fn shared_bytes(self, bytes: usize) -> Launch {
+        Launch { shared_bytes: u32::try_from(bytes).unwrap_or(u32::MAX), ..self }
     }
 }
 
 /// Host memory that kernels see while they run. Words are read and written one at a time, on both sides.
-pub struct SharedWords {
+pub struct MappedHostBuffer {
     /// Where the device finds it.
     pub device: DevicePtr,
     words: NonNull<AtomicU32>,
@@ -108,11 +113,11 @@ pub struct SharedWords {
 }
 
 // SAFETY: the words are atomics, and the memory is owned.
-unsafe impl Send for SharedWords {}
+unsafe impl Send for MappedHostBuffer {}
 // SAFETY: as above.
-unsafe impl Sync for SharedWords {}
+unsafe impl Sync for MappedHostBuffer {}
 
-impl SharedWords {
+impl MappedHostBuffer {
     /// # Safety
     /// `words` points to `len` words, zeroed or written, that live until `release` is called, and the device sees them at
     /// `device`.
@@ -121,8 +126,8 @@ impl SharedWords {
         words: NonNull<u32>,
         len: usize,
         release: Box<dyn FnOnce() + Send + Sync>,
-    ) -> SharedWords {
-        SharedWords { device, words: words.cast(), len, release: Some(release) }
+    ) -> MappedHostBuffer {
+        MappedHostBuffer { device, words: words.cast(), len, release: Some(release) }
     }
 
     /// All words.
@@ -132,7 +137,7 @@ impl SharedWords {
     }
 }
 
-impl Drop for SharedWords {
+impl Drop for MappedHostBuffer {
     fn drop(&mut self) {
         if let Some(release) = self.release.take() {
             release();
@@ -175,7 +180,7 @@ pub trait Driver: Send + Sync {
     ///
     /// # Errors
     /// If the device has no room for another stream and its staging memory.
-    fn fork(&self) -> Result<Arc<dyn Driver>>;
+    fn new_stream(&self) -> Result<Arc<dyn Driver>>;
     /// The device.
     fn properties(&self) -> &Properties;
     /// Free and total bytes of device memory, other programs counted too.
@@ -188,19 +193,19 @@ pub trait Driver: Send + Sync {
     /// `pointer` comes from `allocate` and is not used again.
     unsafe fn free(&self, pointer: DevicePtr);
     /// Host memory of `words` zeros that kernels see while they run.
-    fn shared_words(&self, words: usize) -> Result<SharedWords>;
+    fn mapped_host(&self, words: usize) -> Result<MappedHostBuffer>;
     /// Whether all work has ended, without waiting.
-    fn idle(&self) -> Result<bool>;
+    fn is_idle(&self) -> Result<bool>;
     /// Copies from the host. `from` may be changed as soon as the call returns.
     ///
     /// # Safety
     /// See the trait.
-    unsafe fn write(&self, to: DevicePtr, from: &[u8]) -> Result<()>;
+    unsafe fn copy_to_device(&self, to: DevicePtr, from: &[u8]) -> Result<()>;
     /// Copies to the host, after all work before it.
     ///
     /// # Safety
     /// See the trait.
-    unsafe fn read(&self, from: DevicePtr, to: &mut [u8]) -> Result<()>;
+    unsafe fn copy_to_host(&self, from: DevicePtr, to: &mut [u8]) -> Result<()>;
     /// Copies on the device.
     ///
     /// # Safety
@@ -210,14 +215,14 @@ pub trait Driver: Send + Sync {
     ///
     /// # Safety
     /// See the trait.
-    unsafe fn fill(&self, to: DevicePtr, byte: u8, bytes: usize) -> Result<()>;
+    unsafe fn memset(&self, to: DevicePtr, byte: u8, bytes: usize) -> Result<()>;
     /// Makes memory count as never written: NaN in every float type.
     ///
     /// # Safety
     /// See the trait.
     unsafe fn poison(&self, to: DevicePtr, bytes: usize) -> Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { self.fill(to, 0xff, bytes) }
+        unsafe { self.memset(to, 0xff, bytes) }
     }
     /// Starts a kernel.
     ///
@@ -237,12 +242,12 @@ pub trait Driver: Send + Sync {
     /// The memory that the recorded work uses is still allocated.
     unsafe fn replay(&self, graph: &Graph) -> Result<()>;
     /// Marks this point.
-    fn record(&self) -> Result<Event>;
+    fn record_event(&self) -> Result<Event>;
     /// Milliseconds from one mark to a later one; waits for it.
     fn elapsed(&self, from: &Event, to: &Event) -> Result<f32>;
     /// For tests of the kernels: the emulator's switches, where the device is one.
     #[cfg(feature = "emulator")]
-    fn emulator(&self) -> Option<&super::emulated::EmulatedDriver> {
+    fn emulator(&self) -> Option<&emulator::EmulatedDriver> {
         None
     }
 }

@@ -1,26 +1,9 @@
-//! What the vision transformer and the decoder share: the weights of a transformer layer, and how weights leave a
-//! [`TensorStore`]. The two differ only in where the norms stand, which is written out in each.
+//! The way of weights out of a [`TensorStore`] onto a backend.
 
-use crate::backend::{Backend, Linear, Norm};
+use crate::backend::{Backend, LayerNormWeights, Linear, TransformerLayer};
 use crate::tensor::{DType, HostTensor};
 use crate::weights::store::TensorStore;
 use crate::{Error, Result};
-
-/// Weights of one transformer layer; C channels, F hidden channels.
-pub struct Layer<B: Backend> {
-    /// `qkv`: (3C, C); rows of query, key, value.
-    pub qkv: Linear<B>,
-    /// `attention_out`: (C, C).
-    pub attention_out: Linear<B>,
-    /// `attention_norm`: before attention (vision), or after its residual (decoder).
-    pub attention_norm: Norm<B>,
-    /// `fc1`: (F, C).
-    pub fc1: Linear<B>,
-    /// `fc2`: (C, F).
-    pub fc2: Linear<B>,
-    /// `mlp_norm`: before the feed-forward part (vision), or after its residual (decoder).
-    pub mlp_norm: Norm<B>,
-}
 
 /// Takes weights out of a store and puts them on a backend.
 pub struct Loader<'a, B: Backend> {
@@ -60,21 +43,21 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     /// `prefix.weight` and `prefix.bias`, both (channels).
-    pub fn norm(&mut self, prefix: &str, channels: usize, eps: f32) -> Result<Norm<B>> {
+    pub fn norm(&mut self, prefix: &str, channels: usize, eps: f32) -> Result<LayerNormWeights<B>> {
         let weight = self.vector(&format!("{prefix}.weight"), channels)?;
-        Ok(Norm { weight, bias: self.vector(&format!("{prefix}.bias"), channels)?, eps })
+        Ok(LayerNormWeights { weight, bias: self.vector(&format!("{prefix}.bias"), channels)?, eps })
     }
 
     /// The convolution `prefix`: weight (outputs, inputs, taps) and bias.
-    pub fn kernel(&mut self, prefix: &str, [outputs, inputs, taps]: [usize; 3]) -> Result<B::Kernel> {
+    pub fn conv_weights(&mut self, prefix: &str, [outputs, inputs, taps]: [usize; 3]) -> Result<B::ConvWeights> {
         let weight = self.store.take(&format!("{prefix}.weight"), &[outputs, inputs, taps])?;
         let bias = self.store.take(&format!("{prefix}.bias"), &[outputs])?;
-        self.backend.kernel(&weight, &bias)
+        self.backend.conv_weights(&weight, &bias)
     }
 
-    /// The layer `prefix` of `width` channels with `mlp` hidden ones.
-    pub fn layer(&mut self, prefix: &str, width: usize, mlp: usize, eps: f32) -> Result<Layer<B>> {
-        Ok(Layer {
+    /// Takes the layer `prefix` of `width` channels with `mlp` hidden ones.
+    pub fn layer(&mut self, prefix: &str, width: usize, mlp: usize, eps: f32) -> Result<TransformerLayer<B>> {
+        Ok(TransformerLayer {
             qkv: self.linear(&format!("{prefix}.qkv"), 3 * width, width)?,
             attention_out: self.linear(&format!("{prefix}.attention_out"), width, width)?,
             attention_norm: self.norm(&format!("{prefix}.attention_norm"), width, eps)?,

@@ -1,8 +1,8 @@
-//! Compiles the kernel files with nvcc: one image a file, with machine code for Ampere and Hopper and PTX that the driver
+//! Compiles the kernel files with nvcc: one fatbin a file, with machine code for Ampere and Hopper and PTX that the driver
 //! of any later GPU compiles when it is loaded. No GPU and no driver are needed for that.
 //!
-//! Beside the images, in OUT_DIR/images, stay the PTX, what nvcc said, and `report.txt` with the registers and spills of
-//! every kernel; images.rs is the table that `backend::cuda::images` includes. A file is compiled again when it, a header,
+//! Beside the fatbins, in OUT_DIR/fatbins, stay the PTX, what nvcc said, and `report.txt` with the registers and spills of
+//! every kernel; fatbins.rs is the table that `backend::cuda::driver::gpu::fatbins` includes. A file is compiled again when it, a header,
 //! the flags or nvcc changed; what was compiled waits in target/kernels for the next profile or set of features.
 
 use std::fmt::Write as _;
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::table::{kernel_files, stem};
 
-/// The oldest nvcc whose images are tested, and whose release names the driver that loads them.
+/// The oldest nvcc whose fatbins are tested, and whose release names the driver that loads them.
 const OLDEST: (u32, u32) = (13, 0);
 const FLAGS: &[&str] = &[
     "-std=c++17",
@@ -22,7 +22,7 @@ const FLAGS: &[&str] = &[
     "-lineinfo",
     "-gencode=arch=compute_80,code=[compute_80,sm_80]",
     "-gencode=arch=compute_90a,code=sm_90a",
-    // Line tables compress to a fifth; the driver unpacks an image once.
+    // Line tables compress to a fifth; the driver unpacks an fatbin once.
     "-Xfatbin=-compress-all",
     "-Xptxas=-v",
     "-fatbin",
@@ -31,7 +31,7 @@ const FLAGS: &[&str] = &[
 /// What nvcc itself listens to.
 const VARIABLES: &[&str] = &["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"];
 
-/// What is kept of an image.
+/// What is kept of an fatbin.
 const PARTS: [&str; 4] = ["fatbin", "compute_80.ptx", "compute_90a.ptx", "log"];
 /// Images kept of a file, the last one made among them: a few branches, not a history.
 const KEPT: usize = 4;
@@ -53,11 +53,11 @@ struct Resources {
     spills: u32,
 }
 
-/// Compiles what changed and writes the table of images.
+/// Compiles what changed and writes the table of fatbins.
 pub fn build(folder: &Path, sources: &[PathBuf], out: &Path) -> Result<(), String> {
     let nvcc = find()?;
-    let images = out.join("images");
-    std::fs::create_dir_all(&images).map_err(|e| format!("{}: {e}", images.display()))?;
+    let fatbins = out.join("fatbins");
+    std::fs::create_dir_all(&fatbins).map_err(|e| format!("{}: {e}", fatbins.display()))?;
     let common = common_hash(folder, &nvcc)?;
     // The longest first, so that the last to finish is a short one.
     let mut longest: Vec<&PathBuf> = sources.iter().collect();
@@ -70,7 +70,7 @@ pub fn build(folder: &Path, sources: &[PathBuf], out: &Path) -> Result<(), Strin
         for _ in 0..jobs {
             scope.spawn(|| {
                 while let Some(file) = longest.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(problem) = compile(&nvcc, folder, file, &images, common) {
+                    if let Err(problem) = compile(&nvcc, folder, file, &fatbins, common) {
                         problems.lock().unwrap_or_else(|e| e.into_inner()).push(problem);
                     }
                 }
@@ -82,11 +82,11 @@ pub fn build(folder: &Path, sources: &[PathBuf], out: &Path) -> Result<(), Strin
         return Err(problems.join("\n"));
     }
     let stems: Vec<String> = sources.iter().map(|file| stem(folder, file)).collect();
-    write_tables(&nvcc, &stems, out, &images)
+    write_tables(&nvcc, &stems, out, &fatbins)
 }
 
-/// Puts a file's image and what belongs to it into `images`, compiled now or before.
-fn compile(nvcc: &Nvcc, folder: &Path, file: &Path, images: &Path, common: u64) -> Result<(), String> {
+/// Puts a file's fatbin and what belongs to it into `fatbins`, compiled now or before.
+fn compile(nvcc: &Nvcc, folder: &Path, file: &Path, fatbins: &Path, common: u64) -> Result<(), String> {
     let io = |path: &Path| {
         let path = path.display().to_string();
         move |error: std::io::Error| format!("{path}: {error}")
@@ -94,7 +94,7 @@ fn compile(nvcc: &Nvcc, folder: &Path, file: &Path, images: &Path, common: u64) 
     let stem = stem(folder, file);
     let mut hasher = DefaultHasher::new();
     (common, std::fs::read(file).map_err(io(file))?).hash(&mut hasher);
-    let store = store(images);
+    let store = store(fatbins);
     let made = store.join(format!("{stem}-{:016x}", hasher.finish()));
     if !made.is_dir() {
         // Under another name until it is whole; another build may be making the same.
@@ -108,13 +108,13 @@ fn compile(nvcc: &Nvcc, folder: &Path, file: &Path, images: &Path, common: u64) 
         forget(&store, &stem);
     }
     for part in PARTS {
-        let (from, to) = (made.join(part), images.join(format!("{stem}.{part}")));
+        let (from, to) = (made.join(part), fatbins.join(format!("{stem}.{part}")));
         std::fs::copy(&from, &to).map_err(io(&from))?;
     }
     Ok(())
 }
 
-/// Makes the parts of one image in `into`.
+/// Makes the parts of one fatbin in `into`.
 fn run(nvcc: &Nvcc, folder: &Path, file: &Path, into: &Path) -> Result<(), String> {
     let mut command = Command::new(&nvcc.program);
     command.args(FLAGS).arg("-keep-dir").arg(into).arg("-I").arg(folder).arg("-o").args([&into.join("fatbin"), file]);
@@ -139,14 +139,14 @@ fn run(nvcc: &Nvcc, folder: &Path, file: &Path, into: &Path) -> Result<(), Strin
     Ok(())
 }
 
-/// Where images wait to be used again, by all profiles and sets of features: beside the folders of cargo, which marks the
+/// Where fatbins wait to be used again, by all profiles and sets of features: beside the folders of cargo, which marks the
 /// one that `cargo clean` removes.
-fn store(images: &Path) -> PathBuf {
-    let target = images.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists());
-    target.map_or_else(|| images.join("made"), |target| target.join("kernels"))
+fn store(fatbins: &Path) -> PathBuf {
+    let target = fatbins.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists());
+    target.map_or_else(|| fatbins.join("made"), |target| target.join("kernels"))
 }
 
-/// Removes all but the last images of a file.
+/// Removes all but the last fatbins of a file.
 fn forget(store: &Path, stem: &str) {
     let Ok(entries) = std::fs::read_dir(store) else { return };
     let mut made: Vec<_> = entries
@@ -160,7 +160,7 @@ fn forget(store: &Path, stem: &str) {
     }
 }
 
-/// What every image depends on besides its own file.
+/// What every fatbin depends on besides its own file.
 fn common_hash(folder: &Path, nvcc: &Nvcc) -> Result<u64, String> {
     let mut hasher = DefaultHasher::new();
     (FLAGS, &nvcc.version).hash(&mut hasher);
@@ -232,24 +232,24 @@ fn version(program: &Path) -> Result<((u32, u32), String), String> {
     Ok((release.ok_or_else(|| format!("release {version} is not understood"))?, version))
 }
 
-/// images.rs and report.txt; warnings of nvcc become warnings of the build.
-fn write_tables(nvcc: &Nvcc, stems: &[String], out: &Path, images: &Path) -> Result<(), String> {
+/// fatbins.rs and report.txt; warnings of nvcc become warnings of the build.
+fn write_tables(nvcc: &Nvcc, stems: &[String], out: &Path, fatbins: &Path) -> Result<(), String> {
     let mut rust = format!(
-        "// Made by build.rs from what nvcc and ptxas said.\n/// Release of nvcc that made the images.\npub const NVCC: &str = {:?};\n\
-         /// Every image.\npub static ALL: [Image; {}] = [\n",
+        "// Made by build.rs from the output of nvcc and ptxas.\n/// Release of nvcc that made the fatbins.\npub const NVCC: &str = {:?};\n\
+         /// Every fatbin.\npub static ALL: [Fatbin; {}] = [\n",
         nvcc.version,
         stems.len()
     );
     let mut report = format!("nvcc {}\n{:<60} {:<8} registers  stack  spills\n", nvcc.version, "kernel", "for");
     for stem in stems {
-        let log = images.join(format!("{stem}.log"));
+        let log = fatbins.join(format!("{stem}.log"));
         let said = std::fs::read_to_string(&log).map_err(|e| format!("{}: {e}", log.display()))?;
         for line in said.lines().filter(|line| line.contains("warning") || line.contains("Performance Loss")) {
             println!("cargo:warning={line}");
         }
         let resources = resources(&said).map_err(|problem| format!("{}: {problem}", log.display()))?;
         let entry = format!(
-            "Image {{ file: {stem:?}, fatbin: &Aligned(*include_bytes!(concat!(env!(\"OUT_DIR\"), \"/images/{stem}.fatbin\"))).0, \
+            "Fatbin {{ file: {stem:?}, fatbin: &Aligned(*include_bytes!(concat!(env!(\"OUT_DIR\"), \"/fatbins/{stem}.fatbin\"))).0, \
              resources: &["
         );
         rust.push_str(&entry);
@@ -265,7 +265,7 @@ fn write_tables(nvcc: &Nvcc, stems: &[String], out: &Path, images: &Path) -> Res
         rust.push_str("] },\n");
     }
     rust.push_str("];\n");
-    for (path, text) in [(images.join("report.txt"), report), (out.join("images.rs"), rust)] {
+    for (path, text) in [(fatbins.join("report.txt"), report), (out.join("fatbins.rs"), rust)] {
         std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
     }
     Ok(())

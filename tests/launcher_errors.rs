@@ -8,7 +8,7 @@ use im2sp::Result;
 use im2sp::backend::Backend;
 use im2sp::backend::cpu::Cpu;
 use im2sp::backend::cuda::Cuda;
-use im2sp::backend::cuda::emulated::EmulatedDriver;
+use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
 use im2sp::tensor::{DType, HostTensor};
 
 fn matrix<B: Backend>(backend: &B, rows: usize, columns: usize) -> B::Matrix {
@@ -53,11 +53,11 @@ fn embed() {
     refuse!("id 4 of a table of 3 rows", true, |b| b.embed(&matrix(b, 3, 2), &matrix(b, 3, 2), &[0], &[4]));
     refuse!("embed: tables of 2 and 1 columns", true, |b| b.embed(&matrix(b, 3, 2), &matrix(b, 3, 1), &[0], &[0]));
     refuse!("2 ids, 1 positions", true, |b| b.embed(&matrix(b, 3, 2), &matrix(b, 3, 2), &[0, 1], &[0]));
-    refuse!("embed_columns: 2 ids beside 1", true, |b| {
+    refuse!("embed_frames: 2 ids beside 1", true, |b| {
         let table = matrix(b, 3, 2);
-        b.embed_columns(&[(&table, &[0]), (&table, &[0, 1])])
+        b.embed_frames(&[(&table, &[0]), (&table, &[0, 1])])
     });
-    refuse!("embed_columns: id 9", true, |b| b.embed_columns(&[(&matrix(b, 3, 2), &[9])]));
+    refuse!("embed_frames: id 9", true, |b| b.embed_frames(&[(&matrix(b, 3, 2), &[9])]));
 }
 
 #[test]

@@ -3,9 +3,9 @@
 use std::ffi::c_void;
 
 /// Frames of a stack that are looked at.
-const MOST_FRAMES: usize = 24;
+const MAX_FRAMES: usize = 24;
 /// Of the places of one access, innermost first, those that are told.
-const MOST_PLACES: usize = 3;
+const MAX_PLACES: usize = 3;
 
 /// Something that no kernel may do. The places are looked up when it is described: that takes more stack than a thread has.
 #[derive(Clone, Debug)]
@@ -48,10 +48,10 @@ impl Finding {
 
 /// Addresses to return to, innermost first.
 fn stack() -> Vec<usize> {
-    let mut frames = Vec::with_capacity(MOST_FRAMES);
+    let mut frames = Vec::with_capacity(MAX_FRAMES);
     backtrace::trace(|frame| {
         frames.push(frame.ip() as usize);
-        frames.len() < MOST_FRAMES
+        frames.len() < MAX_FRAMES
     });
     frames
 }
@@ -70,7 +70,7 @@ fn in_words(frames: &[usize]) -> String {
         });
     }
     places.dedup();
-    places.truncate(MOST_PLACES);
+    places.truncate(MAX_PLACES);
     match places.is_empty() {
         true => String::new(),
         false => format!(" at {}", places.join(", called at ")),

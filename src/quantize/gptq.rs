@@ -7,8 +7,8 @@
 
 use rayon::prelude::*;
 
-use super::factor::{cholesky, dot, solve};
-use super::{decode, encode, scale_of};
+use super::cholesky::{cholesky, dot, solve};
+use crate::tensor::fp8::{decode, encode, scale_of};
 use crate::tensor::{Bytes, DType, HostTensor, Quantized};
 
 /// Added to the diagonal of the inputs, as a share of its mean: what keeps weights where no input was seen.
@@ -21,28 +21,28 @@ const PASSES: usize = 8;
 /// Sums over samples of what a layer y = W x + b, W (N, K), is given and gives. A constant one follows each input, for
 /// the bias: J = K + 1.
 #[derive(Clone, Debug)]
-pub struct Moments {
+pub struct Hessian {
     rows: usize,
     inputs: usize,
-    squares: Vec<f64>, // (J, J): x x^T
-    missed: Vec<f64>,  // (N, J): (target - y) x^T
-    outputs: Vec<f64>, // (N, N): g g^T, g the gradient at y
+    squares: Vec<f64>,  // (J, J): x x^T
+    residual: Vec<f64>, // (N, J): (target - y) x^T
+    outputs: Vec<f64>,  // (N, N): g g^T, g the gradient at y
 }
 
-impl Moments {
+impl Hessian {
     /// Of a matrix (`rows`, `columns`), before any sample. Without gradients every output counts alike, for itself.
-    pub fn new(rows: usize, columns: usize) -> Moments {
+    pub fn new(rows: usize, columns: usize) -> Hessian {
         let inputs = columns + 1;
-        let [squares, missed, outputs] = [inputs * inputs, rows * inputs, rows * rows].map(|len| vec![0.0; len]);
-        Moments { rows, inputs, squares, missed, outputs }
+        let [squares, residual, outputs] = [inputs * inputs, rows * inputs, rows * rows].map(|len| vec![0.0; len]);
+        Hessian { rows, inputs, squares, residual, outputs }
     }
 
     /// Adds x x^T (J, J) and (target - y) x^T (N, J). `false`, and nothing added, for other lengths.
-    pub fn add_inputs(&mut self, squares: &[f32], missed: &[f32]) -> bool {
-        let fits = squares.len() == self.squares.len() && missed.len() == self.missed.len();
+    pub fn add_inputs(&mut self, squares: &[f32], residual: &[f32]) -> bool {
+        let fits = squares.len() == self.squares.len() && residual.len() == self.residual.len();
         if fits {
             add(&mut self.squares, squares);
-            add(&mut self.missed, missed);
+            add(&mut self.residual, residual);
         }
         fits
     }
@@ -57,7 +57,7 @@ impl Moments {
     }
 
     fn is_finite(&self) -> bool {
-        [&self.squares, &self.missed, &self.outputs].into_iter().flatten().all(|v| v.is_finite())
+        [&self.squares, &self.residual, &self.outputs].into_iter().flatten().all(|v| v.is_finite())
     }
 
     /// g g^T of mean diagonal 1, damped.
@@ -89,9 +89,9 @@ pub struct Rounded {
 
 /// Rounds a layer, weight (N, K) and bias (N), for its samples: as many sums as it has parts, equal runs of rows that know
 /// nothing of each other. `None` when shapes do not fit or a sum is not finite.
-pub fn round(weight: &HostTensor, bias: &[f32], parts: &[Moments]) -> Option<Rounded> {
+pub fn round(weight: &HostTensor, bias: &[f32], parts: &[Hessian]) -> Option<Rounded> {
     let &[rows, columns] = weight.shape() else { return None };
-    let fits = |part: &Moments| part.inputs == columns + 1 && part.is_finite();
+    let fits = |part: &Hessian| part.inputs == columns + 1 && part.is_finite();
     if bias.len() != rows || parts.iter().map(|part| part.rows).sum::<usize>() != rows || !parts.iter().all(fits) {
         return None;
     }
@@ -101,7 +101,7 @@ pub fn round(weight: &HostTensor, bias: &[f32], parts: &[Moments]) -> Option<Rou
         let first = scales.len();
         let row = |n: usize| (&values[(first + n) * columns..][..columns], bias[first + n]);
         let plan = Plan::new(part);
-        let line = |n: usize| plan.feed_back(row(n), &part.missed[n * plan.size..][..plan.size]);
+        let line = |n: usize| plan.feed_back(row(n), &part.residual[n * plan.size..][..plan.size]);
         let mut lines: Vec<Line> = (0..part.rows).into_par_iter().map(line).collect();
         plan.descend(&mut lines, &part.metric());
         let errors = lines.par_iter().enumerate().map(|(n, line)| plan.errors(row(n), line));
@@ -164,7 +164,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(moments: &Moments) -> Plan {
+    fn new(moments: &Hessian) -> Plan {
         let size = moments.inputs;
         let last = size - 1;
         let diagonal = |j: usize| moments.squares[j * size + j];
@@ -194,9 +194,9 @@ impl Plan {
     }
 
     /// A row rounded place by place, each making up for those before it.
-    fn feed_back(&self, row: (&[f32], f32), missed: &[f64]) -> Line {
+    fn feed_back(&self, row: (&[f32], f32), residual: &[f64]) -> Line {
         let (size, last) = (self.size, self.size - 1);
-        let mut target: Vec<f64> = self.order.iter().rev().map(|&column| missed[column]).collect();
+        let mut target: Vec<f64> = self.order.iter().rev().map(|&column| residual[column]).collect();
         solve(&self.factor, size, &mut target);
         target.reverse();
         target.iter_mut().zip(self.ordered(row)).for_each(|(target, v)| *target += v);
@@ -273,7 +273,7 @@ impl Plan {
 mod tests {
     use super::*;
     use crate::check::Random;
-    use crate::fp8::{dequantize, quantize};
+    use crate::tensor::fp8::{dequantize, quantize};
 
     /// A layer (N, K), and samples (M, K) of its inputs that share half of what they are.
     fn layer(rows: usize, columns: usize, samples: usize) -> (HostTensor, Vec<f32>, Vec<f32>) {
@@ -285,8 +285,8 @@ mod tests {
     }
 
     /// Sums over samples (M, K) of a target that is the layer itself.
-    fn moments(rows: usize, columns: usize, x: &[f32]) -> Moments {
-        let mut moments = Moments::new(rows, columns);
+    fn moments(rows: usize, columns: usize, x: &[f32]) -> Hessian {
+        let mut moments = Hessian::new(rows, columns);
         for x in x.chunks_exact(columns) {
             let x: Vec<f32> = x.iter().copied().chain([1.0]).collect();
             let squares: Vec<f32> = x.iter().flat_map(|a| x.iter().map(move |b| a * b)).collect();
@@ -352,7 +352,7 @@ mod tests {
         let (rows, columns) = (5, 19);
         let (weight, bias, _) = layer(rows, columns, 1);
         for scale in [0.0, 1e-30, 1.0, 1e30] {
-            let mut moments = Moments::new(rows, columns);
+            let mut moments = Hessian::new(rows, columns);
             let size = columns + 1;
             let identity: Vec<f32> =
                 (0..size * size).map(|at| if at % (size + 1) == 0 { scale } else { 0.0 }).collect();
@@ -387,12 +387,12 @@ mod tests {
         for x in x.chunks_exact(columns) {
             let x: Vec<f32> = x.iter().copied().chain([1.0]).collect();
             let values = weight.to_f32();
-            let missed = values.chunks_exact(columns).flat_map(|row| {
-                let missed: f32 = row.iter().zip(&x).map(|(w, x)| 0.25 * w * x).sum();
-                x.iter().map(move |x| missed * x).collect::<Vec<f32>>()
+            let residual = values.chunks_exact(columns).flat_map(|row| {
+                let residual: f32 = row.iter().zip(&x).map(|(w, x)| 0.25 * w * x).sum();
+                x.iter().map(move |x| residual * x).collect::<Vec<f32>>()
             });
-            let missed: Vec<f32> = missed.collect();
-            assert!(moments.add_inputs(&vec![0.0; (columns + 1) * (columns + 1)], &missed));
+            let residual: Vec<f32> = residual.collect();
+            assert!(moments.add_inputs(&vec![0.0; (columns + 1) * (columns + 1)], &residual));
         }
         let rounded = round(&weight, &bias, &[moments]).expect("it fits");
         let wanted = HostTensor::from_f32(&[rows, columns], wanted).expect("a matrix");
@@ -408,7 +408,7 @@ mod tests {
         let (other, _, _) = layer(2, 21, 1);
         let (first, second) = (moments(2, 21, &x), moments(4, 21, &other.to_f32()));
         let rounded = round(&weight, &bias, &[first.clone(), second.clone()]).expect("it fits");
-        let part = |rows: std::ops::Range<usize>, moments: Moments| {
+        let part = |rows: std::ops::Range<usize>, moments: Hessian| {
             let part = weight.to_f32()[rows.start * 21..rows.end * 21].to_vec();
             let part = HostTensor::from_f32(&[rows.len(), 21], part).expect("a matrix");
             values(&round(&part, &bias[rows], &[moments]).expect("it fits"))

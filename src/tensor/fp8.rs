@@ -7,13 +7,10 @@ use half::bf16;
 
 use crate::tensor::{Bytes, DType, HostTensor};
 
-mod factor;
-pub mod rounding;
-
 /// The largest value.
-pub const MOST: f32 = 448.0;
+pub const MAX: f32 = 448.0;
 /// Smallest normal exponent, and the bits of a mantissa.
-const LEAST_EXPONENT: i32 = -6;
+const MIN_EXPONENT: i32 = -6;
 const MANTISSA: i32 = 3;
 /// The code of NaN, with either sign.
 const NAN: u8 = 0x7f;
@@ -26,10 +23,10 @@ pub fn encode(v: f32) -> u8 {
         return sign | NAN;
     }
     // Units of the last place at this magnitude; below the normal range they stay as they are there.
-    let exponent = if magnitude == 0.0 { LEAST_EXPONENT } else { exponent(magnitude).max(LEAST_EXPONENT) };
-    let units = (magnitude.min(MOST) * power_of_two(MANTISSA - exponent)).round_ties_even() as i32;
+    let exponent = if magnitude == 0.0 { MIN_EXPONENT } else { exponent(magnitude).max(MIN_EXPONENT) };
+    let units = (magnitude.min(MAX) * power_of_two(MANTISSA - exponent)).round_ties_even() as i32;
     // 16 units are the next exponent's 8; a code is the exponent field and the mantissa, one after the other.
-    let code = ((exponent - LEAST_EXPONENT) << MANTISSA) + units;
+    let code = ((exponent - MIN_EXPONENT) << MANTISSA) + units;
     sign | code.min(i32::from(NAN) - 1) as u8
 }
 
@@ -39,8 +36,8 @@ pub fn decode(code: u8) -> f32 {
     let (field, mantissa) = (i32::from(code >> MANTISSA & 0xf), f32::from(code & 7));
     match field {
         _ if code & 0x7f == NAN => f32::NAN,
-        0 => sign * mantissa * power_of_two(LEAST_EXPONENT - MANTISSA),
-        _ => sign * (8.0 + mantissa) * power_of_two(field - 1 + LEAST_EXPONENT - MANTISSA),
+        0 => sign * mantissa * power_of_two(MIN_EXPONENT - MANTISSA),
+        _ => sign * (8.0 + mantissa) * power_of_two(field - 1 + MIN_EXPONENT - MANTISSA),
     }
 }
 
@@ -75,12 +72,12 @@ pub fn dequantize(codes: &HostTensor, scales: &HostTensor) -> Option<HostTensor>
 }
 
 /// The smallest power of two that brings `most` into range; 1 for a row of zeros.
-fn scale_of(most: f32) -> f32 {
+pub(crate) fn scale_of(most: f32) -> f32 {
     if most == 0.0 {
         return 1.0;
     }
     let scale = power_of_two(exponent(most) - 8);
-    if most <= MOST * scale { scale } else { 2.0 * scale }
+    if most <= MAX * scale { scale } else { 2.0 * scale }
 }
 
 /// e with 2^e <= v < 2^(e + 1), for positive normal v; less for subnormal ones.

@@ -43,7 +43,7 @@ impl Context {
     }
 
     /// Makes this the device of the calling thread; an error if it is lost.
-    pub(super) fn enter(&self) -> Result<()> {
+    pub(super) fn bind(&self) -> Result<()> {
         match self.lost.get() {
             Some(problem) => Err(self.error(problem.as_str())),
             // SAFETY: the context is retained until `self` is dropped.
@@ -52,7 +52,7 @@ impl Context {
     }
 
     /// The same for giving things back, which a lost device has to allow.
-    pub(super) fn enter_to_drop(&self) {
+    pub(super) fn bind_to_drop(&self) {
         // SAFETY: the context is retained until `self` is dropped.
         let _ = unsafe { sys::cuCtxSetCurrent(self.raw) };
     }
@@ -79,13 +79,13 @@ impl Context {
         Err(self.error(problem.as_str()))
     }
 
-    pub(super) fn starts(&self, kernel: &'static KernelInfo) {
+    pub(super) fn note_launch(&self, kernel: &'static KernelInfo) {
         self.last.store((&raw const *kernel).cast_mut(), Ordering::Relaxed);
     }
 
     /// Free and total bytes of the device.
     pub(super) fn memory(&self) -> Result<(usize, usize)> {
-        self.enter()?;
+        self.bind()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: writes two numbers.
         self.check("asking for free memory", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
@@ -113,7 +113,7 @@ unsafe impl Sync for Stream {}
 
 impl Stream {
     pub(super) fn new(context: Arc<Context>) -> Result<Stream> {
-        context.enter()?;
+        context.bind()?;
         let mut raw = null_mut();
         let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: writes one handle.
@@ -122,7 +122,7 @@ impl Stream {
     }
 
     /// Whether all work so far has ended.
-    pub(super) fn idle(&self) -> Result<bool> {
+    pub(super) fn is_idle(&self) -> Result<bool> {
         // SAFETY: a live stream.
         match unsafe { sys::cuStreamQuery(self.raw) } {
             CUresult::CUDA_ERROR_NOT_READY => Ok(false),
@@ -133,16 +133,16 @@ impl Stream {
     /// Gives memory back once all work so far has ended. A lost device has none, and its errors are known.
     ///
     /// # Safety
-    /// It was taken from a [`Reserve`] in this stream, and is not used again.
-    pub(super) unsafe fn give_back(&self, pointer: DevicePtr) {
-        self.context.enter_to_drop();
+    /// It was taken from a [`StreamPool`] in this stream, and is not used again.
+    pub(super) unsafe fn free_async(&self, pointer: DevicePtr) {
+        self.context.bind_to_drop();
         // SAFETY: the caller's promise.
         let _ = unsafe { sys::cuMemFreeAsync(pointer.0, self.raw) };
     }
 
     /// Waits for all work so far.
     pub(super) fn wait(&self) -> Result<()> {
-        self.context.enter()?;
+        self.context.bind()?;
         // SAFETY: a live stream.
         self.context.check("waiting for the device", unsafe { sys::cuStreamSynchronize(self.raw) })
     }
@@ -150,7 +150,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.context.enter_to_drop();
+        self.context.bind_to_drop();
         // SAFETY: made by `new`; work under way goes on, and whoever owns what it uses has waited for it.
         let _ = unsafe { sys::cuStreamDestroy_v2(self.raw) };
     }
@@ -158,19 +158,19 @@ impl Drop for Stream {
 
 /// Device memory that is taken and given back in the order of a stream's work. `cuMemFree` would wait for everything on the
 /// device, and so for a decoder that runs beside.
-pub(super) struct Reserve {
+pub(super) struct StreamPool {
     context: Arc<Context>,
     raw: CUmemoryPool,
 }
 
 // SAFETY: see `Context`.
-unsafe impl Send for Reserve {}
+unsafe impl Send for StreamPool {}
 // SAFETY: see `Context`.
-unsafe impl Sync for Reserve {}
+unsafe impl Sync for StreamPool {}
 
-impl Reserve {
-    pub(super) fn new(context: &Arc<Context>) -> Result<Reserve> {
-        context.enter()?;
+impl StreamPool {
+    pub(super) fn new(context: &Arc<Context>) -> Result<StreamPool> {
+        context.bind()?;
         let props = CUmemPoolProps {
             allocType: CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
             handleTypes: CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
@@ -183,7 +183,7 @@ impl Reserve {
         let mut raw = null_mut();
         // SAFETY: reads the properties, writes one handle.
         context.check("making a reserve of memory", unsafe { sys::cuMemPoolCreate(&mut raw, &props) })?;
-        Ok(Reserve { context: context.clone(), raw })
+        Ok(StreamPool { context: context.clone(), raw })
     }
 
     /// Memory for work that comes after this in `stream`; `None` if there is not as much.
@@ -203,34 +203,34 @@ impl Reserve {
     }
 }
 
-impl Drop for Reserve {
+impl Drop for StreamPool {
     fn drop(&mut self) {
-        self.context.enter_to_drop();
+        self.context.bind_to_drop();
         // SAFETY: made by `new`; memory that work has yet to give back goes afterwards.
         let _ = unsafe { sys::cuMemPoolDestroy(self.raw) };
     }
 }
 
 /// A point in the work of a stream.
-pub(super) struct Mark {
+pub(super) struct StreamEvent {
     pub(super) context: Arc<Context>,
     pub(super) raw: CUevent,
 }
 
 // SAFETY: see `Context`.
-unsafe impl Send for Mark {}
+unsafe impl Send for StreamEvent {}
 // SAFETY: see `Context`.
-unsafe impl Sync for Mark {}
+unsafe impl Sync for StreamEvent {}
 
-impl Mark {
+impl StreamEvent {
     /// One that `record` has yet to place.
-    pub(super) fn new(context: &Arc<Context>, timed: bool) -> Result<Mark> {
-        context.enter()?;
+    pub(super) fn new(context: &Arc<Context>, timed: bool) -> Result<StreamEvent> {
+        context.bind()?;
         let flags = if timed { CUevent_flags::CU_EVENT_DEFAULT } else { CUevent_flags::CU_EVENT_DISABLE_TIMING };
         let mut raw = null_mut();
         // SAFETY: writes one handle.
         context.check("making an event", unsafe { sys::cuEventCreate(&mut raw, flags as u32) })?;
-        Ok(Mark { context: context.clone(), raw })
+        Ok(StreamEvent { context: context.clone(), raw })
     }
 
     pub(super) fn record(&self, stream: &Stream) -> Result<()> {
@@ -244,28 +244,28 @@ impl Mark {
     }
 }
 
-impl Drop for Mark {
+impl Drop for StreamEvent {
     fn drop(&mut self) {
-        self.context.enter_to_drop();
+        self.context.bind_to_drop();
         // SAFETY: made by `new`; one that work has yet to pass is destroyed afterwards.
         let _ = unsafe { sys::cuEventDestroy_v2(self.raw) };
     }
 }
 
 /// Recorded work, ready to be started at once.
-pub(super) struct Recording {
+pub(super) struct GraphExec {
     pub(super) context: Arc<Context>,
     pub(super) raw: CUgraphExec,
 }
 
 // SAFETY: see `Context`.
-unsafe impl Send for Recording {}
+unsafe impl Send for GraphExec {}
 // SAFETY: see `Context`.
-unsafe impl Sync for Recording {}
+unsafe impl Sync for GraphExec {}
 
-impl Drop for Recording {
+impl Drop for GraphExec {
     fn drop(&mut self) {
-        self.context.enter_to_drop();
+        self.context.bind_to_drop();
         // SAFETY: made by `end_capture`; one that is running is destroyed afterwards.
         let _ = unsafe { sys::cuGraphExecDestroy(self.raw) };
     }
@@ -285,7 +285,7 @@ unsafe impl Sync for Pinned {}
 
 impl Pinned {
     pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Pinned> {
-        context.enter()?;
+        context.bind()?;
         let mut start: *mut c_void = null_mut();
         // SAFETY: writes one address.
         let result = unsafe { sys::cuMemHostAlloc(&mut start, bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP) };
@@ -319,7 +319,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        self.context.enter_to_drop();
+        self.context.bind_to_drop();
         // SAFETY: made by `new`; its owner has waited for the work that uses it.
         let _ = unsafe { sys::cuMemFreeHost(self.start.as_ptr().cast()) };
     }

@@ -12,7 +12,7 @@ use crate::Result;
 const SMALLEST: usize = 512;
 
 /// Free buffers of a device, by size.
-pub(super) struct Pool {
+pub(super) struct DevicePool {
     driver: Arc<dyn Driver>,
     state: Mutex<State>,
     poison: AtomicBool,
@@ -28,7 +28,7 @@ struct State {
 
 /// Device memory that goes back to its pool.
 pub(super) struct Buffer {
-    pool: Arc<Pool>,
+    pool: Arc<DevicePool>,
     pointer: DevicePtr,
     bytes: usize,
 }
@@ -47,13 +47,13 @@ impl Drop for Buffer {
     }
 }
 
-impl Pool {
-    pub(super) fn new(driver: Arc<dyn Driver>) -> Pool {
-        Pool { driver, state: Mutex::default(), poison: AtomicBool::new(false) }
+impl DevicePool {
+    pub(super) fn new(driver: Arc<dyn Driver>) -> DevicePool {
+        DevicePool { driver, state: Mutex::default(), poison: AtomicBool::new(false) }
     }
 
     /// A buffer of at least `bytes`.
-    pub(super) fn take(self: &Arc<Pool>, bytes: usize) -> Result<Buffer> {
+    pub(super) fn take(self: &Arc<DevicePool>, bytes: usize) -> Result<Buffer> {
         // Under test, a buffer ends where its tensor does: beyond, there is nobody's memory.
         let poison = self.poisons();
         let bytes = if poison { bytes.max(1) } else { size_class(bytes) };
@@ -107,7 +107,7 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
+impl Drop for DevicePool {
     fn drop(&mut self) {
         let mut state = std::mem::take(&mut *self.state());
         self.release(&mut state);

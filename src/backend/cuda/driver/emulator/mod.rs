@@ -4,17 +4,17 @@
 //!
 //! A plain launch runs at full speed: memory that was never written is NaN, whatever lies beside an allocation or a block's
 //! shared memory must not change, and each order of the threads has to give the same bits. A checked launch sees every
-//! access before it happens (`watch.rs`) and ends at the first that is out of bounds, misaligned, of something never
-//! written, or not ordered after an earlier one (`races.rs`).
+//! access before it happens (`memcheck.rs`) and ends at the first that is out of bounds, misaligned, of something never
+//! written, or not ordered after an earlier one (`racecheck.rs`).
 
 mod block;
+pub mod faulty;
 mod fiber;
+mod memcheck;
 mod memory;
-pub mod planted;
-mod races;
+mod racecheck;
 mod report;
 mod trap;
-mod watch;
 
 use std::cell::RefCell;
 use std::ptr::NonNull;
@@ -24,10 +24,10 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::driver::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, Properties, SharedWords};
+use super::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, MappedHostBuffer, Properties};
 use crate::{Error, Result};
+use memcheck::Watch;
 use memory::Memory;
-use watch::Watch;
 
 pub use block::Order;
 
@@ -63,7 +63,7 @@ pub struct Settings {
     pub checked: bool,
 }
 
-/// The words of a [`SharedWords`], on their way back to the allocator.
+/// The words of a [`MappedHostBuffer`], on their way back to the allocator.
 struct Address(NonNull<[u32]>);
 
 // SAFETY: an owned box.
@@ -119,7 +119,7 @@ impl EmulatedDriver {
     }
 
     /// The results of `run` under each of three orders of threads, and if `checked`, once more with every access checked.
-    pub fn every_way(&self, checked: bool, run: &dyn Fn() -> Result<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
+    pub fn run_all_schedules(&self, checked: bool, run: &dyn Fn() -> Result<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
         let before = *lock(&self.machine.settings);
         let plain = |order| Settings { order, checked: false };
         let mut ways = vec![plain(Order::Forward), plain(Order::Backward), plain(Order::Shuffled(1))];
@@ -188,8 +188,8 @@ impl EmulatedDriver {
         if x == 0 || y == 0 || z == 0 || x > i32::MAX as u64 || y > 65_535 || z > 65_535 {
             return problem(format!("a grid of {:?} blocks", launch.grid));
         }
-        if launch.shared as usize > self.machine.properties.shared_per_block {
-            return problem(format!("{} bytes of shared memory", launch.shared));
+        if launch.shared_bytes as usize > self.machine.properties.shared_per_block {
+            return problem(format!("{} bytes of shared memory", launch.shared_bytes));
         }
         if lock(&self.failure).is_some() {
             return Ok(());
@@ -200,7 +200,7 @@ impl EmulatedDriver {
         bytemuck::cast_slice_mut(&mut aligned)[..params.len()].copy_from_slice(params);
         let task = block::Task::new(kernel, launch, &aligned, settings);
         let done = if settings.checked {
-            if x * y * z > races::MOST_BLOCKS as u64 {
+            if x * y * z > racecheck::MAX_BLOCKS as u64 {
                 return problem(format!("{:?} blocks are too many to check", launch.grid));
             }
             let mut memory = lock(&self.machine.memory);
@@ -232,7 +232,7 @@ impl EmulatedDriver {
 }
 
 impl Driver for EmulatedDriver {
-    fn fork(&self) -> Result<Arc<dyn Driver>> {
+    fn new_stream(&self) -> Result<Arc<dyn Driver>> {
         Ok(Arc::new(EmulatedDriver::on(self.machine.clone())))
     }
 
@@ -254,7 +254,7 @@ impl Driver for EmulatedDriver {
         lock(&self.machine.memory).free(pointer);
     }
 
-    fn shared_words(&self, words: usize) -> Result<SharedWords> {
+    fn mapped_host(&self, words: usize) -> Result<MappedHostBuffer> {
         let address = NonNull::from(Box::leak(vec![0u32; words.max(1)].into_boxed_slice()));
         lock(&self.machine.memory).show_host(address.cast::<u32>().as_ptr() as u64, words * size_of::<u32>());
         let release = Box::new({
@@ -268,22 +268,22 @@ impl Driver for EmulatedDriver {
         });
         // SAFETY: the box lives until it is taken back.
         Ok(unsafe {
-            SharedWords::new(DevicePtr(address.cast::<u32>().as_ptr() as u64), address.cast(), words, release)
+            MappedHostBuffer::new(DevicePtr(address.cast::<u32>().as_ptr() as u64), address.cast(), words, release)
         })
     }
 
-    fn idle(&self) -> Result<bool> {
+    fn is_idle(&self) -> Result<bool> {
         // Launches end before they return.
         Ok(true)
     }
 
-    unsafe fn write(&self, to: DevicePtr, from: &[u8]) -> Result<()> {
+    unsafe fn copy_to_device(&self, to: DevicePtr, from: &[u8]) -> Result<()> {
         self.not_capturing("a copy from the host")?;
         self.machine.crossed[0].fetch_add(from.len() as u64, Ordering::Relaxed);
         lock(&self.machine.memory).write(to, from)
     }
 
-    unsafe fn read(&self, from: DevicePtr, to: &mut [u8]) -> Result<()> {
+    unsafe fn copy_to_host(&self, from: DevicePtr, to: &mut [u8]) -> Result<()> {
         self.synchronize()?;
         self.machine.crossed[1].fetch_add(to.len() as u64, Ordering::Relaxed);
         lock(&self.machine.memory).read(from, to)
@@ -296,7 +296,7 @@ impl Driver for EmulatedDriver {
         lock(&self.machine.memory).copy(to, from, bytes)
     }
 
-    unsafe fn fill(&self, to: DevicePtr, byte: u8, bytes: usize) -> Result<()> {
+    unsafe fn memset(&self, to: DevicePtr, byte: u8, bytes: usize) -> Result<()> {
         if self.recorded(|| Recorded::Fill { to, byte, bytes }) {
             return Ok(());
         }
@@ -350,7 +350,7 @@ impl Driver for EmulatedDriver {
                 match work {
                     Recorded::Launch { kernel, launch, params } => self.launch(kernel, *launch, params)?,
                     Recorded::Copy { to, from, bytes } => self.copy(*to, *from, *bytes)?,
-                    Recorded::Fill { to, byte, bytes } => self.fill(*to, *byte, *bytes)?,
+                    Recorded::Fill { to, byte, bytes } => self.memset(*to, *byte, *bytes)?,
                     Recorded::Poison { to, bytes } => self.poison(*to, *bytes)?,
                 }
             }
@@ -358,7 +358,7 @@ impl Driver for EmulatedDriver {
         Ok(())
     }
 
-    fn record(&self) -> Result<Event> {
+    fn record_event(&self) -> Result<Event> {
         Ok(Event(Box::new(Instant::now())))
     }
 
