@@ -118,16 +118,9 @@ def ratio(theirs, ours):
     return f"{statistics.median(theirs) / statistics.median(ours):.2f}x" if theirs and ours else "-"
 
 
-def table(report):
-    """The Markdown of a report."""
-    facts, used = report["machine"], report["versions"]
+def tables(report):
+    """The Markdown of a report: the stages, and the processes from image to WAV."""
     lines = [
-        f"{facts['cpu']}, {report['threads']} threads each, {report['rounds']} rounds of {report['repeat']}; load "
-        f"{facts['load'][0]:.1f} on {facts['cores']} cores at the start; commit {used['commit']}, torch {used['torch']}, "
-        f"transformers {used['transformers']}",
-        "",
-        "Milliseconds, median (least-most):",
-        "",
         "| stage | " + " | ".join(COLUMNS) + " | f32: PyTorch / im2sp |",
         "|---|" + "---|" * (len(COLUMNS) + 1),
     ]
@@ -135,12 +128,12 @@ def table(report):
         row = report["stages"][stage]
         cells = [cell(row.get(column), "ms") for column in COLUMNS]
         lines.append(f"| {title} | {' | '.join(cells)} | {ratio(row.get('PyTorch f32'), row.get('im2sp f32'))} |")
-    lines += ["", f"Photo to wav, {UNITS} units, a new process each time:", "", "| side | s | peak RSS, MB |", "|---|---|---|"]
+    cold_lines = ["| side | s | peak RSS, MB |", "|---|---|---|"]
     for side, runs in report["cold"].items():
         seconds = cell([run[0] for run in runs], "s")
         memory = statistics.median(run[1] for run in runs) / 1e6 if runs else 0
-        lines.append(f"| {side} | {seconds} | {memory:.0f} |")
-    return "\n".join(lines)
+        cold_lines.append(f"| {side} | {seconds} | {memory:.0f} |")
+    return "\n".join(lines), "\n".join(cold_lines)
 
 
 def main():
@@ -222,7 +215,7 @@ def main():
 
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(table(report))
+    print("\n\n".join(tables(report)))
 
 
 if __name__ == "__main__":
