@@ -14,6 +14,9 @@ STAGES = {
     "whole": ("image to samples",),
 }
 
+# Names of `im2sp bench` up to commit 449c6ab.
+OLD = {"least": "min", "most": "max"}
+
 # Operation: its case's name and what its numbers are. A product's case is rows x depth x columns.
 NAMES = {
     "linear": (r"(\d+)x(\d+)x(\d+)\b", ("rows", "depth", "columns")),
@@ -81,12 +84,15 @@ def doctor(paths):
 
 
 def bench(paths):
-    """The reports of `im2sp bench --json` that are whole."""
+    """The reports of `im2sp bench --json` that are whole, in today's words."""
     reports = []
     for path in paths:
         for report in read(path):
-            rows = {row.get("stage") for row in report.get("rows", ()) if isinstance(row, dict)}
-            if report.get("dtype") and {part for parts in STAGES.values() for part in parts} <= rows | {"image to samples"}:
+            rows = [row for row in report.get("rows", ()) if isinstance(row, dict) and row.get("stage")]
+            report["rows"] = [{OLD.get(name, name): value for name, value in row.items()} for row in rows]
+            for row in report["rows"]:
+                row["stage"] = row["stage"].replace("picture", "image")
+            if report.get("dtype") and {part for parts in STAGES.values() for part in parts} <= {row["stage"] for row in report["rows"]}:
                 reports.append(report)
     return reports
 

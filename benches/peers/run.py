@@ -5,8 +5,8 @@
         [--ours-int8 DIR/im2sp-int8] --im2sp target/release/im2sp --stages PATH/TO/stages --json peers.json
 
 Both sides take turns: in every round PyTorch's warm process measures each stage, then the stages binary does, and in
-every other round the other way round. Run it on an idle machine: load falls on the two sides unequally. The table gives medians over all rounds, and in parentheses the least and the
-most. The last rows start a cold process per measurement, with weights in the page cache; memory is the peak resident
+every other round the other way round. Run it on an idle machine: load falls on the two sides unequally. The table gives
+medians over all rounds, and in parentheses the minimum and the maximum. The last rows start a cold process per measurement, with weights in the page cache; memory is the peak resident
 set of that process, mapped file pages included. Without --stages or --im2sp the columns of im2sp stay empty.
 Nothing but the standard library is imported here, so that this process adds nothing to its children's peaks.
 """
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -88,7 +89,8 @@ def machine():
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             cpu = line.partition(":")[2].strip()
-    return {"cpu": cpu, "cores": os.cpu_count(), "load": os.getloadavg(), "system": platform.release()}
+    name = f"{os.cpu_count()} cores of {cpu}"
+    return {"name": name, "cpu": cpu, "cores": os.cpu_count(), "load": os.getloadavg(), "system": platform.release()}
 
 
 def output(*command):
@@ -160,6 +162,8 @@ def main():
     models = {"im2sp f32": arguments.ours, "im2sp bf16": arguments.ours_bf16, "im2sp int8": arguments.ours_int8}
     models = {column: folder for column, folder in models.items() if folder}
     report = {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": shlex.join(["python", "benches/peers/run.py", *sys.argv[1:]]),
         "machine": machine(),
         "versions": versions(arguments),
         "threads": arguments.threads,
