@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 REPEATS = 30
 # Stage, form and repetitions of torch_side.py, the most valuable first.
 REQUESTS = [
-    ("vision", "bf16+sdpa+graph", 20),
+    ("vision", "bf16+sdpa+static+graph", 20),
     ("units", "bf16+sdpa+static+graph", 10),
     ("vocoder", "bf16+sdpa+static+graph", 20),
     ("whole", "bf16+sdpa+static+graph", 10),
@@ -46,10 +46,10 @@ REQUESTS = [
     ("units", "f32+nocache", 2),
     ("units:64", "bf16+sdpa+static+graph", 3),
     ("units:128", "bf16+sdpa+static+graph", 3),
-    ("vision:64", "bf16+sdpa+graph", 5),
+    ("vision:64", "bf16+sdpa+static+graph", 5),
     ("vision", "bf16+autocast", 20),
     ("units", "bf16+autocast", 3),
-    ("vision", "f32+sdpa+graph", 20),
+    ("vision", "f32+sdpa+static+graph", 20),
     ("units", "f32+sdpa+static+graph", 5),
     ("whole", "f32+sdpa+static+graph", 5),
     ("units:64", "bf16", 2),

@@ -189,33 +189,30 @@ class Form:
 class Side:
     def __init__(self, folder, device, units, frames):
         self.folder, self.device, self.units, self.frames = folder, device, units, frames
-        self.models, self.form, self.runs = None, (None, None), {}
+        self.models, self.forms, self.runs = None, {}, {}
 
-    def ready(self, form):
-        """The models in a form; only the last one is kept, for they are large."""
+    def form(self, name):
+        """The models in a form."""
         if self.models is None:
             self.models = load(self.folder)
             size = self.models[0].config.vision_config.image_size
             photo = Path(self.folder) / "photo.png"
             torch.manual_seed(1)
             self.pixels = pipeline.preprocess(photo) if photo.exists() else torch.rand(1, 3, size, size) * 4 - 2
-        if self.form[0] != form:
-            self.form, self.runs = (None, None), {}
-            if self.device != "cpu":
-                torch.cuda.empty_cache()
-            self.form = form, Form(self.models, form, self)
-        return self.form[1]
+        if name not in self.forms:
+            self.forms[name] = Form(self.models, name, self)
+        return self.forms[name]
 
     @torch.inference_mode()
-    def measure(self, stage, form, repeat):
-        models = self.ready(form)
-        name, _, batch = stage.partition(":")
-        with models.context():
-            if stage not in self.runs:
-                self.runs[stage] = models.stage(name, int(batch or 1))
+    def measure(self, stage, name, repeat):
+        form = self.form(name)
+        what, _, batch = stage.partition(":")
+        with form.context():
+            if (stage, name) not in self.runs:
+                self.runs[stage, name] = form.stage(what, int(batch or 1))
                 for _ in range(2):
-                    self.runs[stage]()
-            run, times = self.runs[stage], []
+                    self.runs[stage, name]()
+            run, times = self.runs[stage, name], []
             for _ in range(repeat):
                 self.wait()
                 clock = time.perf_counter()
