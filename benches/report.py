@@ -267,9 +267,9 @@ def gpu_operations(gpu):
     columns = ["operation", "case", "bf16, µs", "share", "f32, µs", "share", "PyTorch bf16, µs"]
     known = gpu["conformance"]
     sanitizers = ", ".join(f"{tool}: {found}" for tool, found in known.get("sanitizers", {}).items())
+    compared = f"`im2sp doctor` compared {known['cases']:,} cases of {known['operations']} operations with the CPU, in f32 and bf16: {known['failed'] or 'none'} failed."
     text = [
-        f"`im2sp doctor` compared {known['cases']:,} cases of {known['operations']} operations with the CPU, in f32 and bf16: "
-        f"{known['failed'] or 'none'} failed. compute-sanitizer: {sanitizers}.",
+        compared + (f" compute-sanitizer: {sanitizers}." if sanitizers else ""),
         table(columns, rows),
         "Times with a cold L2. The share is that of the peak that binds the operation, bandwidth or bf16 tensor cores, as "
         "doctor measures them; f32 runs on the same scale.",

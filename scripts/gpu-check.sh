@@ -13,8 +13,8 @@ out=$(realpath -m "${1:-results}")
 mkdir -p "$out"
 : > "$out/steps.jsonl"
 
-# Seconds that killing the last step and the last summary may take.
-RESERVE=8
+# Seconds that killing the last step, and the last summary and results, may take.
+RESERVE=12
 # A step that has less than this is not worth its start.
 LEAST=2
 GRACE=3
@@ -161,6 +161,9 @@ else
   skip sanitizers 'compute-sanitizer is not installed'
 fi
 
+if command -v python3 > /dev/null; then
+  timeout 5 python3 gpu.py --finish "$out/steps.jsonl" --out "$out"
+fi
 summarise
 cat "$out/summary.txt"
 ! grep -v '"step": "racecheck-' "$out/steps.jsonl" | grep -qE '"status": "timed out"' &&

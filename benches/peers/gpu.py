@@ -7,7 +7,8 @@ with a cold L2 and by the device's clock. One caption: `im2sp bench` and transfo
 (torch_side.py), for as many units and as much sound. Writes FOLDER/results.json anew after every measurement, in the form
 that benches/report.py reads; what cannot be read or measured is named under `problems` and costs nothing else.
 
-    python gpu.py --device cpu --tiny ...     goes through all of it with small shapes, without a GPU
+    python gpu.py --finish STEPS --out FOLDER         adds the outcomes of gpu-check.sh's steps to results.json
+    python gpu.py --device cpu --tiny ...             goes through all of it with small shapes, without a GPU
 """
 import argparse
 import contextlib
@@ -110,9 +111,7 @@ class Results:
         self.write()
 
     def write(self):
-        fresh = self.path.with_suffix(".fresh")
-        fresh.write_text(json.dumps(self.all, indent=1) + "\n")
-        os.replace(fresh, self.path)
+        write(self.path, self.all)
 
 
 def operation(case):
@@ -211,6 +210,7 @@ def operations(results, arguments, deadline):
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
     clock, seen = Clock(torch, arguments.device), set()
     timed = [case for case in results.cases if case.get("microseconds") and (case.get("flops") or 0) >= (0 if arguments.tiny else 1e6)]
     for case in sorted(timed, key=lambda case: (case["dtype"] != "bf16", -case["flops"])):
@@ -321,6 +321,29 @@ def versions():
     return found
 
 
+def finish(steps, out):
+    """Adds what gpu-check.sh did after the comparison, the sanitizers above all."""
+    path = Path(out) / "results.json"
+    everything = next(iter(cases.read(path)), {})
+    everything["steps"] = cases.read(steps)
+    found = {}
+    for step in everything["steps"]:
+        tool, _, op = str(step.get("step")).partition("-")
+        if tool in ("memcheck", "initcheck", "synccheck", "racecheck"):
+            status = "no errors" if step["status"] == "passed" else step["status"]
+            found.setdefault(tool, {}).setdefault(status, []).append(op)
+    said = lambda by: ", ".join(f"{status} ({len(ops)} operations)" if all(ops) else status for status, ops in by.items())
+    everything.setdefault("conformance", {})["sanitizers"] = {tool: said(by) for tool, by in found.items()}
+    write(path, everything)
+
+
+def write(path, everything):
+    """Writes a result whole, or not at all."""
+    fresh = path.with_suffix(".fresh")
+    fresh.write_text(json.dumps(everything, indent=1) + "\n")
+    os.replace(fresh, path)
+
+
 def first_line(error):
     return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
 
@@ -353,7 +376,11 @@ def main():
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--finish", metavar="STEPS", help="steps.jsonl of gpu-check.sh")
     arguments = parser.parse_args()
+    if arguments.finish:
+        finish(arguments.finish, arguments.out)
+        return
     start = time.monotonic()
     # Whoever ends this process wants the table of what there is.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(124))

@@ -12,8 +12,11 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import cases
 import gpu
+import report
 
 BENCH = {
     "commit": "abc", "device": "Card", "dtype": "bf16", "units": 100, "seconds": 2.48,
@@ -107,6 +110,26 @@ class Files(unittest.TestCase):
         results = self.run_gpu(versions=dict, pipeline=fails, operations=mock.Mock(side_effect=works, __name__="operations"))
         self.assertEqual(len(results["pytorch_operations"]), 1)
         self.assertTrue(any("lost" in problem for problem in results["problems"]))
+
+    def test_the_report_takes_what_a_check_gives(self):
+        doctor, bench = self.file("doctor", json.dumps(CASE)), self.file("bench", json.dumps(BENCH))
+
+        def measured(results, *_):
+            shape = cases.shape("linear", CASE["case"])
+            results.add("pytorch_operations", {"op": "linear", "dtype": "bf16", "shape": shape, "us": 11.0, "how": "calls"})
+            results.add("pytorch_pipeline", {"stage": "units", "form": "bf16+static", "batch": 1, "ms": [3.0, 2.0, 4.0]})
+            results.add("pytorch_pipeline", {"stage": "whole", "form": "bf16", "batch": 1, "problem": "none"})
+
+        self.run_gpu("--doctor", doctor, "--bench", bench, versions=dict, pipeline=lambda *_: None, operations=measured)
+        steps = [("memcheck", "passed"), ("racecheck-linear", "passed"), ("racecheck-embed", "timed out")]
+        lines = [json.dumps({"step": step, "status": status, "seconds": 1, "remark": ""}) for step, status in steps]
+        gpu.finish(self.file("steps", "\n".join(lines)), self.folder)
+        found = json.loads((self.folder / "results.json").read_text()) | {"file": "x.json"}
+        self.assertEqual(found["conformance"]["sanitizers"], {
+            "memcheck": "no errors", "racecheck": "no errors (1 operations), timed out (1 operations)"})
+        self.assertIn("| image to 100 units | 3.00 | 3.00 (static) |", report.gpu_caption(found))
+        self.assertIn("| 257 x 3072 x 1024 | 22.0 | - | 11.0 |", report.gemm(found, None))
+        self.assertIn("1 cases of 1 operations", report.gpu_operations(found))
 
     def test_a_process_that_hangs_or_ends_is_replaced(self):
         side = gpu.Side(mock.Mock(tiny=True, device="cpu"), 1, 1)

@@ -79,7 +79,7 @@ class Form:
         if "compile" in parts:
             git.image_encoder.forward = torch.compile(git.image_encoder.forward)
             git.encoder.forward = torch.compile(git.encoder.forward, dynamic=True)
-            self.vocoder.generate = torch.compile(self.vocoder.generate, dynamic=True)
+            self.vocoder.generate = torch.compile(self.vocoder.generate, dynamic="graph" not in parts)
         self.loops = {}
 
     def context(self):
@@ -236,8 +236,9 @@ def main():
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    # True f32, as im2sp's.
+    # True f32, as im2sp's; and cuDNN's fastest algorithm for each shape.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
     side = Side(arguments.folder, arguments.device, arguments.units, arguments.frames)
     for line in sys.stdin:
         try:
