@@ -100,7 +100,11 @@ pub fn folder(path: &Path) -> Result<Option<PathBuf>> {
 
 /// The content of the file at `path`, or of standard input for "-".
 pub fn read_input(path: &Path, max: u64) -> Result<Vec<u8>> {
-    if is_dash(path) { files::read_stream(io::stdin().lock(), input_name(path), max) } else { files::read_at_most(path, max) }
+    if is_dash(path) {
+        files::read_stream(io::stdin().lock(), input_name(path), max)
+    } else {
+        files::read_at_most(path, max)
+    }
 }
 
 /// The name of an input in messages.

@@ -51,7 +51,11 @@ pub fn insert_path(object: &mut Map<String, Value>, key: &str, path: &Path) {
 /// `text` with its control characters, which names of files may hold, as escapes.
 fn one_line(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut line, c| {
-        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+        if c.is_control() {
+            line.extend(c.escape_default())
+        } else {
+            line.push(c)
+        }
         line
     })
 }

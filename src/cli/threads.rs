@@ -18,7 +18,8 @@ const OTHERS: usize = 8;
 /// If there may be no thread at all.
 pub fn start() -> Result<()> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
-    let wanted = std::env::var("RAYON_NUM_THREADS").ok().and_then(|count| count.parse().ok()).filter(|&count| count > 0);
+    let wanted =
+        std::env::var("RAYON_NUM_THREADS").ok().and_then(|count| count.parse().ok()).filter(|&count| count > 0);
     let wanted = wanted.unwrap_or(processors);
     // The pool can be built only once, so the threads are there before it is: each waits for a worker to become, and
     // those that get none end.

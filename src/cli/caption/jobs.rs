@@ -92,7 +92,9 @@ fn direct(args: &Caption, jobs: &mut Vec<Job>) -> Result<()> {
     let targets: Vec<PathBuf> = names.into_iter().map(|name| folder.join(with_suffix(name, suffix))).collect();
     if let Some(&first) = renamed.first() {
         let (count, image, target) = (renamed.len(), shown(images[first]), shown(&targets[first]));
-        note(format_args!("{count} images share a name with another: their results have longer ones ({image} -> {target})"));
+        note(format_args!(
+            "{count} images share a name with another: their results have longer ones ({image} -> {target})"
+        ));
     }
     for (job, target) in jobs.iter_mut().zip(targets) {
         job.destination = Some(Destination::File(target));
