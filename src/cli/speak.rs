@@ -127,12 +127,11 @@ impl Speak {
             let sound = path.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case(self.format.suffix()));
             return if sound { path.with_extension("") } else { path.to_owned() };
         }
-        let stem = match &self.file {
-            None => "units".into(),
+        let mut name = match &self.file {
+            None => OsString::from("units"),
             Some(file) if is_dash(file) => "stdin".into(),
             Some(file) => file.file_stem().unwrap_or_default().to_owned(),
         };
-        let mut name = OsString::from(stem);
         if several {
             name.push(format!("-{}", list.line));
         }

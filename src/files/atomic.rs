@@ -63,7 +63,7 @@ impl AtomicFile {
         let done = match self.staging {
             Staging::Beside(file, _unfinished) => match file.persist(destination) {
                 Err(failed) if cannot_rename(&failed.error) && destination.is_file() => {
-                    overwrite(destination, &mut &*failed.file.as_file())
+                    overwrite(destination, &mut failed.file.as_file())
                 }
                 other => other.map(drop).map_err(|failed| failed.error),
             },
