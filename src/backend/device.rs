@@ -46,6 +46,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     type Matrix: Send + Sync;
     /// The constant weights and bias of a convolution, in the layout its kernel reads.
     type ConvWeights: Send + Sync;
+    /// A point in the stream of work.
+    type Event: Send;
 
     /// Whether operations of several callers would end up in one stream of work, so that each has to wait for its turn.
     const ONE_STREAM: bool = false;
@@ -58,6 +60,10 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn memory_stats(&self) -> Option<(u64, usize)> {
         None
     }
+    /// Marks this point in the stream of work, without waiting for it.
+    fn record_event(&self) -> Result<Self::Event>;
+    /// Milliseconds between two points of the stream, when its work came to them; waits for the later one.
+    fn elapsed(&self, from: &Self::Event, to: &Self::Event) -> Result<f64>;
     /// Copies `values` (rows, columns) to the device.
     fn upload(&self, shape: [usize; 2], values: &[f32]) -> Result<Self::Tensor>;
     /// Copies a tensor to the host, row by row.

@@ -23,6 +23,7 @@ mod transpose;
 mod winograd;
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use half::bf16;
 
@@ -139,6 +140,7 @@ impl Device for Cpu {
     type Tensor = Tensor;
     type Matrix = Matrix;
     type ConvWeights = ConvWeights;
+    type Event = Instant;
 
     fn new_stream(&self) -> Result<Cpu> {
         Ok(Cpu)
@@ -146,6 +148,14 @@ impl Device for Cpu {
 
     fn name(&self) -> String {
         format!("cpu ({:?}, {} threads)", simd::level(), rayon::current_num_threads()).to_lowercase()
+    }
+
+    fn record_event(&self) -> Result<Instant> {
+        Ok(Instant::now())
+    }
+
+    fn elapsed(&self, from: &Instant, to: &Instant) -> Result<f64> {
+        Ok(to.duration_since(*from).as_secs_f64() * 1e3)
     }
 
     fn upload(&self, [rows, columns]: [usize; 2], values: &[f32]) -> Result<Tensor> {

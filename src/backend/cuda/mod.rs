@@ -233,6 +233,7 @@ impl Device for Cuda {
     type Tensor = Tensor;
     type Matrix = Matrix;
     type ConvWeights = ConvWeights;
+    type Event = driver::Event;
 
     const ONE_STREAM: bool = true;
 
@@ -246,6 +247,14 @@ impl Device for Cuda {
 
     fn memory_stats(&self) -> Option<(u64, usize)> {
         Some(self.pool.statistics())
+    }
+
+    fn record_event(&self) -> Result<driver::Event> {
+        self.driver.record_event()
+    }
+
+    fn elapsed(&self, from: &driver::Event, to: &driver::Event) -> Result<f64> {
+        self.driver.elapsed(from, to).map(f64::from)
     }
 
     fn upload(&self, shape: [usize; 2], values: &[f32]) -> Result<Tensor> {
