@@ -86,24 +86,24 @@ fn record(
     input: &Tensor,
     body: &mut dyn FnMut(&Cuda, &Tensor) -> Result<Tensor>,
 ) -> Result<(CapturedGraph, Tensor)> {
-    let memory = Arc::new(DevicePool::new(cuda.driver.clone()));
+    let memory = Arc::new(DevicePool::new(cuda.stream.clone()));
     let inside = Cuda { pool: memory.clone(), ..cuda.clone() };
     let fixed = copy(&inside, input)?;
     let first = body(&inside, &fixed)?;
     let output = copy(cuda, &first)?;
     drop(first);
-    cuda.driver.begin_capture()?;
+    cuda.stream.begin_capture()?;
     let recorded = body(&inside, &fixed);
     // A capture has to be ended whatever happened in it.
-    let graph = cuda.driver.end_capture();
+    let graph = cuda.stream.end_capture();
     Ok((CapturedGraph { output: recorded?, graph: graph?, input: fixed, _memory: memory }, output))
 }
 
 fn replay(cuda: &Cuda, recorded: &CapturedGraph, input: &Tensor) -> Result<Tensor> {
     // SAFETY: both tensors have the same shape and type; the graph's memory is held beside it.
     unsafe {
-        cuda.driver.copy(recorded.input.pointer(), input.pointer(), input.len() * input.dtype.size())?;
-        cuda.driver.replay(&recorded.graph)?;
+        cuda.stream.copy(recorded.input.pointer(), input.pointer(), input.len() * input.dtype.size())?;
+        cuda.stream.replay(&recorded.graph)?;
     }
     copy(cuda, &recorded.output)
 }
@@ -112,6 +112,6 @@ fn replay(cuda: &Cuda, recorded: &CapturedGraph, input: &Tensor) -> Result<Tenso
 fn copy(cuda: &Cuda, x: &Tensor) -> Result<Tensor> {
     let y = cuda.empty([x.rows, x.columns], x.dtype, x.layout)?;
     // SAFETY: both hold as many bytes.
-    unsafe { cuda.driver.copy(y.pointer(), x.pointer(), x.len() * x.dtype.size())? };
+    unsafe { cuda.stream.copy(y.pointer(), x.pointer(), x.len() * x.dtype.size())? };
     Ok(y)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::driver::{DevicePtr, Driver};
+use super::driver::{DevicePtr, Stream};
 use crate::Result;
 
 /// Buffers are this many bytes or a power of two times 1, 1.25, 1.5 or 1.75.
@@ -13,7 +13,7 @@ const SMALLEST: usize = 512;
 
 /// Free buffers of a device, by size.
 pub(super) struct DevicePool {
-    driver: Arc<dyn Driver>,
+    stream: Arc<dyn Stream>,
     state: Mutex<State>,
     poison: AtomicBool,
 }
@@ -48,8 +48,8 @@ impl Drop for Buffer {
 }
 
 impl DevicePool {
-    pub(super) fn new(driver: Arc<dyn Driver>) -> DevicePool {
-        DevicePool { driver, state: Mutex::default(), poison: AtomicBool::new(false) }
+    pub(super) fn new(stream: Arc<dyn Stream>) -> DevicePool {
+        DevicePool { stream, state: Mutex::default(), poison: AtomicBool::new(false) }
     }
 
     /// A buffer of at least `bytes`.
@@ -62,19 +62,19 @@ impl DevicePool {
             Some(pointer) => pointer,
             None => {
                 state.allocations += 1;
-                match self.driver.allocate(bytes) {
+                match self.stream.allocate(bytes) {
                     Ok(pointer) => pointer,
                     // Memory may be lying idle in other sizes.
                     Err(_) => {
                         self.release(&mut state);
-                        self.driver.allocate(bytes)?
+                        self.stream.allocate(bytes)?
                     }
                 }
             }
         };
         if poison {
             // SAFETY: the buffer has as many bytes and belongs to nobody yet.
-            unsafe { self.driver.poison(pointer, bytes)? };
+            unsafe { self.stream.poison(pointer, bytes)? };
         }
         state.in_use += bytes;
         state.most = state.most.max(state.in_use);
@@ -98,7 +98,7 @@ impl DevicePool {
     fn release(&self, state: &mut State) {
         for pointer in std::mem::take(&mut state.free).into_values().flatten() {
             // SAFETY: free buffers are used by nobody.
-            unsafe { self.driver.free(pointer) };
+            unsafe { self.stream.free(pointer) };
         }
     }
 
