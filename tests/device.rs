@@ -152,7 +152,7 @@ fn neighbours_in_a_batch_change_nothing() {
     }
 }
 
-/// Places that are taken again at once change nothing, and whoever hears of a caption may ask the device for more.
+/// Slots that are refilled immediately change nothing, and a callback may use the device.
 #[test]
 fn many_pictures_are_captioned_as_each_alone() {
     let engine = engine(device(), DType::BF16);

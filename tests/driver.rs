@@ -1,4 +1,4 @@
-//! What launchers may rely on, of every driver: the emulator, a GPU where there is one, and the GPU's driver over a fake
+//! Promises of every driver that launchers rely on: the emulator, a GPU where there is one, and the GPU's driver over a fake
 //! driver library (tests/fake_driver), which also shows that every failure is said and nothing is left behind.
 #![cfg(any(feature = "cuda", feature = "emulator"))]
 
@@ -86,7 +86,7 @@ fn copies(stream: &Arc<dyn Stream>, sizes: &[usize]) -> Result<()> {
     stream.synchronize()
 }
 
-/// More than the staging memory holds at once, so that it is used again while copies are under way.
+/// More than the staging memory holds, so that it is used again while copies are under way.
 fn many_small_writes(stream: &Arc<dyn Stream>) -> Result<()> {
     const COUNT: usize = 40_000;
     let memory = Memory::new(stream, COUNT * 300)?;
@@ -212,7 +212,7 @@ fn captures(stream: &Arc<dyn Stream>, computes: bool) -> Result<()> {
     Ok(())
 }
 
-/// What there is not is refused, and nothing else is after that.
+/// Memory that does not exist is refused; later requests succeed.
 fn too_much(stream: &Arc<dyn Stream>) -> Result<()> {
     let (_, total) = stream.driver().memory()?;
     let refused = stream.allocate(2 * total).expect_err("more than all");
@@ -425,7 +425,7 @@ mod fake {
         std::fs::rename(fresh, folder.join("libcuda.so")).expect("a folder that can be written");
     }
 
-    /// What became of a child: its error, if it met one, and the fake's report.
+    /// Outcome of a child process: its error, if it met one, and the fake's report.
     struct Ending {
         error: Option<String>,
         report: String,
@@ -459,7 +459,7 @@ mod fake {
         run(folder, settings).error.unwrap_or_else(|| panic!("{settings:?} is no error"))
     }
 
-    /// What the other tests run with a library and settings of their choice.
+    /// Child process of the other tests, with a library and settings of their choice.
     #[test]
     #[ignore = "run by the other tests, in a process of its own"]
     fn child() {

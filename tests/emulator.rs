@@ -91,7 +91,7 @@ impl Bench {
         checked
     }
 
-    /// What every order of threads says.
+    /// Results of every order of threads.
     fn plain(&self, kernel: &'static Faulty) -> Vec<Result<Vec<f32>, String>> {
         ORDERS.map(|order| self.run(kernel, Settings { order, checked: false })).into()
     }

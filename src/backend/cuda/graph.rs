@@ -12,10 +12,10 @@ use crate::Result;
 use crate::backend::{GraphBody, GraphId};
 use crate::tensor::DType;
 
-/// Graphs kept at once: the shapes of a vision encoder are few, those of a vocoder are as many as captions have lengths.
+/// Maximum number of graphs kept: the shapes of a vision encoder are few, those of a vocoder are as many as captions have lengths.
 const MAX_GRAPHS: usize = 16;
 
-/// What makes a graph fit: the graph, the shape, type and layout of its input, and in a decode step the splits that texts
+/// Key of a captured graph: its id, the shape, type and layout of its input, and in a decode step the splits that texts
 /// are cut into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key {
@@ -33,13 +33,13 @@ impl Key {
     }
 }
 
-/// CapturedGraph work, with the tensors it reads from and writes to. It may be dropped while it is under way: a driver destroys
+/// Captured work, with the tensors it reads from and writes to. It may be dropped while it is under way: a driver destroys
 /// graphs, and frees memory, after the work that uses them.
 struct CapturedGraph {
     graph: Graph,
     input: Tensor,
     output: Tensor,
-    /// What happens in between happens here.
+    /// Owns the graph's intermediate buffers.
     _memory: Arc<DevicePool>,
 }
 
@@ -48,7 +48,7 @@ struct CapturedGraph {
 pub(super) struct Graphs(Vec<(Key, CapturedGraph)>);
 
 impl Graphs {
-    /// What was recorded for `key`, done with this input; `None` if nothing was.
+    /// Replays the graph captured for `key` on this input; `None` if there is none.
     pub(super) fn replay(&mut self, cuda: &Cuda, key: &Key, input: &Tensor) -> Option<Result<Tensor>> {
         let at = self.0.iter().position(|(known, _)| known == key)?;
         self.0[at..].rotate_left(1);

@@ -1,5 +1,5 @@
 //! Device memory that is used again. All work of a backend is in one stream, so memory that a tensor gave back may be handed
-//! to the next at once: its writer runs after the last reader.
+//! to the next without waiting: its writer runs after the last reader.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -89,7 +89,7 @@ impl DevicePool {
         self.poison.load(Ordering::Relaxed)
     }
 
-    /// Allocations made so far, and the most bytes in use at once.
+    /// Allocations made so far, and the high-water mark in bytes.
     pub(super) fn statistics(&self) -> (u64, usize) {
         let state = self.state();
         (state.allocations, state.most)

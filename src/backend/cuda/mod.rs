@@ -56,7 +56,7 @@ pub struct Cuda {
     pool: Arc<DevicePool>,
     graphs: Arc<Mutex<graph::Graphs>>,
     kv_pool: Arc<cache::KvPool>,
-    /// Zeros, which kernels that count their blocks leave as zeros.
+    /// Arrival counters: zero before and after every launch.
     counters: Tensor,
     /// Type of sequences and of weight matrices: f32 or bf16.
     dtype: DType,
@@ -103,7 +103,7 @@ impl Tensor {
     }
 }
 
-/// Blocks that may be counted at once by one launch.
+/// Arrival counters available to one launch.
 const COUNTERS: usize = 4096;
 
 /// The tensor's address, or none.

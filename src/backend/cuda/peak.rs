@@ -1,4 +1,4 @@
-//! What a device does at most, measured: bytes a second of a copy, and operations a second of the tensor cores through
+//! Measured peak throughput of a device: bytes a second of a copy, and operations a second of the tensor cores through
 //! mma.sync (kernels/peak.cu).
 
 use super::driver::Launch;

@@ -61,7 +61,7 @@ pub struct EmulatedKernel {
 
 /// A kernel with the type of its params.
 pub struct Kernel<P> {
-    /// What is known of it.
+    /// Its name, file and place in the table.
     pub info: KernelInfo,
     params: PhantomData<fn(P)>,
 }
@@ -80,7 +80,7 @@ pub struct Launch {
     pub grid: [u32; 3],
     /// Bytes of dynamic shared memory of a block.
     pub shared_bytes: u32,
-    /// All blocks are resident at once, so that they may wait for each other.
+    /// All blocks are co-resident, so that they may wait for each other.
     pub cooperative: bool,
 }
 
@@ -145,7 +145,7 @@ impl Drop for MappedHostBuffer {
     }
 }
 
-/// What is known of a device.
+/// Properties of a device.
 #[derive(Clone, Debug)]
 pub struct Properties {
     /// Its name, as the maker gives it.
@@ -164,7 +164,7 @@ pub struct Properties {
     pub shared_per_block: usize,
 }
 
-/// Captured launches that can be replayed at once.
+/// Captured launches that can be replayed.
 pub struct Graph(pub(super) Box<dyn Any + Send + Sync>);
 
 /// A point in the stream of work.
@@ -247,7 +247,7 @@ pub trait Stream: Send + Sync {
     /// From here to `end_capture`, `copy`, `fill` and `launch` are recorded instead of done; `write`, `read`, `allocate`
     /// and `synchronize` are errors.
     fn begin_capture(&self) -> Result<()>;
-    /// What was recorded.
+    /// Ends the capture; returns its graph.
     fn end_capture(&self) -> Result<Graph>;
     /// Does what was recorded.
     ///

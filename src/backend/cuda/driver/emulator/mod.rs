@@ -2,7 +2,7 @@
 //! wait. It runs the kernels that a GPU runs, compiled by the C++ compiler, and exists for tests: it favours being right
 //! over being quick.
 //!
-//! A plain launch runs at full speed: memory that was never written is NaN, whatever lies beside an allocation or a block's
+//! A plain launch runs at full speed: memory that was never written is NaN, memory next to an allocation or a block's
 //! shared memory must not change, and each order of the threads has to give the same bits. A checked launch sees every
 //! access before it happens (`memcheck.rs`) and ends at the first that is out of bounds, misaligned, of something never
 //! written, or not ordered after an earlier one (`racecheck.rs`).
@@ -41,7 +41,7 @@ pub struct EmulatedDriver {
 struct EmulatedStream {
     machine: Arc<Machine>,
     capture: Mutex<Option<Vec<Recorded>>>,
-    /// What went wrong in a launch, reported by the next call that waits, as a GPU does.
+    /// Fault of a launch, reported by the next call that waits, as on a GPU.
     failure: Mutex<Option<String>>,
 }
 
@@ -63,7 +63,7 @@ struct Machine {
 /// How kernels are run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// Which of the threads that may go on does so first.
+    /// Order in which runnable threads are scheduled.
     pub order: Order,
     /// Check every access to memory. Slow: all on one thread of the host, and each access takes some 100 ns.
     pub checked: bool,

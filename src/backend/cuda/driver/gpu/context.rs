@@ -22,7 +22,7 @@ pub(super) struct Context {
     /// As the user names it: "cuda:0".
     name: String,
     raw: CUcontext,
-    /// What ended it.
+    /// The error that ended it.
     lost: OnceLock<String>,
     /// The kernel that was started last: the driver tells of a failure, not of who failed.
     last: AtomicPtr<KernelInfo>,
@@ -157,7 +157,7 @@ impl Drop for RawStream {
 }
 
 /// Device memory that is taken and given back in the order of a stream's work. `cuMemFree` would wait for everything on the
-/// device, and so for a decoder that runs beside.
+/// device, and so for a decoder on another stream.
 pub(super) struct StreamPool {
     context: Arc<Context>,
     raw: CUmemoryPool,
@@ -252,7 +252,7 @@ impl Drop for StreamEvent {
     }
 }
 
-/// Recorded work, ready to be started at once.
+/// An instantiated graph.
 pub(super) struct GraphExec {
     pub(super) context: Arc<Context>,
     pub(super) raw: CUgraphExec,

@@ -1,5 +1,5 @@
 //! Copies between the host's ordinary memory and the device, by way of pinned memory, which the device reads and writes
-//! by itself while the host goes on.
+//! by itself while the host continues.
 
 use std::sync::Arc;
 
