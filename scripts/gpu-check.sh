@@ -63,23 +63,26 @@ step() {
   fi
   ((limit > longest)) && limit=$longest
   ((limit > left)) && limit=$left
-  timeout --kill-after=$GRACE "$limit" "$@" > "$out/$name.out" 2> "$out/$name.log" < /dev/null &
-  pid=$!
-  local end=$((SECONDS + limit + GRACE + 2))
-  while kill -0 $pid 2>/dev/null && ((SECONDS < end)); do sleep 0.1; done
-  if kill -0 $pid 2>/dev/null; then
-    status='timed out'
-    code='cannot be killed'
-    disown $pid
-  else
-    wait $pid 2>/dev/null
-    code=$?
-    case $code in
-      0) status=passed ;;
-      124 | 137) status='timed out' ;;
-      *) status=failed ;;
-    esac
-  fi
+  # Without bash's own words on jobs that were killed.
+  {
+    timeout --kill-after=$GRACE "$limit" "$@" > "$out/$name.out" 2> "$out/$name.log" < /dev/null &
+    pid=$!
+    local end=$((SECONDS + limit + GRACE + 2))
+    while kill -0 $pid && ((SECONDS < end)); do sleep 0.1; done
+    if kill -0 $pid; then
+      status='timed out'
+      code='cannot be killed'
+      disown $pid
+    else
+      wait $pid
+      code=$?
+      case $code in
+        0) status=passed ;;
+        124 | 137) status='timed out' ;;
+        *) status=failed ;;
+      esac
+    fi
+  } 2> /dev/null
   local took remark=''
   took=$(awk "BEGIN {printf \"%.1f\", $EPOCHREALTIME - $began}")
   [ "$status" = passed ] || remark="$code: $(tail -n 1 "$out/$name.log" | cut -c 1-160)"
