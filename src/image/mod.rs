@@ -2,8 +2,15 @@
 //! a vision transformer takes. Colour profiles are ignored and an alpha channel is dropped, as in the reference
 //! pipeline; of an animation the first frame counts.
 
+mod bmp;
 mod decode;
+mod gif;
+mod jpeg;
+mod orientation;
+mod png;
 mod resize;
+mod sniff;
+mod webp;
 
 use std::path::Path;
 
