@@ -1,0 +1,58 @@
+//! What a device does at most, measured: bytes a second of a copy, and operations a second of the tensor cores through
+//! mma.sync (kernels/peak.cu).
+
+use super::driver::Launch;
+use super::kernels::{self, PeakParams};
+use super::{Cuda, Layout, int};
+use crate::backend::Peaks;
+use crate::tensor::DType;
+use crate::{Error, Result};
+
+/// Runs of which the fastest counts.
+const RUNS: usize = 5;
+/// Operations of one repetition of a thread's warp, for each warp: 16 products of 16 x 8 x 16.
+const FLOPS: f64 = 16.0 * 2.0 * 16.0 * 8.0 * 16.0;
+const THREADS: usize = 256;
+
+impl Cuda {
+    /// Measures with a copy of `bytes` and with `repeats` rounds of products in every warp.
+    pub fn peaks(&self, bytes: usize, repeats: usize) -> Result<Peaks> {
+        let words = bytes / size_of::<f32>();
+        let from = self.empty([1, words], DType::F32, Layout::Rows)?;
+        let to = self.empty([1, words], DType::F32, Layout::Rows)?;
+        let copied = words * size_of::<f32>();
+        // SAFETY: both tensors hold as many bytes.
+        unsafe { self.driver.memset(from.pointer(), 0x3c, copied)? };
+        // SAFETY: as above.
+        let copy = self.fastest(&|| unsafe { self.driver.copy(to.pointer(), from.pointer(), copied) })?;
+        let blocks = 2 * self.driver.properties().multiprocessors;
+        let y = self.empty([blocks, THREADS], DType::F32, Layout::Rows)?;
+        let params = PeakParams { y: y.pointer(), repeats: int("peak", repeats)?, unused: 0 };
+        // SAFETY: y holds a value for each thread of each block.
+        let product =
+            self.fastest(&|| unsafe { self.launch(&kernels::PEAK_FORWARD_BF16, Launch::blocks(blocks), params) })?;
+        let expected = (repeats as f64 * 16.0 * 4.0 * 16.0) as f32;
+        let sums = self.get(&y)?;
+        if sums.iter().any(|&sum| sum != expected) {
+            return Err(Error::shape("peak", "the tensor cores added up wrongly"));
+        }
+        let flops = FLOPS * (repeats * blocks * THREADS / 32) as f64;
+        Ok(Peaks { bytes: 2.0 * copied as f64 / copy, flops: flops / product })
+    }
+
+    fn get(&self, x: &super::Tensor) -> Result<Vec<f32>> {
+        crate::backend::Backend::download(self, x)
+    }
+
+    /// Seconds of the fastest run.
+    fn fastest(&self, run: &dyn Fn() -> Result<()>) -> Result<f64> {
+        let mut least = f64::INFINITY;
+        for _ in 0..RUNS {
+            let start = self.driver.record_event()?;
+            run()?;
+            let end = self.driver.record_event()?;
+            least = least.min(f64::from(self.driver.elapsed(&start, &end)?) * 1e-3);
+        }
+        Ok(least)
+    }
+}
