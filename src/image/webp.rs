@@ -22,10 +22,8 @@ pub fn decode(file: &File) -> Result<Image> {
     let find = |kind: &[u8; 4]| all.iter().find(|(other, _)| other == kind).map(|&(_, content)| content);
     let extended = find(b"VP8X").filter(|header| header.len() >= 10);
     let flags = extended.map_or(0, |header| header[0]);
-    let orientation = orientation::of(
-        find(b"EXIF").filter(|_| flags & EXIF != 0),
-        find(b"XMP ").filter(|_| flags & XMP != 0),
-    );
+    let orientation =
+        orientation::of(find(b"EXIF").filter(|_| flags & EXIF != 0), find(b"XMP ").filter(|_| flags & XMP != 0));
     if let Some(bitstream) = bitstream(&all) {
         let (width, height, rgb) = file.by_library(&simple(bitstream))?;
         return Ok(upright(width, height, rgb, orientation));

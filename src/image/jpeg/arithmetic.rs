@@ -271,6 +271,10 @@ impl Entropy for Arithmetic<'_, '_> {
         self.lost
     }
 
+    fn complete(&mut self) -> bool {
+        true // data that end too early are an error at once
+    }
+
     fn restart(&mut self) -> Result<()> {
         self.input.restart()?;
         self.bins.fill(0);

@@ -26,6 +26,12 @@ impl<'a, 'b> Bits<'a, 'b> {
         self.padding > self.count
     }
 
+    /// Whether a marker follows the data, or at least so many bytes that no decoder would have needed more.
+    pub fn complete(&mut self) -> bool {
+        let left = (self.count as usize).saturating_sub(self.padding as usize) / 8;
+        left + self.input.bytes.len() - self.input.at >= 8 || self.input.find_marker().is_ok()
+    }
+
     /// Begins anew after the next restart marker. A marker found in its place leaves no data: the reader stays starved
     /// if it was.
     pub fn restart(&mut self) -> Result<()> {

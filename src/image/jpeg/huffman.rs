@@ -25,19 +25,23 @@ impl HuffmanSpec {
         HuffmanSpec { counts, symbols: all }
     }
 
-    /// The tables of annex K.3, which files without tables of their own (motion JPEG) take for granted.
-    pub fn standard_dc() -> [Option<HuffmanSpec>; 4] {
+    /// Table `index` of annex K.3, which sequential files without tables of their own (motion JPEG) take for granted.
+    fn standard_dc(index: usize) -> Option<HuffmanSpec> {
         const SYMBOLS: [u8; 12] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11];
-        let luma = HuffmanSpec::new([0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0], &SYMBOLS);
-        let chroma = HuffmanSpec::new([0, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0], &SYMBOLS);
-        [Some(luma), Some(chroma), None, None]
+        match index {
+            0 => Some(HuffmanSpec::new([0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0], &SYMBOLS)),
+            1 => Some(HuffmanSpec::new([0, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0], &SYMBOLS)),
+            _ => None,
+        }
     }
 
     /// As [`HuffmanSpec::standard_dc`].
-    pub fn standard_ac() -> [Option<HuffmanSpec>; 4] {
-        let luma = HuffmanSpec::new([0, 2, 1, 3, 3, 2, 4, 3, 5, 5, 4, 4, 0, 0, 1, 125], &STANDARD_LUMA_AC);
-        let chroma = HuffmanSpec::new([0, 2, 1, 2, 4, 4, 3, 4, 7, 5, 4, 4, 0, 1, 2, 119], &STANDARD_CHROMA_AC);
-        [Some(luma), Some(chroma), None, None]
+    fn standard_ac(index: usize) -> Option<HuffmanSpec> {
+        match index {
+            0 => Some(HuffmanSpec::new([0, 2, 1, 3, 3, 2, 4, 3, 5, 5, 4, 4, 0, 0, 1, 125], &STANDARD_LUMA_AC)),
+            1 => Some(HuffmanSpec::new([0, 2, 1, 2, 4, 4, 3, 4, 7, 5, 4, 4, 0, 1, 2, 119], &STANDARD_CHROMA_AC)),
+            _ => None,
+        }
     }
 }
 
@@ -53,11 +57,10 @@ pub struct Table {
 }
 
 impl Table {
-    /// The table `tables[index]` of symbols up to `largest`.
-    pub fn new(tables: &[Option<HuffmanSpec>; 4], index: usize, largest: u8) -> Result<Table> {
-        let spec = tables.get(index).and_then(Option::as_ref).ok_or(Failure::Damaged("a Huffman table is missing"))?;
-        let mut table =
-            Table { lookup: [0; 1 << LOOKAHEAD], limit: [0; 17], offset: [0; 17], symbols: spec.symbols };
+    /// The table for `spec` with symbols up to `largest`.
+    pub fn new(spec: Option<&HuffmanSpec>, largest: u8) -> Result<Table> {
+        let spec = spec.ok_or(Failure::Damaged("a Huffman table is missing"))?;
+        let mut table = Table { lookup: [0; 1 << LOOKAHEAD], limit: [0; 17], offset: [0; 17], symbols: spec.symbols };
         let (mut code, mut place) = (0u32, 0usize);
         for length in 1..=16 {
             code <<= 1;
@@ -108,7 +111,9 @@ pub struct Huffman<'a, 'b> {
 impl<'a, 'b> Huffman<'a, 'b> {
     pub fn new(input: &'b mut Input<'a>, tables: &Tables, scan: &Scan) -> Result<Huffman<'a, 'b>> {
         let tables = scan.components.iter().map(|coded| {
-            Ok((Table::new(&tables.dc, coded.dc_table, 15)?, Table::new(&tables.ac, coded.ac_table, 255)?))
+            let dc = tables.dc(coded).cloned().or_else(|| HuffmanSpec::standard_dc(coded.dc_table));
+            let ac = tables.ac(coded).cloned().or_else(|| HuffmanSpec::standard_ac(coded.ac_table));
+            Ok((Table::new(dc.as_ref(), 15)?, Table::new(ac.as_ref(), 255)?))
         });
         Ok(Huffman { bits: Bits::new(input), tables: tables.collect::<Result<_>>()?, predictions: [0; 4] })
     }
@@ -118,6 +123,10 @@ impl Entropy for Huffman<'_, '_> {
     #[inline]
     fn starved(&self) -> bool {
         self.bits.starved()
+    }
+
+    fn complete(&mut self) -> bool {
+        self.bits.complete()
     }
 
     fn restart(&mut self) -> Result<()> {

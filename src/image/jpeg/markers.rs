@@ -2,7 +2,7 @@
 //! components stand for.
 
 use super::huffman::HuffmanSpec;
-use super::{Failure, Result};
+use super::{CUT_OFF, Failure, Result};
 
 const SOI: u8 = 0xD8;
 const EOI: u8 = 0xD9;
@@ -11,9 +11,9 @@ const RST0: u8 = 0xD0;
 /// Position in natural order of each coefficient in coding (zigzag) order. A damaged run may lead up to 16 places beyond
 /// the end: those fall on the last coefficient.
 pub const NATURAL_ORDER: [u8; 80] = [
-    0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7, 14, 21, 28,
-    35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55,
-    62, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63,
+    0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7, 14, 21,
+    28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54,
+    47, 55, 62, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63,
 ];
 
 /// The bytes of a file, and how far they have been read.
@@ -30,7 +30,7 @@ pub struct Input<'a> {
 impl<'a> Input<'a> {
     /// The next byte.
     pub fn byte(&mut self) -> Result<u8> {
-        let byte = *self.bytes.get(self.at).ok_or(Failure::Damaged("it ends before the image does"))?;
+        let byte = *self.bytes.get(self.at).ok_or(Failure::Damaged(CUT_OFF))?;
         self.at += 1;
         Ok(byte)
     }
@@ -39,11 +39,22 @@ impl<'a> Input<'a> {
         Ok(usize::from(self.byte()?) << 8 | usize::from(self.byte()?))
     }
 
-    /// The content of the segment that begins here with its length.
+    /// The content of the segment that begins here with its length, in which the length itself counts.
     fn segment(&mut self) -> Result<Segment<'a>> {
-        let length = self.word()?.saturating_sub(2);
+        let length = self.word()?;
+        let length = length.checked_sub(2).ok_or(Failure::Damaged("a segment is too short"))?;
+        self.content(length)
+    }
+
+    /// As [`Input::segment`], of a segment that may be anything.
+    fn any_segment(&mut self) -> Result<Segment<'a>> {
+        let length = self.word()?;
+        self.content(length.saturating_sub(2))
+    }
+
+    fn content(&mut self, length: usize) -> Result<Segment<'a>> {
         let content = self.bytes.get(self.at..self.at + length);
-        let content = content.ok_or(Failure::Damaged("it ends before the image does"))?;
+        let content = content.ok_or(Failure::Damaged(CUT_OFF))?;
         self.at += length;
         Ok(Segment(content))
     }
@@ -62,17 +73,23 @@ impl<'a> Input<'a> {
         }
     }
 
+    /// Skips to the next marker, which stays the next one of the input.
+    pub fn find_marker(&mut self) -> Result<u8> {
+        let marker = match self.marker {
+            Some(marker) => marker,
+            None => self.next_marker()?,
+        };
+        self.marker = Some(marker);
+        Ok(marker)
+    }
+
     /// Takes the restart marker that is due. Where another marker stands, either skips to the one that is due or leaves
     /// the found one for later, so that the data up to there count as lost (libjpeg's `jpeg_resync_to_restart`).
     pub fn restart(&mut self) -> Result<()> {
         let due = self.next_restart;
         self.next_restart = (due + 1) % 8;
         loop {
-            let marker = match self.marker {
-                Some(marker) => marker,
-                None => self.next_marker()?,
-            };
-            self.marker = Some(marker);
+            let marker = self.find_marker()?;
             let ahead = marker.wrapping_sub(RST0 + due) % 8;
             match marker {
                 0..0xC0 => self.marker = None,
@@ -165,13 +182,25 @@ pub struct Scan {
 /// Tables that scans refer to; every one holds until it is defined anew.
 pub struct Tables {
     quantisation: [Option<[u16; 64]>; 4],
-    pub dc: [Option<HuffmanSpec>; 4],
-    pub ac: [Option<HuffmanSpec>; 4],
+    dc: [Option<HuffmanSpec>; 4],
+    ac: [Option<HuffmanSpec>; 4],
     /// Conditioning of arithmetic coding: bounds L and U of small DC differences, and the bound K of low frequencies.
     pub arithmetic_dc: [(u8, u8); 16],
     pub arithmetic_ac: [u8; 16],
     /// MCUs between restart markers; 0: none.
     pub restart_interval: usize,
+}
+
+impl Tables {
+    /// The Huffman table of DC differences of a scan's component.
+    pub fn dc(&self, coded: &ScanComponent) -> Option<&HuffmanSpec> {
+        self.dc.get(coded.dc_table)?.as_ref()
+    }
+
+    /// The Huffman table of AC coefficients of a scan's component.
+    pub fn ac(&self, coded: &ScanComponent) -> Option<&HuffmanSpec> {
+        self.ac.get(coded.ac_table)?.as_ref()
+    }
 }
 
 /// What the components stand for.
@@ -206,8 +235,8 @@ impl<'a> Headers<'a> {
     pub fn new(bytes: &'a [u8]) -> Headers<'a> {
         let tables = Tables {
             quantisation: [None; 4],
-            dc: HuffmanSpec::standard_dc(),
-            ac: HuffmanSpec::standard_ac(),
+            dc: [const { None }; 4],
+            ac: [const { None }; 4],
             arithmetic_dc: [(0, 1); 16],
             arithmetic_ac: [5; 16],
             restart_interval: 0,
@@ -219,10 +248,8 @@ impl<'a> Headers<'a> {
     /// Reads segments up to the next scan header or the end of the image.
     pub fn next_event(&mut self) -> Result<Event> {
         loop {
-            let marker = match self.input.marker.take() {
-                Some(marker) => marker,
-                None => self.input.next_marker()?,
-            };
+            let marker = self.input.find_marker()?;
+            self.input.marker = None;
             match marker {
                 EOI => return Ok(Event::End),
                 0xDA => return self.scan_header().map(Event::Scan),
@@ -237,7 +264,7 @@ impl<'a> Headers<'a> {
                 0xC5..=0xCF => return Err(Failure::Unsupported("hierarchical or differential coding".into())),
                 0xE0 | 0xEE => self.application(marker)?,
                 0xDC | 0xE1..=0xEF | 0xFE => {
-                    self.input.segment()?;
+                    self.input.any_segment()?;
                 }
                 _ => return Err(Failure::Damaged("it holds an unknown marker")),
             }
@@ -349,7 +376,8 @@ impl<'a> Headers<'a> {
         let bits = segment.byte()?;
         let approximation = (u32::from(bits >> 4), u32::from(bits & 15));
         segment.end()?;
-        let blocks = |coded: &ScanComponent| self.frame.components[coded.index].h * self.frame.components[coded.index].v;
+        let blocks =
+            |coded: &ScanComponent| self.frame.components[coded.index].h * self.frame.components[coded.index].v;
         if components.len() > 1 && components.iter().map(blocks).sum::<usize>() > 10 {
             return Err(Failure::Damaged("a scan has more than 10 blocks a unit"));
         }
@@ -418,7 +446,7 @@ impl<'a> Headers<'a> {
     }
 
     fn application(&mut self, marker: u8) -> Result<()> {
-        let content = self.input.segment()?.0;
+        let content = self.input.any_segment()?.0;
         if marker == 0xE0 && content.len() >= 14 && content.starts_with(b"JFIF\0") {
             self.jfif = true;
         }

@@ -28,6 +28,9 @@ type Block = [i16; 64];
 /// Scans of a file. Those of a real one number at most a few dozen; each costs a pass over the whole image.
 const MAX_SCANS: usize = 512;
 
+/// The reason where a file ends too early.
+const CUT_OFF: &str = "it ends before the image does";
+
 /// A file that cannot be decoded.
 #[derive(Debug, PartialEq)]
 pub(super) enum Failure {
@@ -73,9 +76,11 @@ impl<'a> Decoder<'a> {
         self.headers.latch_quantisation(&self.first)?;
         let mut samples = Samples::new(&self.headers.frame);
         scan::decode(&mut self.headers, &self.first, &mut samples)?;
-        match self.headers.next_event()? {
-            Event::End => Ok(samples.into_planes()),
-            Event::Scan(_) => Err(Failure::Damaged("a second scan holds the same components again")),
+        // The data are complete: what should follow them may be missing.
+        match self.headers.next_event() {
+            Ok(Event::End) | Err(Failure::Damaged(CUT_OFF)) => Ok(samples.into_planes()),
+            Ok(Event::Scan(_)) => Err(Failure::Damaged("a second scan holds the same components again")),
+            Err(failure) => Err(failure),
         }
     }
 

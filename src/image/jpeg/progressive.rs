@@ -25,11 +25,7 @@ impl<'a, 'b> ProgressiveHuffman<'a, 'b> {
     pub fn new(input: &'b mut Input<'a>, tables: &Tables, scan: &Scan) -> Result<ProgressiveHuffman<'a, 'b>> {
         let refines = scan.approximation.0 != 0;
         let made = scan.components.iter().filter(|_| scan.spectral.0 > 0 || !refines).map(|coded| {
-            if scan.spectral.0 == 0 {
-                Table::new(&tables.dc, coded.dc_table, 15)
-            } else {
-                Table::new(&tables.ac, coded.ac_table, 255)
-            }
+            if scan.spectral.0 == 0 { Table::new(tables.dc(coded), 15) } else { Table::new(tables.ac(coded), 255) }
         });
         Ok(ProgressiveHuffman {
             bits: Bits::new(input),
@@ -134,6 +130,10 @@ impl Bits<'_, '_> {
 impl Entropy for ProgressiveHuffman<'_, '_> {
     fn starved(&self) -> bool {
         self.bits.starved()
+    }
+
+    fn complete(&mut self) -> bool {
+        self.bits.complete()
     }
 
     fn restart(&mut self) -> Result<()> {

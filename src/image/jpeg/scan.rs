@@ -8,12 +8,15 @@ use super::markers::{Component, Frame, Headers, Scan};
 use super::progressive::ProgressiveHuffman;
 use super::smooth::{Accuracy, Smoother};
 use super::upsample::Plane;
-use super::{Block, Failure, Result, idct};
+use super::{Block, CUT_OFF, Failure, Result, idct};
 
 /// A decoder of entropy-coded blocks.
 pub trait Entropy {
     /// Whether the data of this restart interval have run out or make no sense any more: its blocks stay as they are.
     fn starved(&self) -> bool;
+
+    /// Whether the file did not end within the data.
+    fn complete(&mut self) -> bool;
 
     /// Begins the next restart interval.
     fn restart(&mut self) -> Result<()>;
@@ -35,15 +38,17 @@ pub trait Target {
 }
 
 /// Decodes the data of `scan` into `target`. Returns the last row of MCUs whose data had not run out.
+///
+/// # Errors
+/// `Failure::Damaged` where the data make no sense or the file ends within them.
 pub fn decode(headers: &mut Headers, scan: &Scan, target: &mut impl Target) -> Result<usize> {
     let Headers { input, tables, frame, .. } = headers;
     let interval = tables.restart_interval;
-    let last_good = match (frame.arithmetic, frame.progressive) {
-        (true, _) => walk(frame, scan, interval, &mut Arithmetic::new(input, tables, scan, frame.progressive), target)?,
-        (false, false) => walk(frame, scan, interval, &mut Huffman::new(input, tables, scan)?, target)?,
-        (false, true) => walk(frame, scan, interval, &mut ProgressiveHuffman::new(input, tables, scan)?, target)?,
-    };
-    Ok(last_good)
+    match (frame.arithmetic, frame.progressive) {
+        (true, _) => walk(frame, scan, interval, &mut Arithmetic::new(input, tables, scan, frame.progressive), target),
+        (false, false) => walk(frame, scan, interval, &mut Huffman::new(input, tables, scan)?, target),
+        (false, true) => walk(frame, scan, interval, &mut ProgressiveHuffman::new(input, tables, scan)?, target),
+    }
 }
 
 fn walk(
@@ -84,7 +89,7 @@ fn walk(
             }
         }
     }
-    Ok(last_good)
+    if entropy.complete() { Ok(last_good) } else { Err(Failure::Damaged(CUT_OFF)) }
 }
 
 /// Samples, made as soon as a block is decoded.

@@ -150,14 +150,13 @@ impl<'a> Smoother<'a> {
             if counted + 2 < count { row + 2 } else { below },
         ];
         let last = self.component.blocks_wide - 1;
-        rows.map(|row| {
-            std::array::from_fn(|x| self.blocks.at(row, (column + x).saturating_sub(2).min(last))[0].into())
-        })
+        rows.map(|row| std::array::from_fn(|x| self.blocks.at(row, (column + x).saturating_sub(2).min(last))[0].into()))
     }
 
     /// One coefficient, of which all bits from `low` on have come and are zero (-1, 0: none has, or no limit is set).
     fn estimate(&self, around: &Kernel, kernel: &Kernel, place: usize, low: i32) -> i16 {
-        let sums = around.iter().zip(kernel).map(|(dc, weights)| dc.iter().zip(weights).map(|(d, w)| d * w).sum::<i32>());
+        let sums =
+            around.iter().zip(kernel).map(|(dc, weights)| dc.iter().zip(weights).map(|(d, w)| d * w).sum::<i32>());
         let level = i64::from(self.quantisation[0]) * i64::from(sums.sum::<i32>());
         let step = i64::from(self.quantisation[place]);
         let mut size = ((step << 7) + level.abs()) / (step << 8);
