@@ -202,3 +202,30 @@ pub fn upright(width: usize, height: usize, rgb: Vec<u8>, orientation: Orientati
     });
     Image { width, height, rgb: turned }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::contained;
+
+    #[test]
+    fn a_contained_panic_is_silent_and_others_are_not() {
+        static SEEN: AtomicUsize = AtomicUsize::new(0);
+        let ours = |info: &std::panic::PanicHookInfo| info.location().is_some_and(|at| at.file() == file!());
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if ours(info) {
+                SEEN.fetch_add(1, Ordering::Relaxed);
+            } else {
+                others(info);
+            }
+        }));
+        assert_eq!(contained(|| 1), Some(1));
+        assert_eq!(contained(|| -> i32 { panic!("a decoder fails") }), None);
+        assert_eq!(contained(|| contained(|| -> i32 { panic!("within another") })), Some(None));
+        assert_eq!(SEEN.load(Ordering::Relaxed), 0);
+        assert!(std::panic::catch_unwind(|| panic!("something else fails")).is_err());
+        assert_eq!(SEEN.load(Ordering::Relaxed), 1);
+    }
+}

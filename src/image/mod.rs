@@ -82,7 +82,7 @@ fn check_size(width: u64, height: u64, name: &Path) -> Result<()> {
     }
     if width.checked_mul(height).is_none_or(|pixels| pixels > MAX_PIXELS) {
         let problem = format!(
-            "is {width}x{height}; pictures of up to {} million pixels are accepted: scale it down first",
+            "is {width}x{height}; images of up to {} million pixels are accepted: scale it down first",
             MAX_PIXELS / 1_000_000
         );
         return Err(Error::image(name, problem));

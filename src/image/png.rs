@@ -12,7 +12,7 @@ use super::decode::{File, MAX_DECODER_BYTES, to_rgb, upright};
 use super::{Image, orientation};
 use crate::Result;
 
-const SIGNATURE: usize = 8;
+const SIGNATURE: &[u8; 8] = b"\x89PNG\r\n\x1A\n";
 const END: &[u8; 12] = b"\0\0\0\0IEND\xAE\x42\x60\x82";
 /// Texts that may hold an orientation, and the most bytes that one may have.
 const EXIF_TEXT: &str = "Raw profile type exif";
@@ -22,14 +22,15 @@ const MAX_TEXT_BYTES: usize = 1 << 22;
 /// Decodes a PNG file.
 pub fn decode(file: &File) -> Result<Image> {
     let chunks = chunks(file.bytes);
-    let first = attempt(file, &in_order(file.bytes, &chunks, true), DecodeOptions::default());
-    first.or_else(|error| {
-        // Once more without what need not be right: texts, and checksums of chunks if that of the pixels is right.
+    let bytes = in_order(&chunks, |_| false);
+    let (width, height, rgb) = pixels(file, &bytes, DecodeOptions::default()).or_else(|error| {
+        // Once more without the chunks' checksums, if that of the compressed pixels is right.
         let mut options = DecodeOptions::default();
         options.set_ignore_crc(true);
         options.set_ignore_adler32(false);
-        attempt(file, &in_order(file.bytes, &chunks, false), options).map_err(|_| error)
-    })
+        pixels(file, &bytes, options).map_err(|_| error)
+    })?;
+    Ok(upright(width, height, rgb, oriented(&chunks)))
 }
 
 /// A chunk: its kind, and where it lies with length and checksum.
@@ -43,7 +44,7 @@ struct Chunk<'a> {
 /// The chunks up to the end, wherever the file ends.
 fn chunks(bytes: &[u8]) -> Vec<Chunk<'_>> {
     let mut chunks = Vec::new();
-    let mut rest = &bytes[SIGNATURE..];
+    let mut rest = &bytes[SIGNATURE.len()..];
     while let Some((length, after)) = rest.split_first_chunk::<4>()
         && let Some((kind, after)) = after.split_first_chunk::<4>()
     {
@@ -58,31 +59,24 @@ fn chunks(bytes: &[u8]) -> Vec<Chunk<'_>> {
     chunks
 }
 
-/// The chunks that matter: header, palette, what may hold an orientation (where `texts`), pixels.
-fn in_order(bytes: &[u8], chunks: &[Chunk], texts: bool) -> Vec<u8> {
-    let mut out = bytes[..SIGNATURE].to_vec();
-    let mut put = |wanted: &dyn Fn(&Chunk) -> bool, first: bool| {
-        for chunk in chunks.iter().filter(|chunk| wanted(chunk)).take(if first { 1 } else { usize::MAX }) {
-            out.extend_from_slice(&(chunk.content.len() as u32).to_be_bytes());
-            out.extend_from_slice(&chunk.kind);
-            out.extend_from_slice(chunk.content);
-            out.extend_from_slice(&chunk.checksum);
-        }
-    };
-    put(&|chunk| chunk.kind == *b"IHDR", true);
-    put(&|chunk| chunk.kind == *b"PLTE", true);
-    if texts {
-        let last_exif = chunks.iter().rfind(|chunk| chunk.kind == *b"eXIf").map(|chunk| chunk.content.as_ptr());
-        put(&|chunk| chunk.kind == *b"eXIf" && Some(chunk.content.as_ptr()) == last_exif, true);
-        let named = |chunk: &Chunk| [EXIF_TEXT, XMP_TEXT].iter().any(|name| chunk.content.starts_with(name.as_bytes()));
-        put(&|chunk| matches!(&chunk.kind, b"tEXt" | b"zTXt" | b"iTXt") && named(chunk), false);
+/// A file of the chunks that matter: header, palette, those that are `wanted` besides, pixels.
+fn in_order(chunks: &[Chunk], wanted: impl Fn(&Chunk) -> bool) -> Vec<u8> {
+    let of_kind = |kind: &'static [u8; 4]| chunks.iter().filter(move |chunk| chunk.kind == *kind);
+    let all = of_kind(b"IHDR").take(1).chain(of_kind(b"PLTE").take(1));
+    let all = all.chain(chunks.iter().filter(|chunk| wanted(chunk))).chain(of_kind(b"IDAT"));
+    let mut out = SIGNATURE.to_vec();
+    for chunk in all {
+        out.extend_from_slice(&(chunk.content.len() as u32).to_be_bytes());
+        out.extend_from_slice(&chunk.kind);
+        out.extend_from_slice(chunk.content);
+        out.extend_from_slice(&chunk.checksum);
     }
-    put(&|chunk| chunk.kind == *b"IDAT", false);
     out.extend_from_slice(END);
     out
 }
 
-fn attempt(file: &File, bytes: &[u8], options: DecodeOptions) -> Result<Image> {
+/// Width, height and RGB.
+fn pixels(file: &File, bytes: &[u8], options: DecodeOptions) -> Result<(usize, usize, Vec<u8>)> {
     let failed = |error| match error {
         DecodingError::LimitsExceeded => file.too_large(),
         other => file.damaged(other),
@@ -93,7 +87,6 @@ fn attempt(file: &File, bytes: &[u8], options: DecodeOptions) -> Result<Image> {
     let mut reader = decoder.read_info().map_err(failed)?;
     let (width, height) = (reader.info().width, reader.info().height);
     file.check_size(width.into(), height.into())?;
-    let orientation = oriented(reader.info());
     let size = reader.output_buffer_size().filter(|&size| size as u64 <= MAX_DECODER_BYTES);
     let mut pixels = vec![0; size.ok_or_else(|| file.too_large())?];
     let info = reader.next_frame(&mut pixels).map_err(failed)?;
@@ -110,7 +103,7 @@ fn attempt(file: &File, bytes: &[u8], options: DecodeOptions) -> Result<Image> {
     };
     big_endian_to_native(&mut pixels, info.bit_depth);
     let rgb = to_rgb(pixels, color).ok_or_else(|| file.unsupported(format!("colour type {color:?}")))?;
-    Ok(upright(width as usize, height as usize, rgb, orientation))
+    Ok((width as usize, height as usize, rgb))
 }
 
 /// Samples of 16 bits stand with their high byte first.
@@ -120,17 +113,30 @@ fn big_endian_to_native(pixels: &mut [u8], depth: BitDepth) {
     }
 }
 
-/// The orientation: of the EXIF chunk, of one that ImageMagick wrote as a text, or of XMP.
-fn oriented(info: &Info) -> Orientation {
-    let text = |name: &str| {
-        let plain = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == name);
-        let compressed = || info.compressed_latin1_text.iter().find(|chunk| chunk.keyword == name);
-        let international = || info.utf8_text.iter().find(|chunk| chunk.keyword == name);
-        plain.map(|chunk| chunk.text.clone()).or_else(|| inflate(compressed()?)).or_else(|| unfold(international()?))
+/// The orientation: of the last EXIF chunk, of one that ImageMagick wrote as a text, or of XMP; before or after the pixels.
+fn oriented(chunks: &[Chunk]) -> Orientation {
+    let exif = chunks.iter().rfind(|chunk| chunk.kind == *b"eXIf").map(|chunk| chunk.content);
+    let is_text = |chunk: &Chunk| {
+        let named = [EXIF_TEXT, XMP_TEXT].iter().any(|name| chunk.content.starts_with(name.as_bytes()));
+        named && matches!(&chunk.kind, b"tEXt" | b"zTXt" | b"iTXt")
     };
-    let exif = info.exif_metadata.as_ref().map(|exif| exif.to_vec());
-    let exif = exif.or_else(|| from_hex(&text(EXIF_TEXT)?));
-    orientation::of(exif.as_deref(), text(XMP_TEXT).as_deref().map(str::as_bytes))
+    if !chunks.iter().any(is_text) {
+        return orientation::of(exif, None);
+    }
+    let Ok(reader) = Decoder::new(Cursor::new(in_order(chunks, is_text))).read_info() else {
+        return orientation::of(exif, None);
+    };
+    let profile = text(reader.info(), EXIF_TEXT).map(|profile| from_hex(&profile));
+    let xmp = text(reader.info(), XMP_TEXT);
+    orientation::of(exif.or(profile.as_deref()), xmp.as_deref().map(str::as_bytes))
+}
+
+/// The text of that name.
+fn text(info: &Info, name: &str) -> Option<String> {
+    let plain = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == name);
+    let compressed = || info.compressed_latin1_text.iter().find(|chunk| chunk.keyword == name);
+    let international = || info.utf8_text.iter().find(|chunk| chunk.keyword == name);
+    plain.map(|chunk| chunk.text.clone()).or_else(|| inflate(compressed()?)).or_else(|| unfold(international()?))
 }
 
 fn inflate(chunk: &::png::text_metadata::ZTXtChunk) -> Option<String> {
@@ -146,7 +152,7 @@ fn unfold(chunk: &::png::text_metadata::ITXtChunk) -> Option<String> {
 }
 
 /// The bytes of a "raw profile": after an empty line, a name and a length, hexadecimal digits in lines.
-fn from_hex(text: &str) -> Option<Vec<u8>> {
+fn from_hex(text: &str) -> Vec<u8> {
     let digits: Vec<u32> = text.lines().skip(3).flat_map(str::chars).filter_map(|c| c.to_digit(16)).collect();
-    Some(digits.as_chunks::<2>().0.iter().map(|[high, low]| (high << 4 | low) as u8).collect())
+    digits.as_chunks::<2>().0.iter().map(|[high, low]| (high << 4 | low) as u8).collect()
 }

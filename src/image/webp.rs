@@ -17,15 +17,14 @@ const XMP: u8 = 0x04;
 
 /// Decodes a WebP file; of an animation, its first frame on a black canvas.
 pub fn decode(file: &File) -> Result<Image> {
-    let mut chunks = Chunks(file.bytes.get(HEADER..).unwrap_or(&[]));
-    let all: Vec<(&[u8], &[u8])> = chunks.by_ref().collect();
-    let find = |kind: &[u8; 4]| all.iter().find(|(other, _)| other == kind).map(|&(_, content)| content);
+    let all: Vec<Chunk> = Chunks(file.bytes.get(HEADER..).unwrap_or(&[])).collect();
+    let find = |kind: &[u8; 4]| all.iter().find(|chunk| chunk.kind == *kind).map(|chunk| chunk.content);
     let extended = find(b"VP8X").filter(|header| header.len() >= 10);
     let flags = extended.map_or(0, |header| header[0]);
     let orientation =
         orientation::of(find(b"EXIF").filter(|_| flags & EXIF != 0), find(b"XMP ").filter(|_| flags & XMP != 0));
     if let Some(bitstream) = bitstream(&all) {
-        let (width, height, rgb) = file.by_library(&simple(bitstream))?;
+        let (width, height, rgb) = file.by_library(&bitstream.file())?;
         return Ok(upright(width, height, rgb, orientation));
     }
     match (extended, find(b"ANMF").filter(|frame| frame.len() >= FRAME_HEADER)) {
@@ -39,9 +38,9 @@ fn first_frame(file: &File, header: &[u8], frame: &[u8], orientation: Orientatio
     let (left, top) = (2 * number(&frame[..3]), 2 * number(&frame[3..6]));
     let canvas = (number(&header[4..7]) + 1, number(&header[7..10]) + 1);
     file.check_size(canvas.0 as u64, canvas.1 as u64)?;
-    let chunks: Vec<(&[u8], &[u8])> = Chunks(&frame[FRAME_HEADER..]).collect();
+    let chunks: Vec<Chunk> = Chunks(&frame[FRAME_HEADER..]).collect();
     let bitstream = bitstream(&chunks).ok_or_else(|| file.damaged("its first frame holds no image"))?;
-    let (width, height, rgb) = file.by_library(&simple(bitstream))?;
+    let (width, height, rgb) = file.by_library(&bitstream.file())?;
     if left + width > canvas.0 || top + height > canvas.1 {
         return Err(file.damaged("its first frame is larger than the canvas"));
     }
@@ -53,32 +52,42 @@ fn first_frame(file: &File, header: &[u8], frame: &[u8], orientation: Orientatio
 }
 
 /// The chunk of the pixels' colours, lossy or lossless.
-fn bitstream<'a>(chunks: &[(&'a [u8], &'a [u8])]) -> Option<(&'a [u8], &'a [u8])> {
-    chunks.iter().find(|(kind, _)| matches!(*kind, b"VP8 " | b"VP8L")).copied()
+fn bitstream<'a, 'b>(chunks: &'b [Chunk<'a>]) -> Option<&'b Chunk<'a>> {
+    chunks.iter().find(|chunk| matches!(&chunk.kind, b"VP8 " | b"VP8L"))
 }
 
-/// A file of one chunk.
-fn simple((kind, content): (&[u8], &[u8])) -> Vec<u8> {
-    let length = (content.len() as u32).to_le_bytes();
-    let padding = content.len() % 2;
-    let whole = ((4 + 8 + content.len() + padding) as u32).to_le_bytes();
-    [b"RIFF", &whole, b"WEBP", kind, &length, content, &[0][..padding]].concat()
+/// A chunk of a container.
+struct Chunk<'a> {
+    kind: [u8; 4],
+    content: &'a [u8],
+    /// Length of the content; more than there is, where the file ends within it.
+    length: u32,
 }
 
-/// The chunks of a container: kind and content. The last one may be cut off.
+impl Chunk<'_> {
+    /// A file of this chunk alone.
+    fn file(&self) -> Vec<u8> {
+        let padding = self.content.len() % 2;
+        let whole = self.length.saturating_add((4 + 8 + padding) as u32).to_le_bytes();
+        [b"RIFF", &whole, b"WEBP", &self.kind, &self.length.to_le_bytes(), self.content, &[0][..padding]].concat()
+    }
+}
+
+/// The chunks of a container.
 struct Chunks<'a>(&'a [u8]);
 
 impl<'a> Iterator for Chunks<'a> {
-    type Item = (&'a [u8], &'a [u8]);
+    type Item = Chunk<'a>;
 
-    fn next(&mut self) -> Option<Self::Item> {
-        let (header, rest) = self.0.split_at_checked(8)?;
-        let (kind, length) = header.split_at(4);
-        let (content, rest) = rest.split_at((number(length)).min(rest.len()));
+    fn next(&mut self) -> Option<Chunk<'a>> {
+        let (kind, rest) = self.0.split_first_chunk::<4>()?;
+        let (length, rest) = rest.split_first_chunk::<4>()?;
+        let length = u32::from_le_bytes(*length);
+        let (content, rest) = rest.split_at((length as usize).min(rest.len()));
         // Content of odd length has a zero after it, which some writers leave out.
         let padding = usize::from(content.len() % 2 == 1 && rest.first() == Some(&0));
         self.0 = &rest[padding..];
-        Some((kind, content))
+        Some(Chunk { kind: *kind, content, length })
     }
 }
 
