@@ -1,5 +1,5 @@
-//! BMP files, by the library `image`, with the headers of OS/2 2.x made into the Windows form, and 5- and 6-bit colours
-//! scaled as Pillow does.
+//! BMP files, by the library `image`, with the headers of OS/2 2.x and the masks of Windows CE made into the usual form, and
+//! 5- and 6-bit colours scaled as Pillow does.
 
 use std::borrow::Cow;
 
@@ -28,12 +28,23 @@ pub fn decode(file: &File) -> Result<Image> {
     Ok(Image { width, height, rgb })
 }
 
+/// Where the compression stands; masks of three colours, and of three and alpha.
+const COMPRESSION: usize = 30;
+const MASKS: usize = 3;
+const ALPHA_MASKS: usize = 6;
+
 /// The file with a Windows header where it has one of OS/2 2.x: 16 to 64 bytes, whose fields up to 40 mean the same.
 fn windows_form(bytes: &[u8]) -> Cow<'_, [u8]> {
     let length = number(bytes, FILE_HEADER, 4).unwrap_or(0);
     let other = (16..=64).contains(&length) && !matches!(length, WINDOWS_HEADER | 52 | 56);
     let Some(header) = bytes.get(FILE_HEADER..FILE_HEADER + length).filter(|_| other) else {
-        return Cow::Borrowed(bytes);
+        // Alpha is dropped: its mask lies before the pixels, which have an offset of their own.
+        let with_alpha = length == WINDOWS_HEADER && number(bytes, COMPRESSION, 4) == Some(ALPHA_MASKS);
+        return if with_alpha {
+            Cow::Owned([&bytes[..COMPRESSION], &[MASKS as u8], &bytes[COMPRESSION + 1..]].concat())
+        } else {
+            Cow::Borrowed(bytes)
+        };
     };
     let mut fields = [0; WINDOWS_HEADER];
     let known = length.min(WINDOWS_HEADER);
@@ -51,7 +62,7 @@ fn levels(bytes: &[u8]) -> Option<[u32; 3]> {
         return None;
     }
     let mask = |at| number(bytes, at, 4);
-    match (number(bytes, 30, 4)?, mask(54), mask(58), mask(62)) {
+    match (number(bytes, COMPRESSION, 4)?, mask(54), mask(58), mask(62)) {
         (0, ..) | (3, Some(0x7C00), Some(0x03E0), Some(0x1F)) => Some([31, 31, 31]),
         (3, Some(0xF800), Some(0x07E0), Some(0x1F)) => Some([31, 63, 31]),
         _ => None,

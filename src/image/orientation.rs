@@ -12,7 +12,7 @@ pub fn of(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Orientation {
     value.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
 }
 
-/// The orientation of a JPEG file. An EXIF block may go on in further segments; of several XMP packets the last counts.
+/// The orientation of a JPEG file. Its EXIF block is that of all EXIF segments put together, its XMP packet the last one.
 pub fn of_jpeg(bytes: &[u8]) -> Orientation {
     let mut exif: Option<Vec<u8>> = None;
     let mut xmp = None;

@@ -59,7 +59,7 @@ fn chunks(bytes: &[u8]) -> Vec<Chunk<'_>> {
     chunks
 }
 
-/// A file of the chunks that matter: header, palette, those that are `wanted` besides, pixels.
+/// A file of the chunks that matter: header, palette, those that are `wanted` too, pixels.
 fn in_order(chunks: &[Chunk], wanted: impl Fn(&Chunk) -> bool) -> Vec<u8> {
     let of_kind = |kind: &'static [u8; 4]| chunks.iter().filter(move |chunk| chunk.kind == *kind);
     let all = of_kind(b"IHDR").take(1).chain(of_kind(b"PLTE").take(1));

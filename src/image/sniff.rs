@@ -1,4 +1,4 @@
-//! What a file is, by its first bytes: one of the formats that can be decoded, or the name of something else.
+//! The kind of a file, by its first bytes: a format that can be decoded, or the name of something else.
 
 use ::image::ImageFormat;
 
@@ -34,7 +34,7 @@ fn with_article(name: &str) -> String {
     format!("{article} {name}")
 }
 
-/// What came in the place of a file that was to be downloaded or copied.
+/// The problem with a file that came in the place of an image: a pointer, a page, a server's message.
 fn placeholder(bytes: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(TEXT_BYTES)]).to_ascii_lowercase();
     let text = text.trim_start_matches(|c: char| c == '\u{FEFF}' || c.is_whitespace());
@@ -60,7 +60,7 @@ fn placeholder(bytes: &[u8]) -> Option<String> {
     })
 }
 
-/// What a file is that no decoder claims.
+/// The name of a file that is in no format of the library's.
 fn other(bytes: &[u8]) -> &'static str {
     let begins = |magic: &[&[u8]]| magic.iter().any(|magic| bytes.starts_with(magic));
     if bytes.get(4..8) == Some(b"ftyp") {

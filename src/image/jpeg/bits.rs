@@ -7,7 +7,7 @@ use super::markers::Input;
 /// A reader of bits, most significant first.
 pub struct Bits<'a, 'b> {
     input: &'b mut Input<'a>,
-    /// The next bits, from the top. What lies below `count` is either zero or the bits that follow.
+    /// The next bits, from the top. Below `count` lie zeros or the bits that follow.
     buffer: u64,
     /// Bits in the buffer.
     count: u32,

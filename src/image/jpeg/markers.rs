@@ -59,7 +59,7 @@ impl<'a> Input<'a> {
         Ok(Segment(content))
     }
 
-    /// Skips to the next marker and takes it. Whatever lies in between belongs to nothing.
+    /// Skips to the next marker and takes it; bytes in between belong to nothing.
     fn next_marker(&mut self) -> Result<u8> {
         loop {
             while self.byte()? != 0xFF {}
@@ -105,7 +105,7 @@ impl<'a> Input<'a> {
     }
 }
 
-/// What is left of a segment.
+/// The unread rest of a segment.
 struct Segment<'a>(&'a [u8]);
 
 impl Segment<'_> {
@@ -144,7 +144,7 @@ pub struct Component {
     pub height: usize,
 }
 
-/// The frame: what all scans have in common.
+/// The frame: all that its scans have in common.
 #[derive(Default)]
 pub struct Frame {
     pub progressive: bool,
@@ -203,7 +203,7 @@ impl Tables {
     }
 }
 
-/// What the components stand for.
+/// Meaning of the components.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ColourSpace {
     Grey,
@@ -213,7 +213,7 @@ pub enum ColourSpace {
     Ycck,
 }
 
-/// What ends a run of segments.
+/// The end of a run of segments: a scan's header, or the end of the image.
 pub enum Event {
     Scan(Scan),
     End,
@@ -458,7 +458,7 @@ impl<'a> Headers<'a> {
 }
 
 impl Scan {
-    /// Refuses what no scan of a progressive frame may be.
+    /// Refuses a scan that no progressive frame may have.
     fn check_progression(&self) -> Result<()> {
         let ((start, end), (high, low)) = (self.spectral, self.approximation);
         let band = if start == 0 { end == 0 } else { start <= end && end < 64 && self.components.len() == 1 };

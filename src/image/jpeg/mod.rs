@@ -71,7 +71,7 @@ impl<'a> Decoder<'a> {
         Ok(colour::to_rgb(&self.headers.frame, &planes, self.headers.colour_space()))
     }
 
-    /// Decodes a sequential file whose one scan holds all components: every block becomes samples at once.
+    /// Decodes a sequential file whose one scan holds all components: each block becomes samples as it comes.
     fn decode_single_scan(&mut self) -> Result<Vec<Plane>> {
         self.headers.latch_quantisation(&self.first)?;
         let mut samples = Samples::new(&self.headers.frame);

@@ -25,7 +25,7 @@ pub trait Entropy {
     fn block(&mut self, slot: usize, block: &mut Block) -> Result<()>;
 }
 
-/// What blocks are decoded into.
+/// A place that blocks are decoded into.
 pub trait Target {
     /// Has `decode` fill the block of `component` at (`row`, `column`). A block that is never decoded is zero.
     fn block(
@@ -100,7 +100,7 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Grey samples: what blocks of zeros become.
+    /// Grey samples, as blocks of zeros give them.
     pub fn new(frame: &Frame) -> Samples {
         Samples {
             planes: frame.components.iter().map(|component| Plane::grey(component, frame)).collect(),

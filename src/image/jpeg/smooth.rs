@@ -41,7 +41,7 @@ const BESIDES_AC: [Kernel; 5] = [
 /// Lowest bit that has come of each watched coefficient; -1: none.
 type Bits = [i32; WATCHED];
 
-/// What is known of the coefficients of a progressive file.
+/// Accuracy of the coefficients of a progressive file.
 pub struct Accuracy {
     /// After the last scan, and before it: for each component.
     current: Vec<Bits>,
@@ -53,14 +53,14 @@ pub struct Accuracy {
 }
 
 impl Accuracy {
-    /// Nothing is known.
+    /// The state before any scan: nothing is known.
     pub fn new(frame: &Frame) -> Accuracy {
         let none = vec![[-1; WATCHED]; frame.components.len()];
         let progressive = frame.progressive;
         Accuracy { current: none.clone(), previous: none, scans: 0, progressive, last_good_row: 0 }
     }
 
-    /// Takes note of what `scan` brings.
+    /// Records the bits that `scan` brings.
     pub fn start_scan(&mut self, scan: &Scan) {
         let (start, end) = scan.spectral;
         for coded in &scan.components {
@@ -153,7 +153,7 @@ impl<'a> Smoother<'a> {
         rows.map(|row| std::array::from_fn(|x| self.blocks.at(row, (column + x).saturating_sub(2).min(last))[0].into()))
     }
 
-    /// One coefficient, of which all bits from `low` on have come and are zero (-1, 0: none has, or no limit is set).
+    /// One coefficient whose bits from `low` on have come and are zero; -1: none has come, 0: there is no limit.
     fn estimate(&self, around: &Kernel, kernel: &Kernel, place: usize, low: i32) -> i16 {
         let sums =
             around.iter().zip(kernel).map(|(dc, weights)| dc.iter().zip(weights).map(|(d, w)| d * w).sum::<i32>());
