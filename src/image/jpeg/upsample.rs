@@ -46,7 +46,7 @@ impl Plane {
         let smooth = self.width > 2;
         match (self.across, self.down) {
             (1, 1) => return near,
-            (1, 2) => blend_vertically(near, self.neighbour(y), y % 2 == 0, out),
+            (1, 2) => blend_vertically(near, self.neighbour(y), y.is_multiple_of(2), out),
             (2, 1) if smooth => {
                 let sums = self.framed(sums, near.iter().map(|&sample| sample.into()));
                 widen::<2, 1, 2>(sums, out);
