@@ -61,12 +61,12 @@ fn open(name: &str) -> Image {
 }
 
 fn clip(size: usize) -> ImageConfig {
-    ImageConfig { size, mean: MEAN, std: STD }
+    ImageConfig { mean: MEAN, std: STD, ..ImageConfig::clip(size) }
 }
 
 /// A configuration under which pixels come back as the bytes they were.
 fn as_bytes(image: &Image, size: usize) -> Vec<u8> {
-    let planes = image.preprocess(&ImageConfig { size, mean: [0.0; 3], std: [1.0; 3] });
+    let planes = image.preprocess(&ImageConfig { mean: [0.0; 3], std: [1.0; 3], ..ImageConfig::clip(size) });
     (0..size * size * 3).map(|i| (planes[i % 3 * size * size + i / 3] * 255.0).round() as u8).collect()
 }
 

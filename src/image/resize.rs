@@ -1,11 +1,13 @@
-//! The CLIP processor: short side to `size`, centre square, normalise. The resize is Pillow's antialiased bicubic on
+//! Image preprocessing as Hugging Face processors do it: resize, centre square, scale, normalise. The resize is Pillow's on
 //! 8-bit data, bit for bit: a horizontal pass, then a vertical one, each in fixed point and rounded back to bytes. Only
-//! what the square needs is computed, so a picture of one row costs no more memory than any other.
+//! what the square needs is computed, so an image of one row costs no more memory than any other.
+
+use std::f64::consts::PI;
 
 use rayon::prelude::*;
 
 use super::Image;
-use crate::model::config::ImageConfig;
+use crate::model::config::{Filter, ImageConfig, Resize};
 
 /// Fraction bits of a weight.
 const PRECISION: u32 = 22;
@@ -19,17 +21,23 @@ const WORK_PER_TASK: usize = 1 << 18;
 impl Image {
     /// The pixels (3, size, size) that the vision transformer takes.
     pub fn preprocess(&self, config: &ImageConfig) -> Vec<f32> {
-        normalise(&self.centre_square(config.size), config)
+        normalise(&self.centre_square(config), config)
     }
 
-    /// Resizes the short side to `size` and keeps the centre: (size, size, 3).
-    fn centre_square(&self, size: usize) -> Vec<u8> {
+    /// Resizes and keeps the centre: (size, size, 3).
+    fn centre_square(&self, config: &ImageConfig) -> Vec<u8> {
+        let size = config.size;
         if size == 0 {
             return Vec::new();
         }
+        let side = config.resized().max(size);
         let short = self.width.min(self.height);
-        let columns = Taps::new(self.width, size * self.width / short, size);
-        let rows = Taps::new(self.height, size * self.height / short, size);
+        let (width, height) = match config.resize {
+            Resize::ShortSide => (side * self.width / short, side * self.height / short),
+            Resize::Square => (side, side),
+        };
+        let columns = Taps::new(self.width, width, size, config.filter);
+        let rows = Taps::new(self.height, height, size, config.filter);
         let stride = size * 3;
 
         // Horizontal: every row that the vertical pass looks at, (used rows, size, 3).
@@ -75,12 +83,20 @@ struct Taps {
 
 impl Taps {
     /// The middle `crop` outputs of an axis that goes from `input` to `output` pixels.
-    fn new(input: usize, output: usize, crop: usize) -> Taps {
+    fn new(input: usize, output: usize, crop: usize, filter: Filter) -> Taps {
+        let first = (output - crop) / 2;
+        let (support, function): (f64, fn(f64) -> f64) = match filter {
+            Filter::Nearest => return Taps::nearest(input, output, first..first + crop),
+            Filter::Box => (0.5, boxed),
+            Filter::Bilinear => (1.0, triangle),
+            Filter::Hamming => (1.0, hamming),
+            Filter::Bicubic => (2.0, cubic),
+            Filter::Lanczos => (3.0, lanczos),
+        };
         let scale = input as f64 / output as f64;
         let filter_scale = scale.max(1.0);
-        let support = 2.0 * filter_scale;
+        let support = support * filter_scale;
         let shrink = 1.0 / filter_scale;
-        let first = (output - crop) / 2;
         let mut taps = Taps { windows: Vec::with_capacity(crop), weights: Vec::new() };
         let mut exact = Vec::new();
         for i in first..first + crop {
@@ -89,10 +105,24 @@ impl Taps {
             let start = (centre - support + 0.5) as usize;
             let end = ((centre + support + 0.5) as usize).min(input);
             exact.clear();
-            exact.extend((start..end).map(|x| cubic((x as f64 - centre + 0.5) * shrink)));
+            exact.extend((start..end).map(|x| function((x as f64 - centre + 0.5) * shrink)));
             let sum: f64 = exact.iter().sum();
             taps.windows.push(Window { start, count: end - start, weights: taps.weights.len() });
             taps.weights.extend(exact.iter().map(|weight| to_fixed(if sum == 0.0 { *weight } else { weight / sum })));
+        }
+        taps
+    }
+
+    /// One input with all the weight for each of `outputs`. The position is a running sum, as in Pillow.
+    fn nearest(input: usize, output: usize, outputs: std::ops::Range<usize>) -> Taps {
+        let step = input as f64 / output as f64;
+        let mut taps = Taps { windows: Vec::with_capacity(outputs.len()), weights: vec![1 << PRECISION] };
+        let mut position = step * 0.5;
+        for i in 0..outputs.end {
+            if i >= outputs.start {
+                taps.windows.push(Window { start: (position as usize).min(input - 1), count: 1, weights: 0 });
+            }
+            position += step;
         }
         taps
     }
@@ -127,7 +157,32 @@ impl Taps {
     }
 }
 
-/// The bicubic kernel with a = -0.5.
+/// The box filter, open below.
+fn boxed(t: f64) -> f64 {
+    if t > -0.5 && t <= 0.5 { 1.0 } else { 0.0 }
+}
+
+/// Linear interpolation.
+fn triangle(t: f64) -> f64 {
+    (1.0 - t.abs()).max(0.0)
+}
+
+/// A sinc of one lobe under a Hamming window.
+fn hamming(t: f64) -> f64 {
+    let t = t.abs();
+    if t < 1.0 { sinc(t) * (0.54 + 0.46 * (t * PI).cos()) } else { 0.0 }
+}
+
+/// A sinc of three lobes under the first lobe of a wider one.
+fn lanczos(t: f64) -> f64 {
+    if (-3.0..3.0).contains(&t) { sinc(t) * sinc(t / 3.0) } else { 0.0 }
+}
+
+fn sinc(t: f64) -> f64 {
+    if t == 0.0 { 1.0 } else { (t * PI).sin() / (t * PI) }
+}
+
+/// Cubic convolution with a = -0.5.
 fn cubic(t: f64) -> f64 {
     const A: f64 = -0.5;
     let t = t.abs();
@@ -235,11 +290,11 @@ fn vertical_plain(rows: &[u8], weights: &[i32], sums: &mut [i32], out: &mut [u8]
     }
 }
 
-/// (size, size, 3) bytes to (3, size, size): times 1/255 in double, then minus mean and over std in single precision.
+/// (size, size, 3) bytes to (3, size, size): times the scale in double, then minus mean and over std in single precision.
 fn normalise(square: &[u8], config: &ImageConfig) -> Vec<f32> {
     let mut pixels = Vec::with_capacity(square.len());
     for (channel, (mean, std)) in config.mean.iter().zip(&config.std).enumerate() {
-        let values: [f32; 256] = std::array::from_fn(|byte| ((byte as f64 * (1.0 / 255.0)) as f32 - mean) / std);
+        let values: [f32; 256] = std::array::from_fn(|byte| ((byte as f64 * config.scale) as f32 - mean) / std);
         pixels.extend(square.iter().skip(channel).step_by(3).map(|byte| values[usize::from(*byte)]));
     }
     pixels
@@ -249,16 +304,19 @@ fn normalise(square: &[u8], config: &ImageConfig) -> Vec<f32> {
 mod tests {
     use super::*;
 
+    const FILTERS: [Filter; 6] =
+        [Filter::Nearest, Filter::Box, Filter::Bilinear, Filter::Hamming, Filter::Bicubic, Filter::Lanczos];
+
     #[test]
     fn every_form_of_the_horizontal_pass_gives_the_same_bytes() {
-        for (input, output, crop) in [(1, 5, 5), (7, 30, 4), (31, 31, 31), (200, 16, 16), (203, 150, 90), (1000, 9, 3)]
-        {
+        let sizes = [(1, 5, 5), (7, 30, 4), (31, 31, 31), (200, 16, 16), (203, 150, 90), (1000, 9, 3)];
+        for ((input, output, crop), filter) in sizes.into_iter().flat_map(|size| FILTERS.map(|filter| (size, filter))) {
             let row: Vec<u8> = (0..input * 3).map(|i| (i * i * 31 % 256) as u8).collect();
-            let taps = Taps::new(input, output, crop).padded_for_rgb(input);
+            let taps = Taps::new(input, output, crop, filter).padded_for_rgb(input);
             let (mut fast, mut plain) = (vec![0; crop * 3], vec![0; crop * 3]);
             horizontal(&row, &taps, &mut fast);
             horizontal_plain(&row, &taps, &mut plain);
-            assert_eq!(fast, plain, "{input} to {output}");
+            assert_eq!(fast, plain, "{input} to {output}, {filter:?}");
         }
     }
 }
