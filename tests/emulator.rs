@@ -5,7 +5,7 @@
 use im2sp::backend::cuda::driver::{Driver, Kernel, Launch};
 use im2sp::backend::cuda::emulated::planted::{self, PlantedParams};
 use im2sp::backend::cuda::emulated::{EmulatedDriver, Order, Settings};
-use im2sp::check::Random;
+use im2sp::random::Random;
 
 type Planted = Kernel<PlantedParams>;
 

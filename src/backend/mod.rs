@@ -19,7 +19,7 @@ use crate::{Error, Result};
 
 /// What a device does at most, as measured on it.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Ceilings {
+pub struct Peaks {
     /// Bytes a second: read by a CPU, read and written by a GPU's copy, of more than the caches hold.
     pub bytes: f64,
     /// Floating-point operations a second: f32 multiply-adds on a CPU, bf16 products of a GPU's tensor cores.

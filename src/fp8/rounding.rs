@@ -272,8 +272,8 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Random;
     use crate::fp8::{dequantize, quantize};
+    use crate::random::Random;
 
     /// A layer (N, K), and samples (M, K) of its inputs that share half of what they are.
     fn layer(rows: usize, columns: usize, samples: usize) -> (HostTensor, Vec<f32>, Vec<f32>) {

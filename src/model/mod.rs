@@ -6,4 +6,3 @@ pub mod decoder;
 pub mod layer;
 pub mod vision;
 pub mod vocoder;
-pub mod work;

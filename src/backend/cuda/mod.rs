@@ -11,7 +11,6 @@ mod attention;
 mod beam_candidates;
 mod cache;
 mod cast;
-mod ceiling;
 mod conv1d;
 mod conv_transpose1d;
 mod decode;
@@ -26,6 +25,7 @@ pub mod images;
 mod layer_norm;
 pub(crate) mod linear;
 mod patch_embed;
+mod peak;
 mod pool;
 mod region;
 mod top_k;
@@ -160,7 +160,7 @@ impl Cuda {
     }
 
     /// Overwrites `x` with zeros, and so the device's caches with `x`.
-    pub fn sweep(&self, x: &Tensor) -> Result<()> {
+    pub fn flush_l2(&self, x: &Tensor) -> Result<()> {
         // SAFETY: the tensor holds as many bytes.
         unsafe { self.driver.fill(x.pointer(), 0, x.len() * x.dtype.size()) }
     }
