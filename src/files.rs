@@ -61,8 +61,11 @@ pub fn mistaken_content(bytes: &[u8]) -> Option<String> {
     } else if text.starts_with("version https://git-lfs.github.com/spec/") {
         Some("is a Git LFS pointer that stands for the file: fetch the file itself with `git lfs pull`".into())
     } else if text.starts_with('<') {
-        Some("is a web page or an XML message, not the file: download it again (Google Drive asks a question before it \
-              gives a large file away: answer it in a browser)".into())
+        Some(
+            "is a web page or an XML message, not the file: download it again (Google Drive asks a question before it \
+              gives a large file away: answer it in a browser)"
+                .into(),
+        )
     } else {
         let line: String = text.lines().next().unwrap_or_default().chars().take(60).collect();
         Some(format!("is text that begins with {line:?}: download or copy the file itself"))

@@ -76,7 +76,9 @@ impl Checkpoint {
         for _ in 0..MAX_DEPTH {
             for outer in level.clone() {
                 for (key, value) in dicts[outer].value.as_dict().unwrap_or_default() {
-                    let Some(key) = key.as_str().filter(|_| value.is_dict() && seen.insert(value.id())) else { continue };
+                    let Some(key) = key.as_str().filter(|_| value.is_dict() && seen.insert(value.id())) else {
+                        continue;
+                    };
                     let keys = dicts[outer].keys.iter().copied().chain([key]).collect();
                     dicts.push(Dict { checkpoint: self, keys, value });
                 }

@@ -55,7 +55,6 @@ impl Extras {
                 return Err(json.wrong(field, format!("is {value:?}; im2sp runs models with {default:?} only")));
             }
         }
-        refuse_tokens(config)?;
         Ok(Extras {
             text: transformer(config, [768, 6, 12, 3072], 1e-12)?,
             patch: Some(vision.get("patch_size")?.unwrap_or(16)),
@@ -128,14 +127,16 @@ pub(super) fn companion(source: &Path) -> Result<Option<(PathBuf, Json)>> {
     Ok(is_git.then(|| (folder.to_owned(), config)))
 }
 
-/// Reads the configuration files of `folder`.
+/// Reads the configuration files of `folder`. Where there is a `generation_config.json`, tokens are its matter alone, as
+/// in transformers 5.
 pub(super) fn extras(folder: &Path, config: &Json) -> Result<Extras> {
-    let extras = Extras::parse(config)?;
     let generation = folder.join("generation_config.json");
     if generation.is_file() {
-        refuse_tokens(&Json::read(&generation)?)?;
+        refuse_tokens(&Json::read(&generation)?)?
+    } else {
+        refuse_tokens(config)?
     }
-    Ok(extras)
+    Extras::parse(config)
 }
 
 /// The model in a directory, in one file or several: safetensors where there are any.

@@ -14,8 +14,8 @@ mod vocoder;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::json::Json;
 use super::directory::{CAPTIONER, StagedDirectory, VOCODER};
+use super::json::Json;
 use super::safetensors::{Entry, Writer};
 use super::store::{list_names, scale_name};
 use super::stored::StoredTensor;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::Result;
 use crate::model::config::{Filter, ImageConfig, Resize};
 use crate::weights::json::Json;
-use crate::{Error, Result};
 
 /// Mean and standard deviation of processors that take bytes to -1..1.
 const HALVES: [f32; 3] = [0.5; 3];
@@ -97,7 +97,8 @@ pub fn image_config(json: &Json, size: usize) -> Result<ImageConfig> {
 
 /// The class of processor that the file names; CLIP, which GIT was made with, if it names none.
 fn class(json: &Json) -> Result<&'static Class> {
-    let field = ["image_processor_type", "feature_extractor_type"].into_iter().find(|field| json.value(field).is_some());
+    let field =
+        ["image_processor_type", "feature_extractor_type"].into_iter().find(|field| json.value(field).is_some());
     let Some(field) = field else { return Ok(&CLASSES[0]) };
     let said: String = json.need(field)?;
     let mut name = said.as_str();
@@ -122,9 +123,9 @@ fn refuse_steps(json: &Json) -> Result<()> {
     }
 }
 
-/// A truth value; null is the class's default.
+/// A truth value; null is false, as in Python.
 fn flag(json: &Json, field: &str, default: bool) -> Result<bool> {
-    Ok(json.get::<Option<bool>>(field)?.flatten().unwrap_or(default))
+    Ok(json.get::<Option<bool>>(field)?.map_or(default, |value| value == Some(true)))
 }
 
 /// Geometry and side of the resize. A processor that does not say a size is that of the model.
@@ -135,7 +136,7 @@ fn resize(json: &Json, class: &Class, size: usize) -> Result<(Resize, usize)> {
 
 /// A size: a number, [height, width], {"shortest_edge": n} or {"height": n, "width": n}.
 fn square_of(json: &Json, field: &str, square: bool) -> Result<Option<(Resize, usize)>> {
-    let Some(value) = json.value(field) else { return Ok(None) };
+    let Some(value) = &json.get::<Value>(field)? else { return Ok(None) };
     let number = |value: &Value| value.as_u64().and_then(|side| usize::try_from(side).ok()).filter(|&side| side > 0);
     let sides = match value {
         Value::Object(sides) => {
@@ -172,7 +173,7 @@ fn square_of(json: &Json, field: &str, square: bool) -> Result<Option<(Resize, u
 
 /// The filter, by Pillow's number.
 fn filter(json: &Json, class: &Class) -> Result<Filter> {
-    let Some(number) = json.get::<Option<u32>>("resample")?.flatten() else { return Ok(class.filter) };
+    let Some(number) = json.get::<u32>("resample")? else { return Ok(class.filter) };
     Ok(match number {
         0 => Filter::Nearest,
         1 => Filter::Lanczos,
@@ -189,7 +190,7 @@ fn scale(json: &Json, default: f64) -> Result<f64> {
     if !flag(json, "do_rescale", true)? {
         return Ok(1.0);
     }
-    match json.get::<Option<f64>>("rescale_factor")?.flatten() {
+    match json.get::<f64>("rescale_factor")? {
         None => Ok(default),
         // As written in decimal.
         Some(factor) if (factor / default - 1.0).abs() < 1e-9 => Ok(default),
@@ -200,12 +201,9 @@ fn scale(json: &Json, default: f64) -> Result<f64> {
 
 /// One number for each channel, or one for all.
 fn channels(json: &Json, field: &str, default: [f32; 3]) -> Result<[f32; 3]> {
-    match json.value(field) {
-        None => Ok(default),
-        Some(Value::Number(_)) => Ok([json.need(field)?; 3]),
-        Some(_) => json.get(field).map(|channels| channels.unwrap_or(default)).map_err(|error| match error {
-            Error::Weights { problem, .. } => json.wrong(field, format!("expected one number or three: {problem}")),
-            other => other,
-        }),
+    if json.value(field).is_some_and(Value::is_number) {
+        Ok([json.need(field)?; 3])
+    } else {
+        Ok(json.get(field)?.unwrap_or(default))
     }
 }

@@ -148,7 +148,8 @@ impl Family {
 
     fn several(&self, path: &Path, places: impl Iterator<Item = String>) -> Error {
         let places: Vec<String> = places.map(|place| format!("`{place}`")).collect();
-        let problem = format!("is there more than once, under {}: save the one to convert by itself", places.join(", "));
+        let problem =
+            format!("is there more than once, under {}: save the one to convert by itself", places.join(", "));
         Error::weights(path, self.title(), problem)
     }
 

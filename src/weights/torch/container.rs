@@ -73,7 +73,8 @@ pub(super) fn read_zip(path: &Path, bytes: &Bytes) -> Result<Checkpoint> {
     };
     let pickle = contents.remove("data.pkl").unwrap_or_else(|| Bytes::new(Vec::new()));
     let (object, _) = Pickle::parse(pickle).map_err(|problem| Error::weights(path, "data.pkl", problem))?;
-    let storages = contents.into_iter().filter_map(|(name, data)| Some((name.strip_prefix("data/")?.to_string(), data)));
+    let storages =
+        contents.into_iter().filter_map(|(name, data)| Some((name.strip_prefix("data/")?.to_string(), data)));
     Ok(Checkpoint { path: path.to_owned(), object, storages: storages.collect(), big_endian })
 }
 
@@ -169,7 +170,8 @@ fn unpack(path: &Path, entries: Vec<Entry>, length: u64) -> Result<HashMap<Strin
 
 /// Writes the content of a deflated entry, which has to be as long as the archive says. Returns its length.
 fn inflate(path: &Path, entry: &Entry, writer: &mut impl Write) -> Result<usize> {
-    let damaged = |problem: String| Error::weights(path, entry.name.as_str(), format!("{problem}: the file is damaged"));
+    let damaged =
+        |problem: String| Error::weights(path, entry.name.as_str(), format!("{problem}: the file is damaged"));
     let mut decoder = DeflateDecoder::new(&entry.data[..]).take(entry.size.saturating_add(1));
     let mut crc = flate2::Crc::new();
     let mut buffer = vec![0; 1 << 16];
@@ -201,7 +203,11 @@ pub(super) fn read_legacy(path: &Path, bytes: &Bytes) -> Result<Checkpoint> {
         Ok(pickle)
     };
     if next("magic number")?.root().as_long() != Some(&LEGACY_MAGIC) {
-        return Err(Error::weights(path, "container", "is a pickle, but no PyTorch checkpoint: save it with torch.save"));
+        return Err(Error::weights(
+            path,
+            "container",
+            "is a pickle, but no PyTorch checkpoint: save it with torch.save",
+        ));
     }
     if next("protocol")?.root().as_i64() != Some(LEGACY_PROTOCOL) {
         return Err(Error::weights(path, "protocol", "is not 1001, the only one there ever was"));

@@ -140,7 +140,9 @@ fn unknown(((module, name), _): &Call<'_>, value: View<'_>) -> String {
     if value.class() == Some((module, name)) {
         format!("expected a tensor, found {}", value.describe())
     } else {
-        format!("expected a tensor, found {module}.{name} is not on the list of known constructors; nothing was executed")
+        format!(
+            "expected a tensor, found {module}.{name} is not on the list of known constructors; nothing was executed"
+        )
     }
 }
 
