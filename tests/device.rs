@@ -9,10 +9,10 @@ use std::sync::Arc;
 use im2sp::backend::Occupancy;
 use im2sp::backend::cuda::Cuda;
 use im2sp::backend::cuda::driver::Driver;
-use im2sp::backend::cuda::emulated::EmulatedDriver;
+use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
 use im2sp::generate::{GenerateOptions, Sampling, generate};
 use im2sp::model::decoder::Decoder;
-use im2sp::model::layer::Loader;
+use im2sp::model::loader::Loader;
 use im2sp::model::vision::Vision;
 use im2sp::random::Random;
 use im2sp::tensor::DType;
@@ -25,7 +25,8 @@ fn device() -> Device {
 }
 
 fn engine(device: Device, dtype: DType) -> Engine {
-    Engine::embedded_with(LoadOptions { device, dtype: Some(dtype) }).unwrap_or_else(|error| panic!("{error}"))
+    Engine::embedded_with(LoadOptions { device, dtype: Some(dtype), ..LoadOptions::default() })
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Drawings in the spirit of the model's scenes: a noisy ground, and one to three discs and boxes.
@@ -123,7 +124,8 @@ fn the_published_size_speaks_as_on_the_cpu() {
     let options = CaptionOptions { generate, ..Default::default() };
     let picture = pictures(1).remove(0);
     let [expected, actual] = [Device::Cpu, device()].map(|device| {
-        let engine = Engine::random_with(LoadOptions { device, dtype: Some(DType::BF16) }).expect("an engine");
+        let engine = Engine::random_with(LoadOptions { device, dtype: Some(DType::BF16), ..LoadOptions::default() })
+            .expect("an engine");
         let caption = engine.caption(&picture, &options).expect("a caption");
         let spoken = engine.speak(&(0..50).collect::<Vec<u32>>(), None).expect("a second of sound");
         (caption, spoken.samples)
@@ -383,7 +385,7 @@ fn threads_and_engines_beside_each_other_say_what_each_alone_would() {
     let options =
         CaptionOptions { generate: GenerateOptions { max_length: 16, ..Default::default() }, ..Default::default() };
     {
-        let driver = emulator.fork().expect("a fork");
+        let driver = emulator.new_stream().expect("a fork");
         let engines = [emulator.clone(), driver].map(|driver| Engine::embedded_on(driver, DType::BF16).unwrap());
         let alone = captions(&engines[0], &pictures, &options);
         std::thread::scope(|scope| {
@@ -407,7 +409,7 @@ fn threads_and_engines_beside_each_other_say_what_each_alone_would() {
 
 #[test]
 fn a_device_index_that_does_not_exist_is_an_error() {
-    let options = LoadOptions { device: Device::Cuda(99), dtype: None };
+    let options = LoadOptions { device: Device::Cuda(99), ..LoadOptions::default() };
     let error = Engine::embedded_with(options).map(|_| ()).expect_err("there are no hundred GPUs").to_string();
     assert!(error.contains("cuda:99"), "{error}");
 }

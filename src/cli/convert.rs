@@ -10,6 +10,7 @@ use im2sp::weights::{ConvertOptions, convert};
 use im2sp::{CalibrateReport, Result, convert_calibrated};
 use serde_json::json;
 
+use super::print::note;
 use super::progress::Bar;
 use super::{print_json, print_line};
 
@@ -113,7 +114,10 @@ impl Convert {
         };
         drop(bar);
         if let Some(names) = list_names(report.left_aside.iter()) {
-            eprintln!("im2sp: left aside, as not part of the model: {names}");
+            note(format_args!("left aside, as not part of the model: {names}"));
+        }
+        for problem in calibrated.iter().flat_map(|report| &report.unreadable) {
+            note(format_args!("left out of the calibration: {problem}"));
         }
         if self.json {
             print_json(&json!({
@@ -157,6 +161,7 @@ fn json_of(report: &CalibrateReport) -> serde_json::Value {
     json!({
         "pictures": report.pictures,
         "kept": report.kept,
+        "unreadable": report.unreadable,
         "logit_rms": report.logit_rms,
         "logit_error_rms": report.logit_error_rms,
         "logit_error_max": report.logit_error_max,

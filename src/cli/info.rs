@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use im2sp::Result;
-use im2sp::model::config::Resize;
+use im2sp::config::Resize;
 use im2sp::weights::directory::ModelFiles;
 use im2sp::weights::embedded;
 use serde_json::json;

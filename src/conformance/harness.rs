@@ -22,7 +22,7 @@ pub const OPERATIONS: &[(&str, OpCheck)] = &[
     ("embed", super::ops::embed::check),
     ("layer_norm", super::ops::layer_norm::check),
     ("linear", super::ops::linear::check_sequences),
-    ("linear_step", super::ops::linear::check_steps),
+    ("linear_decode", super::ops::linear::check_steps),
     ("patch_embed", super::ops::patch_embed::check),
     ("top_k", super::ops::top_k::check),
     ("transpose", super::ops::transpose::check),
@@ -186,7 +186,7 @@ impl<'a> Harness<'a> {
         };
         let (cuda, op) = (self.cuda, self.op);
         let named = |error: Error| Error::shape(op, format!("{}: {error}", case.name));
-        let results = self.every_way(case.size, read).map_err(named)?;
+        let results = self.run_all_schedules(case.size, read).map_err(named)?;
         let mut error = difference(&results[0], &case.expected);
         // The order of threads, or a second run, must not change a bit.
         if results.iter().any(|r| r.iter().zip(&results[0]).any(|(a, b)| a.to_bits() != b.to_bits())) {
@@ -209,10 +209,10 @@ impl<'a> Harness<'a> {
     /// The result under every order of threads that the device can be made to take, and but for the largest cases with
     /// every access to memory checked; twice on a GPU.
     #[cfg_attr(not(feature = "emulator"), allow(unused_variables))]
-    fn every_way(&self, size: Size, run: &dyn Fn() -> Result<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
+    fn run_all_schedules(&self, size: Size, run: &dyn Fn() -> Result<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
         #[cfg(feature = "emulator")]
         if let Some(emulator) = self.cuda.driver().emulator() {
-            return emulator.every_way(size < Size::Real, run);
+            return emulator.run_all_schedules(size < Size::Real, run);
         }
         Ok(vec![run()?, run()?])
     }
@@ -225,8 +225,8 @@ fn seconds(cuda: &Cuda, flushed: Option<&Tensor>, run: &dyn Fn() -> Result<()>) 
     if let Some(flushed) = flushed {
         cuda.flush_l2(flushed)?;
     }
-    let start = driver.record()?;
+    let start = driver.record_event()?;
     run()?;
-    let end = driver.record()?;
+    let end = driver.record_event()?;
     Ok(f64::from(driver.elapsed(&start, &end)?) * 1e-3)
 }

@@ -7,7 +7,7 @@ use std::f64::consts::PI;
 use rayon::prelude::*;
 
 use super::Image;
-use crate::model::config::{Filter, ImageConfig, Resize};
+use crate::config::{Filter, ImageConfig, Resize};
 
 /// Fraction bits of a weight.
 const PRECISION: u32 = 22;

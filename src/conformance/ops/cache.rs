@@ -1,7 +1,7 @@
 //! Cases of the key-value cache: steps of several rows that fork, die, begin anew and share a picture's prefix.
 
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, CacheRow, CacheShape, Linear, Region};
+use crate::backend::{Backend, CacheRow, CacheShape, GraphId, Linear};
 use crate::conformance::{Case, Harness, Size, round_bf16};
 use crate::cost::Cost;
 use crate::random::Random;
@@ -47,7 +47,7 @@ fn run<B: Backend>(
     steps: &[(Vec<CacheRow>, Vec<f32>)],
 ) -> Result<Vec<f32>> {
     let width = shape.heads * shape.head_size;
-    let mut cache = backend.cache(shape)?;
+    let mut cache = backend.kv_cache(shape)?;
     let weight = HostTensor::from_f32(&[3 * width, DEPTH], prefix.weight.clone());
     let weight = weight.ok_or_else(|| Error::shape("cache", "no such weights"))?;
     let qkv = Linear { weight: backend.matrix(weight)?, bias: backend.upload([1, 3 * width], &vec![0.0; 3 * width])? };
@@ -58,25 +58,26 @@ fn run<B: Backend>(
             let rows = pictures.len() * shape.prefix;
             let first = (layer * shape.images + pictures.first().unwrap_or(&0)) * shape.prefix;
             let x = backend.upload([rows, DEPTH], &prefix.x[first * DEPTH..][..rows * DEPTH])?;
-            backend.cache_prefix(&mut cache, &pictures, layer, &x, &qkv)?;
+            backend.prefill_qkv(&mut cache, &pictures, layer, &x, &qkv)?;
         }
     }
     let mut out = Vec::new();
-    let regions: Vec<Region> = (0..shape.layers).map(|_| Region::new()).collect();
+    let regions: Vec<GraphId> = (0..shape.layers).map(|_| GraphId::new()).collect();
     for (position, (rows, qkv)) in steps.iter().enumerate() {
         // Rows that go on as they are need no call.
         if position == 0
             || rows.iter().enumerate().any(|(r, row)| row.parent != Some(r))
             || rows.len() != steps[position - 1].0.len()
         {
-            backend.cache_rows(&mut cache, rows)?;
+            backend.kv_reorder(&mut cache, rows)?;
         }
-        backend.cache_grow(&mut cache)?;
+        backend.kv_append(&mut cache)?;
         for (layer, region) in regions.iter().enumerate() {
             let part = &qkv[layer * rows.len() * 3 * width..][..rows.len() * 3 * width];
             let x = backend.upload([rows.len(), 3 * width], part)?;
-            let y = backend
-                .step_region(region, &mut cache, &x, &|backend, cache, x| backend.attention_cached(x, cache, layer))?;
+            let y = backend.captured_step(region, &mut cache, &x, &|backend, cache, x| {
+                backend.attention_decode(x, cache, layer)
+            })?;
             out.extend(backend.download(&y)?);
         }
     }
@@ -131,11 +132,13 @@ fn seen(steps: &[(Vec<CacheRow>, Vec<f32>)]) -> (usize, usize) {
 /// Against the CPU form, whose keys and values are those that the device stores.
 pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
     let max = harness.max;
-    for &([layers, heads, head_size, images, prefix, max_text], size) in SHAPES.iter().filter(|shape| shape.1 <= max) {
+    for &([layers, heads, head_size, images, prefix, max_new_tokens], size) in
+        SHAPES.iter().filter(|shape| shape.1 <= max)
+    {
         let mut random = Random::new((heads * 100 + prefix) as u64);
-        let shape = CacheShape { layers, heads, head_size, images, prefix, max_text };
+        let shape = CacheShape { layers, heads, head_size, images, prefix, max_new_tokens };
         let width = heads * head_size;
-        let length = if max_text > 64 && size < Size::Real { 67 } else { 8 };
+        let length = if max_new_tokens > 64 && size < Size::Real { 67 } else { 8 };
         let bf16 = harness.is_bf16();
         let stored = |v: f32| if bf16 { round_bf16(v) } else { v };
         let image = Prefixes::new(shape, &mut random);

@@ -99,7 +99,7 @@ fn one(
     let leaky: Vec<f32> = harness.stored(x.iter().map(|&v| v.max(v * around.slope)).collect());
     let expected = Cpu.conv1d(
         &Cpu.upload([inputs, frames], &leaky)?,
-        &Cpu.kernel(&weight, &bias)?,
+        &Cpu.conv_weights(&weight, &bias)?,
         dilation,
         0..frames,
         epilogue::<Cpu>(Around { slope: 1.0, ..around }, (&put(&residual)?, 0), &put(&sum)?),
@@ -121,7 +121,7 @@ fn one(
         },
     };
     let cuda = harness.cuda;
-    let kernel = cuda.kernel(&weight, &bias)?;
+    let kernel = cuda.conv_weights(&weight, &bias)?;
     let x = cuda.sequence([inputs, frames], &x)?;
     let (residual, sum) = (cuda.sequence([outputs, frames], &residual)?, cuda.sequence([outputs, frames], &sum)?);
     harness.case(case, outputs == 1, &|cuda| {
@@ -133,9 +133,9 @@ fn host(shape: &[usize], values: Vec<f32>) -> Result<HostTensor> {
     HostTensor::from_f32(shape, values).ok_or_else(|| crate::Error::shape("check", "weights"))
 }
 
-fn random_kernel(cuda: &Cuda, random: &mut Random, shape: [usize; 3]) -> Result<<Cuda as Backend>::Kernel> {
+fn random_kernel(cuda: &Cuda, random: &mut Random, shape: [usize; 3]) -> Result<<Cuda as Backend>::ConvWeights> {
     let weight = host(&shape, random.values(shape.iter().product()))?;
-    cuda.kernel(&weight, &host(&shape[..1], random.values(shape[0]))?)
+    cuda.conv_weights(&weight, &host(&shape[..1], random.values(shape[0]))?)
 }
 
 /// The first half alone gives the bits that it gives within the whole, as far as the margin allows.

@@ -38,7 +38,7 @@ pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
             let weight = host(&[inputs, outputs, taps], weight)?;
             let bias = host(&[outputs], random.values(outputs))?;
             let leaky: Vec<f32> = harness.stored(x.iter().map(|&v| v.max(v * slope)).collect());
-            let kernel = Cpu.transposed_kernel(&weight, &bias, stride)?;
+            let kernel = Cpu.conv_transpose_weights(&weight, &bias, stride)?;
             let expected = Cpu.conv_transpose1d(&Cpu.upload([inputs, frames], &leaky)?, &kernel, 1.0)?;
             let element = harness.cuda.dtype().size() as f64;
             let case = Case {
@@ -54,7 +54,7 @@ pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
                 },
             };
             let cuda = harness.cuda;
-            let kernel = cuda.transposed_kernel(&weight, &bias, stride)?;
+            let kernel = cuda.conv_transpose_weights(&weight, &bias, stride)?;
             let x = cuda.sequence([inputs, frames], &x)?;
             harness.case(case, false, &|cuda| cuda.conv_transpose1d(&x, &kernel, slope))?;
         }

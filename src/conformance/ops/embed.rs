@@ -1,4 +1,4 @@
-//! Cases of embed and embed_columns.
+//! Cases of embed and embed_frames.
 
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
@@ -67,12 +67,12 @@ pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
             ids.push((0..frames).map(|_| random.below(rows) as u32).collect::<Vec<_>>());
         }
         let ids = || ids.iter().map(Vec::as_slice);
-        let expected = Cpu.download(&Cpu.embed_columns(&host_tables.iter().zip(ids()).collect::<Vec<_>>())?)?;
+        let expected = Cpu.download(&Cpu.embed_frames(&host_tables.iter().zip(ids()).collect::<Vec<_>>())?)?;
         let elements = expected.len() as f64;
         let cost = Cost { flops: 0.0, bytes: 2.0 * elements * element };
         let name = format!("{frames} columns of {shapes:?}");
         let case = Case { name, size, length: 1, expected, rounded: Vec::new(), exact: true, cost };
-        harness.case(case, false, &|cuda| cuda.embed_columns(&device_tables.iter().zip(ids()).collect::<Vec<_>>()))?;
+        harness.case(case, false, &|cuda| cuda.embed_frames(&device_tables.iter().zip(ids()).collect::<Vec<_>>()))?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, Norm};
+use crate::backend::{Backend, LayerNormWeights};
 use crate::conformance::{Case, Harness, Size};
 use crate::cost::Cost;
 use crate::random::Random;
@@ -29,11 +29,18 @@ pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
         let x = harness.stored(random.values(rows * channels).iter().map(|v| v * scale + 0.5).collect());
         let (weight, bias) = (random.values(channels), random.values(channels));
         let eps = 1e-5;
-        let reference =
-            Norm::<Cpu> { weight: Cpu.upload([1, channels], &weight)?, bias: Cpu.upload([1, channels], &bias)?, eps };
+        let reference = LayerNormWeights::<Cpu> {
+            weight: Cpu.upload([1, channels], &weight)?,
+            bias: Cpu.upload([1, channels], &bias)?,
+            eps,
+        };
         let expected = Cpu.download(&Cpu.layer_norm(&Cpu.upload([rows, channels], &x)?, &reference)?)?;
         let cuda = harness.cuda;
-        let norm = Norm { weight: cuda.upload([1, channels], &weight)?, bias: cuda.upload([1, channels], &bias)?, eps };
+        let norm = LayerNormWeights {
+            weight: cuda.upload([1, channels], &weight)?,
+            bias: cuda.upload([1, channels], &bias)?,
+            eps,
+        };
         let x = cuda.sequence([rows, channels], &x)?;
         let elements = (rows * channels) as f64;
         let case = Case {

@@ -1,4 +1,4 @@
-//! Cases of linear and linear_step.
+//! Cases of linear and linear_decode.
 
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::linear::{TILES, linear_tiled};
@@ -224,7 +224,7 @@ pub(in crate::conformance) fn check_steps(harness: &mut Harness<'_>) -> Result<(
                 let kind = Kind { step: true, activation, residual, scale };
                 let Inputs { x, layer, residual, expected } = inputs(harness, &mut random, shape, kind)?;
                 let case = case(format!("of {scale:e}"), shape, kind, harness, &expected);
-                harness.case(case, true, &|cuda| cuda.linear_step(&x, &layer, activation, residual.as_ref()))?;
+                harness.case(case, true, &|cuda| cuda.linear_decode(&x, &layer, activation, residual.as_ref()))?;
             }
         }
         if size >= Size::Ragged {
@@ -239,14 +239,14 @@ fn step_independence(harness: &mut Harness<'_>, random: &mut Random, shape: Shap
     let cuda = harness.cuda;
     let kind = Kind { step: true, activation: Activation::Gelu, residual: false, scale: 1.0 };
     let Inputs { x, layer, .. } = inputs(harness, random, shape, kind)?;
-    let all = cuda.download(&cuda.linear_step(&x, &layer, kind.activation, None)?)?;
+    let all = cuda.download(&cuda.linear_decode(&x, &layer, kind.activation, None)?)?;
     let values = cuda.download(&x)?;
     for rows in [1, 8, 9, 16, 17, 64] {
         let first = cuda.upload([rows, shape.depth], &values[..rows * shape.depth])?;
         let name = format!("as of {} rows", shape.rows);
         let exact = Kind { scale: 0.0, ..kind };
         let case = case(name, Shape { rows, ..shape }, exact, harness, &all[..rows * shape.columns]);
-        harness.case(case, true, &|cuda| cuda.linear_step(&first, &layer, kind.activation, None))?;
+        harness.case(case, true, &|cuda| cuda.linear_decode(&first, &layer, kind.activation, None))?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::huggingface::{self, Extras};
 use super::select::{self, Family};
 use super::{Parts, Planned, Source, processor};
-use crate::model::config::{DecoderConfig, ImageConfig, VisionConfig};
+use crate::config::{DecoderConfig, ImageConfig, VisionConfig};
 use crate::weights::json::Json;
 use crate::{Error, Result};
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::Result;
-use crate::model::config::{Filter, ImageConfig, Resize};
+use crate::config::{Filter, ImageConfig, Resize};
 use crate::weights::json::Json;
 
 /// Mean and standard deviation of processors that take bytes to -1..1.

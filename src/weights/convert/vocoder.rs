@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::select::{self, Family};
 use super::{Parts, Planned, Source, WeightNorm};
-use crate::model::config::{DurationConfig, VocoderConfig};
+use crate::config::{DurationConfig, VocoderConfig};
 use crate::weights::json::Json;
 use crate::{Error, Result};
 
