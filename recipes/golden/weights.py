@@ -375,7 +375,7 @@ def processors(out):
     picture = np.stack([255 * x / 42, 255 * y / 30, 127 + 127 * np.sin((x + 2 * y) / 5)], axis=-1)
     picture[(x // 7 + y // 9) % 3 == 0] = (10, 200, 90)
     picture = picture.astype(np.uint8)
-    pictures = {"wide": picture[:23], "tall": picture[:, 5:24]}
+    pictures = {"wide": picture[:23], "tall": picture[:, 5:19]}
     configurations, pixels = {}, {}
     for name, change in changes.items():
         config = configurations[name] = {**clip, **change}

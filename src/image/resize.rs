@@ -1,8 +1,9 @@
 //! Image preprocessing as Hugging Face processors do it: resize, centre square, scale, normalise. The resize is Pillow's on
-//! 8-bit data, bit for bit: a horizontal pass, then a vertical one, each in fixed point and rounded back to bytes. Only
+//! 8-bit data, bit for bit: a horizontal and a vertical pass, each in fixed point and rounded back to bytes. Only
 //! what the square needs is computed, so an image of one row costs no more memory than any other.
 
 use std::f64::consts::PI;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -38,31 +39,45 @@ impl Image {
         };
         let columns = Taps::new(self.width, width, size, config.filter);
         let rows = Taps::new(self.height, height, size, config.filter);
-        let stride = size * 3;
-
-        // Horizontal: every row that the vertical pass looks at, (used rows, size, 3).
-        let used = rows.used();
-        let weights = columns.padded_for_rgb(self.width);
-        let mut narrow = vec![0; used.len() * stride];
-        let at_least = WORK_PER_TASK.div_ceil(weights.weights.len() + stride);
-        let source = &self.rgb[used.start * self.width * 3..used.end * self.width * 3];
-        (narrow.par_chunks_mut(stride), source.par_chunks(self.width * 3))
-            .into_par_iter()
-            .with_min_len(at_least)
-            .for_each(|(out, row)| horizontal(row, &weights, out));
-
-        // Vertical: (size, size, 3).
-        let mut square = vec![0; size * stride];
-        let at_least = WORK_PER_TASK.div_ceil(stride * rows.weights.len().div_ceil(size));
-        square.par_chunks_mut(stride).zip(&rows.windows).with_min_len(at_least).for_each_init(
-            || vec![0; stride],
-            |sums, (out, window)| {
-                let first = (window.start - used.start) * stride;
-                vertical(&narrow[first..first + window.count * stride], rows.of(window), sums, out);
-            },
-        );
-        square
+        let stride = self.width * 3;
+        // The order is Pillow's (since release 13): each pass rounds, so it shows in the last bit.
+        let fewer = |from: usize, to: usize| from as i64 - to as i64;
+        let (fewer_rows, fewer_columns) = (fewer(self.height, height), fewer(self.width, width));
+        if fewer_rows > 0 && fewer_rows > 2 * fewer_columns {
+            let used = columns.used();
+            let short = vertical_pass(&self.rgb[used.start * 3..], stride, &rows, 0, used.len() * 3);
+            horizontal_pass(&short, used.len() * 3, &columns.padded_for_rgb(used))
+        } else {
+            let used = rows.used();
+            let source = &self.rgb[used.start * stride..used.end * stride];
+            let narrow = horizontal_pass(source, stride, &columns.padded_for_rgb(0..self.width));
+            vertical_pass(&narrow, size * 3, &rows, used.start, size * 3)
+        }
     }
+}
+
+/// Takes each row of `source`, `stride` bytes long, through `columns`, which are padded: (rows, columns, 3).
+fn horizontal_pass(source: &[u8], stride: usize, columns: &Taps) -> Vec<u8> {
+    let width = columns.windows.len() * 3;
+    let mut narrow = vec![0; source.len() / stride * width];
+    let min_rows = WORK_PER_TASK.div_ceil(columns.weights.len() + width);
+    (narrow.par_chunks_mut(width), source.par_chunks(stride))
+        .into_par_iter()
+        .with_min_len(min_rows)
+        .for_each(|(out, row)| horizontal(row, columns, out));
+    narrow
+}
+
+/// Takes the first `width` bytes of rows that begin every `stride` bytes of `source`, with row `first`, through `rows`:
+/// (rows, width).
+fn vertical_pass(source: &[u8], stride: usize, rows: &Taps, first: usize, width: usize) -> Vec<u8> {
+    let mut short = vec![0; rows.windows.len() * width];
+    let min_rows = WORK_PER_TASK.div_ceil(width * rows.weights.len().div_ceil(rows.windows.len()));
+    short.par_chunks_mut(width).zip(&rows.windows).with_min_len(min_rows).for_each_init(
+        || vec![0; width],
+        |sums, (out, window)| vertical(&source[(window.start - first) * stride..], stride, rows.of(window), sums, out),
+    );
+    short
 }
 
 /// The inputs that one output looks at.
@@ -114,7 +129,7 @@ impl Taps {
     }
 
     /// One input with all the weight for each of `outputs`. The position is a running sum, as in Pillow.
-    fn nearest(input: usize, output: usize, outputs: std::ops::Range<usize>) -> Taps {
+    fn nearest(input: usize, output: usize, outputs: Range<usize>) -> Taps {
         let step = input as f64 / output as f64;
         let mut taps = Taps { windows: Vec::with_capacity(outputs.len()), weights: vec![1 << PRECISION] };
         let mut position = step * 0.5;
@@ -133,21 +148,22 @@ impl Taps {
     }
 
     /// The inputs that any window looks at. Windows start and end in rising order.
-    fn used(&self) -> std::ops::Range<usize> {
+    fn used(&self) -> Range<usize> {
         let start = self.windows.first().map_or(0, |window| window.start);
         start..self.windows.last().map_or(start, |window| window.start + window.count)
     }
 
-    /// The same windows over rows of RGB: every weight three times, counts and starts in bytes, and each window widened
-    /// with zeros to a multiple of [`LANES`] pixels where the row is long enough.
-    fn padded_for_rgb(&self, input: usize) -> Taps {
+    /// The same windows over rows of RGB that hold the pixels `columns`: every weight three times, counts and starts in
+    /// bytes, and each window widened with zeros to a multiple of [`LANES`] pixels where the row is long enough.
+    fn padded_for_rgb(&self, columns: Range<usize>) -> Taps {
+        let input = columns.len();
         let mut padded = Taps { windows: Vec::with_capacity(self.windows.len()), weights: Vec::new() };
         for window in &self.windows {
             let wide = window.count.next_multiple_of(LANES);
-            let (start, count) =
-                if wide <= input { (window.start.min(input - wide), wide) } else { (window.start, window.count) };
+            let first = window.start - columns.start;
+            let (start, count) = if wide <= input { (first.min(input - wide), wide) } else { (first, window.count) };
             padded.windows.push(Window { start: start * 3, count: count * 3, weights: padded.weights.len() });
-            let before = window.start - start;
+            let before = first - start;
             padded.weights.extend((0..count).flat_map(|x| {
                 let weight = x.checked_sub(before).and_then(|x| self.of(window).get(x)).copied().unwrap_or(0);
                 [weight; 3]
@@ -260,27 +276,27 @@ fn horizontal_avx2(row: &[u8], taps: &Taps, out: &mut [u8]) {
     }
 }
 
-/// One row of the result: `rows` are as many rows as there are weights, `sums` is room to work in.
-fn vertical(rows: &[u8], weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
+/// One row of the result: a weight for each row that begins every `stride` bytes of `rows`; `sums` is room to work in.
+fn vertical(rows: &[u8], stride: usize, weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2")]
-        fn vertical_avx2(rows: &[u8], weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
-            vertical_plain(rows, weights, sums, out);
+        fn vertical_avx2(rows: &[u8], stride: usize, weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
+            vertical_plain(rows, stride, weights, sums, out);
         }
         if is_x86_feature_detected!("avx2") {
             // SAFETY: as in `horizontal`.
-            return unsafe { vertical_avx2(rows, weights, sums, out) };
+            return unsafe { vertical_avx2(rows, stride, weights, sums, out) };
         }
     }
-    vertical_plain(rows, weights, sums, out);
+    vertical_plain(rows, stride, weights, sums, out);
 }
 
 /// Inlined, so that the compiler vectorises it for what its caller may use.
 #[inline(always)]
-fn vertical_plain(rows: &[u8], weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
+fn vertical_plain(rows: &[u8], stride: usize, weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
     sums.fill(HALF);
-    for (row, weight) in rows.chunks_exact(out.len()).zip(weights) {
+    for (row, weight) in rows.chunks(stride).zip(weights) {
         for (sum, byte) in sums.iter_mut().zip(row) {
             *sum += i32::from(*byte) * weight;
         }
@@ -312,7 +328,7 @@ mod tests {
         let sizes = [(1, 5, 5), (7, 30, 4), (31, 31, 31), (200, 16, 16), (203, 150, 90), (1000, 9, 3)];
         for ((input, output, crop), filter) in sizes.into_iter().flat_map(|size| FILTERS.map(|filter| (size, filter))) {
             let row: Vec<u8> = (0..input * 3).map(|i| (i * i * 31 % 256) as u8).collect();
-            let taps = Taps::new(input, output, crop, filter).padded_for_rgb(input);
+            let taps = Taps::new(input, output, crop, filter).padded_for_rgb(0..input);
             let (mut fast, mut plain) = (vec![0; crop * 3], vec![0; crop * 3]);
             horizontal(&row, &taps, &mut fast);
             horizontal_plain(&row, &taps, &mut plain);
