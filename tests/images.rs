@@ -61,12 +61,12 @@ fn open(name: &str) -> Image {
 }
 
 fn clip(size: usize) -> ImageConfig {
-    ImageConfig { size, mean: MEAN, std: STD }
+    ImageConfig { mean: MEAN, std: STD, ..ImageConfig::clip(size) }
 }
 
 /// A configuration under which pixels come back as the bytes they were.
 fn as_bytes(image: &Image, size: usize) -> Vec<u8> {
-    let planes = image.preprocess(&ImageConfig { size, mean: [0.0; 3], std: [1.0; 3] });
+    let planes = image.preprocess(&ImageConfig { mean: [0.0; 3], std: [1.0; 3], ..ImageConfig::clip(size) });
     (0..size * size * 3).map(|i| (planes[i % 3 * size * size + i / 3] * 255.0).round() as u8).collect()
 }
 
@@ -346,6 +346,20 @@ fn pixels_in_memory_are_checked() {
 
 /// The resize as the formulas say it: whole passes, nothing skipped, widest integers, division for division.
 fn slow_resize(rgb: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
+    // Pillow begins with the rows where their number falls by more than twice as much as that of the columns.
+    let fewer = |from: usize, to: usize| from as i64 - to as i64;
+    if fewer(from.1, to.1) > 2 * fewer(from.0, to.0).max(0) {
+        let on_its_side = slow_passes(&transposed(rgb, from), (from.1, from.0), (to.1, to.0));
+        return transposed(&on_its_side, (to.1, to.0));
+    }
+    slow_passes(rgb, from, to)
+}
+
+fn transposed(rgb: &[u8], (width, height): (usize, usize)) -> Vec<u8> {
+    (0..width).flat_map(|x| (0..height).flat_map(move |y| rgb[(y * width + x) * 3..][..3].to_vec())).collect()
+}
+
+fn slow_passes(rgb: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
     let horizontal: Vec<u8> =
         (0..from.1).flat_map(|y| slow_axis(|x, c| rgb[(y * from.0 + x) * 3 + c], from.0, to.0)).collect();
     let columns: Vec<Vec<u8>> =
