@@ -3,9 +3,9 @@
 use crate::Result;
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, TopValue};
-use crate::conformance::{Case, Harness, Size};
+use crate::conformance::{Case, Expected, Harness, Output, Prepared, Size, TestBackend};
 use crate::cost::Cost;
-use crate::random::Random;
+use crate::tensor::DType;
 
 /// Rows, columns, and how many are wanted.
 const SHAPES: &[(usize, usize, usize, Size)] = &[
@@ -22,33 +22,34 @@ const SHAPES: &[(usize, usize, usize, Size)] = &[
     (8, 30_522, 50, Size::Real),
 ];
 
+/// One read of x (rows, columns), one write of values and columns.
+fn cost(rows: usize, columns: usize, count: usize) -> Cost {
+    Cost { flops: 0.0, bytes: (4 * rows * columns + 8 * rows * count) as f64 }
+}
+
 /// Values and columns in one row, so that both are compared to the last bit.
 fn flat(rows: Vec<Vec<TopValue>>) -> Vec<f32> {
     rows.iter().flatten().flat_map(|top| [top.value, top.column as f32]).collect()
 }
 
 /// Against the CPU form; every other case has many ties.
-pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
-    let mut random = Random::new(35);
-    let max = harness.max;
-    for &(rows, columns, count, size) in SHAPES.iter().filter(|shape| shape.3 <= max) {
+pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
+    let backend = harness.backend;
+    for &(rows, columns, count, size) in SHAPES {
         for ties in [false, true] {
-            let mut x = random.values(rows * columns);
-            if ties {
-                x.iter_mut().for_each(|v| *v = if *v < 0.5 { f32::NEG_INFINITY } else { (*v - 0.75).signum() * 0.0 });
-            }
-            let expected = flat(Cpu.top_k(&Cpu.upload([rows, columns], &x)?, count)?);
-            let x = harness.cuda.upload([rows, columns], &x)?;
-            let case = Case {
-                name: format!("{count} of {rows}x{columns}{}", if ties { ", ties" } else { "" }),
-                size,
-                length: 1,
-                expected,
-                rounded: Vec::new(),
-                exact: true,
-                cost: Cost { flops: 0.0, bytes: (4 * rows * columns + 8 * rows * count) as f64 },
-            };
-            harness.values(case, &|cuda| Ok(flat(cuda.top_k(&x, count)?)))?;
+            let name = format!("{count} of {rows}x{columns}{}", if ties { ", ties" } else { "" });
+            let case = Case { name, dtype: DType::F32, size, cost: cost(rows, columns, count) };
+            harness.case(case, |inputs| {
+                let mut x = inputs.values(rows * columns);
+                if ties {
+                    let few = |v: f32| if v < 0.5 { f32::NEG_INFINITY } else { (v - 0.75).signum() * 0.0 };
+                    x.iter_mut().for_each(|v| *v = few(*v));
+                }
+                let on_device = backend.upload([rows, columns], &x)?;
+                Prepared::new(move || Ok(Output::Values(flat(backend.top_k(&on_device, count)?))), move || {
+                    Ok(Expected::Exact(flat(Cpu.top_k(&Cpu.upload([rows, columns], &x)?, count)?)))
+                })
+            })?;
         }
     }
     Ok(())
