@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 #[cfg(feature = "emulator")]
-#[path = "kernels/build/emulator.rs"]
+#[path = "build/emulator.rs"]
 mod emulator;
 #[cfg(feature = "cuda")]
-#[path = "kernels/build/nvcc.rs"]
+#[path = "build/nvcc.rs"]
 mod nvcc;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
-#[path = "kernels/build/table.rs"]
+#[path = "build/table.rs"]
 mod table;
 
 fn main() {
@@ -51,8 +51,8 @@ fn kernels() -> Result<(), String> {
     #[cfg(feature = "emulator")]
     {
         // Kernels with faults, for the tests of the emulator alone.
-        let planted = write_table(folder, &[folder.join("emulator/planted.cu")], &out.join("planted.rs"))?;
-        emulator::build(folder, &[sources.clone(), planted].concat(), &out)?;
+        let faulty = write_table(folder, &[folder.join("emulator/faulty.cu")], &out.join("faulty.rs"))?;
+        emulator::build(folder, &[sources.clone(), faulty].concat(), &out)?;
     }
     #[cfg(feature = "cuda")]
     nvcc::build(folder, &sources, &out)?;

@@ -2,7 +2,7 @@
 //! implementation performs and moves at least once, a convolution being multiplied directly (Winograd's form, which the
 //! CPU uses, needs fewer operations). Benches report shares of the hardware's peaks by it.
 
-use crate::model::config::{ModelConfig, VocoderConfig};
+use crate::config::{ModelConfig, VocoderConfig};
 
 /// Operations and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -10,16 +10,16 @@
 pub mod audio;
 pub mod backend;
 pub mod bench;
+pub mod config;
 pub mod conformance;
 pub mod cost;
 mod engine;
 pub mod error;
 pub mod files;
-pub mod fp8;
 pub mod generate;
 pub mod image;
-pub mod int8;
 pub mod model;
+pub(crate) mod quantize;
 pub mod random;
 pub mod tensor;
 pub mod trace;

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use im2sp::backend::Occupancy;
 use im2sp::backend::cuda::Cuda;
 use im2sp::backend::cuda::driver::Driver;
-use im2sp::backend::cuda::emulated::EmulatedDriver;
+use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
 use im2sp::generate::{GenerateOptions, Sampling, generate};
 use im2sp::model::decoder::Decoder;
-use im2sp::model::layer::Loader;
+use im2sp::model::loader::Loader;
 use im2sp::model::vision::Vision;
 use im2sp::random::Random;
 use im2sp::tensor::DType;
@@ -383,7 +383,7 @@ fn threads_and_engines_beside_each_other_say_what_each_alone_would() {
     let options =
         CaptionOptions { generate: GenerateOptions { max_length: 16, ..Default::default() }, ..Default::default() };
     {
-        let driver = emulator.fork().expect("a fork");
+        let driver = emulator.new_stream().expect("a fork");
         let engines = [emulator.clone(), driver].map(|driver| Engine::embedded_on(driver, DType::BF16).unwrap());
         let alone = captions(&engines[0], &pictures, &options);
         std::thread::scope(|scope| {

@@ -32,7 +32,7 @@ fn bytes(len: usize, seed: usize) -> Vec<u8> {
 fn read(driver: &Arc<dyn Driver>, from: DevicePtr, len: usize) -> Result<Vec<u8>> {
     let mut read = vec![0; len];
     // SAFETY: the tests read what they allocated.
-    unsafe { driver.read(from, &mut read)? };
+    unsafe { driver.copy_to_host(from, &mut read)? };
     Ok(read)
 }
 
@@ -61,11 +61,11 @@ fn copies(driver: &Arc<dyn Driver>, sizes: &[usize]) -> Result<()> {
         let mut sent = bytes(size, 1);
         // SAFETY: both are `size` bytes long.
         unsafe {
-            driver.write(a.1, &sent)?;
+            driver.copy_to_device(a.1, &sent)?;
             // The call is over: what it was given may change.
             sent.fill(0);
             driver.copy(b.1, a.1, size)?;
-            driver.fill(a.1, 7, size / 2)?;
+            driver.memset(a.1, 7, size / 2)?;
         }
         assert!(read(driver, b.1, size)? == bytes(size, 1), "{size} bytes are not what was written");
         let filled = read(driver, a.1, size)?;
@@ -77,9 +77,9 @@ fn copies(driver: &Arc<dyn Driver>, sizes: &[usize]) -> Result<()> {
     let nothing = Memory::new(driver, 0)?;
     // SAFETY: nothing is touched.
     unsafe {
-        driver.write(nothing.1, &[])?;
+        driver.copy_to_device(nothing.1, &[])?;
         driver.copy(nothing.1, nothing.1, 0)?;
-        driver.fill(nothing.1, 1, 0)?;
+        driver.memset(nothing.1, 1, 0)?;
     }
     assert!(read(driver, nothing.1, 0)?.is_empty());
     driver.synchronize()
@@ -92,7 +92,7 @@ fn many_small_writes(driver: &Arc<dyn Driver>) -> Result<()> {
     let expected = bytes(COUNT * 300, 3);
     for index in 0..COUNT {
         // SAFETY: inside of the memory.
-        unsafe { driver.write(memory.1.offset(index * 300), &expected[index * 300..][..300])? };
+        unsafe { driver.copy_to_device(memory.1.offset(index * 300), &expected[index * 300..][..300])? };
     }
     assert!(read(driver, memory.1, COUNT * 300)? == expected);
     Ok(())
@@ -100,16 +100,16 @@ fn many_small_writes(driver: &Arc<dyn Driver>) -> Result<()> {
 
 /// Host memory that the device sees, and the end of work without waiting.
 fn words(driver: &Arc<dyn Driver>) -> Result<()> {
-    let words = driver.shared_words(1000)?;
+    let words = driver.mapped_host(1000)?;
     assert!(words.device != DevicePtr::NULL && words.words().len() == 1000);
     assert!(words.words().iter().all(|word| word.load(Ordering::Relaxed) == 0));
     words.words()[999].store(7, Ordering::Relaxed);
     let memory = Memory::new(driver, 1 << 20)?;
     for byte in 0..10 {
         // SAFETY: inside of the memory.
-        unsafe { driver.fill(memory.1, byte, 1 << 20)? };
+        unsafe { driver.memset(memory.1, byte, 1 << 20)? };
     }
-    while !driver.idle()? {
+    while !driver.is_idle()? {
         std::thread::yield_now();
     }
     assert_eq!(words.words()[999].load(Ordering::Relaxed), 7);
@@ -140,17 +140,17 @@ fn launches(driver: &Arc<dyn Driver>, computes: bool) -> Result<()> {
         let (a, b) = ones_and_twos();
         (b, a)
     };
-    let before = driver.record()?;
+    let before = driver.record_event()?;
     for cooperative in [false, true] {
         // SAFETY: as long as the memory.
         unsafe {
-            driver.write(x.1, &wide)?;
+            driver.copy_to_device(x.1, &wide)?;
             driver.poison(y.1, VALUES * 2)?;
         }
         cast(driver, &x, &y, cooperative)?;
         assert!(!computes || read(driver, y.1, VALUES * 2)? == narrow);
     }
-    let after = driver.record()?;
+    let after = driver.record_event()?;
     assert!(driver.elapsed(&before, &after)? >= 0.0);
     // SAFETY: nothing runs.
     let refused = unsafe {
@@ -170,15 +170,15 @@ fn captures(driver: &Arc<dyn Driver>, computes: bool) -> Result<()> {
     let early = Memory::new(driver, 1000)?;
     // SAFETY: as long as the memory, here and below.
     unsafe {
-        driver.write(x.1, &wide)?;
-        driver.fill(z.1, 9, VALUES * 2)?;
+        driver.copy_to_device(x.1, &wide)?;
+        driver.memset(z.1, 9, VALUES * 2)?;
     }
     assert!(driver.end_capture().is_err(), "nothing is being captured");
     driver.begin_capture()?;
     let recorded = (|| {
         // SAFETY: as above.
         unsafe {
-            driver.fill(y.1, 5, VALUES * 2)?;
+            driver.memset(y.1, 5, VALUES * 2)?;
             cast(driver, &x, &y, false)?;
             driver.copy(z.1, y.1, VALUES * 2)
         }
@@ -190,7 +190,7 @@ fn captures(driver: &Arc<dyn Driver>, computes: bool) -> Result<()> {
         driver.begin_capture(),
         read(driver, x.1, 1).map(|_| ()),
         // SAFETY: as above.
-        unsafe { driver.write(x.1, &[0]) },
+        unsafe { driver.copy_to_device(x.1, &[0]) },
     ];
     drop(early);
     let graph = driver.end_capture();
@@ -202,7 +202,7 @@ fn captures(driver: &Arc<dyn Driver>, computes: bool) -> Result<()> {
     for _ in 0..2 {
         // SAFETY: the memory is still allocated.
         unsafe {
-            driver.fill(z.1, 9, VALUES * 2)?;
+            driver.memset(z.1, 9, VALUES * 2)?;
             driver.replay(&graph)?;
         }
         let after = read(driver, z.1, VALUES * 2)?;
@@ -224,28 +224,28 @@ fn too_much(driver: &Arc<dyn Driver>) -> Result<()> {
 /// Two streams of work: what the one is at is nothing to the other, whatever threads call them.
 fn forks(driver: &Arc<dyn Driver>, computes: bool) -> Result<()> {
     const BYTES: usize = 1 << 20;
-    let fork = driver.fork()?;
+    let fork = driver.new_stream()?;
     assert_eq!(fork.properties().name, driver.properties().name);
     let (here, there) = (Memory::new(driver, BYTES)?, Memory::new(&fork, BYTES)?);
     assert_ne!(here.1, there.1);
     // SAFETY: as long as the memory, here and below.
-    unsafe { fork.fill(there.1, 1, BYTES)? };
+    unsafe { fork.memset(there.1, 1, BYTES)? };
     fork.synchronize()?;
     for byte in 0..10 {
         // SAFETY: as above.
-        unsafe { driver.fill(here.1, byte, BYTES)? };
+        unsafe { driver.memset(here.1, byte, BYTES)? };
     }
-    let _mark = driver.record()?;
-    assert!(fork.idle()?, "it waits for another's work");
+    let _mark = driver.record_event()?;
+    assert!(fork.is_idle()?, "it waits for another's work");
     fork.synchronize()?;
-    assert!(computes || !driver.idle()?, "the fork's end was taken for its own");
+    assert!(computes || !driver.is_idle()?, "the fork's end was taken for its own");
     assert!(read(&fork, there.1, BYTES)?.iter().all(|&byte| byte == 1));
     assert!(read(driver, here.1, BYTES)?.iter().all(|&byte| byte == 9));
 
     // All that a capture forbids itself is free to others.
     driver.begin_capture()?;
     // SAFETY: as above.
-    let recorded = unsafe { driver.fill(here.1, 5, BYTES) };
+    let recorded = unsafe { driver.memset(here.1, 5, BYTES) };
     let go = || -> Result<()> {
         copies(&fork, &SIZES[..4])?;
         words(&fork)?;
@@ -280,14 +280,14 @@ fn forks(driver: &Arc<dyn Driver>, computes: bool) -> Result<()> {
 #[cfg(feature = "emulator")]
 #[test]
 fn the_emulator() {
-    use im2sp::backend::cuda::emulated::EmulatedDriver;
+    use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
     let emulator = Arc::new(EmulatedDriver::new(1 << 30));
     let driver: Arc<dyn Driver> = emulator.clone();
     goes_through(&driver, true).expect("everything works");
     assert_eq!(emulator.in_use(), 0);
 
     // What goes wrong in one stream of work is told there.
-    let fork = driver.fork().expect("a fork");
+    let fork = driver.new_stream().expect("a fork");
     let memory = Memory::new(&fork, 100).expect("memory");
     let broken = Memory(&fork, DevicePtr::NULL);
     cast(&fork, &broken, &memory, false).expect("it was started");
@@ -302,12 +302,12 @@ fn the_emulator() {
 #[cfg(feature = "cuda")]
 #[test]
 fn a_gpu_if_there_is_one() {
-    match im2sp::backend::cuda::gpu::probe() {
+    match im2sp::backend::cuda::driver::gpu::probe() {
         Err(error) => println!("left out: {error}"),
         Ok(devices) => {
             for (index, properties) in devices {
                 println!("{properties:?}");
-                let driver = im2sp::backend::cuda::gpu::open(index).expect("it was found usable");
+                let driver = im2sp::backend::cuda::driver::gpu::open(index).expect("it was found usable");
                 goes_through(&driver, true).expect("everything works");
             }
         }
@@ -322,7 +322,7 @@ mod fake {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
-    use im2sp::backend::cuda::gpu;
+    use im2sp::backend::cuda::driver::gpu;
 
     /// Each function of the driver library that is used and may fail.
     const FUNCTIONS: [&str; 44] = [
@@ -450,7 +450,7 @@ mod fake {
                 driver.begin_capture()?;
             }
             // What was handed out may outlive the driver.
-            let handed_out = (driver.record(), driver.shared_words(10), driver.fork());
+            let handed_out = (driver.record_event(), driver.mapped_host(10), driver.new_stream());
             drop(driver);
             let still = handed_out.2.as_ref().map_or(Ok(()), |fork| copies(fork, &SIZES[..2]));
             drop(handed_out);

@@ -1,23 +1,23 @@
-//! The emulator finds what it is for. kernels/emulator/planted.cu holds kernels with one mistake each: every one has to be
+//! The emulator finds what it is for. kernels/emulator/faulty.cu holds kernels with one mistake each: every one has to be
 //! found and named, and its twin without the mistake has to pass.
 #![cfg(feature = "emulator")]
 
+use im2sp::backend::cuda::driver::emulator::faulty::{self, FaultyParams};
+use im2sp::backend::cuda::driver::emulator::{EmulatedDriver, Order, Settings};
 use im2sp::backend::cuda::driver::{Driver, Kernel, Launch};
-use im2sp::backend::cuda::emulated::planted::{self, PlantedParams};
-use im2sp::backend::cuda::emulated::{EmulatedDriver, Order, Settings};
 use im2sp::random::Random;
 
-type Planted = Kernel<PlantedParams>;
+type Faulty = Kernel<FaultyParams>;
 
 const THREADS: usize = 128;
-const SHARED: usize = planted::SIZE_OF_VALUES;
+const SHARED: usize = faulty::SIZE_OF_VALUES;
 const CHECKED: Settings = Settings { order: Order::Forward, checked: true };
 const ORDERS: [Order; 3] = [Order::Forward, Order::Backward, Order::Shuffled(1)];
 
 /// A device with memory for one kind of launch.
 struct Bench {
     driver: EmulatedDriver,
-    params: PlantedParams,
+    params: FaultyParams,
     launch: Launch,
     results: usize,
 }
@@ -28,7 +28,7 @@ impl Bench {
         let driver = EmulatedDriver::new(1 << 24);
         let bytes = |n: usize| n * size_of::<f32>();
         let allocate = |n| driver.allocate(bytes(n)).expect("there is room");
-        let params = PlantedParams {
+        let params = FaultyParams {
             x: allocate(values),
             y: allocate(results),
             flag: allocate(16),
@@ -37,8 +37,8 @@ impl Bench {
         };
         let x: Vec<f32> = (0..values).map(|n| n as f32).collect();
         // SAFETY: as many bytes were allocated.
-        unsafe { driver.write(params.x, bytemuck::cast_slice(&x)) }.expect("the memory is the driver's");
-        Bench { driver, params, launch: Launch::blocks(blocks).shared(SHARED), results }
+        unsafe { driver.copy_to_device(params.x, bytemuck::cast_slice(&x)) }.expect("the memory is the driver's");
+        Bench { driver, params, launch: Launch::blocks(blocks).shared_bytes(SHARED), results }
     }
 
     fn cooperative(mut self) -> Bench {
@@ -47,25 +47,27 @@ impl Bench {
     }
 
     /// The results, or what was found.
-    fn run(&self, kernel: &'static Planted, settings: Settings) -> Result<Vec<f32>, String> {
+    fn run(&self, kernel: &'static Faulty, settings: Settings) -> Result<Vec<f32>, String> {
         self.driver.set(settings);
         let mut results = vec![0.0f32; self.results];
         // SAFETY: the memory is as large as `new` made it; kernels that leave it are what this is about, and the emulator
         // ends them, or they stay within the guards.
         unsafe {
             self.driver.poison(self.params.y, self.results * 4).map_err(|e| e.to_string())?;
-            self.driver.fill(self.params.flag, 0, 64).map_err(|e| e.to_string())?;
+            self.driver.memset(self.params.flag, 0, 64).map_err(|e| e.to_string())?;
             self.driver
                 .launch(&kernel.info, self.launch, bytemuck::bytes_of(&self.params))
                 .expect("it can be launched");
-            self.driver.read(self.params.y, bytemuck::cast_slice_mut(&mut results)).map_err(|e| e.to_string())?;
+            self.driver
+                .copy_to_host(self.params.y, bytemuck::cast_slice_mut(&mut results))
+                .map_err(|e| e.to_string())?;
         }
         Ok(results)
     }
 
     /// The mistake is found, in words that contain all `parts`, and the twin passes in every way.
     #[track_caller]
-    fn finds(&self, wrong: &'static Planted, right: &'static Planted, parts: &[&str]) {
+    fn finds(&self, wrong: &'static Faulty, right: &'static Faulty, parts: &[&str]) {
         let found = self.run(wrong, CHECKED).expect_err("the mistake has to be found");
         let whole = [wrong.info.name];
         for part in parts.iter().chain(&whole) {
@@ -76,7 +78,7 @@ impl Bench {
 
     /// The same results, bit for bit, in every way.
     #[track_caller]
-    fn passes(&self, right: &'static Planted) -> Vec<f32> {
+    fn passes(&self, right: &'static Faulty) -> Vec<f32> {
         let checked = self.run(right, CHECKED).unwrap_or_else(|error| panic!("{error}"));
         for order in ORDERS {
             let plain = self.run(right, Settings { order, checked: false }).unwrap_or_else(|error| panic!("{error}"));
@@ -86,7 +88,7 @@ impl Bench {
     }
 
     /// What every order of threads says.
-    fn plain(&self, kernel: &'static Planted) -> Vec<Result<Vec<f32>, String>> {
+    fn plain(&self, kernel: &'static Faulty) -> Vec<Result<Vec<f32>, String>> {
         ORDERS.map(|order| self.run(kernel, Settings { order, checked: false })).into()
     }
 }
@@ -104,19 +106,19 @@ fn a_missing_barrier_of_the_block_is_a_race() {
     let bench = Bench::new(1, THREADS, THREADS);
     let parts = [
         "data race in shared memory: thread 37 of block (0, 0, 0) writes 4 bytes of shared memory + 148 (of 512 bytes)",
-        "thread 0 of block (0, 0, 0) read there at kernels/emulator/planted.cu:",
+        "thread 0 of block (0, 0, 0) read there at kernels/emulator/faulty.cu:",
         "the block met at no barrier before",
     ];
-    bench.finds(&planted::PLANTED_BLOCK_BARRIER, &planted::PLANTED_BLOCK_BARRIER_RIGHT, &parts);
-    let parts = ["data race in shared memory", "the block last met in sync_block at kernels/emulator/planted.cu:"];
-    bench.finds(&planted::PLANTED_SECOND_BARRIER, &planted::PLANTED_SECOND_BARRIER_RIGHT, &parts);
+    bench.finds(&faulty::FAULTY_BLOCK_BARRIER, &faulty::FAULTY_BLOCK_BARRIER_RIGHT, &parts);
+    let parts = ["data race in shared memory", "the block last met in sync_block at kernels/emulator/faulty.cu:"];
+    bench.finds(&faulty::FAULTY_SECOND_BARRIER, &faulty::FAULTY_SECOND_BARRIER_RIGHT, &parts);
 }
 
 #[test]
 fn a_missing_barrier_shows_in_plain_launches_as_results_that_differ() {
     let bench = Bench::new(1, THREADS, THREADS);
-    assert!(differ(&bench.plain(&planted::PLANTED_BLOCK_BARRIER)));
-    assert!(differ(&bench.plain(&planted::PLANTED_SECOND_BARRIER)));
+    assert!(differ(&bench.plain(&faulty::FAULTY_BLOCK_BARRIER)));
+    assert!(differ(&bench.plain(&faulty::FAULTY_SECOND_BARRIER)));
 }
 
 #[test]
@@ -124,12 +126,12 @@ fn a_missing_barrier_of_the_warp_is_a_race() {
     let bench = Bench::new(1, THREADS, THREADS);
     let parts =
         ["data race in shared memory: thread 0 of block (0, 0, 0) reads", "thread 1 of block (0, 0, 0) wrote there"];
-    bench.finds(&planted::PLANTED_WARP_BARRIER, &planted::PLANTED_WARP_BARRIER_RIGHT, &parts);
-    let (wrong, right) = (&planted::PLANTED_WARP_BARRIER_FOR_BLOCK, &planted::PLANTED_WARP_BARRIER_FOR_BLOCK_RIGHT);
+    bench.finds(&faulty::FAULTY_WARP_BARRIER, &faulty::FAULTY_WARP_BARRIER_RIGHT, &parts);
+    let (wrong, right) = (&faulty::FAULTY_WARP_BARRIER_FOR_BLOCK, &faulty::FAULTY_WARP_BARRIER_FOR_BLOCK_RIGHT);
     bench.finds(wrong, right, &["data race in shared memory: thread 32 of block (0, 0, 0)"]);
     let parts =
         ["data race in shared memory: thread 1 of block (0, 0, 0) writes", "thread 0 of block (0, 0, 0) read there"];
-    bench.finds(&planted::PLANTED_MATRIX_ROWS, &planted::PLANTED_MATRIX_ROWS_RIGHT, &parts);
+    bench.finds(&faulty::FAULTY_MATRIX_ROWS, &faulty::FAULTY_MATRIX_ROWS_RIGHT, &parts);
 }
 
 #[test]
@@ -137,10 +139,10 @@ fn blocks_must_not_write_to_the_same_place() {
     let bench = Bench::new(3, THREADS, THREADS);
     let parts = [
         "data race in device memory: thread 0 of block (1, 0, 0) writes 4 bytes of the memory of `y` + 0 (of 512 bytes)",
-        "thread 0 of block (0, 0, 0) wrote there at kernels/emulator/planted.cu:",
+        "thread 0 of block (0, 0, 0) wrote there at kernels/emulator/faulty.cu:",
         "no release and acquire lie between",
     ];
-    bench.finds(&planted::PLANTED_SAME_PLACE, &planted::PLANTED_SAME_PLACE_RIGHT, &parts);
+    bench.finds(&faulty::FAULTY_SAME_PLACE, &faulty::FAULTY_SAME_PLACE_RIGHT, &parts);
 }
 
 #[test]
@@ -148,11 +150,11 @@ fn the_last_block_sees_the_others_only_through_release_and_acquire() {
     let blocks = 4;
     let bench = Bench::new(blocks, blocks * THREADS, (blocks + 1) * THREADS);
     let parts = ["data race in device memory: thread 0 of block (3, 0, 0) reads", "of block (0, 0, 0) wrote there"];
-    bench.finds(&planted::PLANTED_LAST_BLOCK, &planted::PLANTED_LAST_BLOCK_RIGHT, &parts);
+    bench.finds(&faulty::FAULTY_LAST_BLOCK, &faulty::FAULTY_LAST_BLOCK_RIGHT, &parts);
     let parts =
         ["data race in device memory: thread 1 of block (3, 0, 0) reads", "thread 1 of block (0, 0, 0) wrote there"];
-    bench.finds(&planted::PLANTED_LAST_BLOCK_TOO_EARLY, &planted::PLANTED_LAST_BLOCK_FENCED_RIGHT, &parts);
-    let sums = bench.passes(&planted::PLANTED_LAST_BLOCK_RIGHT);
+    bench.finds(&faulty::FAULTY_LAST_BLOCK_TOO_EARLY, &faulty::FAULTY_LAST_BLOCK_FENCED_RIGHT, &parts);
+    let sums = bench.passes(&faulty::FAULTY_LAST_BLOCK_RIGHT);
     assert_eq!(sums[5], (0..blocks).map(|block| (block * THREADS + 5) as f32).sum::<f32>());
 }
 
@@ -160,7 +162,7 @@ fn the_last_block_sees_the_others_only_through_release_and_acquire() {
 fn a_flag_orders_what_one_thread_wrote_for_another() {
     let bench = Bench::new(3, THREADS, 6).cooperative();
     let parts = ["data race in device memory: thread 32 of block (1, 0, 0) reads", "thread 0 of block (0, 0, 0) wrote"];
-    bench.finds(&planted::PLANTED_FLAG, &planted::PLANTED_FLAG_RIGHT, &parts);
+    bench.finds(&faulty::FAULTY_FLAG, &faulty::FAULTY_FLAG_RIGHT, &parts);
 }
 
 #[test]
@@ -168,11 +170,11 @@ fn a_grid_barrier_orders_everything() {
     let blocks = 3;
     let bench = Bench::new(blocks, 1, 2 * blocks * THREADS).cooperative();
     let parts = ["data race in device memory", "the memory of `y`"];
-    bench.finds(&planted::PLANTED_GRID, &planted::PLANTED_GRID_RIGHT, &parts);
-    let seen = bench.passes(&planted::PLANTED_GRID_RIGHT);
+    bench.finds(&faulty::FAULTY_GRID, &faulty::FAULTY_GRID_RIGHT, &parts);
+    let seen = bench.passes(&faulty::FAULTY_GRID_RIGHT);
     assert_eq!(seen[blocks * THREADS], 2000.0 + 2.0 * THREADS as f32 - 1.0);
     // One block alone, too.
-    Bench { launch: Launch { grid: [1, 1, 1], ..bench.launch }, ..bench }.passes(&planted::PLANTED_GRID_RIGHT);
+    Bench { launch: Launch { grid: [1, 1, 1], ..bench.launch }, ..bench }.passes(&faulty::FAULTY_GRID_RIGHT);
 }
 
 #[test]
@@ -181,31 +183,31 @@ fn accesses_out_of_bounds_are_found_before_they_happen() {
     let bench = Bench::new(2, values, values);
     let parts =
         ["out of bounds: thread 72 of block (1, 0, 0) writes 4 bytes of the memory of `y` + 800 (of 800 bytes)"];
-    bench.finds(&planted::PLANTED_OUT_OF_BOUNDS_WRITE, &planted::PLANTED_OUT_OF_BOUNDS_WRITE_RIGHT, &parts);
+    bench.finds(&faulty::FAULTY_OUT_OF_BOUNDS_WRITE, &faulty::FAULTY_OUT_OF_BOUNDS_WRITE_RIGHT, &parts);
     let parts = ["out of bounds: thread 72 of block (1, 0, 0) reads 4 bytes of the memory of `x` + 800 (of 800 bytes)"];
-    bench.finds(&planted::PLANTED_OUT_OF_BOUNDS_READ, &planted::PLANTED_OUT_OF_BOUNDS_READ_RIGHT, &parts);
+    bench.finds(&faulty::FAULTY_OUT_OF_BOUNDS_READ, &faulty::FAULTY_OUT_OF_BOUNDS_READ_RIGHT, &parts);
     let bench = Bench::new(1, values, values);
     let parts = ["out of bounds: thread 0 of block (0, 0, 0) writes 804 bytes of the memory of `y` + 0 (of 800 bytes)"];
-    bench.finds(&planted::PLANTED_SET_MEMORY, &planted::PLANTED_SET_MEMORY_RIGHT, &parts);
+    bench.finds(&faulty::FAULTY_SET_MEMORY, &faulty::FAULTY_SET_MEMORY_RIGHT, &parts);
     let bench = Bench::new(1, 90, 90);
     let parts = ["out of bounds: thread 10 of block (0, 0, 0)", "36 bytes of the memory of `y` + 360 (of 360 bytes)"];
-    bench.finds(&planted::PLANTED_WIDE_COPY, &planted::PLANTED_WIDE_COPY_RIGHT, &parts);
+    bench.finds(&faulty::FAULTY_WIDE_COPY, &faulty::FAULTY_WIDE_COPY_RIGHT, &parts);
     let bench = Bench::new(1, THREADS, THREADS);
     let parts = ["out of bounds: thread 124 of block (0, 0, 0) writes 4 bytes of shared memory + 512 (of 512 bytes)"];
-    bench.finds(&planted::PLANTED_SHARED_OUT_OF_BOUNDS, &planted::PLANTED_SHARED_OUT_OF_BOUNDS_RIGHT, &parts);
-    let parts = ["index beyond the end of an array at kernels/emulator/planted.cu:", "by thread 15 of block (0, 0, 0)"];
-    bench.finds(&planted::PLANTED_ARRAY_INDEX, &planted::PLANTED_ARRAY_INDEX_RIGHT, &parts);
+    bench.finds(&faulty::FAULTY_SHARED_OUT_OF_BOUNDS, &faulty::FAULTY_SHARED_OUT_OF_BOUNDS_RIGHT, &parts);
+    let parts = ["index beyond the end of an array at kernels/emulator/faulty.cu:", "by thread 15 of block (0, 0, 0)"];
+    bench.finds(&faulty::FAULTY_ARRAY_INDEX, &faulty::FAULTY_ARRAY_INDEX_RIGHT, &parts);
 }
 
 #[test]
 fn a_write_beside_memory_shows_in_plain_launches() {
     let bench = Bench::new(2, 200, 200);
-    for result in bench.plain(&planted::PLANTED_OUT_OF_BOUNDS_WRITE) {
+    for result in bench.plain(&faulty::FAULTY_OUT_OF_BOUNDS_WRITE) {
         let found = result.expect_err("the guard words changed");
-        assert!(found.contains("planted_out_of_bounds_write: wrote beside the 800 bytes"), "{found}");
+        assert!(found.contains("faulty_out_of_bounds_write: wrote beside the 800 bytes"), "{found}");
     }
     let bench = Bench::new(2, THREADS, THREADS);
-    for result in bench.plain(&planted::PLANTED_SHARED_OUT_OF_BOUNDS) {
+    for result in bench.plain(&faulty::FAULTY_SHARED_OUT_OF_BOUNDS) {
         let found = result.expect_err("the guard words changed");
         assert!(found.contains(", 0, 0) wrote beside its 512 bytes of shared memory"), "{found}");
     }
@@ -214,8 +216,8 @@ fn a_write_beside_memory_shows_in_plain_launches() {
 #[test]
 fn misaligned_vectors_are_found() {
     let bench = Bench::new(1, 4 * THREADS + 4, THREADS);
-    let parts = ["misaligned access at kernels/emulator/planted.cu:", "by thread 0 of block (0, 0, 0)"];
-    bench.finds(&planted::PLANTED_MISALIGNED, &planted::PLANTED_MISALIGNED_RIGHT, &parts);
+    let parts = ["misaligned access at kernels/emulator/faulty.cu:", "by thread 0 of block (0, 0, 0)"];
+    bench.finds(&faulty::FAULTY_MISALIGNED, &faulty::FAULTY_MISALIGNED_RIGHT, &parts);
 }
 
 #[test]
@@ -224,34 +226,34 @@ fn what_was_never_written_must_not_be_read() {
     // More memory than values.
     bench.params.x = bench.driver.allocate(4 * THREADS).expect("there is room");
     // SAFETY: as many bytes were allocated.
-    unsafe { bench.driver.write(bench.params.x, &[0; 400]) }.expect("the memory is the driver's");
+    unsafe { bench.driver.copy_to_device(bench.params.x, &[0; 400]) }.expect("the memory is the driver's");
     let parts =
         ["uninitialised read: thread 100 of block (0, 0, 0) reads 4 bytes of the memory of `x` + 400 (of 512 bytes)"];
-    let found = bench.run(&planted::PLANTED_UNINITIALISED, CHECKED).expect_err("the mistake has to be found");
+    let found = bench.run(&faulty::FAULTY_UNINITIALISED, CHECKED).expect_err("the mistake has to be found");
     parts.iter().for_each(|part| assert!(found.contains(part), "{part:?} is missing in: {found}"));
-    bench.passes(&planted::PLANTED_UNINITIALISED_RIGHT);
+    bench.passes(&faulty::FAULTY_UNINITIALISED_RIGHT);
     // A plain launch may have written anything; what is poisoned after it counts as never written.
-    bench.run(&planted::PLANTED_UNINITIALISED, CHECKED).expect("all of it may have been written");
+    bench.run(&faulty::FAULTY_UNINITIALISED, CHECKED).expect("all of it may have been written");
     // SAFETY: as above.
     unsafe { bench.driver.poison(bench.params.x, 8) }.expect("the memory is the driver's");
-    let found = bench.run(&planted::PLANTED_UNINITIALISED_RIGHT, CHECKED).expect_err("it was poisoned");
+    let found = bench.run(&faulty::FAULTY_UNINITIALISED_RIGHT, CHECKED).expect_err("it was poisoned");
     assert!(found.contains("uninitialised read: thread 0 of block (0, 0, 0)"), "{found}");
 
     let bench = Bench::new(1, THREADS, THREADS);
     let parts = [
         "uninitialised read: thread 0 of block (0, 0, 0) reads 4 bytes of shared memory + 12 (of 512 bytes)",
-        "the block last met in sync_block at kernels/emulator/planted.cu:",
+        "the block last met in sync_block at kernels/emulator/faulty.cu:",
     ];
-    bench.finds(&planted::PLANTED_UNINITIALISED_SHARED, &planted::PLANTED_UNINITIALISED_SHARED_RIGHT, &parts);
+    bench.finds(&faulty::FAULTY_UNINITIALISED_SHARED, &faulty::FAULTY_UNINITIALISED_SHARED_RIGHT, &parts);
 }
 
 #[test]
 fn barriers_have_to_be_reached_by_all() {
     let bench = Bench::new(1, THREADS, THREADS);
-    let cases: [(&'static Planted, &'static Planted, &[&str]); 4] = [
+    let cases: [(&'static Faulty, &'static Faulty, &[&str]); 4] = [
         (
-            &planted::PLANTED_DIVERGENT_BLOCK,
-            &planted::PLANTED_DIVERGENT_BLOCK_RIGHT,
+            &faulty::FAULTY_DIVERGENT_BLOCK,
+            &faulty::FAULTY_DIVERGENT_BLOCK_RIGHT,
             &[
                 "divergent barrier of a block in block (",
                 "thread 0 waits in sync_block at kernels/",
@@ -259,18 +261,18 @@ fn barriers_have_to_be_reached_by_all() {
             ],
         ),
         (
-            &planted::PLANTED_DIVERGENT_WARP,
-            &planted::PLANTED_DIVERGENT_WARP_RIGHT,
+            &faulty::FAULTY_DIVERGENT_WARP,
+            &faulty::FAULTY_DIVERGENT_WARP_RIGHT,
             &["divergent barrier of a warp", "thread 0 waits in sync_warp at", "thread 16 waits in sync_block at"],
         ),
         (
-            &planted::PLANTED_TWO_BARRIERS,
-            &planted::PLANTED_TWO_BARRIERS_RIGHT,
+            &faulty::FAULTY_TWO_BARRIERS,
+            &faulty::FAULTY_TWO_BARRIERS_RIGHT,
             &["divergent barrier of a warp", "thread 0 waits in sync_warp at", "thread 16 waits in shuffle at"],
         ),
         (
-            &planted::PLANTED_ENDED_LANE,
-            &planted::PLANTED_ENDED_LANE_RIGHT,
+            &faulty::FAULTY_ENDED_LANE,
+            &faulty::FAULTY_ENDED_LANE_RIGHT,
             &["divergent barrier of a warp", "thread 0 waits in shuffle at", "thread 5 has ended"],
         ),
     ];
@@ -290,15 +292,15 @@ fn threads_that_wait_for_ever_are_found() {
         "deadlock in block (0, 0, 0): 127 threads from 0 on wait in sync_block at",
         "thread 77 waits in spin_pause at",
     ];
-    bench.finds(&planted::PLANTED_WAITS_FOR_EVER, &planted::PLANTED_WAITS_FOR_EVER_RIGHT, &parts);
+    bench.finds(&faulty::FAULTY_WAITS_FOR_EVER, &faulty::FAULTY_WAITS_FOR_EVER_RIGHT, &parts);
     let parts =
         ["waits for a flag in a loop without spin_pause at kernels/emulator/", "by thread 77 of block (0, 0, 0)"];
-    bench.finds(&planted::PLANTED_WAITS_WITHOUT_PAUSE, &planted::PLANTED_WAITS_WITHOUT_PAUSE_RIGHT, &parts);
+    bench.finds(&faulty::FAULTY_WAITS_WITHOUT_PAUSE, &faulty::FAULTY_WAITS_WITHOUT_PAUSE_RIGHT, &parts);
     let bench = Bench::new(2, 1, 2).cooperative();
     let parts =
         ["deadlock in block (0, 0, 0): thread 0 waits in spin_pause", "127 threads from 1 on wait in sync_block"];
-    bench.finds(&planted::PLANTED_BLOCKS_WAIT, &planted::PLANTED_BLOCKS_WAIT_RIGHT, &parts);
-    bench.plain(&planted::PLANTED_BLOCKS_WAIT).into_iter().for_each(|result| {
+    bench.finds(&faulty::FAULTY_BLOCKS_WAIT, &faulty::FAULTY_BLOCKS_WAIT_RIGHT, &parts);
+    bench.plain(&faulty::FAULTY_BLOCKS_WAIT).into_iter().for_each(|result| {
         assert!(result.expect_err("plain launches see it too").contains("deadlock in block"));
     });
 }
@@ -306,15 +308,15 @@ fn threads_that_wait_for_ever_are_found() {
 #[test]
 fn copies_have_to_be_waited_for() {
     let bench = Bench::new(1, THREADS, THREADS);
-    let right = &planted::PLANTED_COPY_RIGHT;
+    let right = &faulty::FAULTY_COPY_RIGHT;
     let parts =
         ["access to what an asynchronous copy has not been waited for: thread 0 of block (0, 0, 0) reads 4 bytes"];
-    bench.finds(&planted::PLANTED_COPY_NOT_WAITED, right, &parts);
-    bench.finds(&planted::PLANTED_COPY_NO_BARRIER, right, &["data race in shared memory"]);
+    bench.finds(&faulty::FAULTY_COPY_NOT_WAITED, right, &parts);
+    bench.finds(&faulty::FAULTY_COPY_NO_BARRIER, right, &["data race in shared memory"]);
     let parts = ["asynchronous copy has not been waited for: thread 0 of block (0, 0, 0) writes 4 bytes"];
-    bench.finds(&planted::PLANTED_COPY_OVERWRITTEN, right, &parts);
+    bench.finds(&faulty::FAULTY_COPY_OVERWRITTEN, right, &parts);
     // In a plain launch, little has arrived.
-    let results = bench.plain(&planted::PLANTED_COPY_NOT_WAITED);
+    let results = bench.plain(&faulty::FAULTY_COPY_NOT_WAITED);
     assert!(results.iter().all(|result| result.as_ref().is_ok_and(|values| values.iter().any(|v| v.is_nan()))));
 }
 
@@ -325,12 +327,12 @@ fn a_fault_ends_the_launch_and_leaves_the_driver_usable() {
         bench.driver.set(settings);
         let bytes = bytemuck::bytes_of(&bench.params);
         // SAFETY: the kernel ends at its first barrier.
-        unsafe { bench.driver.launch(&planted::PLANTED_DIVERGENT_BLOCK.info, bench.launch, bytes) }
+        unsafe { bench.driver.launch(&faulty::FAULTY_DIVERGENT_BLOCK.info, bench.launch, bytes) }
             .expect("reported later");
         let found = bench.driver.synchronize().expect_err("the launch failed").to_string();
-        assert!(found.contains("kernel planted_divergent_block: divergent barrier"), "{found}");
+        assert!(found.contains("kernel faulty_divergent_block: divergent barrier"), "{found}");
         bench.driver.synchronize().expect("a failure is reported once");
-        bench.passes(&planted::PLANTED_DIVERGENT_BLOCK_RIGHT);
+        bench.passes(&faulty::FAULTY_DIVERGENT_BLOCK_RIGHT);
     }
 }
 
@@ -344,9 +346,9 @@ fn graphs_replay_what_was_recorded() {
     // SAFETY: the memory is as large as the kernel needs.
     unsafe {
         driver.poison(bench.params.y, 2 * THREADS * 4).expect("recorded");
-        driver.launch(&planted::PLANTED_OUT_OF_BOUNDS_READ_RIGHT.info, bench.launch, bytes).expect("recorded");
+        driver.launch(&faulty::FAULTY_OUT_OF_BOUNDS_READ_RIGHT.info, bench.launch, bytes).expect("recorded");
         driver.copy(bench.params.x, bench.params.y, 4).expect("recorded");
-        driver.fill(bench.params.x.offset(4), 0, 4).expect("recorded");
+        driver.memset(bench.params.x.offset(4), 0, 4).expect("recorded");
     }
     let graph = driver.end_capture().expect("one is under way");
     assert_eq!(driver.launches(), 0);
@@ -355,7 +357,7 @@ fn graphs_replay_what_was_recorded() {
         // SAFETY: as above; nothing was freed.
         unsafe { driver.replay(&graph) }.expect("all of it can be done");
         // SAFETY: the memory holds as many.
-        unsafe { driver.read(bench.params.y, bytemuck::cast_slice_mut(&mut seen)) }.expect("it passed");
+        unsafe { driver.copy_to_host(bench.params.y, bytemuck::cast_slice_mut(&mut seen)) }.expect("it passed");
     }
     assert_eq!((driver.launches(), seen), (2, vec![0.0, 0.0, 2.0, 3.0]));
 }
@@ -364,39 +366,40 @@ fn graphs_replay_what_was_recorded() {
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn what_the_processor_refuses_ends_the_launch_not_the_process() {
     let bench = Bench::new(1, THREADS, THREADS);
-    let cases: [(&'static Planted, &'static Planted, &str); 3] = [
-        (&planted::PLANTED_LARGE_FRAME, &planted::PLANTED_LARGE_FRAME_RIGHT, "stack overflow"),
-        (&planted::PLANTED_WILD_POINTER, &planted::PLANTED_WILD_POINTER_RIGHT, "where there is no memory"),
-        (&planted::PLANTED_DIVISION, &planted::PLANTED_DIVISION_RIGHT, "division by zero"),
+    let cases: [(&'static Faulty, &'static Faulty, &str); 3] = [
+        (&faulty::FAULTY_LARGE_FRAME, &faulty::FAULTY_LARGE_FRAME_RIGHT, "stack overflow"),
+        (&faulty::FAULTY_WILD_POINTER, &faulty::FAULTY_WILD_POINTER_RIGHT, "where there is no memory"),
+        (&faulty::FAULTY_DIVISION, &faulty::FAULTY_DIVISION_RIGHT, "division by zero"),
     ];
     for (wrong, right, part) in cases {
         for result in bench.plain(wrong) {
             let found = result.expect_err("the processor refused it");
-            let parts = [part, wrong.info.name, " at kernels/emulator/planted.cu:", "by thread "];
+            let parts = [part, wrong.info.name, " at kernels/emulator/faulty.cu:", "by thread "];
             // Division does not trap on every processor.
             let traps = part != "division by zero" || cfg!(target_arch = "x86_64");
             assert!(!traps || parts.iter().all(|part| found.contains(part)), "{found}");
         }
         bench.passes(right);
     }
-    let found = bench.run(&planted::PLANTED_LARGE_FRAME, CHECKED).expect_err("no stack holds it");
+    let found = bench.run(&faulty::FAULTY_LARGE_FRAME, CHECKED).expect_err("no stack holds it");
     assert!(found.contains("stack overflow"), "{found}");
     let parts = ["out of bounds: thread 0 of block (0, 0, 0) writes 4 bytes of 0x", "which is no memory of the device"];
-    bench.finds(&planted::PLANTED_WILD_POINTER, &planted::PLANTED_WILD_POINTER_RIGHT, &parts);
-    let parts = ["division by zero", " at kernels/emulator/planted.cu:", "by thread 20 of block (0, 0, 0)"];
-    bench.finds(&planted::PLANTED_DIVISION, &planted::PLANTED_DIVISION_RIGHT, &parts);
+    bench.finds(&faulty::FAULTY_WILD_POINTER, &faulty::FAULTY_WILD_POINTER_RIGHT, &parts);
+    let parts = ["division by zero", " at kernels/emulator/faulty.cu:", "by thread 20 of block (0, 0, 0)"];
+    bench.finds(&faulty::FAULTY_DIVISION, &faulty::FAULTY_DIVISION_RIGHT, &parts);
 }
 
 /// A product of whole numbers as real kernels do it.
 fn product(size: usize) -> (Bench, Vec<f32>) {
     let tiles = size / 64;
     let mut bench = Bench::new(1, 2 * size * size / 2, size * size);
-    bench.launch = Launch::grid([tiles, tiles, 1]).shared(planted::SIZE_OF_STAGES);
+    bench.launch = Launch::grid([tiles, tiles, 1]).shared_bytes(faulty::SIZE_OF_STAGES);
     bench.params.count = size as i32;
     let values = Random::new(5).whole(2 * size * size);
     let stored: Vec<half::bf16> = values.iter().map(|&v| half::bf16::from_f32(v)).collect();
     // SAFETY: as many bytes were allocated.
-    unsafe { bench.driver.write(bench.params.x, bytemuck::cast_slice(&stored)) }.expect("the memory is the driver's");
+    unsafe { bench.driver.copy_to_device(bench.params.x, bytemuck::cast_slice(&stored)) }
+        .expect("the memory is the driver's");
     let (a, b) = values.split_at(size * size);
     let dot = |row: &[f32], column: &[f32]| row.iter().zip(column).map(|(a, b)| a * b).sum::<f32>();
     let expected = a.chunks(size).flat_map(|row| b.chunks(size).map(move |column| dot(row, column))).collect();
@@ -406,9 +409,9 @@ fn product(size: usize) -> (Bench, Vec<f32>) {
 #[test]
 fn tensor_cores_multiply_exactly() {
     let (bench, expected) = product(128);
-    let parts = ["data race in shared memory", "at kernels/emulator/planted.cu:"];
-    bench.finds(&planted::PLANTED_PRODUCT, &planted::PLANTED_PRODUCT_RIGHT, &parts);
-    assert_eq!(bench.passes(&planted::PLANTED_PRODUCT_RIGHT), expected);
+    let parts = ["data race in shared memory", "at kernels/emulator/faulty.cu:"];
+    bench.finds(&faulty::FAULTY_PRODUCT, &faulty::FAULTY_PRODUCT_RIGHT, &parts);
+    assert_eq!(bench.passes(&faulty::FAULTY_PRODUCT_RIGHT), expected);
 }
 
 #[test]
@@ -423,7 +426,7 @@ fn speed() {
         let start = std::time::Instant::now();
         for _ in 0..n {
             assert_eq!(
-                bench.run(&planted::PLANTED_PRODUCT_RIGHT, Settings { order: Order::Forward, checked }).unwrap(),
+                bench.run(&faulty::FAULTY_PRODUCT_RIGHT, Settings { order: Order::Forward, checked }).unwrap(),
                 expected
             );
         }
@@ -440,7 +443,7 @@ fn speed_blocks() {
         if std::env::var("ONLY").is_ok_and(|v| v != format!("{checked}")) {
             continue;
         }
-        for kernel in [&planted::PLANTED_OUT_OF_BOUNDS_WRITE_RIGHT, &planted::PLANTED_SAME_PLACE_RIGHT] {
+        for kernel in [&faulty::FAULTY_OUT_OF_BOUNDS_WRITE_RIGHT, &faulty::FAULTY_SAME_PLACE_RIGHT] {
             let start = std::time::Instant::now();
             for _ in 0..n {
                 bench.run(kernel, Settings { order: Order::Forward, checked }).unwrap();

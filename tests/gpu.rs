@@ -2,7 +2,8 @@
 //! Without a GPU nothing is run, and the output says so.
 #![cfg(feature = "cuda")]
 
-use im2sp::backend::cuda::{Cuda, gpu};
+use im2sp::backend::cuda::Cuda;
+use im2sp::backend::cuda::driver::gpu;
 use im2sp::conformance::{Harness, Size};
 use im2sp::tensor::DType;
 

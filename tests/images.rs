@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use im2sp::config::ImageConfig;
 use im2sp::image::{Image, MAX_PIXELS};
-use im2sp::model::config::ImageConfig;
 use proptest::prelude::*;
 
 /// Files of decode/, and by how many levels any sample may differ from Pillow's.

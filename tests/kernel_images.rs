@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use im2sp::backend::cuda::{images, kernels};
+use im2sp::backend::cuda::driver::gpu::fatbins;
+use im2sp::backend::cuda::kernels;
 
 /// Architectures with machine code of their own.
 const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
@@ -34,7 +35,7 @@ const TENSOR_CORES: &[&str] = &["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16
 
 /// The PTX of each kernel of a file.
 fn ptx(file: &str, architecture: &str) -> BTreeMap<String, String> {
-    let path = Path::new(env!("OUT_DIR")).join(format!("images/{file}.{architecture}.ptx"));
+    let path = Path::new(env!("OUT_DIR")).join(format!("fatbins/{file}.{architecture}.ptx"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     // The line tables at the end belong to no kernel.
     let text = text.split("\n\t.file\t").next().unwrap_or("");
@@ -44,7 +45,7 @@ fn ptx(file: &str, architecture: &str) -> BTreeMap<String, String> {
 
 /// Every kernel: file, name, PTX.
 fn each_kernel(mut check: impl FnMut(&str, &str, &str)) {
-    for image in &images::ALL {
+    for image in &fatbins::ALL {
         for architecture in ["compute_80", "compute_90a"] {
             for (name, text) in ptx(image.file, architecture) {
                 check(image.file, &name, &text);
@@ -60,7 +61,7 @@ fn starts_with_word(name: &str, word: &str) -> bool {
 #[test]
 fn every_kernel_is_in_an_image_for_every_architecture() {
     for kernel in kernels::ALL {
-        let image = images::ALL.iter().find(|image| image.file == kernel.file);
+        let image = fatbins::ALL.iter().find(|image| image.file == kernel.file);
         let image = image.unwrap_or_else(|| panic!("{}: no image of {}", kernel.name, kernel.file));
         for architecture in ARCHITECTURES {
             let found = image.resources.iter().any(|r| r.kernel == kernel.name && r.architecture == architecture);
@@ -68,13 +69,13 @@ fn every_kernel_is_in_an_image_for_every_architecture() {
         }
         assert!(ptx(kernel.file, "compute_80").contains_key(kernel.name), "{} has no PTX for later GPUs", kernel.name);
     }
-    let compiled: usize = images::ALL.iter().map(|image| image.resources.len()).sum();
+    let compiled: usize = fatbins::ALL.iter().map(|image| image.resources.len()).sum();
     assert_eq!(compiled, kernels::ALL.len() * ARCHITECTURES.len(), "a kernel that the table does not know");
 }
 
 #[test]
 fn no_kernel_spills() {
-    for resources in images::ALL.iter().flat_map(|image| image.resources) {
+    for resources in fatbins::ALL.iter().flat_map(|image| image.resources) {
         let allowed = MAY_SPILL.iter().any(|(kernel, _)| *kernel == resources.kernel);
         assert!(allowed || (resources.spills == 0 && resources.stack == 0), "{resources:?}");
         assert!(resources.registers > 0, "{resources:?}");
@@ -84,7 +85,7 @@ fn no_kernel_spills() {
 /// Registers and threads have to fit a multiprocessor as the KERNEL line wants: ptxas sees to it, or spills.
 #[test]
 fn a_block_fits_the_registers() {
-    for resources in images::ALL.iter().flat_map(|image| image.resources) {
+    for resources in fatbins::ALL.iter().flat_map(|image| image.resources) {
         let kernel = kernels::ALL.iter().find(|kernel| kernel.name == resources.kernel).expect("a known kernel");
         let warps = kernel.threads.div_ceil(32);
         assert!(warps * 32 * resources.registers.next_multiple_of(8) <= 65_536, "{resources:?}");
@@ -105,7 +106,7 @@ fn tensor_cores_are_used_where_they_have_to_be() {
                 assert!(text.contains(instruction), "{name} is made without {instruction}");
             }
         });
-        let there = images::ALL.iter().any(|image| starts_with_word(image.file, op));
+        let there = fatbins::ALL.iter().any(|image| starts_with_word(image.file, op));
         assert!(kernels > 0 || !there, "{op} has kernels, and none of them is for bf16");
     }
 }
@@ -125,8 +126,8 @@ fn f32_is_f32_and_sums_have_a_fixed_order() {
 /// ptxas says so in passing when it gives up on something: keep what it says at zero.
 #[test]
 fn the_compiler_does_not_complain() {
-    for image in &images::ALL {
-        let path = Path::new(env!("OUT_DIR")).join(format!("images/{}.log", image.file));
+    for image in &fatbins::ALL {
+        let path = Path::new(env!("OUT_DIR")).join(format!("fatbins/{}.log", image.file));
         let said = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let complaint = said.lines().find(|line| line.contains("warning") || line.contains("Performance Loss"));
         assert_eq!(complaint, None, "{}", image.file);

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use im2sp::backend::cuda::Cuda;
-use im2sp::backend::cuda::emulated::EmulatedDriver;
+use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
 use im2sp::conformance::{Harness, OPERATIONS, Size};
 use im2sp::tensor::DType;
 

@@ -8,10 +8,10 @@ use std::ops::ControlFlow;
 use common::{Golden, assert_close, golden};
 use im2sp::backend::cpu::Cpu;
 use im2sp::backend::{Backend, Occupancy};
+use im2sp::config::ModelConfig;
 use im2sp::generate::{Compat, EarlyStopping, GenerateOptions, Generated, generate};
-use im2sp::model::config::ModelConfig;
 use im2sp::model::decoder::Decoder;
-use im2sp::model::layer::Loader;
+use im2sp::model::loader::Loader;
 use im2sp::model::vision::Vision;
 use im2sp::model::vocoder::{Vocoder, Voice};
 use im2sp::tensor::{DType, HostTensor};
@@ -92,7 +92,7 @@ fn logits_equal_golden_token_by_token() {
         let logits = model.expected.f32("logits");
         let mut cache = model.decoder.prefill(&Cpu, &model.image_tokens(images), images, length).unwrap();
         let rows: Vec<_> = (0..images).map(|image| im2sp::backend::CacheRow { image, parent: None }).collect();
-        Cpu.cache_rows(&mut cache, &rows).unwrap();
+        Cpu.kv_reorder(&mut cache, &rows).unwrap();
         for t in 0..length {
             let ids: Vec<u32> = (0..images).map(|b| text[b * length + t] as u32).collect();
             let out = Cpu.download(&model.decoder.step(&Cpu, &mut cache, &ids).unwrap()).unwrap();

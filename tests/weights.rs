@@ -228,11 +228,11 @@ fn mapped_bytes_that_were_given_back_are_still_there() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/weights/git/model.safetensors");
     for (_, tensor) in TensorStore::open(&path).expect("a golden file").iter() {
         let before = tensor.bytes().to_vec();
-        tensor.bytes().give_back();
+        tensor.bytes().release_pages();
         assert_eq!(before[..], tensor.bytes()[..]);
         // What is in memory only stays there.
         let bytes = Bytes::new(before.clone());
-        bytes.give_back();
+        bytes.release_pages();
         assert_eq!(before[..], bytes[..]);
     }
 }

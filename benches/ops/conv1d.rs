@@ -11,7 +11,7 @@ pub fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("conv1d");
     for (channels, frames) in [(256, 250), (128, 1000), (64, 4000), (32, 8000), (16, 16000)] {
         for (taps, dilation) in [(3, 1), (7, 3), (11, 5)] {
-            let kernel = done(Cpu.kernel(&host(&[channels, channels, taps]), &host(&[channels])));
+            let kernel = done(Cpu.conv_weights(&host(&[channels, channels, taps]), &host(&[channels])));
             let x = tensor(channels, frames);
             group.throughput(Throughput::Elements((2 * channels * channels * taps * frames) as u64));
             let name = format!("{channels}x{frames}_k{taps}_d{dilation}");

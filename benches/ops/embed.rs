@@ -18,6 +18,6 @@ pub fn bench(criterion: &mut Criterion) {
     let (units, frames) = (matrix(200, 128, DType::F32), [3u32; 200]);
     group.throughput(Throughput::Bytes((8 * 128 * 200) as u64));
     group.bench_function(BenchmarkId::new("columns", "128x200"), |b| {
-        b.iter(|| done(Cpu.embed_columns(&[(&units, &frames)])))
+        b.iter(|| done(Cpu.embed_frames(&[(&units, &frames)])))
     });
 }

@@ -26,7 +26,7 @@ pub fn bench(criterion: &mut Criterion) {
             group.throughput(Throughput::Bytes(bytes as u64));
             let name = format!("{m}x{n}x{k}_{}", dtype.name());
             group.bench_function(BenchmarkId::new("decode", name), |b| {
-                b.iter(|| layers.iter().for_each(|l| drop(done(Cpu.linear_step(&x, l, Activation::None, None)))))
+                b.iter(|| layers.iter().for_each(|l| drop(done(Cpu.linear_decode(&x, l, Activation::None, None)))))
             });
         }
     }

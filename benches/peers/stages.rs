@@ -13,7 +13,7 @@ use im2sp::backend::Occupancy;
 use im2sp::backend::cpu::Cpu;
 use im2sp::generate::{GenerateOptions, generate};
 use im2sp::model::decoder::Decoder;
-use im2sp::model::layer::Loader;
+use im2sp::model::loader::Loader;
 use im2sp::model::vision::Vision;
 use im2sp::model::vocoder::{Vocoder, Voice};
 use im2sp::weights::ModelFiles;

@@ -1,9 +1,9 @@
 //! The published size with random weights in memory, so that benches need no file.
 
-use im2sp::backend::cpu::{Cache, Cpu, Tensor};
-use im2sp::model::config::ModelConfig;
+use im2sp::backend::cpu::{Cpu, KvCache, Tensor};
+use im2sp::config::ModelConfig;
 use im2sp::model::decoder::Decoder;
-use im2sp::model::layer::Loader;
+use im2sp::model::loader::Loader;
 use im2sp::model::vision::Vision;
 use im2sp::model::vocoder::Vocoder;
 use im2sp::tensor::DType;
@@ -36,7 +36,7 @@ impl Models {
         self.vision.tokens(&Cpu, pixels, 1).expect("tokens")
     }
 
-    pub fn prefill(&self, tokens: &Tensor) -> Cache {
+    pub fn prefill(&self, tokens: &Tensor) -> KvCache {
         self.decoder.prefill(&Cpu, tokens, 1, 512).expect("a cache")
     }
 }

@@ -57,7 +57,7 @@ pub struct Linear<B: Backend> {
 }
 
 /// A layer norm on a backend: normalise each row over C, then scale and shift.
-pub struct Norm<B: Backend> {
+pub struct LayerNormWeights<B: Backend> {
     /// (1, C).
     pub weight: B::Tensor,
     /// (1, C).
@@ -94,7 +94,7 @@ pub struct CacheShape {
     /// Image tokens of a prefix.
     pub prefix: usize,
     /// Text tokens a row may hold.
-    pub max_text: usize,
+    pub max_new_tokens: usize,
 }
 
 /// One live row of a cache: the picture it describes, and the earlier row whose text it continues.
@@ -147,20 +147,21 @@ impl<B: Backend> ConvEpilogue<'_, B> {
     }
 }
 
-/// Weights of a post-norm transformer layer: attention, residual, norm; GELU feed-forward, residual, norm.
-pub struct PostNormLayer<'a, B: Backend> {
-    /// (3C, C); rows of query, key, value.
-    pub qkv: &'a Linear<B>,
-    /// (C, C).
-    pub attention_out: &'a Linear<B>,
-    /// After attention and its residual.
-    pub attention_norm: &'a Norm<B>,
-    /// (F, C).
-    pub fc1: &'a Linear<B>,
-    /// (C, F).
-    pub fc2: &'a Linear<B>,
-    /// After the feed-forward part and its residual.
-    pub mlp_norm: &'a Norm<B>,
+/// Weights of one transformer layer; C channels, F hidden channels. The vision transformer and the decoder differ only in
+/// where the norms stand.
+pub struct TransformerLayer<B: Backend> {
+    /// `qkv`: (3C, C); rows of query, key, value.
+    pub qkv: Linear<B>,
+    /// `attention_out`: (C, C).
+    pub attention_out: Linear<B>,
+    /// `attention_norm`: before attention (vision), or after its residual (decoder).
+    pub attention_norm: LayerNormWeights<B>,
+    /// `fc1`: (F, C).
+    pub fc1: Linear<B>,
+    /// `fc2`: (C, F).
+    pub fc2: Linear<B>,
+    /// `mlp_norm`: before the feed-forward part (vision), or after its residual (decoder).
+    pub mlp_norm: LayerNormWeights<B>,
 }
 
 /// How much of a device a loop that stays on it may take.
@@ -173,15 +174,15 @@ pub enum Occupancy {
 }
 
 /// A decoder as [`Backend::decode_greedy`] takes it: every decode step from ids to logits.
-pub struct GreedyDecoder<'a, B: Backend> {
-    /// In their order.
-    pub layers: Vec<PostNormLayer<'a, B>>,
+pub struct DecoderWeights<'a, B: Backend> {
+    /// In their order; norms follow the residuals.
+    pub layers: &'a [TransformerLayer<B>],
     /// (V, C), also the word embedding.
     pub output: &'a Linear<B>,
     /// (P, C).
     pub position: &'a B::Matrix,
     /// Of the sum of both embeddings.
-    pub embedding_norm: &'a Norm<B>,
+    pub embedding_norm: &'a LayerNormWeights<B>,
     /// The id every text begins with.
     pub bos: u32,
     /// The id that ends it.
@@ -213,14 +214,14 @@ pub struct BeamCandidate {
 /// A stretch of operations that always runs the same way for inputs of the same shape: what a device may record once and
 /// replay.
 #[derive(Debug, PartialEq, Eq, Hash)]
-pub struct Region(u64);
+pub struct GraphId(u64);
 
-impl Region {
+impl GraphId {
     /// One that differs from all others.
     #[allow(clippy::new_without_default, reason = "two of them are never alike")]
-    pub fn new() -> Region {
+    pub fn new() -> GraphId {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Region(NEXT.fetch_add(1, Ordering::Relaxed))
+        GraphId(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 
     /// A number that no other region has.
@@ -229,13 +230,13 @@ impl Region {
     }
 }
 
-/// What a [`Region`] does: operations on its input and on constants, nothing else.
-pub type RegionBody<'a, B> = &'a dyn Fn(&B, &<B as Backend>::Tensor) -> Result<<B as Backend>::Tensor>;
+/// What a captured graph does: operations on its input and on constants, nothing else.
+pub type GraphBody<'a, B> = &'a dyn Fn(&B, &<B as Backend>::Tensor) -> Result<<B as Backend>::Tensor>;
 
-/// What a [`Region`] of a decode step does: operations on its input, on the cache and on constants, nothing else. Done
+/// What a [`GraphId`] of a decode step does: operations on its input, on the cache and on constants, nothing else. Done
 /// twice, it leaves what it leaves once.
 pub type StepBody<'a, B> =
-    &'a (dyn Fn(&B, &mut <B as Backend>::Cache, &<B as Backend>::Tensor) -> Result<<B as Backend>::Tensor> + Sync);
+    &'a (dyn Fn(&B, &mut <B as Backend>::KvCache, &<B as Backend>::Tensor) -> Result<<B as Backend>::Tensor> + Sync);
 
 /// A device that can run the models. Every operation checks its shapes and returns an error that names them.
 pub trait Backend: Send + Sync + Sized + 'static {
@@ -244,9 +245,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// A constant matrix (N, K): f32 or bf16.
     type Matrix: Send + Sync;
     /// The constant weights and bias of a convolution, in the layout its kernel wants.
-    type Kernel: Send + Sync;
+    type ConvWeights: Send + Sync;
     /// Keys and values of a decoder.
-    type Cache: Send;
+    type KvCache: Send;
 
     /// The last bits of a result of `conv1d` may depend on where it stands in a run of this many times the dilation, counted
     /// from the first. A cut-out of a sequence that begins where a run does gives the same results as the whole.
@@ -256,11 +257,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
     const ONE_STREAM: bool = false;
 
     /// The same device for work that goes on beside that of `self`. Nothing made on one is used on the other.
-    fn beside(&self) -> Result<Self>;
+    fn new_stream(&self) -> Result<Self>;
     /// The device in words, for people.
-    fn describe(&self) -> String;
+    fn name(&self) -> String;
     /// Allocations that went to the device so far, and the most bytes in use at once; `None` for host memory.
-    fn memory(&self) -> Option<(u64, usize)> {
+    fn memory_stats(&self) -> Option<(u64, usize)> {
         None
     }
     /// Copies `values` (rows, columns) to the device.
@@ -272,28 +273,33 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Makes (N, K) weights available to `linear` and the embeddings.
     fn matrix(&self, weight: HostTensor) -> Result<Self::Matrix>;
     /// Makes the weights (C out, C in, taps) of `conv1d` with its bias (C out).
-    fn kernel(&self, weight: &HostTensor, bias: &HostTensor) -> Result<Self::Kernel>;
+    fn conv_weights(&self, weight: &HostTensor, bias: &HostTensor) -> Result<Self::ConvWeights>;
     /// Makes the weights (C in, C out, taps) of `conv_transpose1d` with its bias (C out) and stride.
-    fn transposed_kernel(&self, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<Self::Kernel>;
+    fn conv_transpose_weights(
+        &self,
+        weight: &HostTensor,
+        bias: &HostTensor,
+        stride: usize,
+    ) -> Result<Self::ConvWeights>;
 
     /// `body(self, input)`. A device that can record its work does so, and replays it when the region is entered again
     /// with an input of this shape; so `body` hands nothing to the host and takes nothing from it.
-    fn region(&self, region: &Region, input: &Self::Tensor, body: RegionBody<'_, Self>) -> Result<Self::Tensor> {
-        let _ = region;
+    fn captured(&self, graph: &GraphId, input: &Self::Tensor, body: GraphBody<'_, Self>) -> Result<Self::Tensor> {
+        let _ = graph;
         body(self, input)
     }
 
-    /// As `region`, for a decode step: `body(self, cache, x)`, after `cache_grow`, with a row of `x` for each live row. What
+    /// As `region`, for a decode step: `body(self, cache, x)`, after `kv_append`, with a row of `x` for each live row. What
     /// was recorded serves later steps of as many rows, of this cache or of a later one of its shape. Where nothing is recorded,
     /// the many short operations of a step still run where each of them starts soonest.
-    fn step_region(
+    fn captured_step(
         &self,
-        region: &Region,
-        cache: &mut Self::Cache,
+        graph: &GraphId,
+        cache: &mut Self::KvCache,
         x: &Self::Tensor,
         body: StepBody<'_, Self>,
     ) -> Result<Self::Tensor> {
-        let _ = region;
+        let _ = graph;
         body(self, cache, x)
     }
 
@@ -307,7 +313,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ) -> Result<Self::Tensor>;
     /// As `linear`, for the few rows of a decode step: reads the weights once, and adds in another order. The caller
     /// chooses, not the number of rows, so that a row's result never depends on its neighbours.
-    fn linear_step(
+    fn linear_decode(
         &self,
         x: &Self::Tensor,
         layer: &Linear<Self>,
@@ -315,37 +321,37 @@ pub trait Backend: Send + Sync + Sized + 'static {
         residual: Option<&Self::Tensor>,
     ) -> Result<Self::Tensor>;
     /// Each row of x (M, C) normalised.
-    fn layer_norm(&self, x: &Self::Tensor, norm: &Norm<Self>) -> Result<Self::Tensor>;
+    fn layer_norm(&self, x: &Self::Tensor, norm: &LayerNormWeights<Self>) -> Result<Self::Tensor>;
     /// Attention: packed qkv (B*T, 3*H*D), each third H heads wide, to (B*T, H*D); scores over sqrt D.
     fn attention(&self, qkv: &Self::Tensor, shape: AttentionShape) -> Result<Self::Tensor>;
 
     /// An empty cache without rows.
-    fn cache(&self, shape: CacheShape) -> Result<Self::Cache>;
+    fn kv_cache(&self, shape: CacheShape) -> Result<Self::KvCache>;
     /// Prefixes x (pictures * prefix, C) of `pictures` to packed qkv (pictures * prefix, 3*H*D), as `linear` does, whose
     /// keys and values are also stored, as those of one decoder layer.
-    fn cache_prefix(
+    fn prefill_qkv(
         &self,
-        cache: &mut Self::Cache,
+        cache: &mut Self::KvCache,
         pictures: &[usize],
         layer: usize,
         x: &Self::Tensor,
         qkv: &Linear<Self>,
     ) -> Result<Self::Tensor>;
     /// Replaces the live rows; texts are carried over from the parents, and may differ in length.
-    fn cache_rows(&self, cache: &mut Self::Cache, rows: &[CacheRow]) -> Result<()>;
+    fn kv_reorder(&self, cache: &mut Self::KvCache, rows: &[CacheRow]) -> Result<()>;
     /// Makes room for one more token in the text of every live row, and says at which position.
-    fn cache_grow<'c>(&self, cache: &'c mut Self::Cache) -> Result<&'c [u32]>;
+    fn kv_append<'c>(&self, cache: &'c mut Self::KvCache) -> Result<&'c [u32]>;
     /// The new token of every live row: stores its key and value at the end of its text, then lets it attend to the
     /// prefix of its picture and to its text, itself included: packed qkv (R, 3*H*D) to (R, H*D).
-    fn attention_cached(&self, qkv: &Self::Tensor, cache: &mut Self::Cache, layer: usize) -> Result<Self::Tensor>;
+    fn attention_decode(&self, qkv: &Self::Tensor, cache: &mut Self::KvCache, layer: usize) -> Result<Self::Tensor>;
 
     /// The whole greedy loop, one row for each picture of `cache`, of at most `limit` tokens, where a device has a kernel
     /// for it; `None` sends the caller to the steps above. `told` hears of new tokens (row, its tokens so far) and may end
     /// the loop.
     fn decode_greedy(
         &self,
-        decoder: &GreedyDecoder<'_, Self>,
-        cache: &Self::Cache,
+        decoder: &DecoderWeights<'_, Self>,
+        cache: &Self::KvCache,
         limit: usize,
         told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
     ) -> Option<Result<Vec<Vec<u32>>>> {
@@ -372,19 +378,19 @@ pub trait Backend: Send + Sync + Sized + 'static {
         patch: usize,
     ) -> Result<Self::Tensor>;
     /// Columns of stacked tables: column s of the result (sum of widths, S) holds row `ids[s]` of each table in turn.
-    fn embed_columns(&self, tables: &[(&Self::Matrix, &[u32])]) -> Result<Self::Tensor>;
+    fn embed_frames(&self, tables: &[(&Self::Matrix, &[u32])]) -> Result<Self::Tensor>;
     /// These columns of the convolution over time that keeps the length: x (C in, S) to (C out, columns), zero padding
     /// (taps - 1) * dilation / 2.
     fn conv1d(
         &self,
         x: &Self::Tensor,
-        kernel: &Self::Kernel,
+        kernel: &Self::ConvWeights,
         dilation: usize,
         columns: Range<usize>,
         epilogue: ConvEpilogue<'_, Self>,
     ) -> Result<Self::Tensor>;
     /// Transposed convolution: leaky ReLU of x (C in, S) to (C out, S * stride), padding (taps - stride) / 2.
-    fn conv_transpose1d(&self, x: &Self::Tensor, kernel: &Self::Kernel, slope: f32) -> Result<Self::Tensor>;
+    fn conv_transpose1d(&self, x: &Self::Tensor, kernel: &Self::ConvWeights, slope: f32) -> Result<Self::Tensor>;
     /// (M, N) to (N, M).
     fn transpose(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
     /// Column of the largest value of each row, the lowest such column on ties, into `columns`; NaN anywhere is an error.

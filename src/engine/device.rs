@@ -29,7 +29,7 @@ impl Device {
     /// Whether a GPU can be used, and if not, why.
     pub fn usable() -> std::result::Result<(), String> {
         #[cfg(feature = "cuda")]
-        return crate::backend::cuda::gpu::probe().map(|_| ()).map_err(|error| error.to_string());
+        return crate::backend::cuda::driver::gpu::probe().map(|_| ()).map_err(|error| error.to_string());
         #[cfg(not(feature = "cuda"))]
         Err("this im2sp was built without the feature cuda".into())
     }
@@ -45,7 +45,7 @@ impl Device {
         match self {
             Device::Cuda(index) => gpu(index),
             #[cfg(feature = "emulator")]
-            Device::Emulator => Ok(crate::backend::cuda::emulated::driver()),
+            Device::Emulator => Ok(crate::backend::cuda::driver::emulator::driver()),
             Device::Auto => gpu(first_gpu().unwrap_or(0)),
             Device::Cpu => {
                 Err(crate::Error::Device { device: "cpu".into(), problem: "has no driver: name a GPU, cuda:N".into() })
@@ -112,7 +112,7 @@ pub(super) fn load(files: &mut ModelFiles, options: LoadOptions) -> Result<(Arc<
 /// Index of the first GPU that can be used.
 fn first_gpu() -> Option<usize> {
     #[cfg(feature = "cuda")]
-    return crate::backend::cuda::gpu::probe().ok().and_then(|devices| devices.first().map(|device| device.0));
+    return crate::backend::cuda::driver::gpu::probe().ok().and_then(|devices| devices.first().map(|device| device.0));
     #[cfg(not(feature = "cuda"))]
     None
 }
@@ -149,7 +149,7 @@ pub(super) fn on_gpu(
 
 #[cfg(feature = "cuda")]
 fn gpu(index: usize) -> Result<Arc<dyn crate::backend::cuda::driver::Driver>> {
-    crate::backend::cuda::gpu::open(index)
+    crate::backend::cuda::driver::gpu::open(index)
 }
 
 #[cfg(all(feature = "emulator", not(feature = "cuda")))]

@@ -11,13 +11,13 @@ use std::time::Instant;
 use super::model::{Model, milliseconds};
 use super::{Caption, CaptionOptions, Captioner, Timings};
 use crate::backend::Backend;
+use crate::config::ModelConfig;
 use crate::generate::{Batch, GenerateOptions, Generated};
 use crate::image::Image;
-use crate::model::config::ModelConfig;
 use crate::{Error, Result, trace};
 
 /// Most pictures that are decoded together: places of a cache take memory.
-const MOST_IN_FLIGHT: usize = 1024;
+const MAX_IN_FLIGHT: usize = 1024;
 /// Most threads that read pictures.
 const READERS: usize = 16;
 
@@ -43,8 +43,8 @@ pub(super) fn caption_many(
     in_flight: usize,
     heard: Heard<'_>,
 ) -> Result<()> {
-    if !(1..=MOST_IN_FLIGHT).contains(&in_flight) {
-        let problem = format!("{in_flight} pictures at a time; expected 1 to {MOST_IN_FLIGHT}");
+    if !(1..=MAX_IN_FLIGHT).contains(&in_flight) {
+        let problem = format!("{in_flight} pictures at a time; expected 1 to {MAX_IN_FLIGHT}");
         return Err(Error::Option { option: "in-flight", problem });
     }
     let readers = std::thread::available_parallelism().map_or(1, usize::from).min(READERS).min(in_flight);

@@ -13,9 +13,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
+use crate::config::ModelConfig;
 use crate::generate::GenerateOptions;
 use crate::image::Image;
-use crate::model::config::ModelConfig;
 use crate::model::vocoder::Utterance;
 use crate::tensor::DType;
 use crate::weights::directory::ModelFiles;

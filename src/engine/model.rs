@@ -9,11 +9,11 @@ use super::stream;
 use super::turns::Turns;
 use super::{Caption, CaptionOptions, Captioner, DeviceMemory, Heard, Progress, Speech, Timings};
 use crate::backend::{Backend, Occupancy};
+use crate::config::ModelConfig;
 use crate::generate::{self, GenerateOptions, Generated, Told};
 use crate::image::Image;
-use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
-use crate::model::layer::Loader;
+use crate::model::loader::Loader;
 use crate::model::vision::Vision;
 use crate::model::vocoder::{Utterance, Vocoder};
 use crate::tensor::DType;
@@ -110,7 +110,7 @@ impl<B: Backend> Model<B> {
         let decoder = Decoder::load(&mut loader, &files.config.decoder)?;
         let speaker = match (&files.config.vocoder, &mut files.vocoder) {
             (Some(config), Some(store)) => {
-                let backend = backend.beside()?;
+                let backend = backend.new_stream()?;
                 let vocoder = Vocoder::load(&mut Loader { backend: &backend, store, dtype }, config)?;
                 Some(Speaker { backend: Turns::new(backend), vocoder })
             }

@@ -8,9 +8,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::{CaptionOptions, Captioner};
+use crate::config::ModelConfig;
 use crate::generate::{Compat, GenerateOptions};
 use crate::image::Image;
-use crate::model::config::ModelConfig;
 use crate::model::vocoder::Utterance;
 use crate::units;
 use crate::{Error, Result};

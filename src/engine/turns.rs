@@ -38,13 +38,13 @@ impl<B: Backend> Turns<B> {
         Turn { backend: &self.backend, _held: held }
     }
 
-    /// [`Backend::describe`], which gives the device no work.
+    /// [`Backend::name`], which gives the device no work.
     pub(super) fn describe(&self) -> String {
-        self.backend.describe()
+        self.backend.name()
     }
 
-    /// [`Backend::memory`], which gives the device no work.
+    /// [`Backend::memory_stats`], which gives the device no work.
     pub(super) fn memory(&self) -> Option<DeviceMemory> {
-        self.backend.memory().map(|(allocations, high_water)| DeviceMemory { allocations, high_water })
+        self.backend.memory_stats().map(|(allocations, high_water)| DeviceMemory { allocations, high_water })
     }
 }

@@ -34,7 +34,7 @@ pub type Ended = (usize, Generated);
 /// A cache in use: each of its pictures has a place, in which a text grows or not.
 pub struct Batch<'a, B: Backend> {
     decoder: &'a Decoder<B>,
-    cache: B::Cache,
+    cache: B::KvCache,
     options: &'a GenerateOptions,
     limit: usize,
     places: Vec<Option<Text<'a>>>,
@@ -102,13 +102,18 @@ impl Text<'_> {
 
 impl<'a, B: Backend> Batch<'a, B> {
     /// `places` pictures of `cache`, none of them in use. `options` were checked.
-    pub fn new(decoder: &'a Decoder<B>, cache: B::Cache, places: usize, options: &'a GenerateOptions) -> Batch<'a, B> {
+    pub fn new(
+        decoder: &'a Decoder<B>,
+        cache: B::KvCache,
+        places: usize,
+        options: &'a GenerateOptions,
+    ) -> Batch<'a, B> {
         let places = (0..places).map(|_| None).collect();
         Batch { decoder, cache, options, limit: options.limit(decoder), places, rows: 0, scratch: Scratch::default() }
     }
 
     /// The cache, for the prefixes of pictures at places that are not in use.
-    pub fn cache(&mut self) -> &mut B::Cache {
+    pub fn cache(&mut self) -> &mut B::KvCache {
         &mut self.cache
     }
 
@@ -157,7 +162,7 @@ impl<'a, B: Backend> Batch<'a, B> {
         }
         // Rows that go on as they are need no call.
         if rows.len() != self.rows || rows.iter().enumerate().any(|(r, row)| row.parent != Some(r)) {
-            backend.cache_rows(&mut self.cache, rows)?;
+            backend.kv_reorder(&mut self.cache, rows)?;
         }
         self.rows = rows.len();
         let logits = self.decoder.step(backend, &mut self.cache, ids)?;

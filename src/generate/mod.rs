@@ -141,7 +141,7 @@ pub struct Told<'a> {
 pub fn generate<B: Backend>(
     backend: &B,
     decoder: &Decoder<B>,
-    cache: B::Cache,
+    cache: B::KvCache,
     images: usize,
     options: &GenerateOptions,
     occupancy: Occupancy,

@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use super::Image;
-use crate::model::config::ImageConfig;
+use crate::config::ImageConfig;
 
 /// Fraction bits of a weight.
 const PRECISION: u32 = 22;

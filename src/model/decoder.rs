@@ -2,25 +2,26 @@
 //! embedding. Image tokens never see text, so [`Decoder::prefill`] runs once per picture, and every later step handles
 //! one token a row. Source: transformers' GIT (GitForCausalLM) with the vocabulary replaced by units.
 
-use super::config::DecoderConfig;
-use super::layer::{Layer, Loader};
+use super::loader::Loader;
 use crate::backend::{
-    Activation, AttentionShape, Backend, CacheShape, GreedyDecoder, Linear, Norm, Occupancy, PostNormLayer, Region,
+    Activation, AttentionShape, Backend, CacheShape, DecoderWeights, GraphId, LayerNormWeights, Linear, Occupancy,
+    TransformerLayer,
 };
+use crate::config::DecoderConfig;
 use crate::units::{BOS, EOS};
 use crate::{Error, Result};
 
 /// Weights of the decoder; C channels, V vocabulary, P positions.
 pub struct Decoder<B: Backend> {
     config: DecoderConfig,
-    position: B::Matrix,     // (P, C)
-    embedding_norm: Norm<B>, // (C)
-    layers: Vec<Layer<B>>,
+    position: B::Matrix,                 // (P, C)
+    embedding_norm: LayerNormWeights<B>, // (C)
+    layers: Vec<TransformerLayer<B>>,
     output: Linear<B>, // (V, C), also the word embedding
-    step: Region,
+    step: GraphId,
 }
 
-/// [`Backend::linear`] or [`Backend::linear_step`].
+/// [`Backend::linear`] or [`Backend::linear_decode`].
 type LinearForm<B> = fn(
     &B,
     &<B as Backend>::Tensor,
@@ -44,7 +45,7 @@ impl<B: Backend> Decoder<B> {
                 weight: loader.matrix("decoder.word_embedding", [config.vocabulary, width])?,
                 bias: loader.vector("decoder.output_bias", config.vocabulary)?,
             },
-            step: Region::new(),
+            step: GraphId::new(),
         })
     }
 
@@ -54,7 +55,7 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// The layers, in their order.
-    pub fn layers(&self) -> &[Layer<B>] {
+    pub fn layers(&self) -> &[TransformerLayer<B>] {
         &self.layers
     }
 
@@ -72,16 +73,23 @@ impl<B: Backend> Decoder<B> {
         backend.linear(x, &self.output, Activation::None, None)
     }
 
-    /// A cache for `images` pictures of `prefix` tokens each, with room for `max_text` text tokens in every row.
-    pub fn cache(&self, backend: &B, images: usize, prefix: usize, max_text: usize) -> Result<B::Cache> {
+    /// A cache for `images` pictures of `prefix` tokens each, with room for `max_new_tokens` text tokens in every row.
+    pub fn cache(&self, backend: &B, images: usize, prefix: usize, max_new_tokens: usize) -> Result<B::KvCache> {
         let (layers, heads) = (self.layers.len(), self.config.heads);
-        backend.cache(CacheShape { layers, heads, head_size: self.config.width / heads, images, prefix, max_text })
+        backend.kv_cache(CacheShape {
+            layers,
+            heads,
+            head_size: self.config.width / heads,
+            images,
+            prefix,
+            max_new_tokens,
+        })
     }
 
     /// Image tokens (images*T, C) to a cache that holds their keys and values and nothing else.
-    pub fn prefill(&self, backend: &B, tokens: &B::Tensor, images: usize, max_text: usize) -> Result<B::Cache> {
+    pub fn prefill(&self, backend: &B, tokens: &B::Tensor, images: usize, max_new_tokens: usize) -> Result<B::KvCache> {
         let prefix = backend.shape(tokens)[0].checked_div(images).unwrap_or(0);
-        let mut cache = self.cache(backend, images, prefix, max_text)?;
+        let mut cache = self.cache(backend, images, prefix, max_new_tokens)?;
         self.prefill_into(backend, &mut cache, &(0..images).collect::<Vec<_>>(), tokens)?;
         Ok(cache)
     }
@@ -90,7 +98,7 @@ impl<B: Backend> Decoder<B> {
     pub fn prefill_into(
         &self,
         backend: &B,
-        cache: &mut B::Cache,
+        cache: &mut B::KvCache,
         pictures: &[usize],
         tokens: &B::Tensor,
     ) -> Result<()> {
@@ -98,7 +106,7 @@ impl<B: Backend> Decoder<B> {
         let prefix = backend.shape(tokens)[0].checked_div(batch).unwrap_or(0);
         let mut x = tokens.clone();
         for (n, layer) in self.layers.iter().enumerate() {
-            let qkv = backend.cache_prefix(cache, pictures, n, &x, &layer.qkv)?;
+            let qkv = backend.prefill_qkv(cache, pictures, n, &x, &layer.qkv)?;
             // Nothing but the last layer's keys and values is ever read.
             if n + 1 < self.layers.len() {
                 let attended = backend.attention(&qkv, AttentionShape { batch, tokens: prefix, heads, prefix })?;
@@ -109,31 +117,23 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// One more token in the text of every live row of the cache, to logits (R, V).
-    pub fn step(&self, backend: &B, cache: &mut B::Cache, ids: &[u32]) -> Result<B::Tensor> {
-        let x = self.embed(backend, ids, backend.cache_grow(cache)?)?;
-        backend.step_region(&self.step, cache, &x, &|backend, cache, x| {
+    pub fn step(&self, backend: &B, cache: &mut B::KvCache, ids: &[u32]) -> Result<B::Tensor> {
+        let x = self.embed(backend, ids, backend.kv_append(cache)?)?;
+        backend.captured_step(&self.step, cache, &x, &|backend, cache, x| {
             let mut x = x.clone();
             for (n, layer) in self.layers.iter().enumerate() {
-                let qkv = backend.linear_step(&x, &layer.qkv, Activation::None, None)?;
-                let attended = backend.attention_cached(&qkv, cache, n)?;
-                x = self.after_attention(backend, B::linear_step, layer, &attended, &x)?;
+                let qkv = backend.linear_decode(&x, &layer.qkv, Activation::None, None)?;
+                let attended = backend.attention_decode(&qkv, cache, n)?;
+                x = self.after_attention(backend, B::linear_decode, layer, &attended, &x)?;
             }
-            backend.linear_step(&x, &self.output, Activation::None, None)
+            backend.linear_decode(&x, &self.output, Activation::None, None)
         })
     }
 
     /// The weights of a step, for a device that decodes in one launch.
-    pub fn greedy(&self, occupancy: Occupancy) -> GreedyDecoder<'_, B> {
-        let layers = self.layers.iter().map(|layer| PostNormLayer {
-            qkv: &layer.qkv,
-            attention_out: &layer.attention_out,
-            attention_norm: &layer.attention_norm,
-            fc1: &layer.fc1,
-            fc2: &layer.fc2,
-            mlp_norm: &layer.mlp_norm,
-        });
-        GreedyDecoder {
-            layers: layers.collect(),
+    pub fn greedy(&self, occupancy: Occupancy) -> DecoderWeights<'_, B> {
+        DecoderWeights {
+            layers: &self.layers,
             output: &self.output,
             position: &self.position,
             embedding_norm: &self.embedding_norm,
@@ -149,7 +149,7 @@ impl<B: Backend> Decoder<B> {
         &self,
         backend: &B,
         linear: LinearForm<B>,
-        layer: &Layer<B>,
+        layer: &TransformerLayer<B>,
         attended: &B::Tensor,
         x: &B::Tensor,
     ) -> Result<B::Tensor> {

@@ -1,10 +1,10 @@
 //! The image encoder: a CLIP-style pre-LN vision transformer whose tokens are all kept, and the projection to the
 //! decoder's width. Source: transformers' GIT (GitVisionModel, GitProjection), checkpoint names in `weights::convert`.
 
-use super::config::ModelConfig;
-use super::layer::{Layer, Loader, expect_len};
+use super::loader::{Loader, expect_len};
 use crate::Result;
-use crate::backend::{Activation, AttentionShape, Backend, Linear, Norm, Region};
+use crate::backend::{Activation, AttentionShape, Backend, GraphId, LayerNormWeights, Linear, TransformerLayer};
+use crate::config::ModelConfig;
 
 /// Weights of the encoder and the projection; C channels, T tokens, P side of a patch, W width of the decoder.
 pub struct Vision<B: Backend> {
@@ -12,15 +12,15 @@ pub struct Vision<B: Backend> {
     side: usize,
     image_tokens: usize,
     heads: usize,
-    patch_embedding: B::Matrix, // (C, 3*P*P)
-    class: B::Tensor,           // (1, C)
-    position: B::Matrix,        // (T, C)
-    pre_norm: Norm<B>,          // (C)
-    layers: Vec<Layer<B>>,
-    post_norm: Norm<B>,       // (C)
-    projection: Linear<B>,    // (W, C)
-    projection_norm: Norm<B>, // (W)
-    region: Region,
+    patch_embedding: B::Matrix,    // (C, 3*P*P)
+    class: B::Tensor,              // (1, C)
+    position: B::Matrix,           // (T, C)
+    pre_norm: LayerNormWeights<B>, // (C)
+    layers: Vec<TransformerLayer<B>>,
+    post_norm: LayerNormWeights<B>,       // (C)
+    projection: Linear<B>,                // (W, C)
+    projection_norm: LayerNormWeights<B>, // (W)
+    graph: GraphId,
 }
 
 impl<B: Backend> Vision<B> {
@@ -44,14 +44,14 @@ impl<B: Backend> Vision<B> {
             post_norm: loader.norm("vision.post_norm", width, eps)?,
             projection: loader.linear("projection.linear", config.decoder.width, width)?,
             projection_norm: loader.norm("projection.norm", config.decoder.width, eps)?,
-            region: Region::new(),
+            graph: GraphId::new(),
         })
     }
 
     /// Pixels (B, 3, side, side), normalised, to image tokens (B*T, W).
     pub fn tokens(&self, backend: &B, pixels: &[f32], batch: usize) -> Result<B::Tensor> {
         let pixels = self.upload(backend, pixels, batch)?;
-        backend.region(&self.region, &pixels, &|backend, pixels| self.project(backend, &self.encode(backend, pixels)?))
+        backend.captured(&self.graph, &pixels, &|backend, pixels| self.project(backend, &self.encode(backend, pixels)?))
     }
 
     /// Pixels (B, 3, side, side) to the device.
@@ -78,7 +78,7 @@ impl<B: Backend> Vision<B> {
         backend.layer_norm(&x, &self.projection_norm)
     }
 
-    fn layer(&self, backend: &B, layer: &Layer<B>, x: B::Tensor, batch: usize) -> Result<B::Tensor> {
+    fn layer(&self, backend: &B, layer: &TransformerLayer<B>, x: B::Tensor, batch: usize) -> Result<B::Tensor> {
         let shape = AttentionShape { batch, tokens: self.image_tokens, heads: self.heads, prefix: self.image_tokens };
         let normed = backend.layer_norm(&x, &layer.attention_norm)?;
         let qkv = backend.linear(&normed, &layer.qkv, Activation::None, None)?;

@@ -8,9 +8,9 @@ mod utterance;
 use std::ops::Range;
 
 use self::context::{Reach, StepReach};
-use super::config::{DurationConfig, VocoderConfig};
-use super::layer::Loader;
-use crate::backend::{Activation, Backend, ConvActivation, ConvEpilogue, Linear, Norm, Region};
+use super::loader::Loader;
+use crate::backend::{Activation, Backend, ConvActivation, ConvEpilogue, GraphId, LayerNormWeights, Linear};
+use crate::config::{DurationConfig, VocoderConfig};
 use crate::{Error, Result};
 
 pub use utterance::Utterance;
@@ -33,19 +33,19 @@ pub struct Vocoder<B: Backend> {
     speakers: Option<B::Matrix>, // (speakers, E)
     pitch: Option<B::Matrix>,    // (bins, E)
     duration: Option<DurationPredictor<B>>,
-    pre: B::Kernel, // model_in_dim to upsample_initial_channel
+    pre: B::ConvWeights, // model_in_dim to upsample_initial_channel
     stages: Vec<Stage<B>>,
-    post: B::Kernel, // to one channel
-    region: Region,
+    post: B::ConvWeights, // to one channel
+    graph: GraphId,
 }
 
 struct DurationPredictor<B: Backend> {
-    layers: [(B::Kernel, Norm<B>); 2],
+    layers: [(B::ConvWeights, LayerNormWeights<B>); 2],
     projection: Linear<B>, // (1, hidden)
 }
 
 struct Stage<B: Backend> {
-    upsample: B::Kernel,
+    upsample: B::ConvWeights,
     blocks: Vec<ResidualBlock<B>>,
 }
 
@@ -54,9 +54,9 @@ type ResidualBlock<B> = Vec<ResidualStep<B>>;
 
 /// `x + plain(leaky(dilated(leaky(x))))`.
 struct ResidualStep<B: Backend> {
-    dilated: B::Kernel,
+    dilated: B::ConvWeights,
     dilation: usize,
-    plain: B::Kernel,
+    plain: B::ConvWeights,
 }
 
 /// A sequence (C, S) from one of its positions on.
@@ -91,12 +91,12 @@ impl<B: Backend> Vocoder<B> {
                 .as_ref()
                 .map(|duration| DurationPredictor::load(loader, duration, width))
                 .transpose()?,
-            pre: loader.kernel("conv_pre", [config.upsample_initial_channel, config.model_in_dim, OUTER_TAPS])?,
+            pre: loader.conv_weights("conv_pre", [config.upsample_initial_channel, config.model_in_dim, OUTER_TAPS])?,
             stages: (0..config.upsample_rates.len())
                 .map(|stage| Stage::load(loader, config, stage))
                 .collect::<Result<_>>()?,
-            post: loader.kernel("conv_post", [1, last, OUTER_TAPS])?,
-            region: Region::new(),
+            post: loader.conv_weights("conv_post", [1, last, OUTER_TAPS])?,
+            graph: GraphId::new(),
             config: config.clone(),
         })
     }
@@ -113,7 +113,7 @@ impl<B: Backend> Vocoder<B> {
             return Ok(Vec::new());
         }
         self.check_units(units)?;
-        let x = backend.embed_columns(&[(&self.units, units)])?;
+        let x = backend.embed_frames(&[(&self.units, units)])?;
         let logs = backend.download(&predictor.forward(backend, x)?)?;
         logs.into_iter()
             .map(|log| {
@@ -148,7 +148,7 @@ impl<B: Backend> Vocoder<B> {
         let frames = backend.shape(&x)[1];
         let reach = context::of_frames(&self.config, 0..frames, B::CONVOLUTION_PERIOD);
         let body = |backend: &B, x: &B::Tensor| self.generator(backend, x, &reach);
-        heard(backend.download(&backend.region(&self.region, &x, &body)?)?)
+        heard(backend.download(&backend.captured(&self.graph, &x, &body)?)?)
     }
 
     /// The sound of the frames from `first` on that `reach` is the reach of; `ids` are the units of those that it reads.
@@ -200,7 +200,7 @@ impl<B: Backend> Vocoder<B> {
         let mut tables = vec![(&self.units, &ids[..])];
         tables.extend(pitch.as_ref().map(|(table, bins)| (*table, &bins[..])));
         tables.extend(speaker.as_ref().map(|(table, ids)| (*table, &ids[..])));
-        backend.embed_columns(&tables)
+        backend.embed_frames(&tables)
     }
 }
 
@@ -226,7 +226,7 @@ impl<B: Backend> DurationPredictor<B> {
     fn load(loader: &mut Loader<'_, B>, config: &DurationConfig, inputs: usize) -> Result<Self> {
         let hidden = config.hidden;
         let mut layer = |n: usize, inputs: usize| -> Result<_> {
-            let kernel = loader.kernel(&format!("dur_predictor.conv{n}.0"), [hidden, inputs, config.kernel])?;
+            let kernel = loader.conv_weights(&format!("dur_predictor.conv{n}.0"), [hidden, inputs, config.kernel])?;
             Ok((kernel, loader.norm(&format!("dur_predictor.ln{n}"), hidden, DURATION_EPS)?))
         };
         let layers = [layer(1, inputs)?, layer(2, hidden)?];
@@ -264,15 +264,15 @@ impl<B: Backend> Stage<B> {
                 .iter()
                 .enumerate()
                 .map(|(n, &dilation)| {
-                    let dilated = loader.kernel(&format!("{name}.convs1.{n}"), shape)?;
-                    let plain = loader.kernel(&format!("{name}.convs2.{n}"), shape)?;
+                    let dilated = loader.conv_weights(&format!("{name}.convs1.{n}"), shape)?;
+                    let plain = loader.conv_weights(&format!("{name}.convs2.{n}"), shape)?;
                     Ok(ResidualStep { dilated, dilation, plain })
                 })
                 .collect::<Result<Vec<_>>>()
         };
         let sizes = config.resblock_kernel_sizes.iter().zip(&config.resblock_dilation_sizes);
         let blocks = sizes.enumerate().map(block).collect::<Result<Vec<_>>>()?;
-        Ok(Stage { upsample: loader.backend.transposed_kernel(&weight, &bias, rate)?, blocks })
+        Ok(Stage { upsample: loader.backend.conv_transpose_weights(&weight, &bias, rate)?, blocks })
     }
 
     /// The mean of the stage's residual blocks, each three times `x + conv(leaky(conv(leaky(x))))`, as far as `reach` goes. The
@@ -307,7 +307,7 @@ impl<B: Backend> Stretch<B> {
     fn conv1d(
         &self,
         backend: &B,
-        kernel: &B::Kernel,
+        kernel: &B::ConvWeights,
         dilation: usize,
         results: &Range<usize>,
         epilogue: ConvEpilogue<'_, B>,

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::safetensors::{Entry, Writer, readable_by_all, sync_folder, write_whole};
 use super::store::TensorStore;
-use crate::model::config::ModelConfig;
+use crate::config::ModelConfig;
 use crate::tensor::{Bytes, HostTensor};
 use crate::{Error, Result};
 

@@ -6,9 +6,7 @@ use std::path::Path;
 
 use super::TensorStore;
 use super::directory::ModelFiles;
-use crate::model::config::{
-    DecoderConfig, DurationConfig, FORMAT, ImageConfig, ModelConfig, VisionConfig, VocoderConfig,
-};
+use crate::config::{DecoderConfig, DurationConfig, FORMAT, ImageConfig, ModelConfig, VisionConfig, VocoderConfig};
 use crate::tensor::{DType, HostTensor};
 use crate::units::EOS;
 use crate::{Error, Result};

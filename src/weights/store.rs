@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::safetensors;
 use super::stored::{Element, map_file};
+use crate::tensor::int8;
 use crate::tensor::{Bytes, HostTensor, Quantized};
-use crate::{Error, Result, int8};
+use crate::{Error, Result};
 
 /// Most names an error lists.
 const LISTED: usize = 5;

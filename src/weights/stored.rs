@@ -8,7 +8,7 @@ use half::{bf16, f16};
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
 
-use crate::tensor::{Bytes, DType, HostTensor, Paged, element_count};
+use crate::tensor::{Bytes, DType, HostTensor, Pageable, element_count};
 use crate::{Error, Result};
 
 /// Element type of a stored tensor.
@@ -177,7 +177,7 @@ pub fn map_file(path: &Path) -> Result<Bytes> {
     // of parsed structure, because headers are copied out before anything depends on them, and every element is valid
     // for every bit pattern. Files of this crate are replaced by renaming, never rewritten in place.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io("map", path))?;
-    Ok(Bytes::paged(Mapped(map)))
+    Ok(Bytes::pageable(Mapped(map)))
 }
 
 /// A mapped file.
@@ -189,14 +189,14 @@ impl AsRef<[u8]> for Mapped {
     }
 }
 
-impl Paged for Mapped {
+impl Pageable for Mapped {
     #[cfg(unix)]
-    fn give_back(&self, range: std::ops::Range<usize>) {
+    fn release_pages(&self, range: std::ops::Range<usize>) {
         // SAFETY: the map is shared and read-only, so its pages come back from the file, never as zeroes.
         // A refusal only means that the memory stays.
         let _ = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
     }
 
     #[cfg(not(unix))]
-    fn give_back(&self, _: std::ops::Range<usize>) {}
+    fn release_pages(&self, _: std::ops::Range<usize>) {}
 }

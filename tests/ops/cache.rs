@@ -23,20 +23,20 @@ fn equals_golden() {
         let ((shape, qkv), (prefix_shape, prefix_qkv), (_, y)) = (get("qkv"), get("prefix_qkv"), get("y"));
         let (images, tokens, columns, prefix) = (shape[0], shape[1], shape[2], prefix_shape[1]);
         let heads = columns / 192;
-        let cache_shape = CacheShape { layers: 2, heads, head_size: 64, images, prefix, max_text: tokens };
-        let mut cache = Cpu.cache(cache_shape).unwrap();
+        let cache_shape = CacheShape { layers: 2, heads, head_size: 64, images, prefix, max_new_tokens: tokens };
+        let mut cache = Cpu.kv_cache(cache_shape).unwrap();
         let pictures: Vec<usize> = (0..images).collect();
         let x = tensor(images * prefix, columns, &prefix_qkv);
-        let packed = Cpu.cache_prefix(&mut cache, &pictures, 1, &x, &identity(columns)).unwrap();
+        let packed = Cpu.prefill_qkv(&mut cache, &pictures, 1, &x, &identity(columns)).unwrap();
         assert_eq!(values(&packed), *prefix_qkv);
         let rows: Vec<_> = (0..images).map(|image| CacheRow { image, parent: None }).collect();
-        Cpu.cache_rows(&mut cache, &rows).unwrap();
+        Cpu.kv_reorder(&mut cache, &rows).unwrap();
         for t in 0..tokens {
             let pick = |values: &[f32], width: usize| -> Vec<f32> {
                 (0..images).flat_map(|b| values[(b * tokens + t) * width..][..width].to_vec()).collect()
             };
-            assert_eq!(Cpu.cache_grow(&mut cache).unwrap(), vec![t as u32; images]);
-            let out = Cpu.attention_cached(&tensor(images, columns, &pick(&qkv, columns)), &mut cache, 1).unwrap();
+            assert_eq!(Cpu.kv_append(&mut cache).unwrap(), vec![t as u32; images]);
+            let out = Cpu.attention_decode(&tensor(images, columns, &pick(&qkv, columns)), &mut cache, 1).unwrap();
             assert_close(&format!("{case} token {t}"), &values(&out), &pick(&y, columns / 3), 64 + prefix + tokens);
         }
     }
@@ -47,15 +47,15 @@ fn equals_golden() {
 fn rows_continue_their_parents() {
     let mut random = random(4);
     let (columns, prefix) = (3 * 2 * 8, 5);
-    let shape = CacheShape { layers: 1, heads: 2, head_size: 8, images: 2, prefix, max_text: 40 };
+    let shape = CacheShape { layers: 1, heads: 2, head_size: 8, images: 2, prefix, max_new_tokens: 40 };
     let prefix_qkv = random.values(2 * prefix * columns);
     let new = || {
-        let mut cache = Cpu.cache(shape).unwrap();
+        let mut cache = Cpu.kv_cache(shape).unwrap();
         // The pictures in one call each, and not in their order.
         for picture in [1, 0] {
             let qkv = &prefix_qkv[picture * prefix * columns..][..prefix * columns];
             let x = tensor(prefix, columns, qkv);
-            Cpu.cache_prefix(&mut cache, &[picture], 0, &x, &identity(columns)).unwrap();
+            Cpu.prefill_qkv(&mut cache, &[picture], 0, &x, &identity(columns)).unwrap();
         }
         cache
     };
@@ -64,19 +64,19 @@ fn rows_continue_their_parents() {
     let mut texts: Vec<(usize, Vec<Vec<f32>>)> = vec![(0, vec![]), (1, vec![])];
     let mut rows: Vec<CacheRow> = vec![START, CacheRow { image: 1, parent: None }];
     for t in 0..60 {
-        Cpu.cache_rows(&mut cache, &rows).unwrap();
+        Cpu.kv_reorder(&mut cache, &rows).unwrap();
         let tokens: Vec<Vec<f32>> = texts.iter().map(|_| random.values(columns)).collect();
         texts.iter_mut().zip(&tokens).for_each(|((_, text), token)| text.push(token.clone()));
         let positions: Vec<u32> = texts.iter().map(|(_, text)| text.len() as u32 - 1).collect();
-        assert_eq!(Cpu.cache_grow(&mut cache).unwrap(), positions);
+        assert_eq!(Cpu.kv_append(&mut cache).unwrap(), positions);
         let out =
-            values(&Cpu.attention_cached(&tensor(texts.len(), columns, &tokens.concat()), &mut cache, 0).unwrap());
+            values(&Cpu.attention_decode(&tensor(texts.len(), columns, &tokens.concat()), &mut cache, 0).unwrap());
         for ((image, text), out) in texts.iter().zip(out.chunks_exact(columns / 3)) {
             let mut fresh = new();
-            Cpu.cache_rows(&mut fresh, &[CacheRow { image: *image, parent: None }]).unwrap();
+            Cpu.kv_reorder(&mut fresh, &[CacheRow { image: *image, parent: None }]).unwrap();
             let last = text.iter().map(|token| {
-                Cpu.cache_grow(&mut fresh).unwrap();
-                values(&Cpu.attention_cached(&tensor(1, columns, token), &mut fresh, 0).unwrap())
+                Cpu.kv_append(&mut fresh).unwrap();
+                values(&Cpu.attention_decode(&tensor(1, columns, token), &mut fresh, 0).unwrap())
             });
             assert_eq!(last.last().unwrap(), out, "token {t}");
         }
@@ -85,7 +85,7 @@ fn rows_continue_their_parents() {
         texts = parents.iter().map(|&p| texts[p].clone()).collect();
         // Now and then a text that has ended, or grown to the limit, makes room for another.
         for (row, (image, text)) in rows.iter_mut().zip(&mut texts) {
-            if random.below(10) == 0 || text.len() == shape.max_text {
+            if random.below(10) == 0 || text.len() == shape.max_new_tokens {
                 *image = random.below(2);
                 *row = CacheRow { image: *image, parent: None };
                 text.clear();
@@ -96,19 +96,19 @@ fn rows_continue_their_parents() {
 
 #[test]
 fn edges_and_misfits() {
-    let shape = CacheShape { layers: 1, heads: 1, head_size: 2, images: 1, prefix: 0, max_text: 1 };
-    let mut cache = Cpu.cache(shape).unwrap();
-    Cpu.cache_rows(&mut cache, &[START]).unwrap();
+    let shape = CacheShape { layers: 1, heads: 1, head_size: 2, images: 1, prefix: 0, max_new_tokens: 1 };
+    let mut cache = Cpu.kv_cache(shape).unwrap();
+    Cpu.kv_reorder(&mut cache, &[START]).unwrap();
     // Without a prefix, the first token sees only itself.
     let token = tensor(1, 6, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-    assert!(Cpu.attention_cached(&token, &mut cache, 0).is_err(), "no room was made");
-    assert_eq!(Cpu.cache_grow(&mut cache).unwrap(), [0]);
-    assert_eq!(values(&Cpu.attention_cached(&token, &mut cache, 0).unwrap()), [5.0, 6.0]);
-    assert!(Cpu.cache_grow(&mut cache).is_err(), "beyond the room");
-    assert!(Cpu.attention_cached(&token, &mut cache, 1).is_err(), "no such layer");
-    assert!(Cpu.cache_rows(&mut cache, &[CacheRow { image: 1, parent: None }]).is_err(), "no such picture");
-    assert!(Cpu.cache_rows(&mut cache, &[CacheRow { image: 0, parent: Some(3) }]).is_err(), "no such parent");
-    let mut prefix = |pictures: &[usize], x| Cpu.cache_prefix(&mut cache, pictures, 0, &x, &identity(6));
+    assert!(Cpu.attention_decode(&token, &mut cache, 0).is_err(), "no room was made");
+    assert_eq!(Cpu.kv_append(&mut cache).unwrap(), [0]);
+    assert_eq!(values(&Cpu.attention_decode(&token, &mut cache, 0).unwrap()), [5.0, 6.0]);
+    assert!(Cpu.kv_append(&mut cache).is_err(), "beyond the room");
+    assert!(Cpu.attention_decode(&token, &mut cache, 1).is_err(), "no such layer");
+    assert!(Cpu.kv_reorder(&mut cache, &[CacheRow { image: 1, parent: None }]).is_err(), "no such picture");
+    assert!(Cpu.kv_reorder(&mut cache, &[CacheRow { image: 0, parent: Some(3) }]).is_err(), "no such parent");
+    let mut prefix = |pictures: &[usize], x| Cpu.prefill_qkv(&mut cache, pictures, 0, &x, &identity(6));
     assert!(prefix(&[0], tensor(1, 6, &[0.0; 6])).is_err(), "no room for a prefix");
     assert!(prefix(&[1], tensor(0, 6, &[])).is_err(), "no such picture");
 }

@@ -13,7 +13,7 @@ fn equals_golden() {
         let get = |name: &str| golden.get(&format!("{case}.{name}"));
         let ((x_shape, x), (w_shape, w), (_, bias)) = (get("x"), get("weight"), get("bias"));
         let dilation = index[&case]["parameters"]["dilation"].as_u64().unwrap() as usize;
-        let kernel = Cpu.kernel(&host(&w_shape, &w), &host(&w_shape[..1], &bias)).unwrap();
+        let kernel = Cpu.conv_weights(&host(&w_shape, &w), &host(&w_shape[..1], &bias)).unwrap();
         let x = tensor(x_shape[0], x_shape[1], &x);
         let residual = tensor(w_shape[0], x_shape[1], &get("residual").1);
         let plain = ConvEpilogue::default;
@@ -54,7 +54,7 @@ fn equals_the_definition() {
         let w = random.values(outputs * inputs * taps);
         let bias = random.values(outputs);
         let sum = random.values(outputs * frames);
-        let kernel = Cpu.kernel(&host(&[outputs, inputs, taps], &w), &host(&[outputs], &bias)).unwrap();
+        let kernel = Cpu.conv_weights(&host(&[outputs, inputs, taps], &w), &host(&[outputs], &bias)).unwrap();
         let expected = definition(&x, &w, &bias, [inputs, outputs, taps, frames, dilation]);
         let expected: Vec<f32> =
             expected.iter().zip(&sum).map(|(y, s)| ((y.max(0.0) + f64::from(*s)) * 0.5) as f32).collect();
@@ -91,7 +91,8 @@ fn definition(x: &[f32], w: &[f32], bias: &[f32], [inputs, outputs, taps, frames
 fn results_do_not_depend_on_the_cut() {
     let mut random: Random = random(6);
     let (channels, taps, long) = (8, 7, 700);
-    let kernel = Cpu.kernel(&host(&[channels, channels, taps], &random.values(448)), &host(&[8], &[0.1; 8])).unwrap();
+    let kernel =
+        Cpu.conv_weights(&host(&[channels, channels, taps], &random.values(448)), &host(&[8], &[0.1; 8])).unwrap();
     let x = random.values(channels * long);
     let whole = values(&Cpu.conv1d(&tensor(channels, long, &x), &kernel, 3, 0..long, ConvEpilogue::default()).unwrap());
     for short in [100, 333, 517] {
@@ -111,7 +112,7 @@ fn columns_are_those_of_the_whole() {
     let mut random: Random = random(7);
     for (channels, taps, frames, dilation) in [(5, 7, 90, 3), (32, 11, 700, 5), (40, 3, 61, 1), (32, 7, 300, 4)] {
         let weight = host(&[channels, channels, taps], &random.values(channels * channels * taps));
-        let kernel = Cpu.kernel(&weight, &host(&[channels], &random.values(channels))).unwrap();
+        let kernel = Cpu.conv_weights(&weight, &host(&[channels], &random.values(channels))).unwrap();
         let mut sequence = || tensor(channels, frames, &random.values(channels * frames));
         let (x, residual, sum) = (sequence(), sequence(), sequence());
         let epilogue =
@@ -138,7 +139,7 @@ fn columns_are_those_of_the_whole() {
 
 #[test]
 fn edges_and_misfits() {
-    let kernel = Cpu.kernel(&host(&[2, 3, 3], &[1.0; 18]), &host(&[2], &[0.0; 2])).unwrap();
+    let kernel = Cpu.conv_weights(&host(&[2, 3, 3], &[1.0; 18]), &host(&[2], &[0.0; 2])).unwrap();
     let zeros = |rows: usize, columns: usize| tensor(rows, columns, &vec![0.0; rows * columns]);
     let run = |rows, columns| Cpu.conv1d(&zeros(rows, columns), &kernel, 1, 0..columns, ConvEpilogue::default());
     assert_eq!(Cpu.shape(&run(3, 0).unwrap()), [2, 0]);
@@ -158,7 +159,7 @@ fn edges_and_misfits() {
     assert!(part(1..3, Some((&four, 5)), None).is_err(), "a residual that ends before");
     assert!(part(1..3, Some((&other, 0)), None).is_err(), "a residual of other channels");
     assert!(part(1..3, None, Some(&four)).is_err(), "a sum of the whole");
-    assert!(Cpu.kernel(&host(&[2, 3, 2], &[1.0; 12]), &host(&[2], &[0.0; 2])).is_err(), "even taps");
-    assert!(Cpu.kernel(&host(&[2, 3, 3], &[1.0; 18]), &host(&[3], &[0.0; 3])).is_err(), "another bias");
+    assert!(Cpu.conv_weights(&host(&[2, 3, 2], &[1.0; 12]), &host(&[2], &[0.0; 2])).is_err(), "even taps");
+    assert!(Cpu.conv_weights(&host(&[2, 3, 3], &[1.0; 18]), &host(&[3], &[0.0; 3])).is_err(), "another bias");
     assert!(Cpu.conv_transpose1d(&tensor(3, 4, &[0.0; 12]), &kernel, 1.0).is_err(), "not a transposed kernel");
 }

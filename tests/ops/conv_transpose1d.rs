@@ -13,7 +13,7 @@ fn equals_golden() {
         let get = |name: &str| golden.get(&format!("{case}.{name}"));
         let ((x_shape, x), (w_shape, w), (_, bias)) = (get("x"), get("weight"), get("bias"));
         let stride = index[&case]["parameters"]["stride"].as_u64().unwrap() as usize;
-        let kernel = Cpu.transposed_kernel(&host(&w_shape, &w), &host(&w_shape[1..2], &bias), stride).unwrap();
+        let kernel = Cpu.conv_transpose_weights(&host(&w_shape, &w), &host(&w_shape[1..2], &bias), stride).unwrap();
         let x = tensor(x_shape[0], x_shape[1], &x);
         for (name, slope) in [("y", 1.0), ("leaky", 0.1)] {
             let y = Cpu.conv_transpose1d(&x, &kernel, slope).unwrap();
@@ -44,7 +44,7 @@ fn equals_the_definition() {
         let expected: Vec<f32> =
             expected.iter().enumerate().map(|(n, y)| (y + f64::from(bias[n / (frames * stride)])) as f32).collect();
         let kernel =
-            Cpu.transposed_kernel(&host(&[inputs, outputs, taps], &w), &host(&[outputs], &bias), stride).unwrap();
+            Cpu.conv_transpose_weights(&host(&[inputs, outputs, taps], &w), &host(&[outputs], &bias), stride).unwrap();
         let y = Cpu.conv_transpose1d(&tensor(inputs, frames, &x), &kernel, 1.0).unwrap();
         assert_close(&format!("{inputs} {outputs} {taps} {stride} {frames}"), &values(&y), &expected, inputs * taps);
     }
@@ -52,10 +52,10 @@ fn equals_the_definition() {
 
 #[test]
 fn edges_and_misfits() {
-    let kernel = Cpu.transposed_kernel(&host(&[3, 2, 4], &[1.0; 24]), &host(&[2], &[0.0; 2]), 2).unwrap();
+    let kernel = Cpu.conv_transpose_weights(&host(&[3, 2, 4], &[1.0; 24]), &host(&[2], &[0.0; 2]), 2).unwrap();
     assert_eq!(Cpu.shape(&Cpu.conv_transpose1d(&tensor(3, 0, &[]), &kernel, 0.1).unwrap()), [2, 0]);
     assert!(Cpu.conv_transpose1d(&tensor(2, 1, &[0.0; 2]), &kernel, 0.1).is_err(), "other channels");
     for stride in [0, 3, 5] {
-        assert!(Cpu.transposed_kernel(&host(&[3, 2, 4], &[1.0; 24]), &host(&[2], &[0.0; 2]), stride).is_err());
+        assert!(Cpu.conv_transpose_weights(&host(&[3, 2, 4], &[1.0; 24]), &host(&[2], &[0.0; 2]), stride).is_err());
     }
 }

@@ -24,7 +24,7 @@ fn equals_golden() {
 #[test]
 fn columns_are_stacked_rows() {
     let (a, b) = (matrix(3, 2, &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), narrow_matrix(2, 1, &[7.0, 8.0]));
-    let y = Cpu.embed_columns(&[(&a, &[2, 0, 1]), (&b, &[1, 1, 0])]).unwrap();
+    let y = Cpu.embed_frames(&[(&a, &[2, 0, 1]), (&b, &[1, 1, 0])]).unwrap();
     assert_eq!(Cpu.shape(&y), [3, 3]);
     assert_eq!(values(&y), [4.0, 0.0, 2.0, 5.0, 1.0, 3.0, 8.0, 8.0, 7.0]);
 }
@@ -36,7 +36,7 @@ fn codes_are_read_as_what_they_stand_for() {
     let ids = [36, 0, 17, 15, 16];
     let sums = |words| values(&Cpu.embed(words, &table, &ids, &[1, 2, 3, 4, 5]).unwrap());
     assert_eq!(sums(&table), sums(&wide));
-    let columns = |table| values(&Cpu.embed_columns(&[(table, &ids)]).unwrap());
+    let columns = |table| values(&Cpu.embed_frames(&[(table, &ids)]).unwrap());
     assert_eq!(columns(&table), columns(&wide));
 }
 
@@ -44,10 +44,10 @@ fn codes_are_read_as_what_they_stand_for() {
 fn edges_and_misfits() {
     let table = matrix(3, 2, &[0.0; 6]);
     assert_eq!(Cpu.shape(&Cpu.embed(&table, &table, &[], &[]).unwrap()), [0, 2]);
-    assert_eq!(Cpu.shape(&Cpu.embed_columns(&[(&table, &[])]).unwrap()), [2, 0]);
+    assert_eq!(Cpu.shape(&Cpu.embed_frames(&[(&table, &[])]).unwrap()), [2, 0]);
     assert!(Cpu.embed(&table, &table, &[3], &[0]).is_err(), "no such word");
     assert!(Cpu.embed(&table, &table, &[0], &[3]).is_err(), "no such position");
     assert!(Cpu.embed(&table, &matrix(3, 1, &[0.0; 3]), &[0], &[0]).is_err(), "other widths");
-    assert!(Cpu.embed_columns(&[(&table, &[0]), (&table, &[0, 1])]).is_err(), "other lengths");
-    assert!(Cpu.embed_columns(&[(&table, &[9])]).is_err(), "no such row");
+    assert!(Cpu.embed_frames(&[(&table, &[0]), (&table, &[0, 1])]).is_err(), "other lengths");
+    assert!(Cpu.embed_frames(&[(&table, &[9])]).is_err(), "no such row");
 }

@@ -1,5 +1,5 @@
 use im2sp::backend::cpu::Cpu;
-use im2sp::backend::{Backend, Norm};
+use im2sp::backend::{Backend, LayerNormWeights};
 
 use crate::common::assert_close;
 use crate::{cases, ops, row, tensor, values};
@@ -12,7 +12,7 @@ fn equals_golden() {
         let (shape, x) = get("x");
         for (name, eps) in [("eps_1e-5", 1e-5), ("eps_1e-12", 1e-12)] {
             if golden.has(&format!("{case}.{name}")) {
-                let norm = Norm::<Cpu> { weight: row(&get("weight").1), bias: row(&get("bias").1), eps };
+                let norm = LayerNormWeights::<Cpu> { weight: row(&get("weight").1), bias: row(&get("bias").1), eps };
                 let y = Cpu.layer_norm(&tensor(shape[0], shape[1], &x), &norm).unwrap();
                 // Large magnitudes lose what the mean takes away, relative to the spread of the row.
                 let magnitude = x.iter().fold(1.0f32, |most, v| most.max(v.abs()));
@@ -25,7 +25,7 @@ fn equals_golden() {
 
 #[test]
 fn edges_and_misfits() {
-    let norm = |c| Norm::<Cpu> { weight: row(&vec![2.0; c]), bias: row(&vec![1.0; c]), eps: 1e-5 };
+    let norm = |c| LayerNormWeights::<Cpu> { weight: row(&vec![2.0; c]), bias: row(&vec![1.0; c]), eps: 1e-5 };
     assert_eq!(Cpu.shape(&Cpu.layer_norm(&tensor(0, 4, &[]), &norm(4)).unwrap()), [0, 4]);
     // A single column is its own mean.
     assert_eq!(values(&Cpu.layer_norm(&tensor(2, 1, &[3.0, -7.0]), &norm(1)).unwrap()), [1.0, 1.0]);

@@ -11,7 +11,7 @@ fn layer(weight: im2sp::backend::cpu::Matrix, bias: &[f32]) -> Linear<Cpu> {
 
 /// The form for sequences and the form for decode steps.
 fn both(x: &Tensor, layer: &Linear<Cpu>, activation: Activation, residual: Option<&Tensor>) -> [Tensor; 2] {
-    [Cpu.linear(x, layer, activation, residual).unwrap(), Cpu.linear_step(x, layer, activation, residual).unwrap()]
+    [Cpu.linear(x, layer, activation, residual).unwrap(), Cpu.linear_decode(x, layer, activation, residual).unwrap()]
 }
 
 #[test]

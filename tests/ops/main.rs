@@ -21,7 +21,7 @@ use common::{Golden, Random};
 use half::bf16;
 use im2sp::backend::Backend;
 use im2sp::backend::cpu::{Cpu, Matrix, Tensor};
-use im2sp::int8;
+use im2sp::tensor::int8;
 use im2sp::tensor::{Bytes, DType, HostTensor, Quantized};
 
 fn ops() -> Golden {

@@ -1,4 +1,4 @@
-//! attention_cached: one query per live row over the keys and values of its picture and of its text so far.
+//! attention_decode: one query per live row over the keys and values of its picture and of its text so far.
 //!
 //! Image tokens never see text, so their keys and values are stored once per picture and shared by all of its rows; a
 //! row owns its text alone. Keys lie in tiles of 16 tokens, (tile, D, 16), so that scores are computed 16 at a time
@@ -60,8 +60,8 @@ impl Store {
     }
 }
 
-/// The cache of [`crate::backend::Backend::attention_cached`].
-pub struct Cache {
+/// The cache of [`crate::backend::Backend::attention_decode`].
+pub struct KvCache {
     shape: CacheShape,
     prefix: Store,
     rows: Vec<Row>,
@@ -78,12 +78,12 @@ struct Row {
     text: Store,
 }
 
-impl Cache {
-    pub(super) fn new(shape: CacheShape) -> Result<Cache> {
+impl KvCache {
+    pub(super) fn new(shape: CacheShape) -> Result<KvCache> {
         ensure(shape.heads > 0 && shape.head_size > 0, "cache", || format!("{shape:?}"))?;
         let prefix = Store::new(shape.layers * shape.images * shape.heads, shape.prefix, shape.head_size);
         let scores = vec![0.0; rayon::current_num_threads() * scores_room(shape)];
-        Ok(Cache { shape, prefix, rows: Vec::new(), positions: Vec::new(), scores })
+        Ok(KvCache { shape, prefix, rows: Vec::new(), positions: Vec::new(), scores })
     }
 
     fn check(&self, op: &'static str, qkv: &Tensor, rows: usize, layer: usize) -> Result<()> {
@@ -94,7 +94,7 @@ impl Cache {
     }
 
     pub(super) fn set_prefix(&mut self, pictures: &[usize], layer: usize, qkv: &Tensor) -> Result<()> {
-        const OP: &str = "cache_prefix";
+        const OP: &str = "prefill_qkv";
         let CacheShape { heads, head_size: size, images, prefix, .. } = self.shape;
         ensure(pictures.iter().all(|&p| p < images), OP, || format!("pictures {pictures:?} of {images}"))?;
         self.check(OP, qkv, pictures.len() * prefix, layer)?;
@@ -117,7 +117,7 @@ impl Cache {
             let parent = row.parent.unwrap_or(0);
             ensure(
                 row.image < self.shape.images && (row.parent.is_none() || parent < uses.len()),
-                "cache_rows",
+                "kv_reorder",
                 || format!("{row:?} of {} rows, {:?}", uses.len(), self.shape),
             )?;
             if row.parent.is_some() {
@@ -125,7 +125,7 @@ impl Cache {
             }
         }
         let mut parents: Vec<Option<Row>> = std::mem::take(&mut self.rows).into_iter().map(Some).collect();
-        let CacheShape { layers, heads, max_text, head_size, .. } = self.shape;
+        let CacheShape { layers, heads, max_new_tokens, head_size, .. } = self.shape;
         for &CacheRow { image, parent } in rows {
             let continued = parent.and_then(|parent| {
                 uses[parent] -= 1;
@@ -136,16 +136,16 @@ impl Cache {
                     parents[parent].as_ref().map(|row| Row { text: row.text.fork(row.tokens), ..*row })
                 }
             });
-            let fresh = || Row { image, tokens: 0, text: Store::new(layers * heads, max_text, head_size) };
+            let fresh = || Row { image, tokens: 0, text: Store::new(layers * heads, max_new_tokens, head_size) };
             self.rows.push(Row { image, ..continued.unwrap_or_else(fresh) });
         }
         Ok(())
     }
 
     pub(super) fn grow(&mut self) -> Result<&[u32]> {
-        let most = self.shape.max_text;
+        let most = self.shape.max_new_tokens;
         for row in &self.rows {
-            ensure(row.tokens < most, "cache_grow", || format!("position {} of at most {most}", row.tokens))?;
+            ensure(row.tokens < most, "kv_append", || format!("position {} of at most {most}", row.tokens))?;
         }
         self.positions.clear();
         self.positions.extend(self.rows.iter().map(|row| row.tokens as u32));
@@ -154,11 +154,11 @@ impl Cache {
     }
 
     pub(super) fn attention(&mut self, qkv: &Tensor, layer: usize) -> Result<Tensor> {
-        const OP: &str = "attention_cached";
+        const OP: &str = "attention_decode";
         let CacheShape { heads, head_size: size, images, prefix, .. } = self.shape;
         self.check(OP, qkv, self.rows.len(), layer)?;
         let grown = self.rows.iter().all(|row| row.tokens > 0);
-        ensure(grown, OP, || "a text without tokens: cache_grow comes first".into())?;
+        ensure(grown, OP, || "a text without tokens: kv_append comes first".into())?;
         let width = heads * size;
         for (row, qkv) in self.rows.iter_mut().zip(qkv.data.chunks_exact(3 * width)) {
             for head in 0..heads {
@@ -186,7 +186,7 @@ impl Cache {
 
 /// Scores that one query can have, and those that its last tile computes beyond them.
 fn scores_room(shape: CacheShape) -> usize {
-    shape.prefix + shape.max_text + TILE
+    shape.prefix + shape.max_new_tokens + TILE
 }
 
 /// Keys in tiles and values of one head, and how many tokens of them count.

@@ -8,8 +8,8 @@
 use std::ops::Range;
 
 use super::buffer::Buffer;
+use super::conv::{ConvWeights, Convolution, Form};
 use super::disjoint::Disjoint;
-use super::filter::{Convolution, Form, Kernel};
 use super::simd::{self, Simd, dispatch};
 use super::{Cpu, Tensor, ensure, winograd};
 use crate::Result;
@@ -20,7 +20,7 @@ use crate::tensor::HostTensor;
 const WINOGRAD_FROM: usize = 32;
 
 /// Packs the weights (C out, C in, taps) of a convolution.
-pub(super) fn pack(weight: &HostTensor, bias: &HostTensor) -> Result<Kernel> {
+pub(super) fn pack(weight: &HostTensor, bias: &HostTensor) -> Result<ConvWeights> {
     let &[outputs, inputs, taps] = weight.shape() else {
         return Err(crate::Error::shape("conv1d", format!("weights of shape {:?}", weight.shape())));
     };
@@ -31,13 +31,13 @@ pub(super) fn pack(weight: &HostTensor, bias: &HostTensor) -> Result<Kernel> {
     let form = if worth { Form::Winograd } else { Form::Direct };
     let first = |_, output: usize, input: usize| (output * inputs + input) * taps;
     let bias = bias.to_f32().into_owned();
-    Ok(Kernel::pack(form, [outputs, inputs, taps], &[taps], &weight.to_f32(), (first, 1), bias))
+    Ok(ConvWeights::pack(form, [outputs, inputs, taps], &[taps], &weight.to_f32(), (first, 1), bias))
 }
 
 /// See [`crate::backend::Backend::conv1d`].
 pub fn conv1d(
     x: &Tensor,
-    kernel: &Kernel,
+    kernel: &ConvWeights,
     dilation: usize,
     columns: Range<usize>,
     epilogue: ConvEpilogue<'_, Cpu>,

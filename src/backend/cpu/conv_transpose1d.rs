@@ -5,14 +5,14 @@
 //! `filter` for each phase, whose results are interleaved. Operations counted: 2 * C in * C out * taps * S.
 
 use super::buffer::Buffer;
+use super::conv::{ConvWeights, Convolution, Form};
 use super::disjoint::Disjoint;
-use super::filter::{Convolution, Form, Kernel};
 use super::{Tensor, ensure};
 use crate::Result;
 use crate::tensor::HostTensor;
 
 /// Packs the weights (C in, C out, taps) of a transposed convolution.
-pub(super) fn pack(weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<Kernel> {
+pub(super) fn pack(weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<ConvWeights> {
     let &[inputs, outputs, taps] = weight.shape() else {
         return Err(crate::Error::shape("conv_transpose1d", format!("weights of shape {:?}", weight.shape())));
     };
@@ -28,11 +28,11 @@ pub(super) fn pack(weight: &HostTensor, bias: &HostTensor, stride: usize) -> Res
     };
     let form = Form::Transposed(stride);
     let bias = bias.to_f32().into_owned();
-    Ok(Kernel::pack(form, [outputs, inputs, taps], &phases, &weight.to_f32(), (first, -(stride as isize)), bias))
+    Ok(ConvWeights::pack(form, [outputs, inputs, taps], &phases, &weight.to_f32(), (first, -(stride as isize)), bias))
 }
 
 /// See [`crate::backend::Backend::conv_transpose1d`].
-pub fn conv_transpose1d(x: &Tensor, kernel: &Kernel, slope: f32) -> Result<Tensor> {
+pub fn conv_transpose1d(x: &Tensor, kernel: &ConvWeights, slope: f32) -> Result<Tensor> {
     let Form::Transposed(stride) = kernel.form else {
         return Err(crate::Error::shape("conv_transpose1d", "weights of an ordinary convolution"));
     };

@@ -35,14 +35,14 @@ pub fn embed(table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) 
     Ok(Tensor::new(ids.len(), columns, out))
 }
 
-/// See [`crate::backend::Backend::embed_columns`].
-pub fn embed_columns(tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
+/// See [`crate::backend::Backend::embed_frames`].
+pub fn embed_frames(tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
     let frames = tables.first().map_or(0, |(_, ids)| ids.len());
     let mut out = Vec::new();
     let mut rows = 0;
     for (table, ids) in tables {
-        ensure(ids.len() == frames, "embed_columns", || format!("{} ids beside {frames}", ids.len()))?;
-        check_ids("embed_columns", table, ids)?;
+        ensure(ids.len() == frames, "embed_frames", || format!("{} ids beside {frames}", ids.len()))?;
+        check_ids("embed_frames", table, ids)?;
         let values = table.elements()?;
         for channel in 0..table.columns {
             out.extend(ids.iter().map(|&id| values.get(id as usize * table.columns + channel)));

@@ -8,13 +8,13 @@ use super::buffer::Buffer;
 use super::simd::{Simd, dispatch};
 use super::{Cpu, Tensor, ensure};
 use crate::Result;
-use crate::backend::Norm;
+use crate::backend::LayerNormWeights;
 
 /// Fewer elements than this are not worth another thread.
 const PARALLEL_FROM: usize = 1 << 15;
 
 /// See [`crate::backend::Backend::layer_norm`].
-pub fn layer_norm(x: &Tensor, norm: &Norm<Cpu>) -> Result<Tensor> {
+pub fn layer_norm(x: &Tensor, norm: &LayerNormWeights<Cpu>) -> Result<Tensor> {
     let columns = x.columns;
     ensure(norm.weight.data.len() == columns && norm.bias.data.len() == columns, "layer_norm", || {
         format!("rows of {columns}, weight {}, bias {}", norm.weight.data.len(), norm.bias.data.len())

@@ -51,7 +51,7 @@ impl<'a> Product<'a> {
 /// One of the two forms: writes the product with its epilogue to its last argument, (M, N).
 type Form = fn(&Product<'_>, Elements<'_>, usize, Activation, &mut [f32]);
 
-/// See [`crate::backend::Backend::linear`] and [`crate::backend::Backend::linear_step`].
+/// See [`crate::backend::Backend::linear`] and [`crate::backend::Backend::linear_decode`].
 pub fn linear(
     x: &Tensor,
     layer: &Linear<Cpu>,

@@ -6,11 +6,11 @@ mod attention;
 mod beam_candidates;
 mod buffer;
 mod cache;
+mod conv;
 mod conv1d;
 mod conv_transpose1d;
 mod disjoint;
 mod embed;
-mod filter;
 mod gemm;
 mod int8;
 mod layer_norm;
@@ -31,14 +31,14 @@ use buffer::Buffer;
 use int8::Packed;
 
 use super::{
-    Activation, AttentionShape, Backend, BeamCandidate, CacheRow, CacheShape, ConvEpilogue, Linear, Norm, Region,
-    StepBody, TopValue,
+    Activation, AttentionShape, Backend, BeamCandidate, CacheRow, CacheShape, ConvEpilogue, GraphId, LayerNormWeights,
+    Linear, StepBody, TopValue,
 };
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
 
-pub use cache::Cache;
-pub use filter::Kernel;
+pub use cache::KvCache;
+pub use conv::ConvWeights;
 
 /// The host processor.
 #[derive(Clone, Copy, Debug, Default)]
@@ -115,13 +115,13 @@ impl Matrix {
     /// Says that a product of a whole sequence has used it. After the first time, the pages of a mapped file are given
     /// back: a process that captions one picture never needs them again, and so never holds all weights at once. One
     /// that captions another faults them in once more and keeps them.
-    fn use_once(&self) {
+    fn release_after_first_use(&self) {
         if let Weights::Stored(tensor) = &self.weights
             && !self.used.swap(true, Ordering::Relaxed)
         {
             let bytes = tensor.bytes().clone();
             // Beside the next operation: it takes as long as reading the weights.
-            rayon::spawn(move || bytes.give_back());
+            rayon::spawn(move || bytes.release_pages());
         }
     }
 
@@ -146,16 +146,16 @@ fn ensure(ok: bool, op: &'static str, problem: impl FnOnce() -> String) -> Resul
 impl Backend for Cpu {
     type Tensor = Tensor;
     type Matrix = Matrix;
-    type Kernel = Kernel;
-    type Cache = Cache;
+    type ConvWeights = ConvWeights;
+    type KvCache = KvCache;
 
     const CONVOLUTION_PERIOD: usize = winograd::FRAMES;
 
-    fn beside(&self) -> Result<Cpu> {
+    fn new_stream(&self) -> Result<Cpu> {
         Ok(Cpu)
     }
 
-    fn describe(&self) -> String {
+    fn name(&self) -> String {
         format!("cpu ({:?}, {} threads)", simd::level(), rayon::current_num_threads()).to_lowercase()
     }
 
@@ -182,7 +182,7 @@ impl Backend for Cpu {
             (DType::I8, Some(quantized)) => {
                 let packed = Packed::new(quantized);
                 // The packed codes are a copy.
-                weight.bytes().give_back();
+                weight.bytes().release_pages();
                 Weights::Int8(packed.ok_or_else(|| Error::shape("matrix", format!("no columns in {rows} rows")))?)
             }
             (DType::F16, _) => Weights::Stored(weight.to_dtype(DType::F32)),
@@ -191,20 +191,20 @@ impl Backend for Cpu {
         Ok(Matrix { rows, columns, weights, used: AtomicBool::new(false) })
     }
 
-    fn kernel(&self, weight: &HostTensor, bias: &HostTensor) -> Result<Kernel> {
+    fn conv_weights(&self, weight: &HostTensor, bias: &HostTensor) -> Result<ConvWeights> {
         let kernel = conv1d::pack(weight, bias);
         // The packed weights are a copy.
-        weight.bytes().give_back();
+        weight.bytes().release_pages();
         kernel
     }
 
-    fn transposed_kernel(&self, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<Kernel> {
+    fn conv_transpose_weights(&self, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<ConvWeights> {
         let kernel = conv_transpose1d::pack(weight, bias, stride);
-        weight.bytes().give_back();
+        weight.bytes().release_pages();
         kernel
     }
 
-    fn step_region(&self, _: &Region, cache: &mut Cache, x: &Tensor, body: StepBody<'_, Cpu>) -> Result<Tensor> {
+    fn captured_step(&self, _: &GraphId, cache: &mut KvCache, x: &Tensor, body: StepBody<'_, Cpu>) -> Result<Tensor> {
         // From inside the pool an operation finds threads that still look for work, from outside sleeping ones.
         rayon::scope(|_| body(self, cache, x))
     }
@@ -218,22 +218,22 @@ impl Backend for Cpu {
     ) -> Result<Tensor> {
         let _span = trace::span("linear");
         let y = linear::linear(x, layer, activation, residual, linear::blocked);
-        layer.weight.use_once();
+        layer.weight.release_after_first_use();
         y
     }
 
-    fn linear_step(
+    fn linear_decode(
         &self,
         x: &Tensor,
         layer: &Linear<Cpu>,
         activation: Activation,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let _span = trace::span("linear_step");
+        let _span = trace::span("linear_decode");
         linear::linear(x, layer, activation, residual, linear::step)
     }
 
-    fn layer_norm(&self, x: &Tensor, norm: &Norm<Cpu>) -> Result<Tensor> {
+    fn layer_norm(&self, x: &Tensor, norm: &LayerNormWeights<Cpu>) -> Result<Tensor> {
         let _span = trace::span("layer_norm");
         layer_norm::layer_norm(x, norm)
     }
@@ -243,35 +243,35 @@ impl Backend for Cpu {
         attention::attention(qkv, shape)
     }
 
-    fn cache(&self, shape: CacheShape) -> Result<Cache> {
-        Cache::new(shape)
+    fn kv_cache(&self, shape: CacheShape) -> Result<KvCache> {
+        KvCache::new(shape)
     }
 
-    fn cache_prefix(
+    fn prefill_qkv(
         &self,
-        cache: &mut Cache,
+        cache: &mut KvCache,
         pictures: &[usize],
         layer: usize,
         x: &Tensor,
         qkv: &Linear<Cpu>,
     ) -> Result<Tensor> {
         let qkv = self.linear(x, qkv, Activation::None, None)?;
-        let _span = trace::span("cache_prefix");
+        let _span = trace::span("prefill_qkv");
         cache.set_prefix(pictures, layer, &qkv)?;
         Ok(qkv)
     }
 
-    fn cache_rows(&self, cache: &mut Cache, rows: &[CacheRow]) -> Result<()> {
-        let _span = trace::span("cache_rows");
+    fn kv_reorder(&self, cache: &mut KvCache, rows: &[CacheRow]) -> Result<()> {
+        let _span = trace::span("kv_reorder");
         cache.set_rows(rows)
     }
 
-    fn cache_grow<'c>(&self, cache: &'c mut Cache) -> Result<&'c [u32]> {
+    fn kv_append<'c>(&self, cache: &'c mut KvCache) -> Result<&'c [u32]> {
         cache.grow()
     }
 
-    fn attention_cached(&self, qkv: &Tensor, cache: &mut Cache, layer: usize) -> Result<Tensor> {
-        let _span = trace::span("attention_cached");
+    fn attention_decode(&self, qkv: &Tensor, cache: &mut KvCache, layer: usize) -> Result<Tensor> {
+        let _span = trace::span("attention_decode");
         cache.attention(qkv, layer)
     }
 
@@ -292,15 +292,15 @@ impl Backend for Cpu {
         patch_embed::patch_embed(pixels, weight, class, position, patch)
     }
 
-    fn embed_columns(&self, tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
-        let _span = trace::span("embed_columns");
-        embed::embed_columns(tables)
+    fn embed_frames(&self, tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
+        let _span = trace::span("embed_frames");
+        embed::embed_frames(tables)
     }
 
     fn conv1d(
         &self,
         x: &Tensor,
-        kernel: &Kernel,
+        kernel: &ConvWeights,
         dilation: usize,
         columns: Range<usize>,
         epilogue: ConvEpilogue<'_, Cpu>,
@@ -309,7 +309,7 @@ impl Backend for Cpu {
         conv1d::conv1d(x, kernel, dilation, columns, epilogue)
     }
 
-    fn conv_transpose1d(&self, x: &Tensor, kernel: &Kernel, slope: f32) -> Result<Tensor> {
+    fn conv_transpose1d(&self, x: &Tensor, kernel: &ConvWeights, slope: f32) -> Result<Tensor> {
         let _span = trace::span("conv_transpose1d");
         conv_transpose1d::conv_transpose1d(x, kernel, slope)
     }

@@ -7,7 +7,7 @@
 //! and infinity: with random values in 64 channels a sum's rounding error is about 1.7 times that of the direct form
 //! (root of the mean square); with the usual -2 instead of -1/2 it is 2.2 times.
 
-use super::filter::{GROUP, Term};
+use super::conv::{GROUP, Term};
 use super::simd::{Simd, dispatch};
 
 /// Outputs of a column.

@@ -18,7 +18,7 @@ pub(super) fn argmax(cuda: &Cuda, x: &Tensor) -> Result<Vec<u32>> {
     let params = ArgmaxParams { x: x.pointer(), y: y.pointer(), columns: int("argmax", columns)?, unused: 0 };
     // SAFETY: x holds rows * columns values and y a word for each row, which has a block.
     unsafe {
-        cuda.launch(&kernels::ARGMAX_FORWARD_F32, Launch::blocks(rows).shared(SIZE_OF_SELECT_SHARED), params)?;
+        cuda.launch(&kernels::ARGMAX_FORWARD_F32, Launch::blocks(rows).shared_bytes(SIZE_OF_SELECT_SHARED), params)?;
     }
     let best = cuda.get_words(&y, rows)?;
     if best.contains(&NOT_A_NUMBER) { Err(Error::NotANumber { stage: "argmax" }) } else { Ok(best) }

@@ -12,7 +12,7 @@ const TILED_QUERIES: usize = 64;
 /// Queries of a block of the other form, keys it loads at a time, and the largest head size.
 const PLAIN_QUERIES: usize = 4;
 const PLAIN_KEYS: usize = 32;
-const MOST_SIZE: usize = 256;
+const MAX_SIZE: usize = 256;
 
 /// Packed qkv (B*T, 3*H*D) to (B*T, H*D), in the type of the backend.
 pub(super) fn attention(cuda: &Cuda, qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
@@ -25,9 +25,9 @@ pub(super) fn attention(cuda: &Cuda, qkv: &Tensor, shape: AttentionShape) -> Res
             && qkv.columns == 3 * heads * size
             && qkv.rows == batch * tokens
             && prefix <= tokens
-            && (1..=MOST_SIZE).contains(&size),
+            && (1..=MAX_SIZE).contains(&size),
         OP,
-        || format!("qkv ({}, {}) for {shape:?}; heads of 1 to {MOST_SIZE}", qkv.rows, qkv.columns),
+        || format!("qkv ({}, {}) for {shape:?}; heads of 1 to {MAX_SIZE}", qkv.rows, qkv.columns),
     )?;
     let qkv = cuda.rows_of(qkv, cuda.dtype)?;
     let y = cuda.empty([batch * tokens, width], cuda.dtype, Layout::Rows)?;
@@ -42,11 +42,11 @@ pub(super) fn attention(cuda: &Cuda, qkv: &Tensor, shape: AttentionShape) -> Res
         unused: 0,
     };
     let plain = ((2 * PLAIN_KEYS) * (size + 1) + PLAIN_QUERIES * size) * size_of::<f32>();
-    let plain = Launch::grid([tokens.div_ceil(PLAIN_QUERIES), heads, batch]).shared(plain);
+    let plain = Launch::grid([tokens.div_ceil(PLAIN_QUERIES), heads, batch]).shared_bytes(plain);
     let (kernel, launch) = match cuda.dtype {
         DType::BF16 if size == TILED_SIZE => {
             let grid = [tokens.div_ceil(TILED_QUERIES), heads, batch];
-            (&kernels::ATTENTION_FORWARD_BF16, Launch::grid(grid).shared(SIZE_OF_ATTENTION_SHARED))
+            (&kernels::ATTENTION_FORWARD_BF16, Launch::grid(grid).shared_bytes(SIZE_OF_ATTENTION_SHARED))
         }
         DType::BF16 => (&kernels::ATTENTION_FORWARD_WARP_PER_QUERY_BF16, plain),
         _ => (&kernels::ATTENTION_FORWARD_WARP_PER_QUERY_F32, plain),

@@ -47,7 +47,7 @@ pub(super) fn beam_candidates(
         vocabulary: int(OP, vocabulary)?,
         count: int(OP, kept)?,
     };
-    let launch = Launch::blocks(pictures.len()).shared(shared);
+    let launch = Launch::blocks(pictures.len()).shared_bytes(shared);
     // SAFETY: the starts rise from 0 to the number of rows, of which there are as many logits and scores; y holds two words
     // for each of `count` candidates of each picture, which has a block; shared memory has room for the rows of any.
     unsafe { cuda.launch(&kernels::BEAM_CANDIDATES_FORWARD_F32, launch, params)? };

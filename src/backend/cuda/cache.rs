@@ -1,6 +1,6 @@
 //! Launches kernels/cache.cu: keys and values of a decoder, and attention of one query per row over them.
 //!
-//! Whole decode steps are recorded as graphs ([`Cache::step`]). So a step's launches have the same params as long as the
+//! Whole decode steps are recorded as graphs ([`KvCache::step`]). So a step's launches have the same params as long as the
 //! number of rows, the splits of their texts and the slots stay; everything else about the rows is in tables, which the
 //! host writes before each step.
 
@@ -9,29 +9,29 @@ mod store;
 use std::sync::Arc;
 
 use super::driver::{DevicePtr, Launch};
+use super::graph::Key;
 use super::kernels::{self, CachedAttentionParams};
 use super::linear::{self, Split};
-use super::region::Key;
 use super::{CacheRow, CacheShape, Cuda, Layout, Linear, Tensor, ensure, int};
 use crate::Result;
-use crate::backend::{Region, StepBody};
+use crate::backend::{GraphId, StepBody};
 use crate::tensor::DType;
-pub(super) use store::Shelf;
-use store::{Store, Tables, Texts};
+pub(super) use store::KvPool;
+use store::{KvStorage, Tables, Texts};
 
 /// Tokens of a split.
 const SPLIT: usize = 64;
 /// Largest head size of the kernels.
-const MOST_SIZE: usize = 256;
+const MAX_SIZE: usize = 256;
 /// Floats of shared memory beside keys, values and query: weights, and what warps tell each other.
-const TOLD: usize = SPLIT + 4;
+const WARP_SCRATCH: usize = SPLIT + 4;
 /// A step is recorded when so many in a row before it were of its kind: one that will not come again is not worth it.
 const STEADY: usize = 2;
 
 /// Keys and values of a decoder on the device. The layout is described at the head of kernels/cache.cu.
-pub struct Cache {
+pub struct KvCache {
     shape: CacheShape,
-    store: Store,
+    store: KvStorage,
     rows: Vec<Row>,
     /// The tables of the live rows, in the order of [`Tables`]; all but their positions are on the device if `written`.
     tables: Vec<u32>,
@@ -39,7 +39,7 @@ pub struct Cache {
     /// Rows, splits of their texts and slots in the newest step, and how many steps before it were alike.
     kind: [usize; 3],
     steady: usize,
-    shelf: Arc<Shelf>,
+    kv_pool: Arc<KvPool>,
 }
 
 /// One live row.
@@ -52,14 +52,14 @@ struct Row {
     tokens: usize,
 }
 
-impl Cache {
-    pub(super) fn new(cuda: &Cuda, shape: CacheShape) -> Result<Cache> {
-        let fits = shape.heads > 0 && (1..=MOST_SIZE).contains(&shape.head_size);
+impl KvCache {
+    pub(super) fn new(cuda: &Cuda, shape: CacheShape) -> Result<KvCache> {
+        let fits = shape.heads > 0 && (1..=MAX_SIZE).contains(&shape.head_size);
         ensure(fits, "cache", || format!("{shape:?}"))?;
-        let used = if cuda.pool.poisons() { None } else { cuda.shelf.take(shape) };
-        let store = used.map_or_else(|| Store::new(cuda, shape), Ok)?;
-        let (rows, tables, shelf) = (Vec::new(), Vec::new(), cuda.shelf.clone());
-        Ok(Cache { shape, store, rows, tables, written: true, kind: [0; 3], steady: 0, shelf })
+        let used = if cuda.pool.poisons() { None } else { cuda.kv_pool.take(shape) };
+        let store = used.map_or_else(|| KvStorage::new(cuda, shape), Ok)?;
+        let (rows, tables, kv_pool) = (Vec::new(), Vec::new(), cuda.kv_pool.clone());
+        Ok(KvCache { shape, store, rows, tables, written: true, kind: [0; 3], steady: 0, kv_pool })
     }
 
     /// Its sizes.
@@ -94,7 +94,7 @@ impl Cache {
             && x.rows == pictures.len() * prefix
             && layer < layers
             && (weight.rows, weight.dtype) == (3 * heads * head_size, cuda.dtype);
-        ensure(fits, "cache_prefix", || {
+        ensure(fits, "prefill_qkv", || {
             let (rows, columns) = (x.rows, weight.rows);
             format!("qkv ({rows}, {columns}) of pictures {pictures:?} for layer {layer} of {:?}", self.shape)
         })?;
@@ -107,7 +107,7 @@ impl Cache {
         let before = self.rows.len();
         for row in rows {
             let fits = row.image < self.shape.images && row.parent.is_none_or(|parent| parent < before);
-            ensure(fits, "cache_rows", || format!("{row:?} of {before} rows, {:?}", self.shape))?;
+            ensure(fits, "kv_reorder", || format!("{row:?} of {before} rows, {:?}", self.shape))?;
         }
         let continued: Vec<Row> = rows.iter().map(|row| self.continued(row.parent)).collect();
         let next = with_slots(continued);
@@ -154,7 +154,7 @@ impl Cache {
         for (old, new) in old.flatten().zip(texts.layers.iter().flatten()) {
             for position in 0..written {
                 let (to, from) = (position * slots * bytes, position * before * bytes);
-                // SAFETY: position is below max_text in both, and the new slots are more than the old.
+                // SAFETY: position is below max_new_tokens in both, and the new slots are more than the old.
                 unsafe { cuda.driver.copy(new.pointer().offset(to), old.pointer().offset(from), before * bytes)? };
             }
         }
@@ -163,9 +163,9 @@ impl Cache {
     }
 
     pub(super) fn grow(&mut self, cuda: &Cuda) -> Result<&[u32]> {
-        let most = self.shape.max_text;
+        let most = self.shape.max_new_tokens;
         for row in &self.rows {
-            ensure(row.tokens < most, "cache_grow", || format!("position {} of at most {most}", row.tokens))?;
+            ensure(row.tokens < most, "kv_append", || format!("position {} of at most {most}", row.tokens))?;
         }
         let Some(texts) = &self.store.texts else { return Ok(&[]) };
         let rows = self.rows.len();
@@ -175,7 +175,7 @@ impl Cache {
         let changed = if self.written { &self.tables[..rows] } else { &self.tables };
         let tables = texts.tables(rows, self.shape.images);
         // SAFETY: there is room for the tables of as many rows as slots, and no two rows share a slot.
-        unsafe { cuda.driver.write(tables.positions, bytemuck::cast_slice(changed))? };
+        unsafe { cuda.driver.copy_to_device(tables.positions, bytemuck::cast_slice(changed))? };
         let slots = texts.slots;
         self.written = true;
         self.rows.iter_mut().for_each(|row| row.tokens += 1);
@@ -189,18 +189,18 @@ impl Cache {
     /// less often.
     fn text_splits(&self) -> usize {
         let longest = self.rows.iter().map(|row| row.tokens).max().unwrap_or(0);
-        longest.div_ceil(SPLIT).next_power_of_two().min(self.shape.max_text.div_ceil(SPLIT))
+        longest.div_ceil(SPLIT).next_power_of_two().min(self.shape.max_new_tokens.div_ceil(SPLIT))
     }
 
     /// `body(cuda, self, x)`, recorded when such a step is likely to come again.
     pub(super) fn step(
         &mut self,
         cuda: &Cuda,
-        region: &Region,
+        graph: &GraphId,
         x: &Tensor,
         body: StepBody<'_, Cuda>,
     ) -> Result<Tensor> {
-        let key = Key::new(region, x, self.text_splits());
+        let key = Key::new(graph, x, self.text_splits());
         let fits = x.rows == self.rows.len() && self.written;
         let Some(texts) = self.store.texts.as_mut().filter(|_| fits) else { return body(cuda, self, x) };
         // The body has the cache while they are at work.
@@ -219,13 +219,13 @@ impl Cache {
     }
 
     pub(super) fn attention(&mut self, cuda: &Cuda, qkv: &Tensor, layer: usize) -> Result<Tensor> {
-        const OP: &str = "attention_cached";
+        const OP: &str = "attention_decode";
         let CacheShape { heads, head_size, images, prefix, .. } = self.shape;
         let rows = self.rows.len();
         self.check(OP, qkv, rows, layer)?;
         let y = cuda.empty([rows, heads * head_size], DType::F32, Layout::Rows)?;
         let Some(texts) = &self.store.texts else { return Ok(y) };
-        ensure(self.written, OP, || "a text without tokens: cache_grow comes first".into())?;
+        ensure(self.written, OP, || "a text without tokens: kv_append comes first".into())?;
         let Tables { positions, own, known, order, first, ancestors } = texts.tables(rows, images);
         let [text_keys, text_values] = &texts.layers[layer];
         let qkv = cuda.rows_of(qkv, DType::F32)?;
@@ -263,20 +263,20 @@ impl Cache {
             _ => &kernels::ATTENTION_CACHED_FORWARD_F32,
         };
         let units = if rows == 0 { 0 } else { images * prefix_splits + rows * text_splits };
-        let shared = (2 * SPLIT * (head_size + 1) + head_size + TOLD) * size_of::<f32>();
-        // SAFETY: rows, pictures and slots come from `set_rows`, which checked them; positions are below max_text; every
+        let shared = (2 * SPLIT * (head_size + 1) + head_size + WARP_SCRATCH) * size_of::<f32>();
+        // SAFETY: rows, pictures and slots come from `set_rows`, which checked them; positions are below max_new_tokens; every
         // split of every row's text and prefix has its partial result before the second kernel adds them.
         unsafe {
-            cuda.launch(kernel, Launch::grid([units, heads, 1]).shared(shared), params)?;
+            cuda.launch(kernel, Launch::grid([units, heads, 1]).shared_bytes(shared), params)?;
             cuda.launch(&kernels::ATTENTION_CACHED_FORWARD_COMBINE, Launch::grid([rows, heads, 1]), params)?;
         }
         Ok(y)
     }
 }
 
-impl Drop for Cache {
+impl Drop for KvCache {
     fn drop(&mut self) {
-        self.shelf.put(self.shape, std::mem::take(&mut self.store));
+        self.kv_pool.put(self.shape, std::mem::take(&mut self.store));
     }
 }
 

@@ -12,7 +12,7 @@ use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result};
 
 /// Weights and bias of a convolution, in the type of the backend.
-pub struct ConvKernel {
+pub struct ConvWeights {
     pub(super) inputs: usize,
     pub(super) outputs: usize,
     pub(super) taps: usize,
@@ -75,7 +75,7 @@ pub(super) fn pack_with(
 }
 
 /// Weights (C out, C in, taps) and bias (C out), as the kernels read them.
-pub(super) fn pack(cuda: &Cuda, weight: &HostTensor, bias: &HostTensor) -> Result<ConvKernel> {
+pub(super) fn pack(cuda: &Cuda, weight: &HostTensor, bias: &HostTensor) -> Result<ConvWeights> {
     let &[outputs, inputs, taps] = weight.shape() else {
         return Err(Error::shape("conv1d", format!("weights of shape {:?}", weight.shape())));
     };
@@ -85,10 +85,10 @@ pub(super) fn pack(cuda: &Cuda, weight: &HostTensor, bias: &HostTensor) -> Resul
     let values = weight.to_f32();
     let weight = pack_with(cuda, [outputs, taps, inputs], |o, tap, i| values[(o * inputs + i) * taps + tap])?;
     let bias = cuda.put([1, outputs], DType::F32, &bias.to_f32())?;
-    Ok(ConvKernel { inputs, outputs, taps, stride: 0, columns: outputs, steps: taps, weight, bias })
+    Ok(ConvWeights { inputs, outputs, taps, stride: 0, columns: outputs, steps: taps, weight, bias })
 }
 
-impl ConvKernel {
+impl ConvWeights {
     /// Params of a product of `rows` rows over x (C in, S), without epilogue.
     pub(super) fn params(&self, op: &'static str, x: &Tensor, y: &Tensor, rows: usize) -> Result<ConvolutionParams> {
         let padded = self.inputs.next_multiple_of(8);
@@ -138,19 +138,19 @@ pub(super) fn tiled_launch(
     };
     let tile = tiles.iter().min_by(|a, b| time(a).total_cmp(&time(b))).unwrap_or(&tiles[0]);
     let shared = tile.stages * (tile.rows + tile.columns) * DEPTH * DType::BF16.size();
-    (tile.kernel, Launch::grid([rows.div_ceil(tile.rows), columns.div_ceil(tile.columns), 1]).shared(shared))
+    (tile.kernel, Launch::grid([rows.div_ceil(tile.rows), columns.div_ceil(tile.columns), 1]).shared_bytes(shared))
 }
 
 /// The launch of the tiles on FMA units.
 pub(super) fn plain_launch(rows: usize, columns: usize) -> Launch {
-    Launch::grid([rows.div_ceil(PLAIN), columns.div_ceil(PLAIN), 1]).shared(SIZE_OF_PLAIN_SHARED)
+    Launch::grid([rows.div_ceil(PLAIN), columns.div_ceil(PLAIN), 1]).shared_bytes(SIZE_OF_PLAIN_SHARED)
 }
 
 /// x (C in, S) to (C out, columns), column after column; sound, the result of a tanh, is f32.
 pub(super) fn conv1d(
     cuda: &Cuda,
     x: &Tensor,
-    kernel: &ConvKernel,
+    kernel: &ConvWeights,
     dilation: usize,
     columns: Range<usize>,
     epilogue: ConvEpilogue<'_, Cuda>,

@@ -2,7 +2,7 @@
 
 use super::conv1d::{Tile, pack_with, plain_launch, tiled_launch};
 use super::kernels::{self, ConvolutionParams};
-use super::{ConvKernel, Cuda, Layout, Tensor, ensure};
+use super::{ConvWeights, Cuda, Layout, Tensor, ensure};
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result};
 
@@ -13,7 +13,7 @@ static TILES: [Tile; 3] = [
 ];
 
 /// Weights (C in, C out, taps) and bias (C out), as the kernels read them: a column for each phase and output.
-pub(super) fn pack(cuda: &Cuda, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<ConvKernel> {
+pub(super) fn pack(cuda: &Cuda, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<ConvWeights> {
     let &[inputs, outputs, taps] = weight.shape() else {
         return Err(Error::shape("conv_transpose1d", format!("weights of shape {:?}", weight.shape())));
     };
@@ -30,13 +30,13 @@ pub(super) fn pack(cuda: &Cuda, weight: &HostTensor, bias: &HostTensor, stride: 
         if tap < taps { values[(input * outputs + output) * taps + tap] } else { 0.0 }
     })?;
     let bias = cuda.put([1, outputs], DType::F32, &bias.to_f32())?;
-    Ok(ConvKernel { inputs, outputs, taps, stride, columns, steps, weight, bias })
+    Ok(ConvWeights { inputs, outputs, taps, stride, columns, steps, weight, bias })
 }
 
 /// x (C in, S) to (C out, S * stride), column after column.
-pub(super) fn conv_transpose1d(cuda: &Cuda, x: &Tensor, kernel: &ConvKernel, slope: f32) -> Result<Tensor> {
+pub(super) fn conv_transpose1d(cuda: &Cuda, x: &Tensor, kernel: &ConvWeights, slope: f32) -> Result<Tensor> {
     const OP: &str = "conv_transpose1d";
-    let ConvKernel { inputs, outputs, taps, stride, columns, .. } = *kernel;
+    let ConvWeights { inputs, outputs, taps, stride, columns, .. } = *kernel;
     ensure(stride > 0 && x.rows == inputs, OP, || {
         format!("x ({}, {}), a kernel of {inputs} inputs and stride {stride}", x.rows, x.columns)
     })?;

@@ -4,16 +4,16 @@ use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::driver::{DevicePtr, Kernel, Launch, SharedWords};
+use super::driver::{DevicePtr, Kernel, Launch, MappedHostBuffer};
 use super::kernels::{self, DecodeLayerParams, DecodeParams};
-use super::{Cache, Cuda, Layout, Linear, Matrix, Tensor, int};
-use crate::backend::{GreedyDecoder, Occupancy};
+use super::{Cuda, KvCache, Layout, Linear, Matrix, Tensor, int};
+use crate::backend::{DecoderWeights, Occupancy};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
 const OP: &str = "decode_greedy";
 /// Rows that one launch decodes.
-const MOST_ROWS: usize = 8;
+const MAX_ROWS: usize = 8;
 /// Head size of the kernel.
 const HEAD_SIZE: usize = 64;
 /// Tokens of a split of the attention.
@@ -23,7 +23,7 @@ const PARTIAL: usize = HEAD_SIZE + 2;
 /// Most and fewest buffers of weights in shared memory.
 const SLOTS: std::ops::RangeInclusive<usize> = 2..=4;
 /// Bytes that the kernel's own variables take in shared memory, rounded up: norms, splits of attention, tokens.
-const BLACKBOARD: usize = 4608;
+const STATIC_SHARED_BYTES: usize = 4608;
 /// Words of `control`.
 const CONTROL: usize = 96;
 /// Words of the host's memory before the tokens.
@@ -34,9 +34,9 @@ const HOST_LENGTHS: usize = 16;
 /// Of so many multiprocessors one is left to the work of others, where the device is shared. A block of the loop leaves no
 /// room for another's on its multiprocessor; and the loop streams weights, so it waits for memory and barriers more than for
 /// multiprocessors. Not yet measured.
-const SHARED_OF: usize = 8;
+const RESERVED_SM_SHARE: usize = 8;
 /// Seconds at one barrier after which the kernel gives up.
-const PATIENCE: i32 = 5;
+const BARRIER_TIMEOUT_S: i32 = 5;
 
 /// The sizes of a loop.
 #[derive(Clone, Copy)]
@@ -51,10 +51,10 @@ struct Sizes {
 }
 
 /// A loop that the device can run.
-pub(super) struct Launchable<'a> {
+pub(super) struct GreedyLaunch<'a> {
     cuda: &'a Cuda,
-    decoder: &'a GreedyDecoder<'a, Cuda>,
-    cache: &'a Cache,
+    decoder: &'a DecoderWeights<'a, Cuda>,
+    cache: &'a KvCache,
     sizes: Sizes,
     eight_bit: bool,
     kernel: &'static Kernel<DecodeParams>,
@@ -64,14 +64,14 @@ pub(super) struct Launchable<'a> {
     shared: usize,
 }
 
-impl<'a> Launchable<'a> {
+impl<'a> GreedyLaunch<'a> {
     /// `None` where the kernel does not fit the model, the batch or the device.
     pub(super) fn new(
         cuda: &'a Cuda,
-        decoder: &'a GreedyDecoder<'a, Cuda>,
-        cache: &'a Cache,
+        decoder: &'a DecoderWeights<'a, Cuda>,
+        cache: &'a KvCache,
         limit: usize,
-    ) -> Option<Launchable<'a>> {
+    ) -> Option<GreedyLaunch<'a>> {
         let first = decoder.layers.first()?;
         let shape = cache.shape();
         let sizes = Sizes {
@@ -88,7 +88,7 @@ impl<'a> Launchable<'a> {
         let alike = decoder.layers.iter().all(|l| l.attention_norm.eps == eps && l.mlp_norm.eps == eps);
         let fits = device.cooperative
             && alike
-            && (1..=MOST_ROWS).contains(&sizes.rows)
+            && (1..=MAX_ROWS).contains(&sizes.rows)
             && shape.head_size == HEAD_SIZE
             && sizes.channels == sizes.heads * HEAD_SIZE
             && sizes.hidden.is_multiple_of(16)
@@ -97,13 +97,13 @@ impl<'a> Launchable<'a> {
         if !fits {
             return None;
         }
-        let matrices = decoder.layers.iter().flat_map(|l| [l.qkv, l.attention_out, l.fc1, l.fc2]);
+        let matrices = decoder.layers.iter().flat_map(|l| [&l.qkv, &l.attention_out, &l.fc1, &l.fc2]);
         let eight_bit = matrices.into_iter().all(|linear| linear.weight.eight_bit.is_some());
         let dtype = if eight_bit { DType::F8E4M3 } else { cuda.dtype };
         let (kernel, batch) = kernel_for(dtype, sizes.rows);
         // The second plane holds what attention gives, then the feed-forward part's hidden channels.
         let planes = sizes.channels + sizes.hidden.max(sizes.channels);
-        let fixed = BLACKBOARD + batch * planes * size_of::<f32>();
+        let fixed = STATIC_SHARED_BYTES + batch * planes * size_of::<f32>();
         // The fewer blocks, the larger their shares: where they do not fit, others have to wait.
         let grids = [blocks(decoder.occupancy, device.multiprocessors), device.multiprocessors];
         let (grid, slots, slot_bytes) = grids.into_iter().find_map(|grid| {
@@ -112,7 +112,7 @@ impl<'a> Launchable<'a> {
             Some((grid, slots, slot_bytes))
         })?;
         let shared = fixed + slots * slot_bytes;
-        Some(Launchable { cuda, decoder, cache, sizes, eight_bit, kernel, grid, slots, slot_bytes, shared })
+        Some(GreedyLaunch { cuda, decoder, cache, sizes, eight_bit, kernel, grid, slots, slot_bytes, shared })
     }
 
     /// Runs the loop. Tokens of each row, BOS first.
@@ -121,14 +121,14 @@ impl<'a> Launchable<'a> {
         if limit < 2 {
             return Ok(vec![vec![self.decoder.bos]; rows]);
         }
-        let host = self.cuda.driver.shared_words(HOST_TOKENS + rows * limit)?;
+        let host = self.cuda.driver.mapped_host(HOST_TOKENS + rows * limit)?;
         // Held until the kernel has ended.
         let _memory = self.start(&host)?;
         let mut tokens = vec![vec![self.decoder.bos]; rows];
         let mut waiting = true;
         while waiting {
             // Asked before looking: what was written before the end is seen after it.
-            waiting = !self.cuda.driver.idle()?;
+            waiting = !self.cuda.driver.is_idle()?;
             if self.listen(&host, &mut tokens, told).is_break() {
                 host.words()[HOST_CANCEL].store(1, Ordering::Relaxed);
             }
@@ -143,7 +143,7 @@ impl<'a> Launchable<'a> {
             _ => Err(Error::Device {
                 device: self.cuda.driver.properties().name.clone(),
                 problem: format!(
-                    "the blocks of the decoder did not meet within {PATIENCE} s; is the device overloaded?"
+                    "the blocks of the decoder did not meet within {BARRIER_TIMEOUT_S} s; is the device overloaded?"
                 ),
             }),
         }
@@ -152,7 +152,7 @@ impl<'a> Launchable<'a> {
     /// Takes over the tokens that have been written since.
     fn listen(
         &self,
-        host: &SharedWords,
+        host: &MappedHostBuffer,
         tokens: &mut [Vec<u32>],
         told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
@@ -170,7 +170,7 @@ impl<'a> Launchable<'a> {
     }
 
     /// Starts the kernel; the tensors returned are what it works in.
-    fn start(&self, host: &SharedWords) -> Result<Vec<Tensor>> {
+    fn start(&self, host: &MappedHostBuffer) -> Result<Vec<Tensor>> {
         let (cuda, s) = (self.cuda, self.sizes);
         let most_splits = s.prefix.div_ceil(SPLIT) + (s.limit - 1) / SPLIT + 1;
         let width = 3 * s.channels + 2 * s.channels + s.hidden + s.vocabulary + s.heads * most_splits * PARTIAL;
@@ -211,9 +211,9 @@ impl<'a> Launchable<'a> {
             eos: decoder.eos as i32,
             eps,
             scale: std::f32::consts::LOG2_E / (HEAD_SIZE as f32).sqrt(),
-            seconds: PATIENCE,
+            seconds: BARRIER_TIMEOUT_S,
         };
-        let launch = Launch { cooperative: true, ..Launch::blocks(self.grid).shared(self.shared) };
+        let launch = Launch { cooperative: true, ..Launch::blocks(self.grid).shared_bytes(self.shared) };
         // SAFETY: `new` checked that the sizes are those of the weights and of the cache; every block takes the rows that
         // `share` gives it, at most `slot_bytes` of them; positions stay below `limit`, ids below the vocabulary.
         unsafe { cuda.launch(self.kernel, launch, params)? };
@@ -231,7 +231,7 @@ impl<'a> Launchable<'a> {
     fn layer(&self, n: usize, keys: &Tensor, values: &Tensor) -> Result<DecodeLayerParams> {
         let layer = &self.decoder.layers[n];
         let (c, f) = (self.sizes.channels, self.sizes.hidden);
-        let shapes = [(layer.qkv, 3 * c, c), (layer.attention_out, c, c), (layer.fc1, f, c), (layer.fc2, c, f)];
+        let shapes = [(&layer.qkv, 3 * c, c), (&layer.attention_out, c, c), (&layer.fc1, f, c), (&layer.fc2, c, f)];
         for (linear, rows, columns) in shapes {
             check(linear, rows, columns)?;
         }
@@ -278,7 +278,7 @@ impl Sizes {
 /// Blocks of a loop, one on each multiprocessor that it takes. Of two none is left: one is half of the device.
 fn blocks(occupancy: Occupancy, multiprocessors: usize) -> usize {
     match occupancy {
-        Occupancy::Shared if multiprocessors > 2 => multiprocessors - (multiprocessors / SHARED_OF).max(1),
+        Occupancy::Shared if multiprocessors > 2 => multiprocessors - (multiprocessors / RESERVED_SM_SHARE).max(1),
         _ => multiprocessors,
     }
 }

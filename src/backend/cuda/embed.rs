@@ -49,12 +49,12 @@ pub(super) fn embed(cuda: &Cuda, table: &Matrix, position: &Matrix, ids: &[u32],
 }
 
 /// Stacked rows of tables as columns, in the type of the backend, column after column.
-pub(super) fn embed_columns(cuda: &Cuda, tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
+pub(super) fn embed_frames(cuda: &Cuda, tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
     let frames = tables.first().map_or(0, |(_, ids)| ids.len());
     let stride: usize = tables.iter().map(|(table, _)| table.tensor.columns).sum();
     for (table, ids) in tables {
-        ensure(ids.len() == frames, "embed_columns", || format!("{} ids beside {frames}", ids.len()))?;
-        check_ids("embed_columns", table, ids)?;
+        ensure(ids.len() == frames, "embed_frames", || format!("{} ids beside {frames}", ids.len()))?;
+        check_ids("embed_frames", table, ids)?;
     }
     let y = cuda.empty([stride, frames], cuda.dtype, Layout::Columns)?;
     let numbers = cuda.put_ids(&tables.iter().map(|(_, ids)| *ids).collect::<Vec<_>>().concat())?;
@@ -69,13 +69,13 @@ pub(super) fn embed_columns(cuda: &Cuda, tables: &[(&Matrix, &[u32])]) -> Result
             table: table.tensor.pointer(),
             ids: numbers.pointer().offset(n * size_of_val(*ids)),
             y: y.pointer(),
-            frames: int("embed_columns", frames)?,
-            channels: int("embed_columns", channels)?,
-            stride: int("embed_columns", stride)?,
-            first: int("embed_columns", first)?,
+            frames: int("embed_frames", frames)?,
+            channels: int("embed_frames", channels)?,
+            stride: int("embed_frames", stride)?,
+            first: int("embed_frames", first)?,
         };
         let threads = frames * channels.div_ceil(VALUES);
-        int("embed_columns", threads)?;
+        int("embed_frames", threads)?;
         let launch = Launch::blocks(threads.div_ceil(BLOCK));
         // SAFETY: every id names a row of the table, y holds frames * stride elements of the same type, and a row of the
         // table ends before the next table's channels; vectors are used where everything is whole ones.

@@ -2,7 +2,7 @@
 
 use super::driver::Launch;
 use super::kernels::{self, LayerNormParams, SIZE_OF_BLOCK_SUMS};
-use super::{Cuda, Layout, Norm, Tensor, ensure, int};
+use super::{Cuda, LayerNormWeights, Layout, Tensor, ensure, int};
 use crate::Result;
 use crate::tensor::DType;
 
@@ -12,7 +12,7 @@ const WARP_CHANNELS: usize = 1024;
 const WARP_ROWS: usize = 4;
 
 /// Each row of x (M, C) normalised, in the type of x.
-pub(super) fn layer_norm(cuda: &Cuda, x: &Tensor, norm: &Norm<Cuda>) -> Result<Tensor> {
+pub(super) fn layer_norm(cuda: &Cuda, x: &Tensor, norm: &LayerNormWeights<Cuda>) -> Result<Tensor> {
     let (rows, channels) = (x.rows, x.columns);
     ensure(norm.weight.len() == channels && norm.bias.len() == channels, "layer_norm", || {
         format!("x ({rows}, {channels}) with {} weights and {} biases", norm.weight.len(), norm.bias.len())
@@ -36,8 +36,11 @@ pub(super) fn layer_norm(cuda: &Cuda, x: &Tensor, norm: &Norm<Cuda>) -> Result<T
         (false, DType::BF16) => &kernels::LAYER_NORM_FORWARD_BLOCK_PER_ROW_BF16,
         (false, _) => &kernels::LAYER_NORM_FORWARD_BLOCK_PER_ROW_F32,
     };
-    let launch =
-        if warp { Launch::blocks(rows.div_ceil(WARP_ROWS)) } else { Launch::blocks(rows).shared(SIZE_OF_BLOCK_SUMS) };
+    let launch = if warp {
+        Launch::blocks(rows.div_ceil(WARP_ROWS))
+    } else {
+        Launch::blocks(rows).shared_bytes(SIZE_OF_BLOCK_SUMS)
+    };
     // SAFETY: x and y hold rows * channels elements, weight and bias channels; no row or channel beyond is touched, and
     // with C % 8 == 0 every row begins at a multiple of 16 bytes.
     unsafe { cuda.launch(kernel, launch, params)? };

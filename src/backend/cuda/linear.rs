@@ -437,7 +437,7 @@ fn launch(
         heads: int("linear", split.heads)?,
         unused: 0,
     };
-    let launch = Launch::blocks(tile.count(rows, columns)).shared(tile.shared);
+    let launch = Launch::blocks(tile.count(rows, columns)).shared_bytes(tile.shared);
     // SAFETY: x holds rows * depth elements, weight columns * depth, bias columns, residual and y rows * columns, as was
     // checked, and a split has room for all; tiles that reach beyond read zeros and leave their results out. Tensors begin at multiples of 256
     // bytes, so that the rows of aligned kernels, and the vectors of rows of a multiple of eight columns, are aligned.
@@ -446,14 +446,14 @@ fn launch(
 }
 
 /// The same for the few rows of a decode step: f32 rows, weights read once.
-pub(super) fn linear_step(
+pub(super) fn linear_decode(
     cuda: &Cuda,
     x: &Tensor,
     layer: &Linear<Cuda>,
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let op = "linear_step";
+    let op = "linear_decode";
     check(op, x, layer, residual)?;
     let weight = &layer.weight.tensor;
     let (rows, columns, depth) = (x.rows, weight.rows, x.columns);
@@ -488,7 +488,7 @@ pub(super) fn linear_step(
             depth: int(op, depth)?,
             block_chunks: int(op, share.chunks)?,
         };
-        let launch = Launch::grid([tiles, share.blocks, rows.div_ceil(form.rows)]).shared(form.shared);
+        let launch = Launch::grid([tiles, share.blocks, rows.div_ceil(form.rows)]).shared_bytes(form.shared);
         // SAFETY: x, weight, bias, residual and y hold what was checked, from row `first` on; rows and columns beyond are
         // neither read nor written. Every block has its own part of `partial`, every tile of shared sums its counter.
         // With K a multiple of a vector, or the unaligned form, all vectors are aligned.
@@ -501,11 +501,11 @@ pub(super) fn linear_step(
 mod tests {
     use super::*;
     use crate::backend::Backend;
-    use crate::backend::cuda::emulated;
+    use crate::backend::cuda::driver::emulator;
     use crate::tensor::HostTensor;
 
     fn cuda(dtype: DType) -> Cuda {
-        Cuda::new(emulated::driver(), dtype).unwrap()
+        Cuda::new(emulator::driver(), dtype).unwrap()
     }
 
     fn layer(cuda: &Cuda, columns: usize, depth: usize) -> Linear<Cuda> {
@@ -525,7 +525,7 @@ mod tests {
                 bias: fit.clone(),
             };
             for (op, run) in
-                [("linear:", Cuda::linear as fn(&Cuda, &_, &_, _, _) -> _), ("linear_step:", Cuda::linear_step)]
+                [("linear:", Cuda::linear as fn(&Cuda, &_, &_, _, _) -> _), ("linear_decode:", Cuda::linear_decode)]
             {
                 let error =
                     |x, layer, residual| run(&cuda, x, layer, Activation::None, residual).err().unwrap().to_string();
@@ -541,7 +541,7 @@ mod tests {
     fn nothing_is_computed_of_nothing() {
         for dtype in [DType::F32, DType::BF16] {
             let cuda = cuda(dtype);
-            for run in [Cuda::linear, Cuda::linear_step] {
+            for run in [Cuda::linear, Cuda::linear_decode] {
                 let none = run(&cuda, &cuda.upload([0, 2], &[]).unwrap(), &layer(&cuda, 3, 2), Activation::Gelu, None);
                 assert_eq!(cuda.shape(&none.unwrap()), [0, 3]);
                 let none =
@@ -563,7 +563,7 @@ mod tests {
         assert!(share(DType::F32, columns, depth).blocks > 1);
         let rows = 8 * (cuda.counters.len() / tiles) + 1;
         let x = cuda.upload([rows, depth], &vec![1.0; rows * depth]).unwrap();
-        let y = cuda.linear_step(&x, &layer(&cuda, columns, depth), Activation::None, None).unwrap();
+        let y = cuda.linear_decode(&x, &layer(&cuda, columns, depth), Activation::None, None).unwrap();
         assert!(cuda.download(&y).unwrap().iter().all(|&v| v == depth as f32 + 0.5));
     }
 

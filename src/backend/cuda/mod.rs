@@ -16,18 +16,12 @@ mod conv_transpose1d;
 mod decode;
 pub mod driver;
 mod embed;
-#[cfg(feature = "emulator")]
-pub mod emulated;
-#[cfg(feature = "cuda")]
-pub mod gpu;
-#[cfg(feature = "cuda")]
-pub mod images;
+mod graph;
 mod layer_norm;
 pub(crate) mod linear;
+mod memory;
 mod patch_embed;
 mod peak;
-mod pool;
-mod region;
 mod top_k;
 mod transpose;
 
@@ -36,14 +30,14 @@ use std::sync::{Arc, Mutex};
 
 use self::driver::{DevicePtr, Driver, Kernel, Launch};
 use super::{
-    Activation, AttentionShape, Backend, BeamCandidate, CacheRow, CacheShape, ConvEpilogue, GreedyDecoder, Linear,
-    Norm, Region, RegionBody, StepBody, TopValue,
+    Activation, AttentionShape, Backend, BeamCandidate, CacheRow, CacheShape, ConvEpilogue, DecoderWeights, GraphBody,
+    GraphId, LayerNormWeights, Linear, StepBody, TopValue,
 };
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
-pub use cache::Cache;
-pub use conv1d::ConvKernel;
-use pool::{Buffer, Pool};
+pub use cache::KvCache;
+pub use conv1d::ConvWeights;
+use memory::{Buffer, DevicePool};
 
 /// The typed table of all kernels.
 pub mod kernels {
@@ -58,9 +52,9 @@ pub mod kernels {
 #[derive(Clone)]
 pub struct Cuda {
     driver: Arc<dyn Driver>,
-    pool: Arc<Pool>,
-    graphs: Arc<Mutex<region::Graphs>>,
-    shelf: Arc<cache::Shelf>,
+    pool: Arc<DevicePool>,
+    graphs: Arc<Mutex<graph::Graphs>>,
+    kv_pool: Arc<cache::KvPool>,
     /// Zeros, which kernels that count their blocks leave as zeros.
     counters: Tensor,
     /// Type of sequences and of weight matrices: f32 or bf16.
@@ -130,13 +124,13 @@ impl Cuda {
     /// A backend that computes in `dtype` (f32 or bf16) on this device.
     pub fn new(driver: Arc<dyn Driver>, dtype: DType) -> Result<Cuda> {
         ensure(matches!(dtype, DType::F32 | DType::BF16), "cuda", || format!("{dtype:?} is not computed in"))?;
-        let pool = Arc::new(Pool::new(driver.clone()));
+        let pool = Arc::new(DevicePool::new(driver.clone()));
         let zeros = [0u32; COUNTERS];
         let buffer = Arc::new(pool.take(size_of_val(&zeros))?);
         // SAFETY: the buffer was taken with as many bytes.
-        unsafe { driver.write(buffer.pointer(), bytemuck::cast_slice(&zeros))? };
+        unsafe { driver.copy_to_device(buffer.pointer(), bytemuck::cast_slice(&zeros))? };
         let counters = Tensor { buffer, rows: 1, columns: COUNTERS, dtype: DType::F32, layout: Layout::Rows };
-        Ok(Cuda { driver, pool, graphs: Arc::default(), shelf: Arc::default(), counters, dtype })
+        Ok(Cuda { driver, pool, graphs: Arc::default(), kv_pool: Arc::default(), counters, dtype })
     }
 
     /// The device under it.
@@ -162,7 +156,7 @@ impl Cuda {
     /// Overwrites `x` with zeros, and so the device's caches with `x`.
     pub fn flush_l2(&self, x: &Tensor) -> Result<()> {
         // SAFETY: the tensor holds as many bytes.
-        unsafe { self.driver.fill(x.pointer(), 0, x.len() * x.dtype.size()) }
+        unsafe { self.driver.memset(x.pointer(), 0, x.len() * x.dtype.size()) }
     }
 
     /// From now on every new tensor begins as NaN, in memory of just its size: for tests.
@@ -176,7 +170,7 @@ impl Cuda {
         let bytes = bytes.ok_or_else(|| Error::shape("allocation", format!("({rows}, {columns}) is too large")))?;
         let buffer = match self.pool.take(bytes) {
             // What waits for the next cache may be in the way.
-            Err(_) if self.shelf.clear() => self.pool.take(bytes),
+            Err(_) if self.kv_pool.clear() => self.pool.take(bytes),
             taken => taken,
         };
         Ok(Tensor { buffer: Arc::new(buffer?), rows, columns, dtype, layout })
@@ -189,7 +183,7 @@ impl Cuda {
             format!("{} values for a shape of {shape:?}", values.len())
         })?;
         // SAFETY: the tensor was just allocated with as many bytes.
-        unsafe { self.driver.write(tensor.pointer(), bytemuck::cast_slice(values))? };
+        unsafe { self.driver.copy_to_device(tensor.pointer(), bytemuck::cast_slice(values))? };
         Ok(tensor)
     }
 
@@ -202,7 +196,7 @@ impl Cuda {
     fn get_words(&self, x: &Tensor, len: usize) -> Result<Vec<u32>> {
         let mut words = vec![0; len.min(x.len())];
         // SAFETY: the tensor holds as many words.
-        unsafe { self.driver.read(x.pointer(), bytemuck::cast_slice_mut(&mut words))? };
+        unsafe { self.driver.copy_to_host(x.pointer(), bytemuck::cast_slice_mut(&mut words))? };
         Ok(words)
     }
 
@@ -242,20 +236,20 @@ impl Cuda {
 impl Backend for Cuda {
     type Tensor = Tensor;
     type Matrix = Matrix;
-    type Kernel = ConvKernel;
-    type Cache = Cache;
+    type ConvWeights = ConvWeights;
+    type KvCache = KvCache;
 
     const ONE_STREAM: bool = true;
 
-    fn beside(&self) -> Result<Cuda> {
-        Cuda::new(self.driver.fork()?, self.dtype)
+    fn new_stream(&self) -> Result<Cuda> {
+        Cuda::new(self.driver.new_stream()?, self.dtype)
     }
 
-    fn describe(&self) -> String {
+    fn name(&self) -> String {
         self.driver.properties().name.clone()
     }
 
-    fn memory(&self) -> Option<(u64, usize)> {
+    fn memory_stats(&self) -> Option<(u64, usize)> {
         Some(self.pool.statistics())
     }
 
@@ -267,7 +261,7 @@ impl Backend for Cuda {
         let x = self.rows_of(x, DType::F32)?;
         let mut values = vec![0.0; x.len()];
         // SAFETY: the tensor holds as many values.
-        unsafe { self.driver.read(x.pointer(), bytemuck::cast_slice_mut(&mut values))? };
+        unsafe { self.driver.copy_to_host(x.pointer(), bytemuck::cast_slice_mut(&mut values))? };
         Ok(values)
     }
 
@@ -287,21 +281,27 @@ impl Backend for Cuda {
         Ok(Matrix { tensor: self.put([rows, columns], self.dtype, weight.bytes())?, eight_bit: eight_bit.transpose()? })
     }
 
-    fn kernel(&self, weight: &HostTensor, bias: &HostTensor) -> Result<ConvKernel> {
+    fn conv_weights(&self, weight: &HostTensor, bias: &HostTensor) -> Result<ConvWeights> {
         conv1d::pack(self, weight, bias)
     }
 
-    fn transposed_kernel(&self, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<ConvKernel> {
+    fn conv_transpose_weights(&self, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<ConvWeights> {
         conv_transpose1d::pack(self, weight, bias, stride)
     }
 
-    fn region(&self, region: &Region, input: &Tensor, body: RegionBody<'_, Cuda>) -> Result<Tensor> {
+    fn captured(&self, graph: &GraphId, input: &Tensor, body: GraphBody<'_, Cuda>) -> Result<Tensor> {
         // In a recorded graph kernels have no times of their own.
-        if trace::on() { body(self, input) } else { region::run(self, region, input, body) }
+        if trace::on() { body(self, input) } else { graph::run(self, graph, input, body) }
     }
 
-    fn step_region(&self, region: &Region, cache: &mut Cache, x: &Tensor, body: StepBody<'_, Cuda>) -> Result<Tensor> {
-        if trace::on() { body(self, cache, x) } else { cache.step(self, region, x, body) }
+    fn captured_step(
+        &self,
+        graph: &GraphId,
+        cache: &mut KvCache,
+        x: &Tensor,
+        body: StepBody<'_, Cuda>,
+    ) -> Result<Tensor> {
+        if trace::on() { body(self, cache, x) } else { cache.step(self, graph, x, body) }
     }
 
     fn linear(
@@ -314,17 +314,17 @@ impl Backend for Cuda {
         linear::linear(self, x, layer, activation, residual)
     }
 
-    fn linear_step(
+    fn linear_decode(
         &self,
         x: &Tensor,
         layer: &Linear<Cuda>,
         activation: Activation,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
-        linear::linear_step(self, x, layer, activation, residual)
+        linear::linear_decode(self, x, layer, activation, residual)
     }
 
-    fn layer_norm(&self, x: &Tensor, norm: &Norm<Cuda>) -> Result<Tensor> {
+    fn layer_norm(&self, x: &Tensor, norm: &LayerNormWeights<Cuda>) -> Result<Tensor> {
         layer_norm::layer_norm(self, x, norm)
     }
 
@@ -332,13 +332,13 @@ impl Backend for Cuda {
         attention::attention(self, qkv, shape)
     }
 
-    fn cache(&self, shape: CacheShape) -> Result<Cache> {
-        Cache::new(self, shape)
+    fn kv_cache(&self, shape: CacheShape) -> Result<KvCache> {
+        KvCache::new(self, shape)
     }
 
-    fn cache_prefix(
+    fn prefill_qkv(
         &self,
-        cache: &mut Cache,
+        cache: &mut KvCache,
         pictures: &[usize],
         layer: usize,
         x: &Tensor,
@@ -347,26 +347,26 @@ impl Backend for Cuda {
         cache.set_prefix(self, pictures, layer, x, qkv)
     }
 
-    fn cache_rows(&self, cache: &mut Cache, rows: &[CacheRow]) -> Result<()> {
+    fn kv_reorder(&self, cache: &mut KvCache, rows: &[CacheRow]) -> Result<()> {
         cache.set_rows(self, rows)
     }
 
-    fn cache_grow<'c>(&self, cache: &'c mut Cache) -> Result<&'c [u32]> {
+    fn kv_append<'c>(&self, cache: &'c mut KvCache) -> Result<&'c [u32]> {
         cache.grow(self)
     }
 
-    fn attention_cached(&self, qkv: &Tensor, cache: &mut Cache, layer: usize) -> Result<Tensor> {
+    fn attention_decode(&self, qkv: &Tensor, cache: &mut KvCache, layer: usize) -> Result<Tensor> {
         cache.attention(self, qkv, layer)
     }
 
     fn decode_greedy(
         &self,
-        decoder: &GreedyDecoder<'_, Cuda>,
-        cache: &Cache,
+        decoder: &DecoderWeights<'_, Cuda>,
+        cache: &KvCache,
         limit: usize,
         told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
     ) -> Option<Result<Vec<Vec<u32>>>> {
-        decode::Launchable::new(self, decoder, cache, limit).map(|launch| launch.run(told))
+        decode::GreedyLaunch::new(self, decoder, cache, limit).map(|launch| launch.run(told))
     }
 
     fn embed(&self, table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) -> Result<Tensor> {
@@ -384,14 +384,14 @@ impl Backend for Cuda {
         patch_embed::patch_embed(self, pixels, weight, class, position, patch)
     }
 
-    fn embed_columns(&self, tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
-        embed::embed_columns(self, tables)
+    fn embed_frames(&self, tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
+        embed::embed_frames(self, tables)
     }
 
     fn conv1d(
         &self,
         x: &Tensor,
-        kernel: &ConvKernel,
+        kernel: &ConvWeights,
         dilation: usize,
         columns: Range<usize>,
         epilogue: ConvEpilogue<'_, Cuda>,
@@ -399,7 +399,7 @@ impl Backend for Cuda {
         conv1d::conv1d(self, x, kernel, dilation, columns, epilogue)
     }
 
-    fn conv_transpose1d(&self, x: &Tensor, kernel: &ConvKernel, slope: f32) -> Result<Tensor> {
+    fn conv_transpose1d(&self, x: &Tensor, kernel: &ConvWeights, slope: f32) -> Result<Tensor> {
         conv_transpose1d::conv_transpose1d(self, x, kernel, slope)
     }
 

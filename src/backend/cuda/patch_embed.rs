@@ -90,6 +90,6 @@ pub(super) fn patch_embed(
     // SAFETY: the shapes were checked; no patch beyond the last, no channel beyond C and no value beyond K is read or
     // written, and every patch lies inside of its picture. Where pixels are read in pairs and weights in fours, P is even,
     // and so every row of a patch begins at an even pixel and K is a multiple of four.
-    unsafe { cuda.launch(tile.kernel, Launch::grid(tile.grid(channels, patches)).shared(tile.shared), params)? };
+    unsafe { cuda.launch(tile.kernel, Launch::grid(tile.grid(channels, patches)).shared_bytes(tile.shared), params)? };
     Ok(y)
 }

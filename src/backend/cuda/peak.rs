@@ -22,7 +22,7 @@ impl Cuda {
         let to = self.empty([1, words], DType::F32, Layout::Rows)?;
         let copied = words * size_of::<f32>();
         // SAFETY: both tensors hold as many bytes.
-        unsafe { self.driver.fill(from.pointer(), 0x3c, copied)? };
+        unsafe { self.driver.memset(from.pointer(), 0x3c, copied)? };
         // SAFETY: as above.
         let copy = self.fastest(&|| unsafe { self.driver.copy(to.pointer(), from.pointer(), copied) })?;
         let blocks = 2 * self.driver.properties().multiprocessors;
@@ -48,9 +48,9 @@ impl Cuda {
     fn fastest(&self, run: &dyn Fn() -> Result<()>) -> Result<f64> {
         let mut least = f64::INFINITY;
         for _ in 0..RUNS {
-            let start = self.driver.record()?;
+            let start = self.driver.record_event()?;
             run()?;
-            let end = self.driver.record()?;
+            let end = self.driver.record_event()?;
             least = least.min(f64::from(self.driver.elapsed(&start, &end)?) * 1e-3);
         }
         Ok(least)

@@ -19,7 +19,9 @@ pub(super) fn top_k(cuda: &Cuda, x: &Tensor, count: usize) -> Result<Vec<Vec<Top
         TopKParams { x: x.pointer(), y: y.pointer(), columns: int("top_k", columns)?, count: int("top_k", kept)? };
     // SAFETY: x holds rows * columns values and y two words for each of `count` values of each row, which has a block;
     // there are as many values, so every round finds one.
-    unsafe { cuda.launch(&kernels::TOP_K_FORWARD_F32, Launch::blocks(rows).shared(SIZE_OF_SELECT_SHARED), params)? };
+    unsafe {
+        cuda.launch(&kernels::TOP_K_FORWARD_F32, Launch::blocks(rows).shared_bytes(SIZE_OF_SELECT_SHARED), params)?
+    };
     let words = cuda.get_words(&y, y.len())?;
     if kept == 0 {
         return Ok(vec![Vec::new(); rows]);

@@ -35,7 +35,7 @@ pub(super) fn physical(cuda: &Cuda, x: &Tensor) -> Result<Tensor> {
         tiles: int("transpose", tiles)?,
         unused: 0,
     };
-    let launch = Launch::blocks(rows.div_ceil(tile) * tiles).shared(shared);
+    let launch = Launch::blocks(rows.div_ceil(tile) * tiles).shared_bytes(shared);
     // SAFETY: x and y hold rows * columns elements, and no tile reads or writes beyond the last row or column; pairs are
     // read where both counts are even, so every row begins at a whole word.
     unsafe { cuda.launch(kernel, launch, params)? };

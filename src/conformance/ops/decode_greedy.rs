@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 
 use crate::backend::cpu::Cpu;
 use crate::backend::{
-    Activation, Backend, CacheRow, CacheShape, GreedyDecoder, Linear, Norm, Occupancy, PostNormLayer, TopValue,
+    Activation, Backend, CacheRow, CacheShape, DecoderWeights, LayerNormWeights, Linear, Occupancy, TopValue,
+    TransformerLayer,
 };
 use crate::conformance::{Case, Harness, Size};
 use crate::cost::Cost;
@@ -56,16 +57,13 @@ struct Host {
     tokens: Vec<f32>,
 }
 
-/// Query-key-value, attention's output, and the two of the feed-forward part; the norms after each half.
-type Layer<B> = ([Linear<B>; 4], [Norm<B>; 2]);
-
 /// The same on a backend.
 struct Loaded<B: Backend> {
-    layers: Vec<Layer<B>>,
+    layers: Vec<TransformerLayer<B>>,
     output: Linear<B>,
     position: B::Matrix,
-    embedding_norm: Norm<B>,
-    cache: B::Cache,
+    embedding_norm: LayerNormWeights<B>,
+    cache: B::KvCache,
 }
 
 fn tensor(shape: &[usize], values: Vec<f32>) -> Result<HostTensor> {
@@ -85,7 +83,7 @@ impl Host {
             if dtype != DType::F8E4M3 {
                 return Ok::<_, Error>(weight.to_dtype(dtype));
             }
-            let eight = crate::fp8::quantize(&weight).map(|(codes, scales)| Quantized { codes, scales });
+            let eight = crate::tensor::fp8::quantize(&weight).map(|(codes, scales)| Quantized { codes, scales });
             eight.and_then(HostTensor::from_quantized).ok_or_else(|| Error::shape("decode_greedy", "no matrix"))
         };
         let mut vectors = Random::new(width as u64);
@@ -105,7 +103,14 @@ impl Host {
         };
         let layers: Vec<_> = matrices.into_iter().map(|four| (four, [norm(), norm()])).collect();
         Ok(Host {
-            shape: CacheShape { layers: layers.len(), heads, head_size: HEAD_SIZE, images, prefix, max_text: limit },
+            shape: CacheShape {
+                layers: layers.len(),
+                heads,
+                head_size: HEAD_SIZE,
+                images,
+                prefix,
+                max_new_tokens: limit,
+            },
             limit,
             embedding_norm: norm(),
             layers,
@@ -120,17 +125,24 @@ impl Host {
         let linear = |host: &HostLinear| -> Result<Linear<B>> {
             Ok(Linear { weight: backend.matrix(host.0.clone())?, bias: vector(&host.1)? })
         };
-        let norm = |host: &HostNorm| -> Result<Norm<B>> {
-            Ok(Norm { weight: vector(&host.0)?, bias: vector(&host.1)?, eps: EPS })
+        let norm = |host: &HostNorm| -> Result<LayerNormWeights<B>> {
+            Ok(LayerNormWeights { weight: vector(&host.0)?, bias: vector(&host.1)?, eps: EPS })
         };
-        let (mut layers, mut cache) = (Vec::new(), backend.cache(self.shape)?);
+        let (mut layers, mut cache) = (Vec::new(), backend.kv_cache(self.shape)?);
         let pictures: Vec<usize> = (0..self.shape.images).collect();
         let width = self.shape.heads * HEAD_SIZE;
         for (n, ([qkv, out, fc1, fc2], [attention, mlp])) in self.layers.iter().enumerate() {
-            let four = [linear(qkv)?, linear(out)?, linear(fc1)?, linear(fc2)?];
+            let layer = TransformerLayer {
+                qkv: linear(qkv)?,
+                attention_out: linear(out)?,
+                attention_norm: norm(attention)?,
+                fc1: linear(fc1)?,
+                fc2: linear(fc2)?,
+                mlp_norm: norm(mlp)?,
+            };
             let x = backend.upload([self.shape.images * self.shape.prefix, width], &self.tokens)?;
-            backend.cache_prefix(&mut cache, &pictures, n, &x, &four[0])?;
-            layers.push((four, [norm(attention)?, norm(mlp)?]));
+            backend.prefill_qkv(&mut cache, &pictures, n, &x, &layer.qkv)?;
+            layers.push(layer);
         }
         Ok(Loaded {
             layers,
@@ -146,7 +158,7 @@ impl Host {
         let mut on = self.load(&Cpu)?;
         let mut rows = vec![vec![BOS]; self.shape.images];
         let start: Vec<_> = (0..rows.len()).map(|image| CacheRow { image, parent: None }).collect();
-        Cpu.cache_rows(&mut on.cache, &start)?;
+        Cpu.kv_reorder(&mut on.cache, &start)?;
         let mut blurred = false;
         for _ in 1..self.limit {
             let ids: Vec<u32> = rows.iter().map(|row| row[row.len() - 1]).collect();
@@ -166,29 +178,27 @@ impl Host {
 impl Loaded<Cpu> {
     /// The two likeliest tokens of every row after `ids`.
     fn step(&mut self, ids: &[u32]) -> Result<Vec<Vec<TopValue>>> {
-        let positions = Cpu.cache_grow(&mut self.cache)?.to_vec();
+        let positions = Cpu.kv_append(&mut self.cache)?.to_vec();
         let x = Cpu.embed(&self.output.weight, &self.position, ids, &positions)?;
         let mut x = Cpu.layer_norm(&x, &self.embedding_norm)?;
-        for (n, ([qkv, out, fc1, fc2], [attention, mlp])) in self.layers.iter().enumerate() {
-            let qkv = Cpu.linear_step(&x, qkv, Activation::None, None)?;
-            let attended = Cpu.attention_cached(&qkv, &mut self.cache, n)?;
-            let y = Cpu.linear_step(&attended, out, Activation::None, Some(&x))?;
-            let y = Cpu.layer_norm(&y, attention)?;
-            let hidden = Cpu.linear_step(&y, fc1, Activation::Gelu, None)?;
-            x = Cpu.layer_norm(&Cpu.linear_step(&hidden, fc2, Activation::None, Some(&y))?, mlp)?;
+        for (n, layer) in self.layers.iter().enumerate() {
+            let qkv = Cpu.linear_decode(&x, &layer.qkv, Activation::None, None)?;
+            let attended = Cpu.attention_decode(&qkv, &mut self.cache, n)?;
+            let y = Cpu.linear_decode(&attended, &layer.attention_out, Activation::None, Some(&x))?;
+            let y = Cpu.layer_norm(&y, &layer.attention_norm)?;
+            let hidden = Cpu.linear_decode(&y, &layer.fc1, Activation::Gelu, None)?;
+            let y = Cpu.linear_decode(&hidden, &layer.fc2, Activation::None, Some(&y))?;
+            x = Cpu.layer_norm(&y, &layer.mlp_norm)?;
         }
-        let logits = Cpu.linear_step(&x, &self.output, Activation::None, None)?;
+        let logits = Cpu.linear_decode(&x, &self.output, Activation::None, None)?;
         Cpu.top_k(&logits, 2)
     }
 }
 
 impl<B: Backend> Loaded<B> {
-    fn decoder(&self, eos: u32, occupancy: Occupancy) -> GreedyDecoder<'_, B> {
-        let layers = self.layers.iter().map(|([qkv, attention_out, fc1, fc2], [attention_norm, mlp_norm])| {
-            PostNormLayer { qkv, attention_out, attention_norm, fc1, fc2, mlp_norm }
-        });
-        GreedyDecoder {
-            layers: layers.collect(),
+    fn decoder(&self, eos: u32, occupancy: Occupancy) -> DecoderWeights<'_, B> {
+        DecoderWeights {
+            layers: &self.layers,
             output: &self.output,
             position: &self.position,
             embedding_norm: &self.embedding_norm,

@@ -6,9 +6,9 @@ use rayon::prelude::*;
 
 use super::product::{Weights, dot, times};
 use crate::Result;
+use crate::backend::TransformerLayer;
 use crate::backend::cpu::{Cpu, Tensor};
-use crate::backend::{Activation, AttentionShape, Backend, Norm};
-use crate::model::layer::Layer;
+use crate::backend::{Activation, AttentionShape, Backend, LayerNormWeights};
 
 /// What the way back through a layer needs of the way there; M tokens, C channels, F hidden ones.
 struct Pass {
@@ -20,7 +20,7 @@ struct Pass {
 }
 
 /// A layer over whole sequences.
-fn forward(layer: &Layer<Cpu>, shape: AttentionShape, x: &Tensor) -> Result<Pass> {
+fn forward(layer: &TransformerLayer<Cpu>, shape: AttentionShape, x: &Tensor) -> Result<Pass> {
     let qkv = Cpu.linear(x, &layer.qkv, Activation::None, None)?;
     let attended = Cpu.attention(&qkv, shape)?;
     let after_attention = Cpu.linear(&attended, &layer.attention_out, Activation::None, Some(x))?;
@@ -33,7 +33,7 @@ fn forward(layer: &Layer<Cpu>, shape: AttentionShape, x: &Tensor) -> Result<Pass
 }
 
 /// The input of every layer (M, C) and, last, the result of all.
-pub(super) fn inputs(layers: &[Layer<Cpu>], shape: AttentionShape, x: &Tensor) -> Result<Vec<Tensor>> {
+pub(super) fn inputs(layers: &[TransformerLayer<Cpu>], shape: AttentionShape, x: &Tensor) -> Result<Vec<Tensor>> {
     let mut xs = vec![x.clone()];
     for layer in layers {
         let result = forward(layer, shape, &xs[xs.len() - 1])?.result;
@@ -47,7 +47,7 @@ pub(super) type Record<'a> = &'a mut dyn FnMut(usize, &'static str, &[f32]) -> R
 
 /// From the gradient at the result of all layers (M, C) back to the first.
 pub(super) fn backward(
-    layers: &[Layer<Cpu>],
+    layers: &[TransformerLayer<Cpu>],
     weights: &Weights,
     shape: AttentionShape,
     xs: &[Tensor],
@@ -94,7 +94,7 @@ fn erf(x: f32) -> f32 {
 }
 
 /// The gradient at x (M, C) of a norm.
-fn norm_backward(norm: &Norm<Cpu>, x: &Tensor, dy: &[f32]) -> Result<Vec<f32>> {
+fn norm_backward(norm: &LayerNormWeights<Cpu>, x: &Tensor, dy: &[f32]) -> Result<Vec<f32>> {
     let columns = Cpu.shape(x)[1];
     let (x, weight) = (Cpu.download(x)?, Cpu.download(&norm.weight)?);
     let mut dx = vec![0.0; x.len()];
@@ -215,7 +215,7 @@ mod tests {
         let mut random = Random::new(2);
         let (x, dy) = (random.values(3 * 7), random.values(3 * 7));
         let vector = |values: Vec<f32>| Cpu.upload([1, 7], &values);
-        let norm = Norm { weight: vector(random.values(7))?, bias: vector(random.values(7))?, eps: 1e-5 };
+        let norm = LayerNormWeights { weight: vector(random.values(7))?, bias: vector(random.values(7))?, eps: 1e-5 };
         let forward = |x: &[f32]| {
             let y = Cpu.layer_norm(&Cpu.upload([3, 7], x)?, &norm)?;
             Ok::<f32, crate::Error>(dot(&Cpu.download(&y)?, &dy))

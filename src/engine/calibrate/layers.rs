@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use super::product::{Weights, outer, transposed};
 use super::report::MatrixReport;
 use super::sequences::{Batch, Sensitivities, Sensitivity};
+use crate::backend::TransformerLayer;
 use crate::backend::cpu::{Cpu, Tensor};
 use crate::backend::{Activation, Backend, Linear};
-use crate::fp8::rounding::{Moments, round};
-use crate::model::layer::Layer;
+use crate::quantize::gptq::{Hessian, round};
 use crate::tensor::HostTensor;
 use crate::weights::store::scale_name;
 use crate::{Error, Result};
@@ -29,7 +29,7 @@ type Inputs<'a> = &'a dyn Fn(&Batch, usize) -> Result<(Tensor, Option<Tensor>)>;
 
 impl Rounding {
     /// Rounds layer `n` and takes both runs of every batch through it.
-    pub fn layer(&mut self, n: usize, layer: &Layer<Cpu>, batches: &mut [Batch]) -> Result<()> {
+    pub fn layer(&mut self, n: usize, layer: &TransformerLayer<Cpu>, batches: &mut [Batch]) -> Result<()> {
         let cpu = &Cpu;
         let qkv = self.matrix(n, "qkv", &layer.qkv, batches, &|b, run| Ok((b.x[run].clone(), None)))?;
         for b in &mut *batches {
@@ -96,19 +96,19 @@ fn moments(
     batches: &[Batch],
     sensitivities: &[Sensitivity],
     inputs: Inputs<'_>,
-) -> Result<Option<Vec<Moments>>> {
+) -> Result<Option<Vec<Hessian>>> {
     let count = rows / sensitivities.len().max(1);
-    let mut moments = vec![Moments::new(count, columns); sensitivities.len()];
+    let mut moments = vec![Hessian::new(count, columns); sensitivities.len()];
     let mut fits = moments.iter_mut().zip(sensitivities).all(|(m, sensitivity)| m.add_outputs(&sensitivity.outputs));
     for (index, batch) in batches.iter().enumerate() {
         let (target, _) = outputs(layer, inputs(batch, 0)?)?;
         let (y, x) = outputs(layer, inputs(batch, 1)?)?;
         let depth = batch.next.len();
-        let missed: Vec<f32> = target.iter().zip(&y).map(|(target, y)| target - y).collect();
-        let (mut x, missed) = (transposed(&x, columns), transposed(&missed, rows));
+        let residual: Vec<f32> = target.iter().zip(&y).map(|(target, y)| target - y).collect();
+        let (mut x, residual) = (transposed(&x, columns), transposed(&residual, rows));
         x.resize((columns + 1) * depth, 1.0); // the constant one
-        for ((moments, sensitivity), missed) in
-            moments.iter_mut().zip(sensitivities).zip(missed.chunks_exact(count * depth))
+        for ((moments, sensitivity), residual) in
+            moments.iter_mut().zip(sensitivities).zip(residual.chunks_exact(count * depth))
         {
             let roots = sensitivity.roots(index);
             let scaled = |values: &[f32]| -> Vec<f32> {
@@ -117,8 +117,8 @@ fn moments(
                     .flat_map(|values| values.iter().zip(&roots).map(|(v, root)| v * root))
                     .collect()
             };
-            let (x, missed) = (scaled(&x), scaled(missed));
-            fits &= moments.add_inputs(&outer(&x, &x, depth)?, &outer(&missed, &x, depth)?);
+            let (x, residual) = (scaled(&x), scaled(residual));
+            fits &= moments.add_inputs(&outer(&x, &x, depth)?, &outer(&residual, &x, depth)?);
         }
     }
     Ok(fits.then_some(moments))

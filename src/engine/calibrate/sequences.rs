@@ -10,10 +10,10 @@ use super::product::{Weights, outer, times, transposed};
 use crate::Result;
 use crate::backend::cpu::{Cpu, Tensor};
 use crate::backend::{AttentionShape, Backend, Occupancy};
+use crate::config::ModelConfig;
 use crate::engine::model::Model;
 use crate::generate::{GenerateOptions, generate};
 use crate::image::Image;
-use crate::model::config::ModelConfig;
 use crate::random::Random;
 use crate::units::EOS;
 

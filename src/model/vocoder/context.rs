@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::OUTER_TAPS;
-use crate::model::config::VocoderConfig;
+use crate::config::VocoderConfig;
 
 /// What a convolution reads for `results`: the margin of its taps and, on a backend that computes `period` times
 /// `dilation` results together, whole runs of them. The end may lie beyond the sequence.

@@ -6,13 +6,13 @@ use std::ops::Range;
 use super::context::{self, Reach};
 use super::{Vocoder, Voice};
 use crate::backend::Backend;
-use crate::model::config::VocoderConfig;
+use crate::config::VocoderConfig;
 use crate::{Error, Result};
 
 /// Most frames of the first chunk of a stream, and least of any but the last: the first is what a listener waits for. Its
 /// margin costs more than itself, and less and less of later ones, each of which may be twice as long as the one before.
 const FIRST_FRAMES: usize = 8;
-const MOST_FRAMES: usize = 1024;
+const MAX_FRAMES: usize = 1024;
 
 /// What is spoken: units as they become known, and how much of them has been made sound.
 #[derive(Clone, Debug)]
@@ -58,7 +58,7 @@ impl Utterance {
 
     /// The next chunk may have this many frames, if that is more than twice as many as the last.
     pub fn at_most(&mut self, frames: usize) {
-        self.chunk = self.chunk.max(frames.min(MOST_FRAMES));
+        self.chunk = self.chunk.max(frames.min(MAX_FRAMES));
     }
 
     /// No more units will come.
@@ -68,7 +68,7 @@ impl Utterance {
 
     /// The next chunk has at most this many frames, and each later one up to twice as many as the one before.
     pub fn next_chunk(&mut self, frames: usize) {
-        self.chunk = frames.clamp(1, MOST_FRAMES);
+        self.chunk = frames.clamp(1, MAX_FRAMES);
     }
 
     /// The next chunk and what goes into it: as much as is certain, if that is enough.
@@ -99,7 +99,7 @@ impl<B: Backend> Vocoder<B> {
         let known = utterance.frames.len();
         let ids = utterance.frames[reach.frames.start..reach.frames.end.min(known)].to_vec();
         utterance.spoken = wanted.end;
-        utterance.chunk = utterance.chunk.saturating_mul(2).min(MOST_FRAMES.max(utterance.chunk));
+        utterance.chunk = utterance.chunk.saturating_mul(2).min(MAX_FRAMES.max(utterance.chunk));
         let voice = Voice { speaker: utterance.speaker, pitch: None };
         let samples = match wanted == (0..known) {
             true => self.whole(backend, ids, voice)?,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::huggingface::{self, Extras};
 use super::{Parts, Planned, Source};
-use crate::model::config::{DecoderConfig, ImageConfig, VisionConfig};
+use crate::config::{DecoderConfig, ImageConfig, VisionConfig};
 use crate::weights::torch::{Checkpoint, StateDict};
 use crate::{Error, Result};
 

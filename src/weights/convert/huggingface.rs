@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::model::config::ImageConfig;
+use crate::config::ImageConfig;
 use crate::weights::directory::read_small;
 use crate::weights::safetensors;
 use crate::weights::torch::{Checkpoint, StateDict};

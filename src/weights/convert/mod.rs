@@ -16,7 +16,7 @@ use super::safetensors::{Entry, Writer};
 use super::store::{list_names, scale_name};
 use super::stored::StoredTensor;
 use super::torch::StateDict;
-use crate::model::config::{FORMAT, ModelConfig};
+use crate::config::{FORMAT, ModelConfig};
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result};
 
@@ -209,7 +209,7 @@ impl Planned {
         if !dtype.is_coded() {
             return Ok(vec![tensor.to_dtype(dtype)]);
         }
-        let quantize = if dtype == DType::I8 { crate::int8::quantize } else { crate::fp8::quantize };
+        let quantize = if dtype == DType::I8 { crate::tensor::int8::quantize } else { crate::tensor::fp8::quantize };
         let (codes, scales) = quantize(tensor).ok_or_else(|| {
             Error::weights(source, self.name.as_str(), "is no matrix and cannot be stored in eight bits")
         })?;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Parts, Planned, Source, WeightNorm};
-use crate::model::config::{DurationConfig, VocoderConfig};
+use crate::config::{DurationConfig, VocoderConfig};
 use crate::weights::directory::read_small;
 use crate::weights::torch::Checkpoint;
 use crate::{Error, Result};

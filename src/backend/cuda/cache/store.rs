@@ -6,16 +6,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::Result;
 use crate::backend::CacheShape;
 use crate::backend::cuda::driver::DevicePtr;
-use crate::backend::cuda::region::Graphs;
+use crate::backend::cuda::graph::Graphs;
 use crate::backend::cuda::{Cuda, Layout, Tensor};
 use crate::tensor::DType;
 
 /// Stores that wait at once.
-const MOST_WAITING: usize = 4;
+const MAX_WAITING: usize = 4;
 
 /// Memory of a cache.
 #[derive(Default)]
-pub(super) struct Store {
+pub(super) struct KvStorage {
     /// Keys and values of each layer, (images, H, prefix, D).
     pub prefixes: Vec<[Tensor; 2]>,
     /// None before there are rows.
@@ -42,21 +42,21 @@ pub(super) struct Tables {
     pub ancestors: DevicePtr,
 }
 
-impl Store {
-    pub fn new(cuda: &Cuda, shape: CacheShape) -> Result<Store> {
+impl KvStorage {
+    pub fn new(cuda: &Cuda, shape: CacheShape) -> Result<KvStorage> {
         let prefixes = matrices(cuda, shape, shape.images * shape.heads * shape.prefix)?;
-        Ok(Store { prefixes, texts: None })
+        Ok(KvStorage { prefixes, texts: None })
     }
 }
 
 impl Texts {
     pub fn new(cuda: &Cuda, shape: CacheShape, slots: usize) -> Result<Texts> {
-        let CacheShape { heads, images, max_text, .. } = shape;
+        let CacheShape { heads, images, max_new_tokens, .. } = shape;
         // Live rows have a slot each.
-        let words = slots * (Tables::OF_ROW + max_text) + images + 1;
+        let words = slots * (Tables::OF_ROW + max_new_tokens) + images + 1;
         Ok(Texts {
             steps: Graphs::default(),
-            layers: matrices(cuda, shape, max_text * slots * heads)?,
+            layers: matrices(cuda, shape, max_new_tokens * slots * heads)?,
             slots,
             tables: cuda.empty([1, words], DType::F32, Layout::Rows)?,
         })
@@ -89,20 +89,20 @@ fn matrices(cuda: &Cuda, shape: CacheShape, rows: usize) -> Result<Vec<[Tensor; 
 
 /// Stores that no cache uses, the last to come last.
 #[derive(Default)]
-pub(in crate::backend::cuda) struct Shelf(Mutex<Vec<(CacheShape, Store)>>);
+pub(in crate::backend::cuda) struct KvPool(Mutex<Vec<(CacheShape, KvStorage)>>);
 
-impl Shelf {
+impl KvPool {
     /// One of this shape.
-    pub(super) fn take(&self, shape: CacheShape) -> Option<Store> {
+    pub(super) fn take(&self, shape: CacheShape) -> Option<KvStorage> {
         let mut waiting = self.waiting();
         let at = waiting.iter().rposition(|(known, _)| *known == shape)?;
         Some(waiting.remove(at).1)
     }
 
-    pub(super) fn put(&self, shape: CacheShape, store: Store) {
+    pub(super) fn put(&self, shape: CacheShape, store: KvStorage) {
         let mut waiting = self.waiting();
         waiting.push((shape, store));
-        if waiting.len() > MOST_WAITING {
+        if waiting.len() > MAX_WAITING {
             waiting.remove(0);
         }
     }
@@ -112,7 +112,7 @@ impl Shelf {
         !std::mem::take(&mut *self.waiting()).is_empty()
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Vec<(CacheShape, Store)>> {
+    fn waiting(&self) -> MutexGuard<'_, Vec<(CacheShape, KvStorage)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,0 +1,253 @@
+//! The seam under the launchers: what a CUDA device does, as a small trait. [`gpu`] implements it over the driver
+//! library, [`emulator`] on the host, with the same kernels.
+
+#[cfg(feature = "emulator")]
+pub mod emulator;
+#[cfg(feature = "cuda")]
+pub mod gpu;
+
+use std::any::Any;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use bytemuck::{NoUninit, Pod, Zeroable};
+
+use crate::Result;
+
+/// An address in device memory; 0 is none.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct DevicePtr(pub u64);
+
+impl DevicePtr {
+    /// Given for tensors that a kernel may do without.
+    pub const NULL: DevicePtr = DevicePtr(0);
+
+    /// The address `bytes` further.
+    pub fn offset(self, bytes: usize) -> DevicePtr {
+        DevicePtr(self.0 + bytes as u64)
+    }
+}
+
+/// A kernel as the build found it.
+#[derive(Debug)]
+pub struct KernelInfo {
+    /// Stem of its file under kernels/, which names its image.
+    pub file: &'static str,
+    /// Its name.
+    pub name: &'static str,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Place in the kernel table.
+    pub index: usize,
+    /// The kernel built for the host: plain, and with every access to memory checked.
+    #[cfg(feature = "emulator")]
+    pub emulated: EmulatedKernel,
+}
+
+/// The two host builds of a kernel. Each takes the address of the params and runs as one thread of the grid.
+#[cfg(feature = "emulator")]
+#[derive(Clone, Copy, Debug)]
+pub struct EmulatedKernel {
+    /// Runs at full speed.
+    pub plain: unsafe extern "C" fn(*const u8),
+    /// Reports every access to memory before it happens.
+    pub checked: unsafe extern "C" fn(*const u8),
+    /// Fields of the params that hold addresses, and where: they name memory in reports.
+    pub pointers: &'static [(&'static str, usize)],
+}
+
+/// A kernel with the type of its params.
+pub struct Kernel<P> {
+    /// What is known of it.
+    pub info: KernelInfo,
+    params: PhantomData<fn(P)>,
+}
+
+impl<P: NoUninit> Kernel<P> {
+    /// Only the generated table makes kernels.
+    pub(super) const fn new(info: KernelInfo) -> Kernel<P> {
+        Kernel { info, params: PhantomData }
+    }
+}
+
+/// How many blocks run, and with how much shared memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Bytes of dynamic shared memory of a block.
+    pub shared_bytes: u32,
+    /// All blocks are resident at once, so that they may wait for each other.
+    pub cooperative: bool,
+}
+
+impl Launch {
+    /// A grid in one dimension without shared memory.
+    pub fn blocks(blocks: usize) -> Launch {
+        Launch::grid([blocks, 1, 1])
+    }
+
+    /// A grid in three dimensions without shared memory.
+    pub fn grid(grid: [usize; 3]) -> Launch {
+        // More than 2^32 blocks is refused by every driver.
+        Launch { grid: grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX)), ..Default::default() }
+    }
+
+    /// The same with `bytes` of shared memory.
+    pub fn shared_bytes(self, bytes: usize) -> Launch {
+        Launch { shared_bytes: u32::try_from(bytes).unwrap_or(u32::MAX), ..self }
+    }
+}
+
+/// Host memory that kernels see while they run. Words are read and written one at a time, on both sides.
+pub struct MappedHostBuffer {
+    /// Where the device finds it.
+    pub device: DevicePtr,
+    words: NonNull<AtomicU32>,
+    len: usize,
+    /// Gives the memory back.
+    release: Option<Box<dyn FnOnce() + Send + Sync>>,
+}
+
+// SAFETY: the words are atomics, and the memory is owned.
+unsafe impl Send for MappedHostBuffer {}
+// SAFETY: as above.
+unsafe impl Sync for MappedHostBuffer {}
+
+impl MappedHostBuffer {
+    /// # Safety
+    /// `words` points to `len` words, zeroed or written, that live until `release` is called, and the device sees them at
+    /// `device`.
+    pub(super) unsafe fn new(
+        device: DevicePtr,
+        words: NonNull<u32>,
+        len: usize,
+        release: Box<dyn FnOnce() + Send + Sync>,
+    ) -> MappedHostBuffer {
+        MappedHostBuffer { device, words: words.cast(), len, release: Some(release) }
+    }
+
+    /// All words.
+    pub fn words(&self) -> &[AtomicU32] {
+        // SAFETY: the promise made to `new`.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for MappedHostBuffer {
+    fn drop(&mut self) {
+        if let Some(release) = self.release.take() {
+            release();
+        }
+    }
+}
+
+/// What is known of a device.
+#[derive(Clone, Debug)]
+pub struct Properties {
+    /// Its name, as the maker gives it.
+    pub name: String,
+    /// Multiprocessors.
+    pub multiprocessors: usize,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// Bytes of device memory.
+    pub memory: usize,
+    /// Whether blocks of a launch may wait for each other.
+    pub cooperative: bool,
+    /// Bytes of the L2 cache.
+    pub l2: usize,
+    /// Most bytes of shared memory a block may ask for.
+    pub shared_per_block: usize,
+}
+
+/// Captured launches that can be replayed at once.
+pub struct Graph(pub(super) Box<dyn Any + Send + Sync>);
+
+/// A point in the stream of work.
+pub struct Event(pub(super) Box<dyn Any + Send + Sync>);
+
+/// A device and its one stream of work: everything below happens in the order of the calls.
+///
+/// The `unsafe` methods take addresses. Their callers promise that the ranges lie in live allocations of this driver, and
+/// that a launched kernel stays inside of them.
+pub trait Driver: Send + Sync {
+    /// The same device and the same loaded kernels, with a stream of work of its own: its memory, waiting, events and captures
+    /// have nothing to do with those of this one, whatever threads call the two.
+    ///
+    /// # Errors
+    /// If the device has no room for another stream and its staging memory.
+    fn new_stream(&self) -> Result<Arc<dyn Driver>>;
+    /// The device.
+    fn properties(&self) -> &Properties;
+    /// Free and total bytes of device memory, other programs counted too.
+    fn memory(&self) -> Result<(usize, usize)>;
+    /// New memory, aligned to 256 bytes, of unspecified content. 0 bytes give an address that must not be used.
+    fn allocate(&self, bytes: usize) -> Result<DevicePtr>;
+    /// Gives memory back. Work that uses it may still be under way.
+    ///
+    /// # Safety
+    /// `pointer` comes from `allocate` and is not used again.
+    unsafe fn free(&self, pointer: DevicePtr);
+    /// Host memory of `words` zeros that kernels see while they run.
+    fn mapped_host(&self, words: usize) -> Result<MappedHostBuffer>;
+    /// Whether all work has ended, without waiting.
+    fn is_idle(&self) -> Result<bool>;
+    /// Copies from the host. `from` may be changed as soon as the call returns.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn copy_to_device(&self, to: DevicePtr, from: &[u8]) -> Result<()>;
+    /// Copies to the host, after all work before it.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn copy_to_host(&self, from: DevicePtr, to: &mut [u8]) -> Result<()>;
+    /// Copies on the device.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn copy(&self, to: DevicePtr, from: DevicePtr, bytes: usize) -> Result<()>;
+    /// Sets every byte.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn memset(&self, to: DevicePtr, byte: u8, bytes: usize) -> Result<()>;
+    /// Makes memory count as never written: NaN in every float type.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn poison(&self, to: DevicePtr, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.memset(to, 0xff, bytes) }
+    }
+    /// Starts a kernel.
+    ///
+    /// # Safety
+    /// See the trait; `params` are the bytes of the kernel's own params.
+    unsafe fn launch(&self, kernel: &'static KernelInfo, launch: Launch, params: &[u8]) -> Result<()>;
+    /// Waits for all work; reports what went wrong in it.
+    fn synchronize(&self) -> Result<()>;
+    /// From here to `end_capture`, `copy`, `fill` and `launch` are recorded instead of done; `write`, `read`, `allocate`
+    /// and `synchronize` are errors.
+    fn begin_capture(&self) -> Result<()>;
+    /// What was recorded.
+    fn end_capture(&self) -> Result<Graph>;
+    /// Does what was recorded.
+    ///
+    /// # Safety
+    /// The memory that the recorded work uses is still allocated.
+    unsafe fn replay(&self, graph: &Graph) -> Result<()>;
+    /// Marks this point.
+    fn record_event(&self) -> Result<Event>;
+    /// Milliseconds from one mark to a later one; waits for it.
+    fn elapsed(&self, from: &Event, to: &Event) -> Result<f32>;
+    /// For tests of the kernels: the emulator's switches, where the device is one.
+    #[cfg(feature = "emulator")]
+    fn emulator(&self) -> Option<&emulator::EmulatedDriver> {
+        None
+    }
+}

@@ -1,0 +1,117 @@
+//! Regions as graphs: a stretch of launches is recorded once for each shape of its input, and replayed after that.
+//!
+//! A recorded launch holds addresses, so everything a graph allocates comes from a pool of its own, which lives as long
+//! as the graph. The pool is filled by a first run; recording the second then needs no new memory.
+
+use std::sync::{Arc, PoisonError};
+
+use super::driver::Graph;
+use super::memory::DevicePool;
+use super::{Cuda, Layout, Tensor};
+use crate::Result;
+use crate::backend::{GraphBody, GraphId};
+use crate::tensor::DType;
+
+/// Graphs kept at once: the shapes of a vision encoder are few, those of a vocoder are as many as captions have lengths.
+const MAX_GRAPHS: usize = 16;
+
+/// What makes a graph fit: the graph, the shape, type and layout of its input, and in a decode step the splits that texts
+/// are cut into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Key {
+    graph: u64,
+    shape: [usize; 2],
+    dtype: DType,
+    layout: Layout,
+    splits: usize,
+}
+
+impl Key {
+    pub(super) fn new(graph: &GraphId, input: &Tensor, splits: usize) -> Key {
+        let shape = [input.rows, input.columns];
+        Key { graph: graph.number(), shape, dtype: input.dtype, layout: input.layout, splits }
+    }
+}
+
+/// CapturedGraph work, with the tensors it reads from and writes to. It may be dropped while it is under way: a driver destroys
+/// graphs, and frees memory, after the work that uses them.
+struct CapturedGraph {
+    graph: Graph,
+    input: Tensor,
+    output: Tensor,
+    /// What happens in between happens here.
+    _memory: Arc<DevicePool>,
+}
+
+/// CapturedGraph work, most recently used last.
+#[derive(Default)]
+pub(super) struct Graphs(Vec<(Key, CapturedGraph)>);
+
+impl Graphs {
+    /// What was recorded for `key`, done with this input; `None` if nothing was.
+    pub(super) fn replay(&mut self, cuda: &Cuda, key: &Key, input: &Tensor) -> Option<Result<Tensor>> {
+        let at = self.0.iter().position(|(known, _)| known == key)?;
+        self.0[at..].rotate_left(1);
+        self.0.last().map(|(_, recorded)| replay(cuda, recorded, input))
+    }
+
+    /// Runs the body once for its result, and once for the record, whose key is new.
+    pub(super) fn record(
+        &mut self,
+        cuda: &Cuda,
+        key: Key,
+        input: &Tensor,
+        body: &mut dyn FnMut(&Cuda, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        // The longest unused make room.
+        self.0.drain(..(self.0.len() + 1).saturating_sub(MAX_GRAPHS));
+        let (recorded, output) = record(cuda, input, body)?;
+        self.0.push((key, recorded));
+        Ok(output)
+    }
+}
+
+/// `body(cuda, input)`, recorded at the first sight of a shape.
+pub(super) fn run(cuda: &Cuda, graph: &GraphId, input: &Tensor, body: GraphBody<'_, Cuda>) -> Result<Tensor> {
+    let key = Key::new(graph, input, 0);
+    let mut graphs = cuda.graphs.lock().unwrap_or_else(PoisonError::into_inner);
+    match graphs.replay(cuda, &key, input) {
+        Some(output) => output,
+        None => graphs.record(cuda, key, input, &mut |inside, fixed| body(inside, fixed)),
+    }
+}
+
+fn record(
+    cuda: &Cuda,
+    input: &Tensor,
+    body: &mut dyn FnMut(&Cuda, &Tensor) -> Result<Tensor>,
+) -> Result<(CapturedGraph, Tensor)> {
+    let memory = Arc::new(DevicePool::new(cuda.driver.clone()));
+    let inside = Cuda { pool: memory.clone(), ..cuda.clone() };
+    let fixed = copy(&inside, input)?;
+    let first = body(&inside, &fixed)?;
+    let output = copy(cuda, &first)?;
+    drop(first);
+    cuda.driver.begin_capture()?;
+    let recorded = body(&inside, &fixed);
+    // A capture has to be ended whatever happened in it.
+    let graph = cuda.driver.end_capture();
+    Ok((CapturedGraph { output: recorded?, graph: graph?, input: fixed, _memory: memory }, output))
+}
+
+fn replay(cuda: &Cuda, recorded: &CapturedGraph, input: &Tensor) -> Result<Tensor> {
+    // SAFETY: both tensors have the same shape and type; the graph's memory is held beside it.
+    unsafe {
+        cuda.driver.copy(recorded.input.pointer(), input.pointer(), input.len() * input.dtype.size())?;
+        cuda.driver.replay(&recorded.graph)?;
+    }
+    copy(cuda, &recorded.output)
+}
+
+/// The same tensor in memory of this backend's pool.
+fn copy(cuda: &Cuda, x: &Tensor) -> Result<Tensor> {
+    let y = cuda.empty([x.rows, x.columns], x.dtype, x.layout)?;
+    // SAFETY: both hold as many bytes.
+    unsafe { cuda.driver.copy(y.pointer(), x.pointer(), x.len() * x.dtype.size())? };
+    Ok(y)
+}

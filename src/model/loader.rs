@@ -1,0 +1,74 @@
+//! The way of weights out of a [`TensorStore`] onto a backend.
+
+use crate::backend::{Backend, LayerNormWeights, Linear, TransformerLayer};
+use crate::tensor::{DType, HostTensor};
+use crate::weights::store::TensorStore;
+use crate::{Error, Result};
+
+/// Takes weights out of a store and puts them on a backend.
+pub struct Loader<'a, B: Backend> {
+    /// Where to.
+    pub backend: &'a B,
+    /// Where from.
+    pub store: &'a mut TensorStore,
+    /// Type of the matrices; `None` leaves them as stored. Vectors are always f32.
+    pub dtype: Option<DType>,
+}
+
+impl<B: Backend> Loader<'_, B> {
+    /// The matrix `name` (rows, columns).
+    pub fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<B::Matrix> {
+        self.store.take(name, &shape).and_then(|tensor| self.matrix_of(tensor))
+    }
+
+    /// Puts an already taken matrix on the backend.
+    pub fn matrix_of(&mut self, tensor: HostTensor) -> Result<B::Matrix> {
+        let tensor = match self.dtype {
+            Some(dtype) => tensor.to_dtype(dtype),
+            None => tensor,
+        };
+        self.backend.matrix(tensor)
+    }
+
+    /// The vector `name` of `len` values, as (1, len).
+    pub fn vector(&mut self, name: &str, len: usize) -> Result<B::Tensor> {
+        let tensor = self.store.take(name, &[len])?;
+        self.backend.upload([1, len], &tensor.to_f32())
+    }
+
+    /// `prefix.weight` (n, k) and `prefix.bias` (n).
+    pub fn linear(&mut self, prefix: &str, n: usize, k: usize) -> Result<Linear<B>> {
+        let weight = self.matrix(&format!("{prefix}.weight"), [n, k])?;
+        Ok(Linear { weight, bias: self.vector(&format!("{prefix}.bias"), n)? })
+    }
+
+    /// `prefix.weight` and `prefix.bias`, both (channels).
+    pub fn norm(&mut self, prefix: &str, channels: usize, eps: f32) -> Result<LayerNormWeights<B>> {
+        let weight = self.vector(&format!("{prefix}.weight"), channels)?;
+        Ok(LayerNormWeights { weight, bias: self.vector(&format!("{prefix}.bias"), channels)?, eps })
+    }
+
+    /// The convolution `prefix`: weight (outputs, inputs, taps) and bias.
+    pub fn conv_weights(&mut self, prefix: &str, [outputs, inputs, taps]: [usize; 3]) -> Result<B::ConvWeights> {
+        let weight = self.store.take(&format!("{prefix}.weight"), &[outputs, inputs, taps])?;
+        let bias = self.store.take(&format!("{prefix}.bias"), &[outputs])?;
+        self.backend.conv_weights(&weight, &bias)
+    }
+
+    /// Takes the layer `prefix` of `width` channels with `mlp` hidden ones.
+    pub fn layer(&mut self, prefix: &str, width: usize, mlp: usize, eps: f32) -> Result<TransformerLayer<B>> {
+        Ok(TransformerLayer {
+            qkv: self.linear(&format!("{prefix}.qkv"), 3 * width, width)?,
+            attention_out: self.linear(&format!("{prefix}.attention_out"), width, width)?,
+            attention_norm: self.norm(&format!("{prefix}.attention_norm"), width, eps)?,
+            fc1: self.linear(&format!("{prefix}.fc1"), mlp, width)?,
+            fc2: self.linear(&format!("{prefix}.fc2"), width, mlp)?,
+            mlp_norm: self.norm(&format!("{prefix}.mlp_norm"), width, eps)?,
+        })
+    }
+}
+
+/// An error unless the number of elements a caller handed over is the model's.
+pub(super) fn expect_len(op: &'static str, len: usize, expected: usize) -> Result<()> {
+    if len == expected { Ok(()) } else { Err(Error::shape(op, format!("{len} values, expected {expected}"))) }
+}

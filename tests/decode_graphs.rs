@@ -1,0 +1,205 @@
+//! Decode steps as graphs: recorded when their kind comes again, replayed to the bits of plain steps, and waiting with
+//! their memory for the next cache of the same shape.
+#![cfg(feature = "emulator")]
+
+use std::sync::Arc;
+
+use im2sp::backend::cuda::Cuda;
+use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
+use im2sp::backend::{Backend, CacheRow};
+use im2sp::config::DecoderConfig;
+use im2sp::model::decoder::Decoder;
+use im2sp::model::loader::Loader;
+use im2sp::random::Random;
+use im2sp::tensor::DType;
+use im2sp::weights::random;
+
+/// Image tokens of a picture.
+const PREFIX: usize = 5;
+/// Steps of a kind before it is recorded.
+const BEFORE: u64 = 2;
+
+/// A small decoder on a device of its own.
+struct Device {
+    emulator: Arc<EmulatedDriver>,
+    cuda: Cuda,
+    decoder: Decoder<Cuda>,
+}
+
+/// The live rows of every step.
+type Scenario = Vec<Vec<CacheRow>>;
+
+impl Device {
+    fn new(dtype: DType) -> Device {
+        let emulator = Arc::new(EmulatedDriver::new(1 << 30));
+        let cuda = Cuda::new(emulator.clone(), dtype).expect("a backend");
+        let mut config = random::published();
+        (config.vision.layers, config.vocoder) = (0, None);
+        config.decoder =
+            DecoderConfig { width: 64, layers: 2, heads: 2, mlp: 96, max_positions: 200, ..config.decoder };
+        let mut files = random::files(config.clone(), dtype).expect("weights");
+        let mut loader = Loader { backend: &cuda, store: &mut files.captioner, dtype: Some(dtype) };
+        let decoder = Decoder::load(&mut loader, &config.decoder).expect("a decoder");
+        Device { emulator, cuda, decoder }
+    }
+
+    /// The logits of every step, in a cache of its own. A text that begins in the midst of others has a new picture.
+    fn run(&self, images: usize, scenario: &Scenario) -> im2sp::Result<Vec<Vec<f32>>> {
+        let (cuda, decoder, width) = (&self.cuda, &self.decoder, self.decoder.config().width);
+        let mut random = Random::new(5);
+        let mut picture = |count: usize| cuda.sequence([count * PREFIX, width], &random.values(count * PREFIX * width));
+        let mut cache = decoder.prefill(cuda, &picture(images)?, images, scenario.len())?;
+        let mut logits = Vec::new();
+        let mut before = 0;
+        for (step, rows) in scenario.iter().enumerate() {
+            for begun in rows.iter().filter(|row| step > 0 && row.parent.is_none()) {
+                decoder.prefill_into(cuda, &mut cache, &[begun.image], &picture(1)?)?;
+            }
+            if rows.len() != before || rows.iter().enumerate().any(|(r, row)| row.parent != Some(r)) {
+                cuda.kv_reorder(&mut cache, rows)?;
+            }
+            before = rows.len();
+            let ids: Vec<u32> = (0..rows.len()).map(|r| (step * 7 + r * 31) as u32 % 203).collect();
+            logits.push(cuda.download(&decoder.step(cuda, &mut cache, &ids)?)?);
+        }
+        Ok(logits)
+    }
+}
+
+/// The same row for each picture, `steps` times.
+fn steady(images: usize, steps: usize) -> Scenario {
+    let rows = |step: usize| move |image| CacheRow { image, parent: (step > 0).then_some(image) };
+    (0..steps).map(|step| (0..images).map(rows(step)).collect()).collect()
+}
+
+/// Beams that change places in every step.
+fn beams(images: usize, beams: usize, steps: usize) -> Scenario {
+    let mut random = Random::new(beams as u64);
+    let mut scenario = steady(images, 1);
+    for step in 1..steps {
+        let siblings = if step == 1 { 1 } else { beams };
+        let mut row = |r: usize| {
+            let image = r / beams;
+            CacheRow { image, parent: Some(image * siblings + random.below(siblings)) }
+        };
+        scenario.push((0..images * beams).map(&mut row).collect());
+    }
+    scenario
+}
+
+/// Texts that end, one every eight steps; where `refill`, another begins at once in their place.
+fn ending(images: usize, steps: usize, refill: bool) -> Scenario {
+    let mut scenario = steady(images, 1);
+    for step in 1..steps {
+        let ends = step % 8 == 0;
+        let last = &scenario[step - 1];
+        let gone = if ends { step * 5 % last.len() } else { last.len() };
+        let begun = last.get(gone).filter(|_| refill).map(|row| CacheRow { image: row.image, parent: None });
+        let others = (0..last.len()).filter(|&r| r != gone);
+        let rows = others.map(|r| CacheRow { image: last[r].image, parent: Some(r) }).chain(begun).collect();
+        scenario.push(rows);
+    }
+    scenario
+}
+
+/// Runs a scenario plain, recorded, and twice more: the same bits, `recorded` graphs, and nothing new in the end.
+fn check(name: &str, images: usize, scenario: &Scenario, recorded: u64) {
+    for dtype in [DType::F32, DType::BF16] {
+        let plain = Device::new(dtype);
+        plain.emulator.refuse_captures(true);
+        let expected = plain.run(images, scenario).expect("steps need no graphs");
+        assert_eq!(plain.emulator.graphs(), [0, 0]);
+        let device = Device::new(dtype);
+        assert!(device.run(images, scenario).expect("steps") == expected, "{name} in {dtype:?} while recording");
+        let [made, replayed] = device.emulator.graphs();
+        assert_eq!(made, recorded, "{name}: graphs");
+        assert!(device.run(images, scenario).expect("steps") == expected, "{name} in {dtype:?} from the records");
+        let [again, replays] = device.emulator.graphs();
+        assert_eq!(again, made, "{name}: the second time records nothing");
+        // What the cache keeps may have been others' before, who are missing it by now.
+        let memory = device.cuda.memory_stats();
+        assert!(device.run(images, scenario).expect("steps") == expected);
+        assert_eq!(device.cuda.memory_stats(), memory, "{name}: the third time allocates nothing");
+        assert_eq!(replays - replayed, replayed + (BEFORE + 1) * recorded, "{name}: all that was recorded is replayed");
+    }
+}
+
+#[test]
+fn beams_of_a_picture_are_one_graph() {
+    // The first step has one row, and comes but once.
+    check("2 beams", 1, &beams(1, 2, 20), 1);
+    check("5 beams", 1, &beams(1, 5, 60), 1);
+    check("5 beams of 3 pictures", 3, &beams(3, 5, 20), 1);
+}
+
+#[test]
+fn many_rows_are_one_graph() {
+    check("11 rows", 11, &steady(11, 30), 1);
+}
+
+#[test]
+fn long_texts_are_a_graph_for_each_doubling() {
+    // Splits of 64 tokens: one, two, and all that there is room for.
+    check("150 tokens", 2, &steady(2, 150), 3);
+}
+
+#[test]
+fn texts_that_end_are_a_graph_for_each_number_of_rows() {
+    check("ends", 5, &ending(5, 40, false), 5);
+}
+
+#[test]
+fn texts_that_begin_in_place_of_others_change_no_graph() {
+    check("places taken again", 4, &ending(4, 64, true), 1);
+}
+
+/// However many kinds of steps there are, and caches of however many shapes.
+#[test]
+fn what_is_kept_is_bounded() {
+    let device = Device::new(DType::F32);
+    let scenarios: Vec<Scenario> = [3, 5, 9].map(|steps| steady(2, steps)).into();
+    let mut level = 0;
+    for round in 0..3 {
+        for rows in 1..20 {
+            device.run(rows, &steady(rows, 6)).expect("steps");
+        }
+        for scenario in &scenarios {
+            device.run(2, scenario).expect("steps");
+        }
+        // One cache, in which 24 numbers of rows take turns.
+        device.run(24, &ending(24, 200, false)).expect("steps");
+        let in_use = device.emulator.in_use();
+        assert!(round == 0 || in_use <= level, "{in_use} bytes after {level}");
+        level = in_use;
+    }
+    let emulator = device.emulator.clone();
+    drop(device);
+    assert_eq!(emulator.in_use(), 0);
+}
+
+/// Steps go on without graphs, and with them as soon as they can.
+#[test]
+fn steps_that_cannot_be_recorded_are_done_plainly() {
+    let (device, scenario) = (Device::new(DType::F32), steady(3, 12));
+    device.emulator.refuse_captures(true);
+    let expected = device.run(3, &scenario).expect("steps");
+    device.emulator.refuse_captures(false);
+    assert!(device.run(3, &scenario).expect("steps") == expected);
+    assert_eq!(device.emulator.graphs(), [1, 12 - BEFORE - 1]);
+}
+
+/// Memory that waits for another cache goes to whoever needs it first.
+#[test]
+fn memory_that_waits_is_no_obstacle() {
+    let device = Device::new(DType::F32);
+    let before = device.emulator.in_use();
+    device.run(40, &steady(40, 100)).expect("steps");
+    let kept = device.emulator.in_use() - before;
+    let (free, _) = im2sp::backend::cuda::driver::Driver::memory(&*device.emulator).expect("a device");
+    // More than is free, but not with what waits; of just this size.
+    let words = (free + kept / 2) / size_of::<f32>();
+    device.cuda.poison(true);
+    device.cuda.upload([1, words], &vec![0.0; words]).expect("memory");
+    device.cuda.poison(false);
+    device.run(2, &steady(2, 5)).expect("steps");
+}
