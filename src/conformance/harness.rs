@@ -5,7 +5,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{Case, Expected, Inputs, OpCheck, Outcome, Output, Prepared, Size, TestBackend, Verdict, ops};
 use crate::cost::Cost;
-use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// A case that can be timed.
@@ -100,11 +99,7 @@ impl<'a, B: TestBackend> Harness<'a, B> {
     ///
     /// # Errors
     /// If the device is lost.
-    pub fn case<'c>(
-        &mut self,
-        case: Case,
-        prepare: impl FnOnce(&Inputs) -> Result<Prepared<'c, B>>,
-    ) -> Result<()> {
+    pub fn case<'c>(&mut self, case: Case, prepare: impl FnOnce(&Inputs) -> Result<Prepared<'c, B>>) -> Result<()> {
         if !self.wants(&case) {
             return Ok(());
         }

@@ -95,7 +95,7 @@ impl TestBackend for Cpu {
     }
 
     fn measure_peaks(&self) -> Result<Peaks> {
-        Ok(self.peaks(crate::bench::ROUNDS, crate::bench::ELEMENTS))
+        Ok(self.peaks())
     }
 
     fn cold_copies(&self, bytes: usize) -> usize {
@@ -172,8 +172,7 @@ mod on_cuda {
         }
 
         fn measure_peaks(&self) -> Result<Peaks> {
-            // What a GPU does in a moment takes an emulator hours.
-            if self.is_emulated() { self.peaks(1 << 20, 4) } else { self.peaks(1 << 30, 4096) }
+            self.peaks()
         }
 
         fn flush_buffer(&self) -> Result<Option<Tensor>> {
@@ -191,16 +190,6 @@ mod on_cuda {
             run()?;
             let end = self.driver().record()?;
             Ok(f64::from(self.driver().elapsed(&start, &end)?) * 1e-3)
-        }
-    }
-
-    impl Cuda {
-        /// Whether the host runs the kernels.
-        pub(in crate::conformance) fn is_emulated(&self) -> bool {
-            #[cfg(feature = "emulator")]
-            return self.driver().emulator().is_some();
-            #[cfg(not(feature = "emulator"))]
-            false
         }
     }
 }

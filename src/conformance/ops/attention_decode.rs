@@ -94,8 +94,8 @@ fn run<B: Backend>(backend: &B, cache: &mut B::KvCache, shape: CacheShape, steps
         for (layer, graph) in graphs.iter().enumerate() {
             let part = &qkv[layer * rows.len() * 3 * width..][..rows.len() * 3 * width];
             let x = backend.upload([rows.len(), 3 * width], part)?;
-            let y =
-                backend.captured_step(graph, cache, &x, &|backend, cache, x| backend.attention_decode(x, cache, layer))?;
+            let y = backend
+                .captured_step(graph, cache, &x, &|backend, cache, x| backend.attention_decode(x, cache, layer))?;
             out.extend(backend.download(&y)?);
         }
     }
@@ -165,11 +165,14 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
             let all = move |(prefixes, steps): &(Prefixes, Steps)| {
                 run(backend, &mut with_prefixes(backend, shape, prefixes)?, shape, steps)
             };
-            Prepared::new(move || Ok(Output::Values(all(&drawn)?)), move || {
-                let (prefixes, steps) = &*expected;
-                let values = run(&Cpu, &mut with_prefixes(&Cpu, shape, prefixes)?, shape, steps)?;
-                Ok(Expected::close(values, 2 * (head_size + prefix + length), DType::F32))
-            })
+            Prepared::new(
+                move || Ok(Output::Values(all(&drawn)?)),
+                move || {
+                    let (prefixes, steps) = &*expected;
+                    let values = run(&Cpu, &mut with_prefixes(&Cpu, shape, prefixes)?, shape, steps)?;
+                    Ok(Expected::close(values, 2 * (head_size + prefix + length), DType::F32))
+                },
+            )
         })?;
     }
     for &(shape, size) in STEPS {
@@ -192,8 +195,7 @@ fn cost([heads, images, rows, prefix, before]: [usize; 5], dtype: DType) -> Cost
 fn step<B: TestBackend>(harness: &mut Harness<'_, B>, sizes: [usize; 5], size: Size) -> Result<()> {
     let (backend, dtype) = (harness.backend, harness.backend.dtype());
     let [heads, images, rows, prefix, before] = sizes;
-    let shape =
-        CacheShape { layers: 1, heads, head_size: HEAD_SIZE, images, prefix, max_new_tokens: before + 1 };
+    let shape = CacheShape { layers: 1, heads, head_size: HEAD_SIZE, images, prefix, max_new_tokens: before + 1 };
     let name = format!("{images} images of {prefix} with {rows} rows x {heads}x{HEAD_SIZE} after {before}");
     harness.case(Case { name, dtype, size, cost: cost(sizes, dtype) }, |inputs| {
         let prefixes = Prefixes::new(shape, inputs);

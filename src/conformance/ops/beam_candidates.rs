@@ -113,14 +113,14 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
             let drawn = &drawn;
             harness.case(case("scores", cost(drawn.rows(), vocabulary)), |_| {
                 let x = drawn.on(backend)?;
-                let run = move || Ok(Output::Values(scores(&backend.beam_candidates(&x, &drawn.so_far, images, count)?)));
-                Prepared::new(run, move || {
-                    Ok(Expected::close(scores(&drawn.expected(count)?), vocabulary, DType::F32))
-                })
+                let run =
+                    move || Ok(Output::Values(scores(&backend.beam_candidates(&x, &drawn.so_far, images, count)?)));
+                Prepared::new(run, move || Ok(Expected::close(scores(&drawn.expected(count)?), vocabulary, DType::F32)))
             })?;
             harness.case(case("places", Cost::default()), |_| {
                 let x = drawn.on(backend)?;
-                let run = move || Ok(Output::ids(&places(&backend.beam_candidates(&x, &drawn.so_far, images, count)?)));
+                let run =
+                    move || Ok(Output::ids(&places(&backend.beam_candidates(&x, &drawn.so_far, images, count)?)));
                 Prepared::new(run, move || Ok(Expected::ids(&places(&drawn.expected(count)?))))
             })?;
             let Some((&texts, others)) = images.split_last() else { continue };

@@ -81,9 +81,10 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
                 on_device.push((backend.matrix(table.clone())?, ids.clone()));
                 on_cpu.push((Cpu.matrix(table)?, ids));
             }
-            Prepared::new(move || Ok(Output::Tensor(joined(backend, &on_device)?)), move || {
-                Ok(Expected::Exact(Cpu.download(&joined(&Cpu, &on_cpu)?)?))
-            })
+            Prepared::new(
+                move || Ok(Output::Tensor(joined(backend, &on_device)?)),
+                move || Ok(Expected::Exact(Cpu.download(&joined(&Cpu, &on_cpu)?)?)),
+            )
         })?;
     }
     Ok(())

@@ -147,11 +147,12 @@ impl<B: TestBackend> Layer<B> {
         let values = if kind.is_whole() { inputs.whole(columns * depth) } else { inputs.values(columns * depth) };
         let weight = host(&[columns, depth], stored(kind.dtype, values))?;
         let bias = kind.values(&inputs, columns);
-        let narrow = in_dtype(&weight, kind.dtype)?;
         let copies = if kind.decode { backend.cold_copies(kind.dtype.size() * columns * depth) } else { 1 };
         let copy = |_| {
-            // A copy of its own: clones of a tensor share their memory.
-            Ok(Linear { weight: backend.matrix(narrow.duplicate())?, bias: backend.upload([1, columns], &bias)? })
+            // Clones of a tensor share their memory.
+            let own = if copies > 1 { host(&[columns, depth], weight.to_f32().to_vec())? } else { weight.clone() };
+            let weight = backend.matrix(in_dtype(&own, kind.dtype)?)?;
+            Ok(Linear { weight, bias: backend.upload([1, columns], &bias)? })
         };
         let on_device = (0..copies).map(copy).collect::<Result<_>>()?;
         Ok(Layer { weight, bias, on_device, turn: Cell::new(0) })
@@ -303,7 +304,8 @@ pub(super) fn check_decode<B: TestBackend>(harness: &mut Harness<'_, B>) -> Resu
         for (index, &(depth, columns, size)) in STEPS.iter().enumerate() {
             for (turn, scale) in [0.0, 1.0, 1e4].into_iter().enumerate() {
                 let layer = OnceCell::new();
-                for (n, rows) in STEP_ROWS.into_iter().enumerate().filter(|&(_, rows)| size != Size::Small || rows < 4) {
+                for (n, rows) in STEP_ROWS.into_iter().enumerate().filter(|&(_, rows)| size != Size::Small || rows < 4)
+                {
                     let shape = Shape { rows, depth, columns, size };
                     let (activation, residual) = EPILOGUES[(index + turn + n) % EPILOGUES.len()];
                     let mut kind = Kind { decode: true, dtype, activation, residual, scale };
@@ -376,9 +378,8 @@ fn independence<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
     for tile in backend.linear_tiles(shape.depth) {
         harness.case(case(&format!("as chosen, {tile}"), shape, kind, Cost::default()), |inputs| {
             let all = shared(&cell, || Together::new(backend, inputs, shape, kind))?;
-            let again = move || {
-                Ok(Output::Tensor(run(backend, kind, Some(tile), &all.on_device, all.layer.next(), None)?))
-            };
+            let again =
+                move || Ok(Output::Tensor(run(backend, kind, Some(tile), &all.on_device, all.layer.next(), None)?));
             Prepared::new(again, move || Ok(Expected::Exact(all.y.clone())))
         })?;
     }

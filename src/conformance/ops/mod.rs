@@ -15,6 +15,7 @@ mod top_k;
 mod transpose;
 
 use super::{Harness, TestBackend};
+use crate::backend::cpu::Cpu;
 use crate::tensor::HostTensor;
 use crate::{Error, Result};
 
@@ -39,6 +40,11 @@ pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 14] {
         ("top_k", top_k::check),
         ("transpose", transpose::check),
     ]
+}
+
+/// Names of all operations.
+pub fn operations() -> [&'static str; 14] {
+    table::<Cpu>().map(|(op, _)| op)
 }
 
 /// Weights on the host.

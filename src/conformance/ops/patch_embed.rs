@@ -132,18 +132,21 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
         harness.case(shape.case("", dtype, size), |inputs| {
             let values = shape.values(inputs, dtype);
             let on_device = shape.load(backend, &values)?;
-            Prepared::new(move || Ok(Output::Tensor(on_device.run(backend, patch)?)), move || {
-                let exact = shape.on_cpu(&values)?;
-                // Tensor cores take pixels as bf16.
-                let rounded = match dtype == DType::BF16 && patch % 2 == 0 {
-                    true => {
-                        let pixels = values.pixels.iter().map(|&v| round_bf16(v)).collect();
-                        shape.on_cpu(&Values { pixels, ..values })?
-                    }
-                    false => Vec::new(),
-                };
-                Ok(Expected::Close { values: exact, rounded, terms: shape.depth(), stored: dtype })
-            })
+            Prepared::new(
+                move || Ok(Output::Tensor(on_device.run(backend, patch)?)),
+                move || {
+                    let exact = shape.on_cpu(&values)?;
+                    // Tensor cores take pixels as bf16.
+                    let rounded = match dtype == DType::BF16 && patch % 2 == 0 {
+                        true => {
+                            let pixels = values.pixels.iter().map(|&v| round_bf16(v)).collect();
+                            shape.on_cpu(&Values { pixels, ..values })?
+                        }
+                        false => Vec::new(),
+                    };
+                    Ok(Expected::Close { values: exact, rounded, terms: shape.depth(), stored: dtype })
+                },
+            )
         })?;
         if size == Size::Real {
             continue;
@@ -151,9 +154,10 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
         harness.case(shape.case(", whole numbers", dtype, size), |inputs| {
             let values = shape.whole(inputs);
             let on_device = shape.load(backend, &values)?;
-            Prepared::new(move || Ok(Output::Tensor(on_device.run(backend, patch)?)), move || {
-                Ok(Expected::Exact(shape.on_cpu(&values)?))
-            })
+            Prepared::new(
+                move || Ok(Output::Tensor(on_device.run(backend, patch)?)),
+                move || Ok(Expected::Exact(shape.on_cpu(&values)?)),
+            )
         })?;
         alone(harness, shape, size)?;
     }
@@ -170,8 +174,9 @@ fn alone<B: TestBackend>(harness: &mut Harness<'_, B>, shape: Shape, size: Size)
         let pixels = values.pixels[before * 3 * shape.side * shape.side..].to_vec();
         let alone = Shape { batch: 1, ..shape }.load(backend, &Values { pixels, ..values })?;
         let expected = together[before * shape.tokens() * shape.channels..].to_vec();
-        Prepared::new(move || Ok(Output::Tensor(alone.run(backend, shape.patch)?)), move || {
-            Ok(Expected::Exact(expected))
-        })
+        Prepared::new(
+            move || Ok(Output::Tensor(alone.run(backend, shape.patch)?)),
+            move || Ok(Expected::Exact(expected)),
+        )
     })
 }

@@ -46,9 +46,10 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
                     x.iter_mut().for_each(|v| *v = few(*v));
                 }
                 let on_device = backend.upload([rows, columns], &x)?;
-                Prepared::new(move || Ok(Output::Values(flat(backend.top_k(&on_device, count)?))), move || {
-                    Ok(Expected::Exact(flat(Cpu.top_k(&Cpu.upload([rows, columns], &x)?, count)?)))
-                })
+                Prepared::new(
+                    move || Ok(Output::Values(flat(backend.top_k(&on_device, count)?))),
+                    move || Ok(Expected::Exact(flat(Cpu.top_k(&Cpu.upload([rows, columns], &x)?, count)?))),
+                )
             })?;
         }
     }
