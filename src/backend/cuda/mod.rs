@@ -238,6 +238,7 @@ impl Backend for Cuda {
     type Matrix = Matrix;
     type ConvWeights = ConvWeights;
     type KvCache = KvCache;
+    type Event = driver::Event;
 
     const ONE_STREAM: bool = true;
 
@@ -251,6 +252,14 @@ impl Backend for Cuda {
 
     fn memory_stats(&self) -> Option<(u64, usize)> {
         Some(self.pool.statistics())
+    }
+
+    fn record_event(&self) -> Result<driver::Event> {
+        self.driver.record_event()
+    }
+
+    fn elapsed(&self, from: &driver::Event, to: &driver::Event) -> Result<f64> {
+        self.driver.elapsed(from, to).map(f64::from)
     }
 
     fn upload(&self, shape: [usize; 2], values: &[f32]) -> Result<Tensor> {
