@@ -1,8 +1,6 @@
 //! The seam between the cases and the backend under test: what a test needs besides the operations themselves.
 
-use std::time::Instant;
-
-use crate::backend::cpu::{Cpu, Tensor};
+use crate::backend::cpu::Cpu;
 use crate::backend::{Activation, Backend, Linear, Peaks};
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -77,8 +75,11 @@ pub trait TestBackend: Backend {
         let _ = bytes;
         1
     }
-    /// Seconds of a run on the device's own clock, after `flush` was overwritten.
-    fn seconds(&self, flush: Option<&Self::Tensor>, run: &dyn Fn() -> Result<()>) -> Result<f64>;
+    /// Overwrites the buffer.
+    fn flush_l2(&self, buffer: &Self::Tensor) -> Result<()> {
+        let _ = buffer;
+        Ok(())
+    }
 }
 
 impl TestBackend for Cpu {
@@ -101,12 +102,6 @@ impl TestBackend for Cpu {
     fn cold_copies(&self, bytes: usize) -> usize {
         const CACHES: usize = 256 << 20;
         (CACHES / bytes.max(1)).clamp(1, 24)
-    }
-
-    fn seconds(&self, _: Option<&Tensor>, run: &dyn Fn() -> Result<()>) -> Result<f64> {
-        let clock = Instant::now();
-        run()?;
-        Ok(clock.elapsed().as_secs_f64())
     }
 }
 
@@ -181,15 +176,8 @@ mod on_cuda {
             self.upload([1, words], &vec![0.0; words]).map(Some)
         }
 
-        /// The flush also takes the device so long that the launches of the run are waiting when it ends.
-        fn seconds(&self, flush: Option<&Tensor>, run: &dyn Fn() -> Result<()>) -> Result<f64> {
-            if let Some(buffer) = flush {
-                self.flush_l2(buffer)?;
-            }
-            let start = self.driver().record()?;
-            run()?;
-            let end = self.driver().record()?;
-            Ok(f64::from(self.driver().elapsed(&start, &end)?) * 1e-3)
+        fn flush_l2(&self, buffer: &Tensor) -> Result<()> {
+            Cuda::flush_l2(self, buffer)
         }
     }
 }
