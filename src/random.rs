@@ -61,7 +61,7 @@ impl Philox {
 
     /// The first `len` whole numbers in 0..end.
     pub fn below(&self, len: usize, end: usize) -> Vec<usize> {
-        self.map(len, |word| (u64::from(word) * end as u64 >> 32) as usize)
+        self.map(len, |word| ((u64::from(word) * end as u64) >> 32) as usize)
     }
 }
 

@@ -75,15 +75,12 @@ impl Doctor {
             time: !self.no_timing,
         };
         let mut status = Status::new();
-        let (mut peaks, mut written) = (None, Ok(()));
+        let mut written = Ok(());
         let diagnosis = examine(&options, &mut |event| {
             let line = match event {
-                Event::Device(device, measured) => {
-                    peaks = measured;
-                    Diagnosis::device_json(device, measured)
-                }
+                Event::Device(device, peaks) => Diagnosis::device_json(device, peaks),
                 Event::Case(op, case) => return status.show(op, case),
-                Event::Outcome(outcome) => outcome.json(peaks),
+                Event::Outcome(outcome, share) => outcome.json(share),
             };
             if self.json && written.is_ok() {
                 written = print_json(&line);

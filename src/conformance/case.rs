@@ -66,7 +66,7 @@ impl Inputs {
 
     /// `len` whole numbers from -8 to 8, whose sums and products are exact.
     pub fn whole(&self, len: usize) -> Vec<f32> {
-        self.stream().map(len, |word| (u64::from(word) * 17 >> 32) as f32 - 8.0)
+        self.stream().map(len, |word| ((u64::from(word) * 17) >> 32) as f32 - 8.0)
     }
 
     /// `len` whole numbers in 0..end.

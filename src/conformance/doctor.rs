@@ -10,7 +10,7 @@ use super::{Case, Deviation, Harness, Outcome, Progress, Size, TestBackend, Timi
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Peaks};
 use crate::cost::Cost;
-use crate::{Device, Error, Result};
+use crate::{Device, Result};
 
 /// Runs of a case that are timed: at most, and at least however long they take.
 const RUNS: std::ops::RangeInclusive<usize> = 3..=20;
@@ -78,8 +78,8 @@ pub enum Event<'e> {
     Device(&'e Value, Option<Peaks>),
     /// A case begins.
     Case(&'static str, &'e Case),
-    /// It has ended.
-    Outcome(&'e Outcome),
+    /// It has ended; with its share of the peak that binds it.
+    Outcome(&'e Outcome, Option<f64>),
 }
 
 /// Everything that was found.
@@ -89,6 +89,8 @@ pub struct Diagnosis {
     pub device: Value,
     /// Measured peaks.
     pub peaks: Option<Peaks>,
+    /// Whether times are those of inputs in memory, and so have a share of the peaks; a CPU's caches may go beyond them.
+    pub cold: bool,
     /// Every case.
     pub outcomes: Vec<Outcome>,
     /// Why the examination ended early: the device does not answer any more.
@@ -105,7 +107,7 @@ pub fn examine(options: &DoctorOptions, tell: &mut dyn FnMut(Event<'_>)) -> Resu
         #[cfg(any(feature = "cuda", feature = "emulator"))]
         _ => on_cuda::examine(options, tell),
         #[cfg(not(any(feature = "cuda", feature = "emulator")))]
-        device => Err(Error::Device {
+        device => Err(crate::Error::Device {
             device: device.to_string(),
             problem:
                 "this im2sp was built without kernels for GPUs: build it with --features cuda, or use --device cpu"
@@ -116,7 +118,7 @@ pub fn examine(options: &DoctorOptions, tell: &mut dyn FnMut(Event<'_>)) -> Resu
 
 fn examine_cpu(options: &DoctorOptions, tell: &mut dyn FnMut(Event<'_>)) -> Result<Diagnosis> {
     let device = json!({ "name": Cpu.name(), "commit": env!("IM2SP_COMMIT") });
-    let mut diagnosis = Diagnosis { device, peaks: None, outcomes: Vec::new(), lost: None };
+    let mut diagnosis = Diagnosis { device, peaks: None, cold: false, outcomes: Vec::new(), lost: None };
     diagnosis.begin(&Cpu, options, tell);
     diagnosis.run(&Cpu, options, tell);
     Ok(diagnosis)
@@ -145,7 +147,7 @@ mod on_cuda {
             "images": if cfg!(feature = "cuda") { "sm_80, sm_90a, PTX of compute_80" } else { "none" },
             "commit": env!("IM2SP_COMMIT"),
         });
-        let mut diagnosis = Diagnosis { device, peaks: None, outcomes: Vec::new(), lost: None };
+        let mut diagnosis = Diagnosis { device, peaks: None, cold: true, outcomes: Vec::new(), lost: None };
         let mut options = options.clone();
         {
             let bf16 = Cuda::new(driver.clone(), DType::BF16)?;
@@ -192,16 +194,19 @@ impl Diagnosis {
                 microseconds: None,
                 cost: Cost::default(),
             };
-            tell(Event::Outcome(&outcome));
+            tell(Event::Outcome(&outcome, None));
             self.outcomes.push(outcome);
         }
     }
 
     fn run<B: TestBackend>(&mut self, backend: &B, options: &DoctorOptions, tell: &mut dyn FnMut(Event<'_>)) {
         let mut timer = median;
+        let peaks = self.peaks.filter(|_| self.cold);
         let mut observer = |progress: Progress<'_>| match progress {
             Progress::Case(op, case) => tell(Event::Case(op, case)),
-            Progress::Outcome(outcome) => tell(Event::Outcome(outcome)),
+            Progress::Outcome(outcome) => {
+                tell(Event::Outcome(outcome, peaks.and_then(|peaks| outcome.share(&peaks))));
+            }
         };
         let mut harness = Harness::new(backend, options.max_size).observed(&mut observer);
         if !options.compare {
@@ -227,7 +232,7 @@ impl Diagnosis {
     }
 
     fn share(&self, outcome: &Outcome) -> Option<f64> {
-        self.peaks.as_ref().and_then(|peaks| outcome.share(peaks))
+        self.peaks.filter(|_| self.cold).and_then(|peaks| outcome.share(&peaks))
     }
 
     /// Cases that took less time than the peaks allow: faults of the measurement.
@@ -314,8 +319,7 @@ impl Diagnosis {
 
 impl Outcome {
     /// One line of the report in JSON.
-    pub fn json(&self, peaks: Option<Peaks>) -> Value {
-        let share = peaks.and_then(|peaks| self.share(&peaks));
+    pub fn json(&self, share: Option<f64>) -> Value {
         let mut line = json!({
             "op": self.op, "case": self.case, "dtype": self.dtype.name(), "passed": self.passed(),
             "microseconds": self.microseconds, "flops": self.cost.flops, "bytes": self.cost.bytes, "share": share,

@@ -237,7 +237,7 @@ impl<B: Backend> Loaded<B> {
             ControlFlow::Continue(())
         };
         // The blocks that there are change nothing.
-        let occupancy = if images % 2 == 0 { Occupancy::Shared } else { Occupancy::Whole };
+        let occupancy = if images.is_multiple_of(2) { Occupancy::Shared } else { Occupancy::Whole };
         let rows = backend.decode_greedy(&self.decoder(eos, occupancy), &self.cache, limit, on_token);
         let rows = rows.ok_or_else(|| Error::shape("decode_greedy", "the kernel does not take this shape"))??;
         match seen == rows {
