@@ -340,3 +340,54 @@ impl Outcome {
         line
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::DType;
+
+    #[test]
+    fn operations_are_named_in_part_or_exactly() {
+        let takes = |filter: &str| -> Vec<&str> {
+            let filter: OpFilter = filter.parse().unwrap_or_else(|error| panic!("{error}"));
+            operations().into_iter().filter(|op| filter.takes(op)).collect()
+        };
+        assert_eq!(takes("linear"), ["linear", "linear_decode"]);
+        assert_eq!(takes("=linear"), ["linear"]);
+        assert_eq!(takes(""), operations());
+        for unknown in ["=line", "convolution", "="] {
+            let error = OpFilter::from_str(unknown).expect_err("no such operation");
+            assert!(operations().iter().all(|op| error.contains(op)), "{error}");
+        }
+    }
+
+    /// 2 MFLOP and 1 MB at 1 TFLOP/s and 1 TB/s take 2 us at least.
+    #[test]
+    fn a_share_above_the_peak_is_a_fault_of_the_measurement() {
+        let outcome = |microseconds| Outcome {
+            op: "linear",
+            case: "a".into(),
+            dtype: DType::BF16,
+            verdict: Verdict::Passed(Deviation { error: 0.0, allowed: 0.0 }),
+            microseconds,
+            cost: Cost { flops: 2e6, bytes: 1e6 },
+        };
+        let mut diagnosis = Diagnosis {
+            device: json!({ "name": "a", "commit": "b" }),
+            peaks: Some(Peaks { bytes: 1e12, flops: 1e12 }),
+            cold: true,
+            outcomes: vec![outcome(Some(4.0)), outcome(None), outcome(Some(1.0))],
+            lost: None,
+        };
+        let table = diagnosis.table();
+        assert!(table.contains("  50 %\n") && table.contains("200 % !\n"), "{table}");
+        assert!(table.contains("1 cases took less time than the peaks allow"), "{table}");
+        assert_eq!((diagnosis.faults(), diagnosis.failed(), diagnosis.passed()), (1, 0, true));
+        let peaks = Peaks { bytes: 1e12, flops: 1e12 };
+        let json = |outcome: &Outcome| outcome.json(outcome.share(&peaks));
+        assert!(json(&diagnosis.outcomes[2])["fault"].is_string() && json(&diagnosis.outcomes[0])["fault"].is_null());
+        // In a CPU's caches more than the peak is no fault.
+        diagnosis.cold = false;
+        assert!(!diagnosis.table().contains('%') && diagnosis.faults() == 0);
+    }
+}

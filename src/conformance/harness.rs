@@ -199,3 +199,92 @@ fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {
     let owned = panic.downcast_ref::<String>().map(String::as_str);
     owned.or(panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Cpu;
+    use crate::tensor::DType;
+
+    fn case(name: &str, size: Size) -> Case {
+        Case { name: name.into(), dtype: DType::F32, size, cost: Cost { flops: 1.0, bytes: 1.0 } }
+    }
+
+    fn values(value: f32) -> Result<Output<Cpu>> {
+        Ok(Output::Values(vec![value]))
+    }
+
+    fn one<'c>() -> Result<Expected<'c>> {
+        Ok(Expected::Exact(vec![1.0]))
+    }
+
+    /// Everything that can happen to a case, in turn.
+    fn check(harness: &mut Harness<'_, Cpu>) -> Result<()> {
+        harness.case(case("right", Size::Small), |_| Prepared::new(|| values(1.0), one))?;
+        harness.case(case("wrong", Size::Small), |_| Prepared::new(|| values(1.5), one))?;
+        harness.case(case("no inputs", Size::Small), |_| Err(Error::shape("inputs", "too large")))?;
+        harness.case(case("an error", Size::Small), |_| Prepared::new(|| Err(Error::shape("op", "refused")), one))?;
+        harness.case(case("a panic", Size::Small), |_| Prepared::new(|| panic!("out of {}", "bounds"), one))?;
+        harness.case(case("nothing to compare with", Size::Small), |_| {
+            Prepared::new(|| values(1.0), || Err(Error::shape("reference", "missing")))
+        })?;
+        let runs = std::cell::Cell::new(0.0);
+        harness
+            .case(case("other bits", Size::Small), |_| Prepared::new(|| values(runs.replace(runs.get() + 1.0)), one))?;
+        harness.case(case("too large", Size::Real), |_| panic!("not wanted"))?;
+        harness.case(case("the last", Size::Ragged), |_| Prepared::new(|| values(1.0), one))
+    }
+
+    fn verdicts(harness: &Harness<'_, Cpu>) -> Vec<(String, Verdict)> {
+        harness.outcomes.iter().map(|outcome| (outcome.case.clone(), outcome.verdict.clone())).collect()
+    }
+
+    #[test]
+    fn whatever_happens_to_a_case_is_its_outcome_and_the_next_runs() -> Result<()> {
+        let mut seen = Vec::new();
+        let mut observer = |progress: Progress<'_>| match progress {
+            Progress::Case(op, case) => seen.push(format!("{op}: {}", case.name)),
+            Progress::Outcome(outcome) => seen.push(format!("{} {}", outcome.case, outcome.passed())),
+        };
+        let mut harness = Harness { compared: true, ..Harness::new(&Cpu, Size::Ragged).observed(&mut observer) };
+        harness.operation("op", check)?;
+        let failed = |problem: &str| Verdict::Failed(problem.into());
+        let deviation = |error| super::super::Deviation { error, allowed: 0.0 };
+        let expected = [
+            ("right", Verdict::Passed(deviation(0.0))),
+            ("wrong", Verdict::Wrong(deviation(0.5))),
+            ("no inputs", failed("inputs: too large")),
+            ("an error", failed("op: refused")),
+            ("a panic", failed("panicked: out of bounds")),
+            ("nothing to compare with", failed("reference: missing")),
+            ("other bits", failed("run 2 gives other bits than run 1, first in value 0")),
+            ("the last", Verdict::Passed(deviation(0.0))),
+        ];
+        assert_eq!(verdicts(&harness), expected.map(|(case, verdict)| (case.to_string(), verdict)));
+        drop(harness);
+        assert_eq!(seen[..4], ["op: right", "right true", "op: wrong", "wrong false"]);
+        assert_eq!(seen.len(), 16);
+        Ok(())
+    }
+
+    #[test]
+    fn only_what_is_timed_is_run_where_nothing_is_compared() -> Result<()> {
+        let (mut timed, mut untimed) = (Vec::new(), case("of no cost", Size::Real));
+        untimed.cost = Cost::default();
+        let mut timer = |timing: Timing<'_>| {
+            timed.push(timing.case.name.clone());
+            (timing.run)()
+        };
+        let mut harness = Harness::new(&Cpu, Size::Real).timed(Size::Real, &mut timer)?;
+        harness.case(case("real", Size::Real), |_| Prepared::new(|| values(0.0), || panic!("not wanted")))?;
+        harness.case(case("small", Size::Small), |_| panic!("not wanted"))?;
+        harness.case(untimed, |_| panic!("not wanted"))?;
+        let huge = Case { cost: Cost { flops: 1e12, bytes: 1.0 }, ..case("huge", Size::Real) };
+        harness.case(huge, |_| panic!("not wanted"))?;
+        assert_eq!(verdicts(&harness), [("real".to_string(), Verdict::Timed)]);
+        assert!(harness.outcomes[0].microseconds.is_some());
+        drop(harness);
+        assert_eq!(timed, ["real"]);
+        Ok(())
+    }
+}

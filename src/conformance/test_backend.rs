@@ -144,7 +144,7 @@ mod on_cuda {
             activation: Activation,
             residual: Option<&Tensor>,
         ) -> Result<Tensor> {
-            let tile = TILES.iter().find(|known| known.name == tile);
+            let tile = TILES.iter().find(|known| known.name == tile && known.dtype == Cuda::dtype(self));
             let tile = tile.ok_or_else(|| Error::shape("linear", "no tile of this name"))?;
             linear_tiled(self, x, layer, activation, residual, tile)
         }
