@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Case, Deviation, Harness, Outcome, Progress, Size, TestBackend, Timing, Verdict, operations};
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, Peaks};
+use crate::backend::{Device as _, Peaks};
 use crate::cost::Cost;
 use crate::{Device, Result};
 

@@ -1,7 +1,7 @@
 //! The seam between the cases and the backend under test: what a test needs besides the operations themselves.
 
 use crate::backend::cpu::Cpu;
-use crate::backend::{Activation, Backend, Linear, Peaks};
+use crate::backend::{Activation, Backend, LinearWeights, Peaks};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -40,7 +40,7 @@ pub trait TestBackend: Backend {
         &self,
         tile: &str,
         x: &Self::Tensor,
-        layer: &Linear<Self>,
+        layer: &LinearWeights<Self>,
         activation: Activation,
         residual: Option<&Self::Tensor>,
     ) -> Result<Self::Tensor> {
@@ -140,7 +140,7 @@ mod on_cuda {
             &self,
             tile: &str,
             x: &Tensor,
-            layer: &Linear<Cuda>,
+            layer: &LinearWeights<Cuda>,
             activation: Activation,
             residual: Option<&Tensor>,
         ) -> Result<Tensor> {

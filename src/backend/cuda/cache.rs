@@ -12,7 +12,7 @@ use super::driver::{DevicePtr, Launch};
 use super::graph::Key;
 use super::kernels::{self, CachedAttentionParams};
 use super::linear::{self, Split};
-use super::{CacheRow, CacheShape, Cuda, Layout, Linear, Tensor, ensure, int};
+use super::{CacheRow, CacheShape, Cuda, Layout, LinearWeights, Tensor, ensure, int};
 use crate::Result;
 use crate::backend::{GraphId, StepBody};
 use crate::tensor::DType;
@@ -86,7 +86,7 @@ impl KvCache {
         pictures: &[usize],
         layer: usize,
         x: &Tensor,
-        qkv: &Linear<Cuda>,
+        qkv: &LinearWeights<Cuda>,
     ) -> Result<Tensor> {
         let CacheShape { layers, heads, head_size, images, prefix, .. } = self.shape;
         let weight = &qkv.weight.tensor;

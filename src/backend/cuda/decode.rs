@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::driver::{DevicePtr, Kernel, Launch, MappedHostBuffer};
 use super::kernels::{self, DecodeLayerParams, DecodeParams};
-use super::{Cuda, KvCache, Layout, Linear, Matrix, Tensor, int};
+use super::{Cuda, KvCache, Layout, LinearWeights, Matrix, Tensor, int};
 use crate::backend::{DecoderWeights, Occupancy};
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -302,7 +302,7 @@ fn kernel_for(dtype: DType, rows: usize) -> (&'static Kernel<DecodeParams>, usiz
     }
 }
 
-fn check(linear: &Linear<Cuda>, rows: usize, columns: usize) -> Result<()> {
+fn check(linear: &LinearWeights<Cuda>, rows: usize, columns: usize) -> Result<()> {
     let weight = &linear.weight.tensor;
     super::ensure((weight.rows, weight.columns, linear.bias.len()) == (rows, columns, rows), OP, || {
         format!(

@@ -1,10 +1,10 @@
 //! Cases of argmax.
 
 use crate::Result;
-use crate::backend::Backend;
+use crate::backend::argmax;
 use crate::backend::cpu::Cpu;
+use crate::backend::prelude::*;
 use crate::conformance::{Case, Expected, Harness, Output, Prepared, Size, TestBackend};
-use crate::cost::Cost;
 use crate::tensor::DType;
 
 /// Rows and columns.
@@ -21,18 +21,13 @@ const SHAPES: &[(usize, usize, Size)] = &[
     (8, 30_522, Size::Real),
 ];
 
-/// One read of x (rows, columns).
-fn cost(rows: usize, columns: usize) -> Cost {
-    Cost { flops: 0.0, bytes: (4 * rows * columns) as f64 }
-}
-
 /// Against the CPU form. Every other case has few different values, and so many ties, zeros of both signs among them.
 pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
     let backend = harness.backend;
     for &(rows, columns, size) in SHAPES {
         for ties in [false, true] {
             let name = format!("{rows}x{columns}{}", if ties { ", ties" } else { "" });
-            let case = Case { name, dtype: DType::F32, size, cost: cost(rows, columns) };
+            let case = Case { name, dtype: DType::F32, size, cost: argmax::cost(rows, columns) };
             harness.case(case, |inputs| {
                 let mut x = inputs.values(rows * columns);
                 if ties {

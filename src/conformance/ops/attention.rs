@@ -1,10 +1,10 @@
 //! Cases of attention.
 
 use crate::Result;
+use crate::backend::attention::{self, AttentionShape};
 use crate::backend::cpu::Cpu;
-use crate::backend::{AttentionShape, Backend};
+use crate::backend::prelude::*;
 use crate::conformance::{Case, Expected, Harness, Output, Prepared, Size, TestBackend, round_bf16, stored};
-use crate::cost::Cost;
 use crate::tensor::DType;
 
 /// Batch, tokens, heads, head size, prefix; and how large queries and keys are.
@@ -26,12 +26,6 @@ const SHAPES: &[([usize; 5], f32, Size)] = &[
     ([1, 385, 12, 64, 257], 1.0, Size::Real),
 ];
 
-/// Scores and weighted sums over every pair of tokens; one read of queries, keys and values and one write of the result.
-fn cost([batch, tokens, heads, head_size]: [usize; 4], dtype: DType) -> Cost {
-    let (pairs, width) = (batch * heads * tokens * tokens, heads * head_size);
-    Cost { flops: (4 * pairs * head_size) as f64, bytes: (4 * batch * tokens * width * dtype.size()) as f64 }
-}
-
 /// Against the CPU form; in bf16 also against the plain computation that rounds what the kernel rounds.
 pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
     let (backend, dtype) = (harness.backend, harness.backend.dtype());
@@ -39,7 +33,7 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
         let shape = AttentionShape { batch, tokens, heads, prefix };
         let (rows, width) = (batch * tokens, heads * head_size);
         let name = format!("{batch}x{tokens}x{heads}x{head_size} after {prefix} of {scale}");
-        let case = Case { name, dtype, size, cost: cost([batch, tokens, heads, head_size], dtype) };
+        let case = Case { name, dtype, size, cost: attention::cost(shape, head_size, dtype.size()) };
         harness.case(case, |inputs| {
             let mut qkv = inputs.values(rows * 3 * width);
             for row in qkv.chunks_exact_mut(3 * width).filter(|_| scale != 1.0) {

@@ -6,7 +6,9 @@ use std::rc::Rc;
 
 use super::host;
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, CacheRow, CacheShape, GraphId, Linear};
+use crate::backend::decode::{self, CacheRow, CacheShape};
+use crate::backend::prelude::*;
+use crate::backend::{GraphId, LinearWeights};
 use crate::conformance::{Case, Expected, Harness, Inputs, Output, Prepared, Size, TestBackend, stored};
 use crate::cost::Cost;
 use crate::random::Random;
@@ -63,7 +65,7 @@ fn with_prefixes<B: Backend>(backend: &B, shape: CacheShape, prefixes: &Prefixes
     let width = shape.heads * shape.head_size;
     let mut cache = backend.kv_cache(shape)?;
     let weight = backend.matrix(host(&[3 * width, DEPTH], prefixes.weight.clone())?)?;
-    let qkv = Linear { weight, bias: backend.upload([1, 3 * width], &vec![0.0; 3 * width])? };
+    let qkv = LinearWeights { weight, bias: backend.upload([1, 3 * width], &vec![0.0; 3 * width])? };
     for layer in 0..shape.layers {
         // The last image first, the others after it.
         let last = shape.images - 1;
@@ -181,23 +183,14 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
     Ok(())
 }
 
-/// Scores and weighted sums over what the rows see; one read of each key and value, those of a prefix shared by an image's
-/// rows.
-fn cost([heads, images, rows, prefix, before]: [usize; 5], dtype: DType) -> Cost {
-    let (width, all) = (heads * HEAD_SIZE, images * rows);
-    Cost {
-        flops: (4 * all * (prefix + before + 1) * width) as f64,
-        bytes: (2 * (images * prefix + all * (before + 1)) * width * dtype.size()) as f64,
-    }
-}
-
 /// One step of one layer after `before` tokens. It stores what it stored before, so it can be run again.
 fn step<B: TestBackend>(harness: &mut Harness<'_, B>, sizes: [usize; 5], size: Size) -> Result<()> {
     let (backend, dtype) = (harness.backend, harness.backend.dtype());
     let [heads, images, rows, prefix, before] = sizes;
     let shape = CacheShape { layers: 1, heads, head_size: HEAD_SIZE, images, prefix, max_new_tokens: before + 1 };
+    let cost = decode::attention_cost(shape, images * rows, before + 1, dtype.size());
     let name = format!("{images} images of {prefix} with {rows} rows x {heads}x{HEAD_SIZE} after {before}");
-    harness.case(Case { name, dtype, size, cost: cost(sizes, dtype) }, |inputs| {
+    harness.case(Case { name, dtype, size, cost }, |inputs| {
         let prefixes = Prefixes::new(shape, inputs);
         let first: Vec<_> = (0..images * rows).map(|row| CacheRow { image: row / rows, parent: None }).collect();
         let later: Vec<_> = (0..images * rows).map(|row| CacheRow { image: row / rows, parent: Some(row) }).collect();

@@ -1,8 +1,9 @@
 //! Cases of beam_candidates.
 
 use crate::Result;
+use crate::backend::beam_candidates::{self, BeamCandidate};
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, BeamCandidate};
+use crate::backend::prelude::*;
 use crate::conformance::{Case, Expected, Harness, Inputs, Output, Prepared, Size, TestBackend};
 use crate::cost::Cost;
 use crate::tensor::DType;
@@ -28,11 +29,6 @@ const TOP: f32 = 8.0;
 const STEP: f32 = 0.5;
 /// Width of the logits below the best ones.
 const SPREAD: f32 = 8.0;
-
-/// An exponential and a sum for each logit; one read of logits (rows, vocabulary).
-fn cost(rows: usize, vocabulary: usize) -> Cost {
-    Cost { flops: (4 * rows * vocabulary) as f64, bytes: (4 * rows * vocabulary) as f64 }
-}
 
 /// Logits (rows, vocabulary) and the scores so far.
 struct Scores {
@@ -111,7 +107,7 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
             let inputs = Inputs::new("beam_candidates", &shape);
             let drawn = Scores::new(&inputs, images, vocabulary, count, ties);
             let drawn = &drawn;
-            harness.case(case("scores", cost(drawn.rows(), vocabulary)), |_| {
+            harness.case(case("scores", beam_candidates::cost(drawn.rows(), vocabulary)), |_| {
                 let x = drawn.on(backend)?;
                 let run =
                     move || Ok(Output::Values(scores(&backend.beam_candidates(&x, &drawn.so_far, images, count)?)));

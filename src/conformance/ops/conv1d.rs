@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use super::host;
 use crate::Result;
+use crate::backend::conv1d::{self, ConvActivation, ConvEpilogue};
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, ConvActivation, ConvEpilogue};
+use crate::backend::prelude::*;
 use crate::conformance::{Case, Expected, Harness, Inputs, Output, Prepared, Size, TestBackend, stored};
 use crate::cost::Cost;
 use crate::tensor::DType;
@@ -62,17 +63,6 @@ fn epilogue<'a, B: Backend>(around: Around, residual: &'a B::Tensor, sum: &'a B:
     }
 }
 
-/// The direct form's multiply-adds; one read of x, the weights and what is added, one write.
-fn cost([inputs, outputs, taps, frames, dilation]: Shape, around: Around, dtype: DType) -> Cost {
-    let _ = dilation;
-    let weights = inputs * outputs * taps;
-    let added = usize::from(around.residual) + usize::from(around.sum);
-    Cost {
-        flops: (2 * weights * frames) as f64,
-        bytes: ((weights + (inputs + outputs * (1 + added)) * frames) * dtype.size()) as f64,
-    }
-}
-
 /// Against the CPU form; a cut of a sequence, and some columns of a result, against the whole.
 pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
     for &(shape, size) in SHAPES {
@@ -93,8 +83,10 @@ fn whole<B: TestBackend>(harness: &mut Harness<'_, B>, shape: Shape, size: Size,
     let (backend, dtype) = (harness.backend, harness.backend.dtype());
     let [inputs, outputs, taps, frames, dilation] = shape;
     let Around { slope, activation, .. } = around;
+    let operands = usize::from(around.residual) + usize::from(around.sum);
+    let cost = conv1d::cost([inputs, outputs, taps], frames, operands, dtype.size());
     let name = format!("{inputs}x{outputs}x{taps} over {frames}, dilation {dilation}, slope {slope} {activation:?}");
-    harness.case(Case { name, dtype, size, cost: cost(shape, around, dtype) }, |drawn| {
+    harness.case(Case { name, dtype, size, cost }, |drawn| {
         let sequence = |channels: usize| stored(dtype, drawn.values(channels * frames));
         let (x, residual, sum) = (sequence(inputs), sequence(outputs), sequence(outputs));
         let weight = host(&[outputs, inputs, taps], stored(dtype, drawn.values(outputs * inputs * taps)))?;

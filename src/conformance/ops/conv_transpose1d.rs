@@ -2,11 +2,10 @@
 
 use super::host;
 use crate::Result;
-use crate::backend::Backend;
+use crate::backend::conv_transpose1d;
 use crate::backend::cpu::Cpu;
+use crate::backend::prelude::*;
 use crate::conformance::{Case, Expected, Harness, Output, Prepared, Size, TestBackend, stored};
-use crate::cost::Cost;
-use crate::tensor::DType;
 
 /// C in, C out, taps, stride, S.
 type Shape = [usize; 5];
@@ -26,15 +25,6 @@ const SHAPES: &[(Shape, Size)] = &[
     ([32, 16, 4, 2, 32_000], Size::Real),
 ];
 
-/// Every input sample meets every tap; one read of x and the weights, one write.
-fn cost([inputs, outputs, taps, stride, frames]: Shape, dtype: DType) -> Cost {
-    let weights = inputs * outputs * taps;
-    Cost {
-        flops: (2 * weights * frames) as f64,
-        bytes: ((weights + (inputs + outputs * stride) * frames) * dtype.size()) as f64,
-    }
-}
-
 /// Against the CPU form.
 pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
     let (backend, dtype) = (harness.backend, harness.backend.dtype());
@@ -42,7 +32,8 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
         for slope in [1.0, 0.1] {
             let [inputs, outputs, taps, stride, frames] = shape;
             let name = format!("{inputs}x{outputs}x{taps} stride {stride} over {frames}, slope {slope}");
-            harness.case(Case { name, dtype, size, cost: cost(shape, dtype) }, |drawn| {
+            let cost = conv_transpose1d::cost([inputs, outputs, taps, stride], frames, dtype.size());
+            harness.case(Case { name, dtype, size, cost }, |drawn| {
                 let x = stored(dtype, drawn.values(inputs * frames));
                 let weight = host(&[inputs, outputs, taps], stored(dtype, drawn.values(inputs * outputs * taps)))?;
                 let bias = host(&[outputs], drawn.values(outputs))?;

@@ -6,11 +6,10 @@ use std::rc::Rc;
 
 use super::host;
 use crate::backend::cpu::Cpu;
-use crate::backend::{
-    Activation, Backend, CacheRow, CacheShape, DecoderWeights, LayerNormWeights, Linear, Occupancy, TransformerLayer,
-};
+use crate::backend::decode::{self, CacheRow, CacheShape, DecoderWeights, Occupancy, TransformerLayer};
+use crate::backend::prelude::*;
+use crate::backend::{Activation, LayerNormWeights, LinearWeights};
 use crate::conformance::{Case, Deviation, Expected, Harness, Inputs, Output, Prepared, Size, TestBackend, stored};
-use crate::cost::Cost;
 use crate::tensor::{DType, HostTensor, Quantized, fp8};
 use crate::{Error, Result};
 
@@ -59,7 +58,7 @@ struct Host {
 /// The same on a backend.
 struct Loaded<B: Backend> {
     layers: Vec<TransformerLayer<B>>,
-    output: Linear<B>,
+    output: LinearWeights<B>,
     position: B::Matrix,
     embedding_norm: LayerNormWeights<B>,
     cache: B::KvCache,
@@ -108,8 +107,8 @@ impl Host {
 
     fn load<B: Backend>(&self, backend: &B) -> Result<Loaded<B>> {
         let vector = |values: &[f32]| backend.upload([1, values.len()], values);
-        let linear = |host: &HostLinear| -> Result<Linear<B>> {
-            Ok(Linear { weight: backend.matrix(host.0.clone())?, bias: vector(&host.1)? })
+        let linear = |host: &HostLinear| -> Result<LinearWeights<B>> {
+            Ok(LinearWeights { weight: backend.matrix(host.0.clone())?, bias: vector(&host.1)? })
         };
         let norm = |host: &HostNorm| -> Result<LayerNormWeights<B>> {
             Ok(LayerNormWeights { weight: vector(&host.0)?, bias: vector(&host.1)?, eps: EPS })
@@ -258,26 +257,20 @@ fn unpadded(values: &[f32], limit: usize) -> Vec<Vec<u32>> {
     values.chunks_exact(limit).map(row).collect()
 }
 
-/// Every step's products, of texts that do not end; one read of the weights in each step.
-fn cost([layers, heads, hidden, vocabulary, _, images, limit]: [usize; 7], dtype: DType, wide: DType) -> Cost {
-    let (width, steps) = (heads * HEAD_SIZE, limit - 1);
-    let (weights, words) = (layers * width * (4 * width + 2 * hidden), vocabulary * width);
-    Cost {
-        flops: (2 * steps * images * (weights + words)) as f64,
-        bytes: (steps * (weights * dtype.size() + words * wide.size())) as f64,
-    }
-}
-
 /// Against the CPU's steps, whose weights are exactly the device's: after the tokens that the device has chosen before, each
 /// of its tokens is the CPU's likeliest, or as close to it as rounding.
 pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
     let (backend, wide) = (harness.backend, harness.backend.dtype());
     for &(dims, size) in SHAPES {
         for dtype in backend.greedy_dtypes() {
-            let [layers, heads, hidden, _, prefix, images, limit] = dims;
+            let [layers, heads, hidden, vocabulary, prefix, images, limit] = dims;
             let width = heads * HEAD_SIZE;
             let name = format!("{} {layers} layers of {width}/{hidden}, {images} rows after {prefix}", dtype.name());
-            harness.case(Case { name, dtype, size, cost: cost(dims, dtype, wide) }, |inputs| {
+            // Of texts that do not end.
+            let shape = CacheShape { layers, heads, head_size: HEAD_SIZE, images, prefix, max_new_tokens: limit };
+            let cost =
+                decode::steps_cost(shape, [hidden, vocabulary], [images, limit - 1], [dtype.size(), wide.size()]);
+            harness.case(Case { name, dtype, size, cost }, |inputs| {
                 let drawn = Rc::new(Host::new(inputs, dims, dtype, wide)?);
                 let on_device = drawn.load(backend)?;
                 // Long texts never end, and timed ones take all steps.

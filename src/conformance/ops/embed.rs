@@ -2,10 +2,10 @@
 
 use super::host;
 use crate::Result;
-use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+use crate::backend::embed;
+use crate::backend::prelude::*;
 use crate::conformance::{Case, Expected, Harness, Inputs, Output, Prepared, Size, TestBackend, stored};
-use crate::cost::Cost;
 use crate::tensor::{DType, HostTensor};
 
 /// Rows of the result, words, positions, channels.
@@ -34,17 +34,6 @@ const JOINED: &[(usize, Tables, Size)] = &[
     (500, &[(200, 128), (32, 128), (200, 128)], Size::Real),
 ];
 
-/// An addition for each value; a read of two tables and a write of f32.
-fn cost(rows: usize, channels: usize, dtype: DType) -> Cost {
-    let values = rows * channels;
-    Cost { flops: values as f64, bytes: (values * (2 * dtype.size() + size_of::<f32>())) as f64 }
-}
-
-/// One read and one write of each value.
-fn cost_frames(frames: usize, channels: usize, dtype: DType) -> Cost {
-    Cost { flops: 0.0, bytes: (2 * frames * channels * dtype.size()) as f64 }
-}
-
 /// A table as a backend of this type holds it.
 fn table(inputs: &Inputs, rows: usize, channels: usize, dtype: DType) -> Result<HostTensor> {
     host(&[rows, channels], stored(dtype, inputs.values(rows * channels)))
@@ -59,7 +48,7 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
     let (backend, dtype) = (harness.backend, harness.backend.dtype());
     for &(rows, words, positions, channels, size) in SUMS {
         let name = format!("{rows} of {words}+{positions}x{channels}");
-        harness.case(Case { name, dtype, size, cost: cost(rows, channels, dtype) }, |inputs| {
+        harness.case(Case { name, dtype, size, cost: embed::cost(rows, channels, 2, dtype.size()) }, |inputs| {
             let (word, position) = (table(inputs, words, channels, dtype)?, table(inputs, positions, channels, dtype)?);
             let (at, places) = (ids(inputs, rows, words), ids(inputs, rows, positions));
             let (words, positions) = (backend.matrix(word.clone())?, backend.matrix(position.clone())?);
@@ -74,7 +63,7 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
     for &(frames, shapes, size) in JOINED {
         let channels = shapes.iter().map(|shape| shape.1).sum();
         let name = format!("{frames} columns of {shapes:?}");
-        harness.case(Case { name, dtype, size, cost: cost_frames(frames, channels, dtype) }, |inputs| {
+        harness.case(Case { name, dtype, size, cost: embed::cost(frames, channels, 1, dtype.size()) }, |inputs| {
             let (mut on_cpu, mut on_device) = (Vec::new(), Vec::new());
             for &(rows, channels) in shapes {
                 let (table, ids) = (table(inputs, rows, channels, dtype)?, ids(inputs, frames, rows));

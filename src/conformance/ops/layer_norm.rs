@@ -2,10 +2,9 @@
 
 use crate::Result;
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, LayerNormWeights};
+use crate::backend::layer_norm::{self, LayerNormWeights};
+use crate::backend::prelude::*;
 use crate::conformance::{Case, Expected, Harness, Output, Prepared, Size, TestBackend, stored};
-use crate::cost::Cost;
-use crate::tensor::DType;
 
 /// Rows, channels, and how large the values are.
 const SHAPES: &[(usize, usize, f32, Size)] = &[
@@ -23,11 +22,6 @@ const SHAPES: &[(usize, usize, f32, Size)] = &[
 ];
 const EPS: f32 = 1e-5;
 
-/// Two passes over each row and the result; one read and one write of x (rows, channels).
-fn cost(rows: usize, channels: usize, dtype: DType) -> Cost {
-    Cost { flops: (8 * rows * channels) as f64, bytes: (2 * rows * channels * dtype.size()) as f64 }
-}
-
 fn norm<B: Backend>(backend: &B, weight: &[f32], bias: &[f32]) -> Result<LayerNormWeights<B>> {
     let vector = |values: &[f32]| backend.upload([1, values.len()], values);
     Ok(LayerNormWeights { weight: vector(weight)?, bias: vector(bias)?, eps: EPS })
@@ -38,7 +32,7 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
     let (backend, dtype) = (harness.backend, harness.backend.dtype());
     for &(rows, channels, scale, size) in SHAPES {
         let name = format!("{rows}x{channels} of {scale:e}");
-        harness.case(Case { name, dtype, size, cost: cost(rows, channels, dtype) }, |inputs| {
+        harness.case(Case { name, dtype, size, cost: layer_norm::cost(rows, channels, dtype.size()) }, |inputs| {
             let mut x = inputs.scaled(rows * channels, scale);
             x.iter_mut().for_each(|v| *v += 0.5);
             let x = stored(dtype, x);

@@ -4,7 +4,8 @@ use std::cell::{Cell, OnceCell};
 
 use super::host;
 use crate::backend::cpu::Cpu;
-use crate::backend::{Activation, Backend, Linear};
+use crate::backend::linear::{self, Activation, LinearWeights};
+use crate::backend::prelude::*;
 use crate::conformance::{Case, Expected, Harness, Inputs, Output, Prepared, Size, TestBackend, stored};
 use crate::cost::Cost;
 use crate::tensor::{DType, HostTensor, Quantized, int8};
@@ -122,12 +123,9 @@ impl Kind {
     }
 }
 
-/// A multiply-add for each weight and row; one read of x, weights, biases and residual, one write.
 fn cost(shape: Shape, kind: Kind) -> Cost {
     let Shape { rows, depth, columns, .. } = shape;
-    let activations = rows * depth + rows * columns * (1 + usize::from(kind.residual));
-    let bytes = kind.dtype.size() * columns * depth + kind.activations().size() * activations + 4 * columns;
-    Cost { flops: 2.0 * (rows * columns * depth) as f64, bytes: bytes as f64 }
+    linear::cost([rows, columns, depth], usize::from(kind.residual), kind.activations().size(), kind.dtype.size())
 }
 
 /// Weights and biases of a layer, drawn when the first case needs them and then used by others.
@@ -136,7 +134,7 @@ struct Layer<B: Backend> {
     weight: HostTensor,
     bias: Vec<f32>,
     /// Copies that take turns.
-    on_device: Vec<Linear<B>>,
+    on_device: Vec<LinearWeights<B>>,
     turn: Cell<usize>,
 }
 
@@ -152,20 +150,23 @@ impl<B: TestBackend> Layer<B> {
             // Clones of a tensor share their memory.
             let own = if copies > 1 { host(&[columns, depth], weight.to_f32().to_vec())? } else { weight.clone() };
             let weight = backend.matrix(in_dtype(&own, kind.dtype)?)?;
-            Ok(Linear { weight, bias: backend.upload([1, columns], &bias)? })
+            Ok(LinearWeights { weight, bias: backend.upload([1, columns], &bias)? })
         };
         let on_device = (0..copies).map(copy).collect::<Result<_>>()?;
         Ok(Layer { weight, bias, on_device, turn: Cell::new(0) })
     }
 
     /// The copy whose turn it is.
-    fn next(&self) -> &Linear<B> {
+    fn next(&self) -> &LinearWeights<B> {
         let turn = self.turn.replace((self.turn.get() + 1) % self.on_device.len());
         &self.on_device[turn]
     }
 
-    fn on_cpu(&self) -> Result<Linear<Cpu>> {
-        Ok(Linear { weight: Cpu.matrix(self.weight.clone())?, bias: Cpu.upload([1, self.bias.len()], &self.bias)? })
+    fn on_cpu(&self) -> Result<LinearWeights<Cpu>> {
+        Ok(LinearWeights {
+            weight: Cpu.matrix(self.weight.clone())?,
+            bias: Cpu.upload([1, self.bias.len()], &self.bias)?,
+        })
     }
 }
 
@@ -196,7 +197,7 @@ fn run<B: TestBackend>(
     kind: Kind,
     tile: Option<&str>,
     x: &B::Tensor,
-    layer: &Linear<B>,
+    layer: &LinearWeights<B>,
     residual: Option<&B::Tensor>,
 ) -> Result<B::Tensor> {
     match tile {

@@ -2,8 +2,9 @@
 
 use super::host;
 use crate::Result;
-use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+use crate::backend::patch_embed;
+use crate::backend::prelude::*;
 use crate::conformance::{Case, Expected, Harness, Inputs, Output, Prepared, Size, TestBackend, round_bf16, stored};
 use crate::cost::Cost;
 use crate::tensor::DType;
@@ -67,17 +68,6 @@ impl Shape {
         3 * self.patch * self.patch
     }
 
-    /// A product for each patch; one read of f32 pixels, weights and positions, one write.
-    fn cost(self, dtype: DType) -> Cost {
-        let Shape { batch, side, channels, .. } = self;
-        let (tokens, depth) = (self.tokens(), self.depth());
-        let values = channels * (depth + (batch + 1) * tokens);
-        Cost {
-            flops: (2 * batch * (tokens - 1) * channels * depth) as f64,
-            bytes: (batch * 3 * side * side * size_of::<f32>() + values * dtype.size()) as f64,
-        }
-    }
-
     fn load<B: Backend>(self, backend: &B, values: &Values) -> Result<Loaded<B>> {
         let matrix = |rows: usize, values: &[f32]| backend.matrix(host(&[rows, values.len() / rows], values.to_vec())?);
         Ok(Loaded {
@@ -94,8 +84,10 @@ impl Shape {
 
     fn case(self, what: &str, dtype: DType, size: Size) -> Case {
         let Shape { batch, side, patch, channels } = self;
+        let cost = patch_embed::cost([batch, self.tokens(), channels, patch], dtype.size());
+        let cost = if what.is_empty() { cost } else { Cost::default() };
         let name = format!("{batch} of {side}x{side} in {patch}x{patch}, {channels} channels{what}");
-        Case { name, dtype, size, cost: if what.is_empty() { self.cost(dtype) } else { Cost::default() } }
+        Case { name, dtype, size, cost }
     }
 
     fn values(self, inputs: &Inputs, dtype: DType) -> Values {

@@ -2,9 +2,9 @@
 
 use crate::Result;
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, TopValue};
+use crate::backend::prelude::*;
+use crate::backend::top_k::{self, TopValue};
 use crate::conformance::{Case, Expected, Harness, Output, Prepared, Size, TestBackend};
-use crate::cost::Cost;
 use crate::tensor::DType;
 
 /// Rows, columns, and how many are wanted.
@@ -22,11 +22,6 @@ const SHAPES: &[(usize, usize, usize, Size)] = &[
     (8, 30_522, 50, Size::Real),
 ];
 
-/// One read of x (rows, columns), one write of values and columns.
-fn cost(rows: usize, columns: usize, count: usize) -> Cost {
-    Cost { flops: 0.0, bytes: (4 * rows * columns + 8 * rows * count) as f64 }
-}
-
 /// Values and columns in one row, so that both are compared to the last bit.
 fn flat(rows: Vec<Vec<TopValue>>) -> Vec<f32> {
     rows.iter().flatten().flat_map(|top| [top.value, top.column as f32]).collect()
@@ -38,7 +33,7 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
     for &(rows, columns, count, size) in SHAPES {
         for ties in [false, true] {
             let name = format!("{count} of {rows}x{columns}{}", if ties { ", ties" } else { "" });
-            let case = Case { name, dtype: DType::F32, size, cost: cost(rows, columns, count) };
+            let case = Case { name, dtype: DType::F32, size, cost: top_k::cost(rows, columns, count) };
             harness.case(case, |inputs| {
                 let mut x = inputs.values(rows * columns);
                 if ties {

@@ -1,11 +1,10 @@
 //! Cases of transpose: the physical one, which a download of a transposed tensor makes.
 
 use crate::Result;
-use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+use crate::backend::prelude::*;
+use crate::backend::transpose;
 use crate::conformance::{Case, Expected, Harness, Output, Prepared, Size, TestBackend, stored};
-use crate::cost::Cost;
-use crate::tensor::DType;
 
 /// Rows and columns.
 const SHAPES: &[(usize, usize, Size)] = &[
@@ -23,16 +22,12 @@ const SHAPES: &[(usize, usize, Size)] = &[
     (32_000, 512, Size::Real),
 ];
 
-/// One read and one write of x (rows, columns).
-fn cost(rows: usize, columns: usize, dtype: DType) -> Cost {
-    Cost { flops: 0.0, bytes: (2 * rows * columns * dtype.size()) as f64 }
-}
-
 /// Against the CPU form.
 pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
     let (backend, dtype) = (harness.backend, harness.backend.dtype());
     for &(rows, columns, size) in SHAPES {
-        let case = Case { name: format!("{rows}x{columns}"), dtype, size, cost: cost(rows, columns, dtype) };
+        let case =
+            Case { name: format!("{rows}x{columns}"), dtype, size, cost: transpose::cost(rows, columns, dtype.size()) };
         harness.case(case, |inputs| {
             let x = stored(dtype, inputs.values(rows * columns));
             let on_device = backend.sequence([rows, columns], &x)?;
