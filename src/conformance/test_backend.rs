@@ -1,7 +1,7 @@
 //! The seam between the cases and the backend under test: what a test needs besides the operations themselves.
 
 use crate::backend::cpu::Cpu;
-use crate::backend::{Activation, Backend, LinearWeights, Peaks};
+use crate::backend::{Activation, Backend, Device as _, LinearWeights, Peaks};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -144,7 +144,8 @@ mod on_cuda {
             activation: Activation,
             residual: Option<&Tensor>,
         ) -> Result<Tensor> {
-            let tile = TILES.iter().find(|known| known.name == tile && known.dtype == Cuda::dtype(self));
+            let [_, depth] = self.matrix_shape(&layer.weight);
+            let tile = TILES.iter().find(|known| known.name == tile && known.takes(Cuda::dtype(self), depth));
             let tile = tile.ok_or_else(|| Error::shape("linear", "no tile of this name"))?;
             linear_tiled(self, x, layer, activation, residual, tile)
         }
