@@ -118,7 +118,7 @@ mod on_cuda {
 
         fn greedy_dtypes(&self) -> Vec<DType> {
             match Cuda::dtype(self) {
-                _ if !self.driver().properties().cooperative => Vec::new(),
+                _ if !self.stream().properties().cooperative => Vec::new(),
                 DType::BF16 => vec![DType::BF16, DType::F8E4M3],
                 dtype => vec![dtype],
             }
@@ -156,7 +156,7 @@ mod on_cuda {
 
         fn run_all_schedules(&self, checked: bool, run: &dyn Fn() -> Result<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
             #[cfg(feature = "emulator")]
-            if let Some(emulator) = self.driver().emulator() {
+            if let Some(emulator) = self.stream().driver().emulator() {
                 return emulator.run_all_schedules(checked, run);
             }
             let _ = checked;
@@ -164,7 +164,7 @@ mod on_cuda {
         }
 
         fn alive(&self) -> Result<()> {
-            self.driver().synchronize()
+            self.stream().synchronize()
         }
 
         fn measure_peaks(&self) -> Result<Peaks> {
@@ -173,7 +173,7 @@ mod on_cuda {
 
         fn flush_buffer(&self) -> Result<Option<Tensor>> {
             // Twice the L2.
-            let words = self.driver().properties().l2 / 2;
+            let words = self.stream().properties().l2 / 2;
             self.upload([1, words], &vec![0.0; words]).map(Some)
         }
 
