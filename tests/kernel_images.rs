@@ -25,7 +25,7 @@ struct Made {
 /// Operations without a kernel file are passed over.
 const MADE: [Made; 4] = [
     Made { op: "linear", not: &["step", "unaligned"], of: TENSOR_CORES },
-    Made { op: "attention", not: &["cached", "warp"], of: TENSOR_CORES },
+    Made { op: "attention", not: &["decode", "warp"], of: TENSOR_CORES },
     Made { op: "conv1d", not: &["plain", "sample"], of: TENSOR_CORES },
     Made { op: "conv_transpose1d", not: &["plain"], of: TENSOR_CORES },
 ];

@@ -1,7 +1,7 @@
 // linear: a fully connected layer for whole sequences.
 // Math:      y = act(x weight^T + bias) + residual, act one of identity, GELU (erf), QuickGELU
 // Tensors:   x (M, K), weight (N, K), residual and y (M, N) row-major, all bf16 or all f32; bias (N) f32; residual may be
-//            null. Rows of packed query, key and value may go into a cache too: keys and values (pictures, H, P, D)
+//            null. Rows of packed query, key and value may go into a cache too: keys and values (images, H, P, D)
 // Numerics:  f32 sums; bf16 factors go through the tensor cores in steps of 16 values of k, f32 factors through fused
 //            multiply-adds. The order of additions is that of k, for every tile shape: a row's result depends neither on
 //            M nor on its place. The epilogue is f32, rounded once
@@ -22,7 +22,7 @@ struct LinearParams {
     void* y;
     void* keys;                // null, or where rows of packed query, key and value are split into heads
     void* values;
-    const unsigned* pictures;  // (M / prefix): which picture each run of prefix rows is
+    const unsigned* images;    // (M / prefix): which image each run of prefix rows is
     int rows;
     int columns;
     int depth;
@@ -55,11 +55,11 @@ template <typename T, typename Activation> struct LinearEpilogue {
     // Keys and values of a row into their heads: what this thread has just written to y, from `column` on.
     DEVICE void split(int row, int column, const T* y, int count) const {
         const int width = params.columns / 3, size = width / params.heads;
-        const int picture = int(params.pictures[row / params.prefix]), token = row % params.prefix;
+        const int image = int(params.images[row / params.prefix]), token = row % params.prefix;
         const auto place = [&](int c) {
             const int head = c % width / size;
             T* to = static_cast<T*>(c < 2 * width ? params.keys : params.values);
-            return to + ((int64_t(picture) * params.heads + head) * params.prefix + token) * size + c % size;
+            return to + ((int64_t(image) * params.heads + head) * params.prefix + token) * size + c % size;
         };
         if (size % STORE_COLUMNS == 0) {
             if (column >= width) copy_columns(y, place(column));

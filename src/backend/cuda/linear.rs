@@ -362,13 +362,13 @@ pub(super) fn linear(
     linear_tiled(cuda, x, layer, activation, residual, best_tile(cuda, x, layer)?)
 }
 
-/// Where keys and values of packed rows go besides; the caller sees to it that there is room for all of them.
+/// Where keys and values of packed rows are scattered besides, into a KV cache. The caller guarantees capacity.
 pub(super) struct Split {
-    /// (pictures, H, prefix, D), of the type of the weights.
+    /// (images, H, prefix, D), of the type of the weights.
     pub keys: DevicePtr,
     pub values: DevicePtr,
-    /// u32: which picture each run of `prefix` rows is.
-    pub pictures: DevicePtr,
+    /// u32: which image each run of `prefix` rows is.
+    pub images: DevicePtr,
     pub prefix: usize,
     pub heads: usize,
 }
@@ -376,7 +376,7 @@ pub(super) struct Split {
 impl Split {
     /// Nothing goes anywhere.
     const NONE: Split =
-        Split { keys: DevicePtr::NULL, values: DevicePtr::NULL, pictures: DevicePtr::NULL, prefix: 0, heads: 0 };
+        Split { keys: DevicePtr::NULL, values: DevicePtr::NULL, images: DevicePtr::NULL, prefix: 0, heads: 0 };
 }
 
 /// `x weight^T + bias`, a row of packed query, key and value each, whose keys and values also go where `split` says.
@@ -429,7 +429,7 @@ fn launch(
         y: y.pointer(),
         keys: split.keys,
         values: split.values,
-        pictures: split.pictures,
+        images: split.images,
         rows: int("linear", rows)?,
         columns: int("linear", columns)?,
         depth: int("linear", x.columns)?,

@@ -8,16 +8,17 @@
 
 mod argmax;
 mod attention;
+mod attention_decode;
 mod beam_candidates;
-mod cache;
 mod cast;
 mod ceiling;
 mod conv1d;
 mod conv_transpose1d;
-mod decode;
+mod decode_greedy;
 pub mod driver;
 mod embed;
 mod graph;
+mod kv_cache;
 mod layer_norm;
 pub(crate) mod linear;
 mod memory;
@@ -35,8 +36,8 @@ use super::{
 };
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
-pub use cache::KvCache;
 pub use conv1d::ConvWeights;
+pub use kv_cache::KvCache;
 use memory::{Buffer, DevicePool};
 
 /// The typed table of all kernels.
@@ -54,7 +55,7 @@ pub struct Cuda {
     driver: Arc<dyn Driver>,
     pool: Arc<DevicePool>,
     graphs: Arc<Mutex<graph::Graphs>>,
-    kv_pool: Arc<cache::KvPool>,
+    kv_pool: Arc<kv_cache::KvPool>,
     /// Zeros, which kernels that count their blocks leave as zeros.
     counters: Tensor,
     /// Type of sequences and of weight matrices: f32 or bf16.
@@ -356,7 +357,7 @@ impl Backend for Cuda {
     }
 
     fn attention_decode(&self, qkv: &Tensor, cache: &mut KvCache, layer: usize) -> Result<Tensor> {
-        cache.attention(self, qkv, layer)
+        attention_decode::attention_decode(self, qkv, cache, layer)
     }
 
     fn decode_greedy(
@@ -366,7 +367,7 @@ impl Backend for Cuda {
         limit: usize,
         told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
     ) -> Option<Result<Vec<Vec<u32>>>> {
-        decode::GreedyLaunch::new(self, decoder, cache, limit).map(|launch| launch.run(told))
+        decode_greedy::GreedyLaunch::new(self, decoder, cache, limit).map(|launch| launch.run(told))
     }
 
     fn embed(&self, table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) -> Result<Tensor> {

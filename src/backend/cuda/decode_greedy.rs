@@ -1,11 +1,11 @@
-//! Launches kernels/decode/loop.cu: the whole greedy loop in one cooperative launch, its tokens read as they are chosen.
+//! Launches kernels/decode_greedy/forward.cu: the whole greedy loop in one cooperative launch, its tokens read as they are chosen.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::driver::{DevicePtr, Kernel, Launch, MappedHostBuffer};
-use super::kernels::{self, DecodeLayerParams, DecodeParams};
+use super::kernels::{self, DecodeGreedyLayerParams, DecodeGreedyParams};
 use super::{Cuda, KvCache, Layout, Linear, Matrix, Tensor, int};
 use crate::backend::{DecoderWeights, Occupancy};
 use crate::tensor::DType;
@@ -57,7 +57,7 @@ pub(super) struct GreedyLaunch<'a> {
     cache: &'a KvCache,
     sizes: Sizes,
     eight_bit: bool,
-    kernel: &'static Kernel<DecodeParams>,
+    kernel: &'static Kernel<DecodeGreedyParams>,
     grid: usize,
     slots: usize,
     slot_bytes: usize,
@@ -175,17 +175,17 @@ impl<'a> GreedyLaunch<'a> {
         let most_splits = s.prefix.div_ceil(SPLIT) + (s.limit - 1) / SPLIT + 1;
         let width = 3 * s.channels + 2 * s.channels + s.hidden + s.vocabulary + s.heads * most_splits * PARTIAL;
         let scratch = cuda.empty([s.rows, width], DType::F32, Layout::Rows)?;
-        let text = || cuda.empty([s.rows * s.heads * s.limit, HEAD_SIZE], cuda.dtype, Layout::Rows);
-        let texts = (0..2 * self.decoder.layers.len()).map(|_| text()).collect::<Result<Vec<_>>>()?;
-        let layers: Vec<DecodeLayerParams> = (0..self.decoder.layers.len())
-            .map(|n| self.layer(n, &texts[2 * n], &texts[2 * n + 1]))
+        let sequence = || cuda.empty([s.rows * s.heads * s.limit, HEAD_SIZE], cuda.dtype, Layout::Rows);
+        let generated = (0..2 * self.decoder.layers.len()).map(|_| sequence()).collect::<Result<Vec<_>>>()?;
+        let layers: Vec<DecodeGreedyLayerParams> = (0..self.decoder.layers.len())
+            .map(|n| self.layer(n, &generated[2 * n], &generated[2 * n + 1]))
             .collect::<Result<_>>()?;
-        let words = layers.len() * size_of::<DecodeLayerParams>() / size_of::<u32>();
+        let words = layers.len() * size_of::<DecodeGreedyLayerParams>() / size_of::<u32>();
         let layers = cuda.put([1, words], DType::F32, &layers)?;
         let control = cuda.put_ids(&[0; CONTROL])?;
         let images = cuda.put_ids(&(0..s.rows as u32).collect::<Vec<_>>())?;
         let (decoder, eps) = (self.decoder, self.decoder.embedding_norm.eps);
-        let params = DecodeParams {
+        let params = DecodeGreedyParams {
             layers: layers.pointer(),
             word: decoder.output.weight.tensor.pointer(),
             position: decoder.position.tensor.pointer(),
@@ -217,7 +217,7 @@ impl<'a> GreedyLaunch<'a> {
         // SAFETY: `new` checked that the sizes are those of the weights and of the cache; every block takes the rows that
         // `share` gives it, at most `slot_bytes` of them; positions stay below `limit`, ids below the vocabulary.
         unsafe { cuda.launch(self.kernel, launch, params)? };
-        Ok([vec![scratch, layers, control, images], texts].concat())
+        Ok([vec![scratch, layers, control, images], generated].concat())
     }
 
     /// A matrix and the scales of its rows, in the type that the kernel reads.
@@ -228,7 +228,7 @@ impl<'a> GreedyLaunch<'a> {
         }
     }
 
-    fn layer(&self, n: usize, keys: &Tensor, values: &Tensor) -> Result<DecodeLayerParams> {
+    fn layer(&self, n: usize, keys: &Tensor, values: &Tensor) -> Result<DecodeGreedyLayerParams> {
         let layer = &self.decoder.layers[n];
         let (c, f) = (self.sizes.channels, self.sizes.hidden);
         let shapes = [(&layer.qkv, 3 * c, c), (&layer.attention_out, c, c), (&layer.fc1, f, c), (&layer.fc2, c, f)];
@@ -240,7 +240,7 @@ impl<'a> GreedyLaunch<'a> {
         let (attention_out, attention_out_scale) = self.weights(&layer.attention_out.weight);
         let (fc1, fc1_scale) = self.weights(&layer.fc1.weight);
         let (fc2, fc2_scale) = self.weights(&layer.fc2.weight);
-        Ok(DecodeLayerParams {
+        Ok(DecodeGreedyLayerParams {
             qkv,
             attention_out,
             fc1,
@@ -259,8 +259,8 @@ impl<'a> GreedyLaunch<'a> {
             mlp_norm_bias: layer.mlp_norm.bias.pointer(),
             prefix_keys,
             prefix_values,
-            text_keys: keys.pointer(),
-            text_values: values.pointer(),
+            generated_keys: keys.pointer(),
+            generated_values: values.pointer(),
         })
     }
 }
@@ -289,16 +289,16 @@ fn chunk(prefix: usize) -> usize {
 }
 
 /// The kernel for so many rows, and the rows that it computes.
-fn kernel_for(dtype: DType, rows: usize) -> (&'static Kernel<DecodeParams>, usize) {
+fn kernel_for(dtype: DType, rows: usize) -> (&'static Kernel<DecodeGreedyParams>, usize) {
     match (dtype, rows) {
-        (DType::BF16, 1) => (&kernels::DECODE_FORWARD_SINGLE_BF16, 1),
-        (DType::BF16, 2) => (&kernels::DECODE_FORWARD_PAIR_BF16, 2),
-        (DType::BF16, 3..=4) => (&kernels::DECODE_FORWARD_QUAD_BF16, 4),
-        (DType::BF16, _) => (&kernels::DECODE_FORWARD_OCTET_BF16, 8),
-        (DType::F8E4M3, 1) => (&kernels::DECODE_FORWARD_SINGLE_FP8, 1),
-        (DType::F8E4M3, _) => (&kernels::DECODE_FORWARD_OCTET_FP8, 8),
-        (_, 1) => (&kernels::DECODE_FORWARD_SINGLE_F32, 1),
-        (_, _) => (&kernels::DECODE_FORWARD_OCTET_F32, 8),
+        (DType::BF16, 1) => (&kernels::DECODE_GREEDY_FORWARD_B1_BF16, 1),
+        (DType::BF16, 2) => (&kernels::DECODE_GREEDY_FORWARD_B2_BF16, 2),
+        (DType::BF16, 3..=4) => (&kernels::DECODE_GREEDY_FORWARD_B4_BF16, 4),
+        (DType::BF16, _) => (&kernels::DECODE_GREEDY_FORWARD_B8_BF16, 8),
+        (DType::F8E4M3, 1) => (&kernels::DECODE_GREEDY_FORWARD_B1_FP8, 1),
+        (DType::F8E4M3, _) => (&kernels::DECODE_GREEDY_FORWARD_B8_FP8, 8),
+        (_, 1) => (&kernels::DECODE_GREEDY_FORWARD_B1_F32, 1),
+        (_, _) => (&kernels::DECODE_GREEDY_FORWARD_B8_F32, 8),
     }
 }
 
