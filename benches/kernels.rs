@@ -1,5 +1,5 @@
 //! Every kernel at the shapes of real models, under criterion: measured with the device's own events, the inputs not in its
-//! L2, with the share of the measured ceiling that binds it. The device is the first GPU, or what IM2SP_BENCH_DEVICE names;
+//! L2, with the share of the measured peak that binds it. The device is the first GPU, or what IM2SP_BENCH_DEVICE names;
 //! IM2SP_OP selects operations. Every result is compared with the CPU form first.
 
 #[cfg(any(feature = "cuda", feature = "emulator"))]
@@ -7,21 +7,21 @@ mod on_device {
     use std::time::Duration;
 
     use criterion::{Criterion, Throughput};
-    use im2sp::backend::Ceilings;
+    use im2sp::backend::Peaks;
     use im2sp::backend::cuda::Cuda;
-    use im2sp::check::{Checker, Size, Timing};
+    use im2sp::conformance::{Harness, Size, Timing};
     use im2sp::tensor::DType;
     use im2sp::{Device, Result};
 
     /// Criterion measures one case, and the median of what it saw is kept for the share.
-    fn measure(criterion: &mut Criterion, timing: &Timing<'_>, ceilings: Ceilings) -> Result<f64> {
-        let Timing { op, case, dtype, work, run } = *timing;
-        let [by_bytes, by_flops] = [work.bytes / ceilings.bytes, work.flops / ceilings.flops];
+    fn measure(criterion: &mut Criterion, timing: &Timing<'_>, peaks: Peaks) -> Result<f64> {
+        let Timing { op, case, dtype, cost, run } = *timing;
+        let [by_bytes, by_flops] = [cost.bytes / peaks.bytes, cost.flops / peaks.flops];
         let (mut times, mut failed) = (Vec::new(), None);
         let mut group = criterion.benchmark_group(op);
         match by_flops > by_bytes {
-            true => group.throughput(Throughput::Elements(work.flops as u64)),
-            false => group.throughput(Throughput::Bytes(work.bytes as u64)),
+            true => group.throughput(Throughput::Elements(cost.flops as u64)),
+            false => group.throughput(Throughput::Bytes(cost.bytes as u64)),
         };
         group.bench_function(format!("{dtype}/{case}"), |b| {
             b.iter_custom(|count| {
@@ -54,19 +54,19 @@ mod on_device {
         };
         println!("{}, commit {}", driver.properties().name, env!("IM2SP_COMMIT"));
         // On the emulator only to see that this works: its clock says nothing about a GPU.
-        let (most, bytes, repeats) = match name.as_str() {
+        let (max, bytes, repeats) = match name.as_str() {
             "emulator" => (Size::Small, 1 << 20, 4),
             _ => (Size::Real, 1 << 30, 4096),
         };
-        let ceilings = Cuda::new(driver.clone(), DType::BF16).and_then(|cuda| cuda.ceilings(bytes, repeats));
-        let ceilings = ceilings.expect("the ceilings of the device");
-        println!("ceilings: {:.0} GB/s, {:.0} TFLOP/s", ceilings.bytes / 1e9, ceilings.flops / 1e12);
+        let peaks = Cuda::new(driver.clone(), DType::BF16).and_then(|cuda| cuda.peaks(bytes, repeats));
+        let peaks = peaks.expect("the peaks of the device");
+        println!("peaks: {:.0} GB/s, {:.0} TFLOP/s", peaks.bytes / 1e9, peaks.flops / 1e12);
         for dtype in [DType::F32, DType::BF16] {
             let cuda = Cuda::new(driver.clone(), dtype).expect("a type that is computed in");
-            let mut timer = |timing: Timing<'_>| measure(criterion, &timing, ceilings);
-            let mut checker = Checker::timed(&cuda, most, &mut timer).expect("memory for the sweep");
-            checker.all(&std::env::var("IM2SP_OP").unwrap_or_default()).expect("every case can be run");
-            let failed: Vec<_> = checker.outcomes.iter().filter(|outcome| !outcome.passed()).collect();
+            let mut timer = |timing: Timing<'_>| measure(criterion, &timing, peaks);
+            let mut harness = Harness::timed(&cuda, max, &mut timer).expect("memory for the sweep");
+            harness.all(&std::env::var("IM2SP_OP").unwrap_or_default()).expect("every case can be run");
+            let failed: Vec<_> = harness.outcomes.iter().filter(|outcome| !outcome.passed()).collect();
             assert!(failed.is_empty(), "wrong results: {failed:?}");
         }
     }

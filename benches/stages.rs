@@ -11,9 +11,9 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use full_size::Models;
 use im2sp::backend::Occupancy;
 use im2sp::backend::cpu::Cpu;
+use im2sp::cost;
 use im2sp::generate::{GenerateOptions, generate};
 use im2sp::model::vocoder::Voice;
-use im2sp::model::work;
 use im2sp::tensor::DType;
 use im2sp::weights::random;
 use im2sp::{CaptionOptions, Engine, Image};
@@ -25,15 +25,15 @@ fn full(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("full_size");
     let pixels = random::values(3 * config.image.size * config.image.size);
 
-    group.throughput(Throughput::Elements(work::vision(&config, 4).flops as u64));
+    group.throughput(Throughput::Elements(cost::vision(&config, 4).flops as u64));
     group.bench_function("vision", |b| b.iter(|| models.image_tokens(&pixels)));
 
     let tokens = models.image_tokens(&pixels);
-    group.throughput(Throughput::Elements(work::prefill(&config, 4).flops as u64));
+    group.throughput(Throughput::Elements(cost::prefill(&config, 4).flops as u64));
     group.bench_function("prefill", |b| b.iter(|| models.prefill(&tokens)));
 
     for (name, models, size) in [("decode_128_f32", &models, 4), ("decode_128_bf16", &narrow, 2)] {
-        group.throughput(Throughput::Bytes(128 * work::step(&config, [size, size, size_of::<f32>()]).bytes as u64));
+        group.throughput(Throughput::Bytes(128 * cost::step(&config, [size, size, size_of::<f32>()]).bytes as u64));
         let tokens = models.image_tokens(&pixels);
         let options = GenerateOptions { max_length: 129, ..Default::default() };
         group.bench_function(name, |b| {
@@ -51,7 +51,7 @@ fn full(criterion: &mut Criterion) {
     }
 
     let vocoder = config.vocoder.as_ref().expect("a vocoder");
-    group.throughput(Throughput::Elements(work::vocoder(vocoder, 200, 4).flops as u64));
+    group.throughput(Throughput::Elements(cost::vocoder(vocoder, 200, 4).flops as u64));
     let units: Vec<u32> = (0..200).collect();
     let durations = vec![1; units.len()];
     group.bench_function("vocoder_4s", |b| {

@@ -1,15 +1,15 @@
 //! `im2sp bench`: how long each stage of a caption takes, what it had to do, and which share of the machine's measured
-//! ceilings that is. Every figure comes from captions made by [`Engine::caption`], the path that users take.
+//! peaks that is. Every figure comes from captions made by [`Engine::caption`], the path that users take.
 
 use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::backend::Ceilings;
+use crate::backend::Peaks;
 use crate::backend::cpu::Cpu;
+use crate::cost::{self, Cost};
 use crate::generate::GenerateOptions;
 use crate::image::Image;
-use crate::model::work::{self, Work};
 use crate::{CaptionOptions, Engine, Error, Result, Timings};
 
 /// Some ten milliseconds of multiply-adds, and a read of 512 MB: more than the last cache of most processors.
@@ -40,7 +40,7 @@ pub struct Row {
     pub flops: f64,
     /// Bytes of the weights of one run.
     pub bytes: f64,
-    /// Share of the ceiling that binds it; none where there is nothing to compare.
+    /// Share of the peak that binds it; none where there is nothing to compare.
     pub share: Option<f64>,
 }
 
@@ -61,8 +61,8 @@ pub struct Report {
     pub seconds: f64,
     /// Captions timed.
     pub repeat: usize,
-    /// What the machine does at most; `None` on a device whose ceilings `im2sp doctor` measures.
-    pub ceilings: Option<Ceilings>,
+    /// What the machine does at most; `None` on a device whose peaks `im2sp doctor` measures.
+    pub peaks: Option<Peaks>,
     /// The stages in their order, and the whole.
     pub rows: Vec<Row>,
 }
@@ -93,7 +93,7 @@ pub fn run(engine: &Engine, image: &Image, options: BenchOptions, told: &mut dyn
         runs.push((timings, clock.elapsed().as_secs_f64() * 1e3));
     }
     let on_cpu = engine.memory().is_none();
-    let ceilings = on_cpu.then(|| Cpu.ceilings(ROUNDS, ELEMENTS));
+    let peaks = on_cpu.then(|| Cpu.peaks(ROUNDS, ELEMENTS));
     let steps = warm.tokens.len().saturating_sub(1);
     Ok(Report {
         commit: env!("IM2SP_COMMIT"),
@@ -103,53 +103,47 @@ pub fn run(engine: &Engine, image: &Image, options: BenchOptions, told: &mut dyn
         units: steps,
         seconds: samples as f64 / f64::from(warm.sample_rate.max(1)),
         repeat: options.repeat,
-        ceilings,
-        rows: rows(engine, &runs, steps, samples, ceilings),
+        peaks,
+        rows: rows(engine, &runs, steps, samples, peaks),
     })
 }
 
 /// The stages of every run, with what each has to do.
-fn rows(
-    engine: &Engine,
-    runs: &[(Timings, f64)],
-    steps: usize,
-    samples: usize,
-    ceilings: Option<Ceilings>,
-) -> Vec<Row> {
+fn rows(engine: &Engine, runs: &[(Timings, f64)], steps: usize, samples: usize, peaks: Option<Peaks>) -> Vec<Row> {
     let (config, types) = (engine.config(), engine.types());
     let on_cpu = engine.memory().is_none();
     // The CPU's cache and convolutions are in f32, whatever the matrices are.
     let activation = if on_cpu { size_of::<f32>() } else { types.vision.size() };
-    let step = work::step(config, [types.step.size(), types.vision.size(), activation]);
-    let vocoder = config.vocoder.as_ref().map_or(Work::default(), |vocoder| {
+    let step = cost::step(config, [types.step.size(), types.vision.size(), activation]);
+    let vocoder = config.vocoder.as_ref().map_or(Cost::default(), |vocoder| {
         let hop: usize = vocoder.upsample_rates.iter().product();
-        work::vocoder(vocoder, samples / hop.max(1), activation)
+        cost::vocoder(vocoder, samples / hop.max(1), activation)
     });
-    type Stage = (&'static str, fn(&(Timings, f64)) -> f64, Work);
+    type Stage = (&'static str, fn(&(Timings, f64)) -> f64, Cost);
     let stages: [Stage; 6] = [
-        ("preprocess", |run| run.0.preprocess, Work::default()),
-        ("vision", |run| run.0.vision, work::vision(config, types.vision.size())),
-        ("prefill", |run| run.0.prefill, work::prefill(config, types.prefill.size())),
+        ("preprocess", |run| run.0.preprocess, Cost::default()),
+        ("vision", |run| run.0.vision, cost::vision(config, types.vision.size())),
+        ("prefill", |run| run.0.prefill, cost::prefill(config, types.prefill.size())),
         ("per unit", |run| run.0.per_unit, step),
         ("vocoder", |run| run.0.vocoder, vocoder),
-        ("picture to samples", |run| run.1, Work::default()),
+        ("picture to samples", |run| run.1, Cost::default()),
     ];
-    let mut rows: Vec<Row> = stages.map(|(stage, time, work)| row(stage, runs.iter().map(time), work, ceilings)).into();
-    let decode = Work { flops: step.flops * steps as f64, bytes: step.bytes * steps as f64 };
-    rows.insert(4, row("all units", runs.iter().map(|run| run.0.decode), decode, ceilings));
+    let mut rows: Vec<Row> = stages.map(|(stage, time, cost)| row(stage, runs.iter().map(time), cost, peaks)).into();
+    let decode = Cost { flops: step.flops * steps as f64, bytes: step.bytes * steps as f64 };
+    rows.insert(4, row("all units", runs.iter().map(|run| run.0.decode), decode, peaks));
     rows
 }
 
-fn row(stage: &'static str, times: impl Iterator<Item = f64>, work: Work, ceilings: Option<Ceilings>) -> Row {
+fn row(stage: &'static str, times: impl Iterator<Item = f64>, cost: Cost, peaks: Option<Peaks>) -> Row {
     let mut times: Vec<f64> = times.collect();
     times.sort_by(f64::total_cmp);
     let median = times.get(times.len() / 2).copied().unwrap_or(f64::NAN);
-    let share = ceilings.filter(|_| work.flops > 0.0).map(|ceilings| {
-        let floor = (work.flops / ceilings.flops).max(work.bytes / ceilings.bytes);
+    let share = peaks.filter(|_| cost.flops > 0.0).map(|peaks| {
+        let floor = (cost.flops / peaks.flops).max(cost.bytes / peaks.bytes);
         floor * 1e3 / median
     });
     let (least, most) = (times.first().copied().unwrap_or(median), times.last().copied().unwrap_or(median));
-    Row { stage, median, least, most, flops: work.flops, bytes: work.bytes, share }
+    Row { stage, median, least, most, flops: cost.flops, bytes: cost.bytes, share }
 }
 
 impl Report {
@@ -186,8 +180,8 @@ impl Report {
                 rate(row.bytes)
             );
         }
-        match self.ceilings {
-            Some(Ceilings { flops, bytes }) => {
+        match self.peaks {
+            Some(Peaks { flops, bytes }) => {
                 out + &format!(
                     "\nceilings measured here: {:.0} GFLOP/s, {:.1} GB/s; share is that of the one that binds\n",
                     flops / 1e9,

@@ -10,8 +10,9 @@
 pub mod audio;
 pub mod backend;
 pub mod bench;
-pub mod check;
 pub mod config;
+pub mod conformance;
+pub mod cost;
 mod engine;
 pub mod error;
 pub mod files;
@@ -19,6 +20,7 @@ pub mod generate;
 pub mod image;
 pub mod model;
 pub(crate) mod quantize;
+pub mod random;
 pub mod tensor;
 pub mod trace;
 pub mod units;

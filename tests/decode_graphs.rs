@@ -7,10 +7,10 @@ use std::sync::Arc;
 use im2sp::backend::cuda::Cuda;
 use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
 use im2sp::backend::{Backend, CacheRow};
-use im2sp::check::Random;
 use im2sp::config::DecoderConfig;
 use im2sp::model::decoder::Decoder;
 use im2sp::model::loader::Loader;
+use im2sp::random::Random;
 use im2sp::tensor::DType;
 use im2sp::weights::random;
 

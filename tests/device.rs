@@ -10,11 +10,11 @@ use im2sp::backend::Occupancy;
 use im2sp::backend::cuda::Cuda;
 use im2sp::backend::cuda::driver::Driver;
 use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
-use im2sp::check::Random;
 use im2sp::generate::{GenerateOptions, Sampling, generate};
 use im2sp::model::decoder::Decoder;
 use im2sp::model::loader::Loader;
 use im2sp::model::vision::Vision;
+use im2sp::random::Random;
 use im2sp::tensor::DType;
 use im2sp::weights::ModelFiles;
 use im2sp::{Caption, CaptionOptions, Device, Engine, Image, LoadOptions, Progress};
@@ -81,7 +81,7 @@ fn f32_speaks_as_the_cpu_does() {
         assert_eq!(actual.tokens, expected.tokens);
         assert_eq!(actual.samples.len(), expected.samples.len());
         // A stack of some fifty convolutions; 1 / 32768 is the last bit of a WAV file.
-        let worst = im2sp::check::difference(&actual.samples, &expected.samples);
+        let worst = im2sp::conformance::difference(&actual.samples, &expected.samples);
         assert!(worst < 4.0 / 32768.0, "samples differ by {worst}");
     }
 }

@@ -5,7 +5,7 @@
 use im2sp::backend::cuda::driver::emulator::faulty::{self, FaultyParams};
 use im2sp::backend::cuda::driver::emulator::{EmulatedDriver, Order, Settings};
 use im2sp::backend::cuda::driver::{Driver, Kernel, Launch};
-use im2sp::check::Random;
+use im2sp::random::Random;
 
 type Faulty = Kernel<FaultyParams>;
 

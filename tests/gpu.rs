@@ -4,7 +4,7 @@
 
 use im2sp::backend::cuda::Cuda;
 use im2sp::backend::cuda::driver::gpu;
-use im2sp::check::{Checker, Size};
+use im2sp::conformance::{Harness, Size};
 use im2sp::tensor::DType;
 
 #[test]
@@ -18,11 +18,11 @@ fn every_operation_on_every_gpu() {
         for dtype in [DType::F32, DType::BF16] {
             let driver = gpu::open(index).unwrap_or_else(|error| panic!("{error}"));
             let cuda = Cuda::new(driver, dtype).expect("a type that is computed in");
-            let mut checker = Checker::new(&cuda, Size::Real);
-            checker.all(&filter).unwrap_or_else(|error| panic!("{error}"));
+            let mut harness = Harness::new(&cuda, Size::Real);
+            harness.all(&filter).unwrap_or_else(|error| panic!("{error}"));
             let failed: Vec<String> =
-                checker.outcomes.iter().filter(|o| !o.passed()).map(|o| format!("{o:?}")).collect();
-            let (count, name) = (checker.outcomes.len(), &properties.name);
+                harness.outcomes.iter().filter(|o| !o.passed()).map(|o| format!("{o:?}")).collect();
+            let (count, name) = (harness.outcomes.len(), &properties.name);
             assert!(failed.is_empty(), "{name}: {} of {count} cases:\n{}", failed.len(), failed.join("\n"));
             println!("{name}, {dtype:?}: {count} cases");
         }

@@ -5,8 +5,8 @@
         [--ours-int8 DIR/im2sp-int8] --im2sp target/release/im2sp --stages PATH/TO/stages --json peers.json
 
 Both sides take turns: in every round PyTorch's warm process measures each stage, then the stages binary does, and in
-every other round the other way round. Run it on an idle machine: load falls on the two sides unequally. The table gives medians over all rounds, and in parentheses the least and the
-most. The last rows start a cold process per measurement, with weights in the page cache; memory is the peak resident
+every other round the other way round. Run it on an idle machine: load falls on the two sides unequally. The table gives
+medians over all rounds, and in parentheses the minimum and the maximum. The last rows start a cold process per measurement, with weights in the page cache; memory is the peak resident
 set of that process, mapped file pages included. Without --stages or --im2sp the columns of im2sp stay empty.
 Nothing but the standard library is imported here, so that this process adds nothing to its children's peaks.
 """
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -88,7 +89,8 @@ def machine():
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             cpu = line.partition(":")[2].strip()
-    return {"cpu": cpu, "cores": os.cpu_count(), "load": os.getloadavg(), "system": platform.release()}
+    name = f"{os.cpu_count()} cores of {cpu}"
+    return {"name": name, "cpu": cpu, "cores": os.cpu_count(), "load": os.getloadavg(), "system": platform.release()}
 
 
 def output(*command):
@@ -118,16 +120,9 @@ def ratio(theirs, ours):
     return f"{statistics.median(theirs) / statistics.median(ours):.2f}x" if theirs and ours else "-"
 
 
-def table(report):
-    """The Markdown of a report."""
-    facts, used = report["machine"], report["versions"]
+def tables(report):
+    """The Markdown of a report: the stages, and the processes from image to WAV."""
     lines = [
-        f"{facts['cpu']}, {report['threads']} threads each, {report['rounds']} rounds of {report['repeat']}; load "
-        f"{facts['load'][0]:.1f} on {facts['cores']} cores at the start; commit {used['commit']}, torch {used['torch']}, "
-        f"transformers {used['transformers']}",
-        "",
-        "Milliseconds, median (least-most):",
-        "",
         "| stage | " + " | ".join(COLUMNS) + " | f32: PyTorch / im2sp |",
         "|---|" + "---|" * (len(COLUMNS) + 1),
     ]
@@ -135,12 +130,12 @@ def table(report):
         row = report["stages"][stage]
         cells = [cell(row.get(column), "ms") for column in COLUMNS]
         lines.append(f"| {title} | {' | '.join(cells)} | {ratio(row.get('PyTorch f32'), row.get('im2sp f32'))} |")
-    lines += ["", f"Photo to wav, {UNITS} units, a new process each time:", "", "| side | s | peak RSS, MB |", "|---|---|---|"]
+    cold_lines = ["| side | s | peak RSS, MB |", "|---|---|---|"]
     for side, runs in report["cold"].items():
         seconds = cell([run[0] for run in runs], "s")
         memory = statistics.median(run[1] for run in runs) / 1e6 if runs else 0
-        lines.append(f"| {side} | {seconds} | {memory:.0f} |")
-    return "\n".join(lines)
+        cold_lines.append(f"| {side} | {seconds} | {memory:.0f} |")
+    return "\n".join(lines), "\n".join(cold_lines)
 
 
 def main():
@@ -167,6 +162,8 @@ def main():
     models = {"im2sp f32": arguments.ours, "im2sp bf16": arguments.ours_bf16, "im2sp int8": arguments.ours_int8}
     models = {column: folder for column, folder in models.items() if folder}
     report = {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": shlex.join(["python", "benches/peers/run.py", *sys.argv[1:]]),
         "machine": machine(),
         "versions": versions(arguments),
         "threads": arguments.threads,
@@ -222,7 +219,7 @@ def main():
 
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(table(report))
+    print("\n\n".join(tables(report)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
 
 import captioners
 import pipeline
@@ -62,6 +61,8 @@ PUBLISHED = {
 
 def photo(seed, width=640, height=480):
     """Blurred blobs of light under fine noise: as busy as a photograph, and nobody's."""
+    from PIL import Image, ImageFilter
+
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
     image = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 import vocoder_reference
 from captioners import BOS, EOS, GIT_LARGE, MEAN, STD, build
@@ -19,6 +18,8 @@ CAPTIONER, VOCODER, CONFIG = "captioner.ckpt", "g_00950000", "config.json"
 
 def preprocess(path, side=224):
     """(1, 3, side, side): bicubic resize of the short side, centre crop, normalisation."""
+    from PIL import Image
+
     image = Image.open(path).convert("RGB")
     short = min(image.size)
     image = image.resize([int(side * n / short) for n in image.size], Image.Resampling.BICUBIC)

@@ -19,7 +19,7 @@ use crate::{Error, Result};
 
 /// What a device does at most, as measured on it.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Ceilings {
+pub struct Peaks {
     /// Bytes a second: read by a CPU, read and written by a GPU's copy, of more than the caches hold.
     pub bytes: f64,
     /// Floating-point operations a second: f32 multiply-adds on a CPU, bf16 products of a GPU's tensor cores.
@@ -248,6 +248,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     type ConvWeights: Send + Sync;
     /// Keys and values of a decoder.
     type KvCache: Send;
+    /// A point in the stream of work.
+    type Event: Send;
 
     /// The last bits of a result of `conv1d` may depend on where it stands in a run of this many times the dilation, counted
     /// from the first. A cut-out of a sequence that begins where a run does gives the same results as the whole.
@@ -264,6 +266,10 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn memory_stats(&self) -> Option<(u64, usize)> {
         None
     }
+    /// Marks this point in the stream of work, without waiting for it.
+    fn record_event(&self) -> Result<Self::Event>;
+    /// Milliseconds between two points of the stream, when its work came to them; waits for the later one.
+    fn elapsed(&self, from: &Self::Event, to: &Self::Event) -> Result<f64>;
     /// Copies `values` (rows, columns) to the device.
     fn upload(&self, shape: [usize; 2], values: &[f32]) -> Result<Self::Tensor>;
     /// Copies a tensor to the host.

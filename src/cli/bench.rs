@@ -13,7 +13,7 @@ use super::{ModelArgs, print_json, print_line};
 /// Measure how long each stage of a caption takes
 ///
 /// Captions one picture again and again and prints the median time of each stage, what it had to do, and which share of
-/// this machine's own ceilings that is.
+/// this machine's own peaks that is.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use im2sp::{Device, Result};
 
-/// Examine a GPU: its ceilings, and every kernel against the CPU
+/// Examine a GPU: its peaks, and every kernel against the CPU
 ///
 /// Runs every operation's test table on the device and compares with the CPU form: error, allowed error, time, and the
-/// share of the device's measured ceiling. Exit status 1 if anything is wrong.
+/// share of the device's measured peak. Exit status 1 if anything is wrong.
 #[derive(Args)]
 pub struct Doctor {
     /// What to examine: cuda or cuda:N
@@ -19,14 +19,14 @@ pub struct Doctor {
     op: String,
     /// Largest cases to run
     #[arg(long, default_value = "real", value_name = "SIZE")]
-    size: Most,
+    size: MaxSize,
     /// Print one JSON object on standard output
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Most {
+enum MaxSize {
     /// For sanitizers
     Small,
     /// Around every tile size
@@ -39,13 +39,13 @@ impl Doctor {
     /// Examines and prints.
     #[cfg(any(feature = "cuda", feature = "emulator"))]
     pub fn run(self) -> Result<ExitCode> {
-        use im2sp::check::{DoctorOptions, Size, examine};
-        let most = match self.size {
-            Most::Small => Size::Small,
-            Most::Ragged => Size::Ragged,
-            Most::Real => Size::Real,
+        use im2sp::conformance::{DoctorOptions, Size, examine};
+        let max_size = match self.size {
+            MaxSize::Small => Size::Small,
+            MaxSize::Ragged => Size::Ragged,
+            MaxSize::Real => Size::Real,
         };
-        let options = DoctorOptions { device: self.device, operation: &self.op, most };
+        let options = DoctorOptions { device: self.device, operation: &self.op, max_size };
         let mut bar = super::progress::Bar::new();
         let mut count = 0;
         let diagnosis = examine(options, &mut |op| {

@@ -5,4 +5,3 @@ pub mod decoder;
 pub mod loader;
 pub mod vision;
 pub mod vocoder;
-pub mod work;

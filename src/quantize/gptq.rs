@@ -272,7 +272,7 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Random;
+    use crate::random::Random;
     use crate::tensor::fp8::{dequantize, quantize};
 
     /// A layer (N, K), and samples (M, K) of its inputs that share half of what they are.

@@ -55,7 +55,7 @@ pub fn files(config: ModelConfig, dtype: DType) -> Result<ModelFiles> {
 
 /// Reproducible values in -1..1.
 pub fn values(len: usize) -> Vec<f32> {
-    crate::check::Random::new(1).values(len)
+    crate::random::Random::new(1).values(len)
 }
 
 /// Tensors by name, filled so that activations stay of the order of one.
@@ -170,4 +170,23 @@ fn vocoder(config: &VocoderConfig) -> Result<TensorStore> {
     }
     filler.convolution("conv_post", [1, config.stage_channels(config.upsample_rates.len() - 1), 7], 1)?;
     Ok(filler.store())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cost;
+
+    /// Known figures of the published models.
+    #[test]
+    fn costs_of_the_published_dimensions() {
+        let config = published();
+        let near = |value: f64, known: f64| (value / known - 1.0).abs() < 0.01;
+        let bytes = |elements| cost::step(&config, elements).bytes;
+        assert!(near(bytes([2; 3]), 86e6 + 4.8e6 - 1.1e6), "{:?}", cost::step(&config, [2; 3]));
+        assert_eq!(bytes([1, 2, 4]), bytes([1, 0, 0]) + bytes([0, 2, 0]) + bytes([0, 0, 4]));
+        let vocoder = cost::vocoder(config.vocoder.as_ref().expect("a vocoder"), 50, 4);
+        assert!(near(vocoder.flops, 16.04e9), "a second of speech: {vocoder:?}");
+        assert!(near(cost::vision(&config, 4).flops, 162e9), "{:?}", cost::vision(&config, 4));
+    }
 }

@@ -71,7 +71,7 @@ impl Golden {
 }
 
 #[allow(unused_imports, reason = "not every program draws random values")]
-pub use im2sp::check::{Random, tolerance};
+pub use im2sp::{conformance::tolerance, random::Random};
 
 /// Fails unless every value is within `tolerance(length, largest expected value)` of what is expected.
 #[track_caller]

@@ -364,7 +364,7 @@ mod tests {
     /// are exact. What lies beyond the columns stays untouched.
     #[test]
     fn narrow_registers_give_the_same() {
-        let mut random = crate::check::Random::new(11);
+        let mut random = crate::random::Random::new(11);
         for (m, n, k) in [(1, 1, 1), (0, 3, 2), (6, 16, 16), (7, 17, 5), (14, 40, 1025), (9, 49, 2100)] {
             let (x, w) = (random.whole(m * k), random.whole(n * k));
             let stride = n + 1;

@@ -190,7 +190,7 @@ mod tests {
     /// The tiles of 8 lanes, which a wider processor never runs, on whole numbers, whose sums are exact.
     #[test]
     fn narrow_registers_give_the_same() {
-        let mut random = crate::check::Random::new(9);
+        let mut random = crate::random::Random::new(9);
         for (m, n, k) in [(1, 1, 1), (2, 16, 2), (3, 17, 5), (5, 40, 33)] {
             let (x, w) = (random.whole(m * k), random.whole(n * k));
             let codes = Bytes::new(w.iter().map(|&v| v as i8 as u8).collect::<Vec<_>>());

@@ -6,7 +6,6 @@ mod attention;
 mod beam_candidates;
 mod buffer;
 mod cache;
-mod ceiling;
 mod conv;
 mod conv1d;
 mod conv_transpose1d;
@@ -17,6 +16,7 @@ mod int8;
 mod layer_norm;
 mod linear;
 mod patch_embed;
+mod peak;
 pub(crate) mod simd;
 mod top_k;
 mod transpose;
@@ -24,6 +24,7 @@ mod winograd;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use half::bf16;
 
@@ -148,6 +149,7 @@ impl Backend for Cpu {
     type Matrix = Matrix;
     type ConvWeights = ConvWeights;
     type KvCache = KvCache;
+    type Event = Instant;
 
     const CONVOLUTION_PERIOD: usize = winograd::FRAMES;
 
@@ -157,6 +159,14 @@ impl Backend for Cpu {
 
     fn name(&self) -> String {
         format!("cpu ({:?}, {} threads)", simd::level(), rayon::current_num_threads()).to_lowercase()
+    }
+
+    fn record_event(&self) -> Result<Instant> {
+        Ok(Instant::now())
+    }
+
+    fn elapsed(&self, from: &Instant, to: &Instant) -> Result<f64> {
+        Ok(to.duration_since(*from).as_secs_f64() * 1e3)
     }
 
     fn upload(&self, [rows, columns]: [usize; 2], values: &[f32]) -> Result<Tensor> {

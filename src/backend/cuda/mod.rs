@@ -11,7 +11,6 @@ mod attention;
 mod attention_decode;
 mod beam_candidates;
 mod cast;
-mod ceiling;
 mod conv1d;
 mod conv_transpose1d;
 mod decode_greedy;
@@ -23,6 +22,7 @@ mod layer_norm;
 pub(crate) mod linear;
 mod memory;
 mod patch_embed;
+mod peak;
 mod top_k;
 mod transpose;
 
@@ -155,7 +155,7 @@ impl Cuda {
     }
 
     /// Overwrites `x` with zeros, and so the device's caches with `x`.
-    pub fn sweep(&self, x: &Tensor) -> Result<()> {
+    pub fn flush_l2(&self, x: &Tensor) -> Result<()> {
         // SAFETY: the tensor holds as many bytes.
         unsafe { self.driver.memset(x.pointer(), 0, x.len() * x.dtype.size()) }
     }
@@ -239,6 +239,7 @@ impl Backend for Cuda {
     type Matrix = Matrix;
     type ConvWeights = ConvWeights;
     type KvCache = KvCache;
+    type Event = driver::Event;
 
     const ONE_STREAM: bool = true;
 
@@ -252,6 +253,14 @@ impl Backend for Cuda {
 
     fn memory_stats(&self) -> Option<(u64, usize)> {
         Some(self.pool.statistics())
+    }
+
+    fn record_event(&self) -> Result<driver::Event> {
+        self.driver.record_event()
+    }
+
+    fn elapsed(&self, from: &driver::Event, to: &driver::Event) -> Result<f64> {
+        self.driver.elapsed(from, to).map(f64::from)
     }
 
     fn upload(&self, shape: [usize; 2], values: &[f32]) -> Result<Tensor> {

@@ -176,7 +176,7 @@ fn add(sum: &mut [f32], scale: f32, values: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Random;
+    use crate::random::Random;
 
     /// The slope of `f` along every element of `x`, from both sides.
     fn slopes(x: &[f32], f: impl Fn(&[f32]) -> f32) -> Vec<f32> {

@@ -18,7 +18,7 @@ use self::product::Weights;
 use self::sequences::{Batch, Sensitivities, batch, sensitivity};
 use super::model::Model;
 use crate::backend::cpu::Cpu;
-use crate::check::Random;
+use crate::random::Random;
 use crate::tensor::{DType, HostTensor};
 use crate::weights::directory::{CAPTIONER, ModelFiles, StagedDirectory, VOCODER, write_tensors};
 use crate::weights::{ConvertOptions, ConvertReport, convert};

@@ -10,11 +10,11 @@ use super::product::{Weights, outer, times, transposed};
 use crate::Result;
 use crate::backend::cpu::{Cpu, Tensor};
 use crate::backend::{AttentionShape, Backend, Occupancy};
-use crate::check::Random;
 use crate::config::ModelConfig;
 use crate::engine::model::Model;
 use crate::generate::{GenerateOptions, generate};
 use crate::image::Image;
+use crate::random::Random;
 use crate::units::EOS;
 
 /// A choice between two tokens whose logits are this far apart counts half of one between equals.

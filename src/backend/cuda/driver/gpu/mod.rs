@@ -1,5 +1,5 @@
-//! The driver of real GPUs, over NVIDIA's driver library, which is looked for when the program runs: one binary starts on
-//! machines with and without a GPU. It holds one context, and every kernel of this program, loaded when the device is
+//! The driver of real GPUs, over NVIDIA's driver library, which is looked for when the modules runs: one binary starts on
+//! machines with and without a GPU. It holds one context, and every kernel of this modules, loaded when the device is
 //! opened, so that what does not fit is said then and not in the middle of a caption; both are shared by all forks, each of
 //! which has a stream, memory and staging memory of its own.
 

@@ -1,8 +1,10 @@
 //! Cases of the key-value cache: steps of several rows that fork, die, begin anew and share a picture's prefix.
 
-use super::{Case, Checker, Random, Size, Work, round_bf16};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, CacheRow, CacheShape, GraphId, Linear};
+use crate::conformance::{Case, Harness, Size, round_bf16};
+use crate::cost::Cost;
+use crate::random::Random;
 use crate::tensor::HostTensor;
 use crate::{Error, Result};
 
@@ -128,16 +130,16 @@ fn seen(steps: &[(Vec<CacheRow>, Vec<f32>)]) -> (usize, usize) {
 }
 
 /// Against the CPU form, whose keys and values are those that the device stores.
-pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
-    let most = checker.most;
+pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
+    let max = harness.max;
     for &([layers, heads, head_size, images, prefix, max_new_tokens], size) in
-        SHAPES.iter().filter(|shape| shape.1 <= most)
+        SHAPES.iter().filter(|shape| shape.1 <= max)
     {
         let mut random = Random::new((heads * 100 + prefix) as u64);
         let shape = CacheShape { layers, heads, head_size, images, prefix, max_new_tokens };
         let width = heads * head_size;
         let length = if max_new_tokens > 64 && size < Size::Real { 67 } else { 8 };
-        let bf16 = checker.is_bf16();
+        let bf16 = harness.is_bf16();
         let stored = |v: f32| if bf16 { round_bf16(v) } else { v };
         let image = Prefixes::new(shape, &mut random);
         let steps: Vec<(Vec<CacheRow>, Vec<f32>)> = scenario(images, length, &mut random)
@@ -153,7 +155,7 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
             .collect();
         let expected = run(&Cpu, shape, &image, &steps)?;
         let (rows, text) = seen(&steps);
-        let element = checker.cuda.dtype().size() as f64;
+        let element = harness.cuda.dtype().size() as f64;
         let case = Case {
             name: format!("{layers} layers {heads}x{head_size}, {images} pictures of {prefix}, {length} steps"),
             size,
@@ -161,12 +163,12 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
             expected,
             rounded: Vec::new(),
             exact: false,
-            work: Work {
+            cost: Cost {
                 flops: 4.0 * (layers * (rows * prefix + text) * width) as f64,
                 bytes: 2.0 * (layers * (length * images * prefix + text) * width) as f64 * element,
             },
         };
-        checker.case(case, true, &|cuda| {
+        harness.case(case, true, &|cuda| {
             let out = run(cuda, shape, &image, &steps)?;
             cuda.upload([1, out.len()], &out)
         })?;

@@ -1,10 +1,12 @@
 //! Cases of linear and linear_decode.
 
-use super::{Case, Checker, Random, Size, Work};
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::linear::{TILES, linear_tiled};
 use crate::backend::cuda::{Cuda, Tensor};
 use crate::backend::{Activation, Backend, Linear};
+use crate::conformance::{Case, Harness, Size};
+use crate::cost::Cost;
+use crate::random::Random;
 use crate::tensor::HostTensor;
 use crate::{Error, Result};
 
@@ -103,20 +105,20 @@ struct Inputs {
 }
 
 /// Random inputs, and the results of the CPU form.
-fn inputs(checker: &Checker<'_>, random: &mut Random, shape: Shape, kind: Kind) -> Result<Inputs> {
+fn inputs(harness: &Harness<'_>, random: &mut Random, shape: Shape, kind: Kind) -> Result<Inputs> {
     let Shape { rows, depth, columns, .. } = shape;
     let whole = kind.scale == 0.0;
     let mut values = |len: usize, scale: f32| match whole {
         true => random.whole(len),
         false => random.values(len).iter().map(|v| v * scale).collect(),
     };
-    let kept = |values: Vec<f32>| if kind.step { values } else { checker.stored(values) };
+    let kept = |values: Vec<f32>| if kind.step { values } else { harness.stored(values) };
     let x = match whole && kind.step {
         // More bits than a bf16 has.
         true => values(rows * depth, 1.0).iter().zip(values(rows * depth, 1.0)).map(|(a, b)| 257.0 * a + b).collect(),
         false => kept(values(rows * depth, kind.scale)),
     };
-    let weight = checker.stored(values(columns * depth, 1.0));
+    let weight = harness.stored(values(columns * depth, 1.0));
     let bias = values(columns, kind.scale);
     let residual = kind.residual.then(|| kept(values(rows * columns, kind.scale)));
     let matrix = || {
@@ -128,7 +130,7 @@ fn inputs(checker: &Checker<'_>, random: &mut Random, shape: Shape, kind: Kind) 
     let added = residual.as_ref().map(|r| upload_cpu(rows, columns, r)).transpose()?;
     let expected = Cpu.linear(&upload_cpu(rows, depth, &x)?, &reference, kind.activation, added.as_ref())?;
     let expected = Cpu.download(&expected)?;
-    let cuda = checker.cuda;
+    let cuda = harness.cuda;
     let upload =
         |shape, values: &[f32]| if kind.step { cuda.upload(shape, values) } else { cuda.sequence(shape, values) };
     Ok(Inputs {
@@ -141,21 +143,21 @@ fn inputs(checker: &Checker<'_>, random: &mut Random, shape: Shape, kind: Kind) 
 }
 
 /// A case of these inputs.
-fn case(name: String, shape: Shape, kind: Kind, checker: &Checker<'_>, expected: &[f32]) -> Case {
+fn case(name: String, shape: Shape, kind: Kind, harness: &Harness<'_>, expected: &[f32]) -> Case {
     let Shape { rows, depth, columns, size } = shape;
     let (m, n, k) = (rows as f64, columns as f64, depth as f64);
-    let width = checker.cuda.dtype().size() as f64;
+    let width = harness.cuda.dtype().size() as f64;
     let activations = if kind.step { 4.0 } else { width };
     let residual = f64::from(u8::from(kind.residual));
     Case {
         name: format!("{rows}x{depth}x{columns} {name} {:?}{}", kind.activation, if kind.residual { " +" } else { "" }),
         size,
         // With bf16 weights a step multiplies the 16 leading bits of its rows, which errs like a sum of 64 values.
-        length: if kind.step && checker.is_bf16() { depth.max(64) } else { depth },
+        length: if kind.step && harness.is_bf16() { depth.max(64) } else { depth },
         expected: expected.to_vec(),
         rounded: Vec::new(),
         exact: kind.scale == 0.0,
-        work: Work {
+        cost: Cost {
             flops: 2.0 * m * n * k,
             bytes: width * n * k + activations * (m * k + m * n * (1.0 + residual)) + 4.0 * n,
         },
@@ -163,11 +165,11 @@ fn case(name: String, shape: Shape, kind: Kind, checker: &Checker<'_>, expected:
 }
 
 /// Whole sequences against the CPU form: every tile shape with every epilogue, and what the launcher chooses.
-pub(super) fn check_sequences(checker: &mut Checker<'_>) -> Result<()> {
+pub(in crate::conformance) fn check_sequences(harness: &mut Harness<'_>) -> Result<()> {
     let mut random = Random::new(41);
-    let (cuda, most) = (checker.cuda, checker.most);
+    let (cuda, max) = (harness.cuda, harness.max);
     for tile in &TILES {
-        for (index, &shape) in TILED.iter().filter(|shape| shape.size <= most).enumerate() {
+        for (index, &shape) in TILED.iter().filter(|shape| shape.size <= max).enumerate() {
             if !tile.takes(cuda.dtype(), shape.depth) {
                 continue;
             }
@@ -175,14 +177,14 @@ pub(super) fn check_sequences(checker: &mut Checker<'_>) -> Result<()> {
             let kinds = [(Activation::None, index % 2 == 0, 0.0), (activation, residual, 1.0)];
             for (activation, residual, scale) in kinds {
                 let kind = Kind { step: false, activation, residual, scale };
-                let Inputs { x, layer, residual, expected } = inputs(checker, &mut random, shape, kind)?;
-                let case = case(tile.name.into(), shape, kind, checker, &expected);
-                checker
+                let Inputs { x, layer, residual, expected } = inputs(harness, &mut random, shape, kind)?;
+                let case = case(tile.name.into(), shape, kind, harness, &expected);
+                harness
                     .case(case, false, &|cuda| linear_tiled(cuda, &x, &layer, activation, residual.as_ref(), tile))?;
             }
         }
     }
-    for &shape in CHOSEN.iter().filter(|shape| shape.size <= most) {
+    for &shape in CHOSEN.iter().filter(|shape| shape.size <= max) {
         // The large ones need not be computed six times over.
         let epilogues = if shape.size == Size::Real { &EPILOGUES[1..5] } else { &EPILOGUES };
         let scales = if shape.size == Size::Real { &[1.0][..] } else { &[1.0, 0.0, 1e4] };
@@ -196,21 +198,21 @@ pub(super) fn check_sequences(checker: &mut Checker<'_>) -> Result<()> {
                 continue;
             }
             let kind = Kind { step: false, activation, residual, scale };
-            let Inputs { x, layer, residual, expected } = inputs(checker, &mut random, shape, kind)?;
-            let case = case(format!("of {scale:e}"), shape, kind, checker, &expected);
-            checker.case(case, false, &|cuda| cuda.linear(&x, &layer, activation, residual.as_ref()))?;
+            let Inputs { x, layer, residual, expected } = inputs(harness, &mut random, shape, kind)?;
+            let case = case(format!("of {scale:e}"), shape, kind, harness, &expected);
+            harness.case(case, false, &|cuda| cuda.linear(&x, &layer, activation, residual.as_ref()))?;
         }
     }
-    independence(checker, &mut random)
+    independence(harness, &mut random)
 }
 
 /// Decode steps against the CPU form: every number of rows, every epilogue; and every row alone against the same row among
 /// others.
-pub(super) fn check_steps(checker: &mut Checker<'_>) -> Result<()> {
+pub(in crate::conformance) fn check_steps(harness: &mut Harness<'_>) -> Result<()> {
     let mut random = Random::new(42);
-    let most = checker.most;
+    let max = harness.max;
     let mut epilogues = EPILOGUES.into_iter().cycle();
-    for &(depth, columns, size) in STEPS.iter().filter(|shape| shape.2 <= most) {
+    for &(depth, columns, size) in STEPS.iter().filter(|shape| shape.2 <= max) {
         for rows in STEP_ROWS.into_iter().filter(|&rows| size != Size::Small || rows < 4) {
             let shape = Shape { rows, depth, columns, size };
             let tail = rows * columns < 64;
@@ -220,55 +222,55 @@ pub(super) fn check_steps(checker: &mut Checker<'_>) -> Result<()> {
                 [(Activation::None, rows % 2 == 0, 0.0), (activation, residual, 1.0), (scaled.0, scaled.1, 1e4)];
             for (activation, residual, scale) in kinds {
                 let kind = Kind { step: true, activation, residual, scale };
-                let Inputs { x, layer, residual, expected } = inputs(checker, &mut random, shape, kind)?;
-                let case = case(format!("of {scale:e}"), shape, kind, checker, &expected);
-                checker.case(case, true, &|cuda| cuda.linear_decode(&x, &layer, activation, residual.as_ref()))?;
+                let Inputs { x, layer, residual, expected } = inputs(harness, &mut random, shape, kind)?;
+                let case = case(format!("of {scale:e}"), shape, kind, harness, &expected);
+                harness.case(case, true, &|cuda| cuda.linear_decode(&x, &layer, activation, residual.as_ref()))?;
             }
         }
         if size >= Size::Ragged {
-            step_independence(checker, &mut random, shape(65, depth, columns, size))?;
+            step_independence(harness, &mut random, shape(65, depth, columns, size))?;
         }
     }
     Ok(())
 }
 
 /// The first rows of a step are the same to the last bit, however many follow.
-fn step_independence(checker: &mut Checker<'_>, random: &mut Random, shape: Shape) -> Result<()> {
-    let cuda = checker.cuda;
+fn step_independence(harness: &mut Harness<'_>, random: &mut Random, shape: Shape) -> Result<()> {
+    let cuda = harness.cuda;
     let kind = Kind { step: true, activation: Activation::Gelu, residual: false, scale: 1.0 };
-    let Inputs { x, layer, .. } = inputs(checker, random, shape, kind)?;
+    let Inputs { x, layer, .. } = inputs(harness, random, shape, kind)?;
     let all = cuda.download(&cuda.linear_decode(&x, &layer, kind.activation, None)?)?;
     let values = cuda.download(&x)?;
     for rows in [1, 8, 9, 16, 17, 64] {
         let first = cuda.upload([rows, shape.depth], &values[..rows * shape.depth])?;
         let name = format!("as of {} rows", shape.rows);
         let exact = Kind { scale: 0.0, ..kind };
-        let case = case(name, Shape { rows, ..shape }, exact, checker, &all[..rows * shape.columns]);
-        checker.case(case, true, &|cuda| cuda.linear_decode(&first, &layer, kind.activation, None))?;
+        let case = case(name, Shape { rows, ..shape }, exact, harness, &all[..rows * shape.columns]);
+        harness.case(case, true, &|cuda| cuda.linear_decode(&first, &layer, kind.activation, None))?;
     }
     Ok(())
 }
 
 /// A row's result is the same to the last bit for every tile shape, alone and among others.
-fn independence(checker: &mut Checker<'_>, random: &mut Random) -> Result<()> {
-    let (cuda, shape) = (checker.cuda, shape(150, 328, 136, Size::Ragged));
-    if shape.size > checker.most {
+fn independence(harness: &mut Harness<'_>, random: &mut Random) -> Result<()> {
+    let (cuda, shape) = (harness.cuda, shape(150, 328, 136, Size::Ragged));
+    if shape.size > harness.max {
         return Ok(());
     }
     let kind = Kind { step: false, activation: Activation::Gelu, residual: false, scale: 1.0 };
-    let Inputs { x, layer, .. } = inputs(checker, random, shape, kind)?;
+    let Inputs { x, layer, .. } = inputs(harness, random, shape, kind)?;
     let all = cuda.download(&cuda.linear(&x, &layer, kind.activation, None)?)?;
     let exact = Kind { scale: 0.0, ..kind };
     for tile in TILES.iter().filter(|tile| tile.takes(cuda.dtype(), shape.depth)) {
-        let case = case(format!("as chosen, {}", tile.name), shape, exact, checker, &all);
-        checker.case(case, false, &|cuda| linear_tiled(cuda, &x, &layer, kind.activation, None, tile))?;
+        let case = case(format!("as chosen, {}", tile.name), shape, exact, harness, &all);
+        harness.case(case, false, &|cuda| linear_tiled(cuda, &x, &layer, kind.activation, None, tile))?;
     }
     let rows = cuda.download(&x)?;
     for row in [0, 31, 64, 149] {
         let alone = cuda.sequence([1, shape.depth], &rows[row * shape.depth..][..shape.depth])?;
         let expected = &all[row * shape.columns..][..shape.columns];
-        let case = case(format!("row {row} alone"), Shape { rows: 1, ..shape }, exact, checker, expected);
-        checker.case(case, false, &|cuda| cuda.linear(&alone, &layer, kind.activation, None))?;
+        let case = case(format!("row {row} alone"), Shape { rows: 1, ..shape }, exact, harness, expected);
+        harness.case(case, false, &|cuda| cuda.linear(&alone, &layer, kind.activation, None))?;
     }
     Ok(())
 }

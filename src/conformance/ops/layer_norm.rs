@@ -1,9 +1,11 @@
 //! Cases of layer_norm.
 
-use super::{Case, Checker, Random, Size, Work};
 use crate::Result;
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, LayerNormWeights};
+use crate::conformance::{Case, Harness, Size};
+use crate::cost::Cost;
+use crate::random::Random;
 
 /// Rows, channels, and how large the values are.
 const SHAPES: &[(usize, usize, f32, Size)] = &[
@@ -20,11 +22,11 @@ const SHAPES: &[(usize, usize, f32, Size)] = &[
 ];
 
 /// Against the CPU form.
-pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
+pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
     let mut random = Random::new(31);
-    let most = checker.most;
-    for &(rows, channels, scale, size) in SHAPES.iter().filter(|shape| shape.3 <= most) {
-        let x = checker.stored(random.values(rows * channels).iter().map(|v| v * scale + 0.5).collect());
+    let max = harness.max;
+    for &(rows, channels, scale, size) in SHAPES.iter().filter(|shape| shape.3 <= max) {
+        let x = harness.stored(random.values(rows * channels).iter().map(|v| v * scale + 0.5).collect());
         let (weight, bias) = (random.values(channels), random.values(channels));
         let eps = 1e-5;
         let reference = LayerNormWeights::<Cpu> {
@@ -33,7 +35,7 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
             eps,
         };
         let expected = Cpu.download(&Cpu.layer_norm(&Cpu.upload([rows, channels], &x)?, &reference)?)?;
-        let cuda = checker.cuda;
+        let cuda = harness.cuda;
         let norm = LayerNormWeights {
             weight: cuda.upload([1, channels], &weight)?,
             bias: cuda.upload([1, channels], &bias)?,
@@ -48,9 +50,9 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
             expected,
             rounded: Vec::new(),
             exact: false,
-            work: Work { flops: 8.0 * elements, bytes: 2.0 * elements * cuda.dtype().size() as f64 },
+            cost: Cost { flops: 8.0 * elements, bytes: 2.0 * elements * cuda.dtype().size() as f64 },
         };
-        checker.case(case, false, &|cuda| cuda.layer_norm(&x, &norm))?;
+        harness.case(case, false, &|cuda| cuda.layer_norm(&x, &norm))?;
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
-//! `im2sp doctor`: what a device is, what it does at most, and whether every operation computes on it what it should.
+//! `im2sp doctor`: what a device is, what it does at max, and whether every operation computes on it what it should.
 
 use serde_json::{Value, json};
 
-use super::{Checker, Outcome, Size, Timing};
-use crate::backend::Ceilings;
+use super::{Harness, Outcome, Size, Timing};
+use crate::backend::Peaks;
 use crate::backend::cuda::Cuda;
 use crate::tensor::DType;
 use crate::{Device, Result};
@@ -19,7 +19,7 @@ pub struct DoctorOptions<'a> {
     /// Only operations whose name contains this.
     pub operation: &'a str,
     /// Larger cases are left out.
-    pub most: Size,
+    pub max_size: Size,
 }
 
 /// What was found.
@@ -28,7 +28,7 @@ pub struct Diagnosis {
     /// Name, multiprocessors, memory and so on.
     pub device: Value,
     /// What it does at most.
-    pub ceilings: Ceilings,
+    pub peaks: Peaks,
     /// Every case, in f32 and in bf16.
     pub outcomes: Vec<Outcome>,
 }
@@ -55,21 +55,21 @@ pub fn examine(options: DoctorOptions<'_>, told: &mut dyn FnMut(&'static str)) -
     let bf16 = Cuda::new(driver.clone(), DType::BF16)?;
     // What a GPU does in a moment takes an emulator hours.
     let (bytes, repeats) = if emulated { (1 << 20, 4) } else { (1 << 30, 4096) };
-    let ceilings = bf16.ceilings(bytes, repeats)?;
+    let peaks = bf16.peaks(bytes, repeats)?;
     let mut outcomes = Vec::new();
     for cuda in [Cuda::new(driver, DType::F32)?, bf16] {
         let mut timer = median;
-        let mut checker = match emulated {
-            true => Checker::new(&cuda, options.most),
-            false => Checker::timed(&cuda, options.most, &mut timer)?,
+        let mut harness = match emulated {
+            true => Harness::new(&cuda, options.max_size),
+            false => Harness::timed(&cuda, options.max_size, &mut timer)?,
         };
         for &(op, check) in super::OPERATIONS.iter().filter(|(op, _)| op.contains(options.operation)) {
             told(op);
-            checker.operation(op, check)?;
+            harness.operation(op, check)?;
         }
-        outcomes.extend(checker.outcomes);
+        outcomes.extend(harness.outcomes);
     }
-    Ok(Diagnosis { device, ceilings, outcomes })
+    Ok(Diagnosis { device, peaks, outcomes })
 }
 
 /// Seconds of the middle one of some runs.
@@ -99,9 +99,9 @@ impl Diagnosis {
         self.outcomes.iter().filter(|outcome| !outcome.passed()).count()
     }
 
-    /// The share of the ceiling that binds a case; none where it was not timed.
+    /// Share of the peak that binds a case; none where it was not timed.
     fn share(&self, outcome: &Outcome) -> Option<f64> {
-        let floor = (outcome.work.bytes / self.ceilings.bytes).max(outcome.work.flops / self.ceilings.flops);
+        let floor = (outcome.cost.bytes / self.peaks.bytes).max(outcome.cost.flops / self.peaks.flops);
         outcome.microseconds.filter(|_| floor > 0.0).map(|time| floor * 1e6 / time)
     }
 
@@ -114,13 +114,13 @@ impl Diagnosis {
                 json!({
                     "op": o.op, "case": o.case, "dtype": o.dtype, "passed": o.passed(),
                     "error": finite(o.error), "allowed": o.allowed, "microseconds": o.microseconds,
-                    "flops": o.work.flops, "bytes": o.work.bytes, "share": self.share(o),
+                    "flops": o.cost.flops, "bytes": o.cost.bytes, "share": self.share(o),
                 })
             })
             .collect();
         json!({
             "device": self.device,
-            "ceilings": {"bytes": self.ceilings.bytes, "flops": self.ceilings.flops},
+            "peaks": {"bytes": self.peaks.bytes, "flops": self.peaks.flops},
             "failed": self.failed(),
             "cases": cases,
         })
@@ -132,7 +132,7 @@ impl Diagnosis {
         let gib = |name: &str| self.device[name].as_f64().unwrap_or(0.0) / f64::from(1 << 30);
         let mut out = format!(
             "{}: compute capability {}, {} multiprocessors, {:.1} of {:.1} GiB free\n{} kernels; images: {}; commit {}\n\
-             ceilings: copy {:.0} GB/s, bf16 mma {:.1} TFLOP/s\n\n{:<17} {:<5} {:<46} {:>9} {:>9} {:>10} {:>6}\n",
+             peaks: copy {:.0} GB/s, bf16 mma {:.1} TFLOP/s\n\n{:<17} {:<5} {:<46} {:>9} {:>9} {:>10} {:>6}\n",
             text("name"),
             text("capability"),
             text("multiprocessors"),
@@ -141,8 +141,8 @@ impl Diagnosis {
             text("kernels"),
             text("images"),
             text("commit"),
-            self.ceilings.bytes / 1e9,
-            self.ceilings.flops / 1e12,
+            self.peaks.bytes / 1e9,
+            self.peaks.flops / 1e12,
             "operation",
             "type",
             "case",

@@ -1,9 +1,11 @@
 //! Cases of transpose: the physical one, which a download of a transposed tensor makes.
 
-use super::{Case, Checker, Random, Size, Work};
 use crate::Result;
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+use crate::conformance::{Case, Harness, Size};
+use crate::cost::Cost;
+use crate::random::Random;
 
 /// Rows and columns.
 const SHAPES: &[(usize, usize, Size)] = &[
@@ -22,13 +24,13 @@ const SHAPES: &[(usize, usize, Size)] = &[
 ];
 
 /// Against the CPU form.
-pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
+pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
     let mut random = Random::new(32);
-    let most = checker.most;
-    for &(rows, columns, size) in SHAPES.iter().filter(|shape| shape.2 <= most) {
-        let x = checker.stored(random.values(rows * columns));
+    let max = harness.max;
+    for &(rows, columns, size) in SHAPES.iter().filter(|shape| shape.2 <= max) {
+        let x = harness.stored(random.values(rows * columns));
         let expected = Cpu.download(&Cpu.transpose(&Cpu.upload([rows, columns], &x)?)?)?;
-        let cuda = checker.cuda;
+        let cuda = harness.cuda;
         let x = cuda.sequence([rows, columns], &x)?;
         let elements = (rows * columns) as f64;
         let case = Case {
@@ -38,9 +40,9 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
             expected,
             rounded: Vec::new(),
             exact: true,
-            work: Work { flops: 0.0, bytes: 2.0 * elements * cuda.dtype().size() as f64 },
+            cost: Cost { flops: 0.0, bytes: 2.0 * elements * cuda.dtype().size() as f64 },
         };
-        checker.case(case, false, &|cuda| cuda.row_major(&cuda.transpose(&x)?))?;
+        harness.case(case, false, &|cuda| cuda.row_major(&cuda.transpose(&x)?))?;
     }
     Ok(())
 }

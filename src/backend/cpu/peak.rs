@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::simd::{Simd, dispatch, prefetch_ahead};
-use crate::backend::Ceilings;
+use crate::backend::Peaks;
 
 /// Runs of which the fastest counts.
 const RUNS: usize = 5;
@@ -16,7 +16,7 @@ const CHAINS: usize = 12;
 
 impl Cpu {
     /// Measures with `rounds` multiply-adds of 12 registers and a read of `elements` f32, shared by all threads.
-    pub fn ceilings(&self, rounds: usize, elements: usize) -> Ceilings {
+    pub fn peaks(&self, rounds: usize, elements: usize) -> Peaks {
         let values = vec![1.0; elements];
         let threads = rayon::current_num_threads();
         let share = elements.div_ceil(threads).max(1);
@@ -29,7 +29,7 @@ impl Cpu {
             done.par_iter_mut().with_max_len(1).for_each(|done| multiply(rounds, done));
         });
         let flops = 2 * done.iter().sum::<usize>();
-        Ceilings { bytes: (elements * size_of::<f32>()) as f64 / read, flops: flops as f64 / multiplied }
+        Peaks { bytes: (elements * size_of::<f32>()) as f64 / read, flops: flops as f64 / multiplied }
     }
 }
 
@@ -87,7 +87,7 @@ fn read_body<S: Simd>(values: &[f32], sum: &mut f32) {
 mod tests {
     use super::*;
 
-    /// What is counted was done: a ceiling of work that the compiler left out would be no ceiling.
+    /// What is counted was done: a peak of work that the compiler left out would be no peak.
     #[test]
     fn counts_what_it_does() {
         let mut done = 0;
@@ -100,7 +100,7 @@ mod tests {
             assert_eq!(sum, len as f32);
         }
         for (rounds, elements) in [(100, 1), (10_000, 100_003)] {
-            let Ceilings { flops, bytes } = Cpu.ceilings(rounds, elements);
+            let Peaks { flops, bytes } = Cpu.peaks(rounds, elements);
             assert!(flops.is_finite() && flops > 0.0 && bytes.is_finite() && bytes > 0.0);
         }
     }

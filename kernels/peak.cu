@@ -1,19 +1,19 @@
-// ceiling: what the tensor cores do at most through mma.sync, for shares of it. No memory is touched until the end.
+// peak: what the tensor cores do at most through mma.sync, for shares of it. No memory is touched until the end.
 // Tensors:   y: one f32 for each thread, so that nothing is left out as unused
 // Tiling:    a warp keeps sixteen independent sums in registers and adds the same product to each, again and again
 // Roofline:  2 * 16 * 8 * 16 operations for each mma
 // Measured:  not yet measured
 #include "mma.cuh"
 
-struct CeilingParams {
+struct PeakParams {
     float* y;
     int repeats;
     int unused;
 };
-SIZE_OF(CeilingParams, 16);
+SIZE_OF(PeakParams, 16);
 
 // Grid: any. Sums of a thread: 16 tiles of m16n8.
-KERNEL(ceiling_forward_bf16, CeilingParams, 256, 2) {
+KERNEL(peak_forward_bf16, PeakParams, 256, 2) {
     constexpr int TILES = 16;
     const uint32_t one = pack_bf16(1.0f, 1.0f);
     const uint32_t a[4] = {one, one, one, one}, b[2] = {one, one};

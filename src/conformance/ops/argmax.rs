@@ -1,9 +1,11 @@
 //! Cases of argmax.
 
-use super::{Case, Checker, Random, Size, Work};
 use crate::Result;
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+use crate::conformance::{Case, Harness, Size};
+use crate::cost::Cost;
+use crate::random::Random;
 
 /// Rows and columns.
 const SHAPES: &[(usize, usize, Size)] = &[
@@ -20,10 +22,10 @@ const SHAPES: &[(usize, usize, Size)] = &[
 ];
 
 /// Against the CPU form. Every other case has few different values, and so many ties, zeros of both signs among them.
-pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
+pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
     let mut random = Random::new(34);
-    let most = checker.most;
-    for &(rows, columns, size) in SHAPES.iter().filter(|shape| shape.2 <= most) {
+    let max = harness.max;
+    for &(rows, columns, size) in SHAPES.iter().filter(|shape| shape.2 <= max) {
         for ties in [false, true] {
             let mut x = random.values(rows * columns);
             if ties {
@@ -32,7 +34,7 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
             }
             let mut expected = Vec::new();
             Cpu.argmax(&Cpu.upload([rows, columns], &x)?, &mut expected)?;
-            let x = checker.cuda.upload([rows, columns], &x)?;
+            let x = harness.cuda.upload([rows, columns], &x)?;
             let case = Case {
                 name: format!("{rows}x{columns}{}", if ties { ", ties" } else { "" }),
                 size,
@@ -40,9 +42,9 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
                 expected: expected.into_iter().map(|column| column as f32).collect(),
                 rounded: Vec::new(),
                 exact: true,
-                work: Work { flops: 0.0, bytes: 4.0 * (rows * columns) as f64 },
+                cost: Cost { flops: 0.0, bytes: 4.0 * (rows * columns) as f64 },
             };
-            checker.ids(case, &|cuda| {
+            harness.ids(case, &|cuda| {
                 let mut best = Vec::new();
                 cuda.argmax(&x, &mut best).map(|()| best)
             })?;

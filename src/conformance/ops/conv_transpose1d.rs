@@ -1,8 +1,10 @@
 //! Cases of conv_transpose1d.
 
-use super::{Case, Checker, Random, Size, Work};
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+use crate::conformance::{Case, Harness, Size};
+use crate::cost::Cost;
+use crate::random::Random;
 use crate::tensor::HostTensor;
 use crate::{Error, Result};
 
@@ -23,22 +25,22 @@ const SHAPES: &[([usize; 5], Size)] = &[
 ];
 
 /// Against the CPU form.
-pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
-    let most = checker.most;
-    for &([inputs, outputs, taps, stride, frames], size) in SHAPES.iter().filter(|shape| shape.1 <= most) {
+pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
+    let max = harness.max;
+    for &([inputs, outputs, taps, stride, frames], size) in SHAPES.iter().filter(|shape| shape.1 <= max) {
         for slope in [1.0, 0.1] {
             let mut random = Random::new((inputs * 31 + frames) as u64);
-            let x = checker.stored(random.values(inputs * frames));
-            let weight = checker.stored(random.values(inputs * outputs * taps));
+            let x = harness.stored(random.values(inputs * frames));
+            let weight = harness.stored(random.values(inputs * outputs * taps));
             let host = |shape: &[usize], values: Vec<f32>| {
                 HostTensor::from_f32(shape, values).ok_or_else(|| Error::shape("check", "weights"))
             };
             let weight = host(&[inputs, outputs, taps], weight)?;
             let bias = host(&[outputs], random.values(outputs))?;
-            let leaky: Vec<f32> = checker.stored(x.iter().map(|&v| v.max(v * slope)).collect());
+            let leaky: Vec<f32> = harness.stored(x.iter().map(|&v| v.max(v * slope)).collect());
             let kernel = Cpu.conv_transpose_weights(&weight, &bias, stride)?;
             let expected = Cpu.conv_transpose1d(&Cpu.upload([inputs, frames], &leaky)?, &kernel, 1.0)?;
-            let element = checker.cuda.dtype().size() as f64;
+            let element = harness.cuda.dtype().size() as f64;
             let case = Case {
                 name: format!("{inputs}x{outputs}x{taps} stride {stride} over {frames}, slope {slope}"),
                 size,
@@ -46,15 +48,15 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
                 expected: Cpu.download(&expected)?,
                 rounded: Vec::new(),
                 exact: false,
-                work: Work {
+                cost: Cost {
                     flops: 2.0 * (inputs * outputs * taps * frames) as f64,
                     bytes: ((inputs + outputs * stride) * frames) as f64 * element,
                 },
             };
-            let cuda = checker.cuda;
+            let cuda = harness.cuda;
             let kernel = cuda.conv_transpose_weights(&weight, &bias, stride)?;
             let x = cuda.sequence([inputs, frames], &x)?;
-            checker.case(case, false, &|cuda| cuda.conv_transpose1d(&x, &kernel, slope))?;
+            harness.case(case, false, &|cuda| cuda.conv_transpose1d(&x, &kernel, slope))?;
         }
     }
     Ok(())

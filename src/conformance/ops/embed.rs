@@ -1,8 +1,10 @@
 //! Cases of embed and embed_frames.
 
-use super::{Case, Checker, Random, Size, Work};
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+use crate::conformance::{Case, Harness, Size};
+use crate::cost::Cost;
+use crate::random::Random;
 use crate::tensor::HostTensor;
 use crate::{Error, Result};
 
@@ -37,13 +39,13 @@ fn host(rows: usize, columns: usize, values: &[f32]) -> Result<HostTensor> {
 }
 
 /// Against the CPU form; both only add two values or none, so every bit is the same.
-pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
+pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
     let mut random = Random::new(33);
-    let (cuda, most) = (checker.cuda, checker.most);
+    let (cuda, max) = (harness.cuda, harness.max);
     let element = cuda.dtype().size() as f64;
-    for &(rows, words, positions, channels, size) in SUMS.iter().filter(|shape| shape.4 <= most) {
+    for &(rows, words, positions, channels, size) in SUMS.iter().filter(|shape| shape.4 <= max) {
         let (table, place) =
-            (checker.stored(random.values(words * channels)), checker.stored(random.values(positions * channels)));
+            (harness.stored(random.values(words * channels)), harness.stored(random.values(positions * channels)));
         let ids: Vec<u32> = (0..rows).map(|_| random.below(words) as u32).collect();
         let places: Vec<u32> = (0..rows).map(|_| random.below(positions) as u32).collect();
         let (table, place) = (host(words, channels, &table)?, host(positions, channels, &place)?);
@@ -51,15 +53,15 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
         let expected = Cpu.download(&Cpu.embed(&on_cpu, &at, &ids, &places)?)?;
         let (table, place) = (cuda.matrix(table)?, cuda.matrix(place)?);
         let elements = (rows * channels) as f64;
-        let work = Work { flops: elements, bytes: elements * (2.0 * element + 4.0) };
+        let cost = Cost { flops: elements, bytes: elements * (2.0 * element + 4.0) };
         let name = format!("{rows} of {words}+{positions}x{channels}");
-        let case = Case { name, size, length: 1, expected, rounded: Vec::new(), exact: true, work };
-        checker.case(case, true, &|cuda| cuda.embed(&table, &place, &ids, &places))?;
+        let case = Case { name, size, length: 1, expected, rounded: Vec::new(), exact: true, cost };
+        harness.case(case, true, &|cuda| cuda.embed(&table, &place, &ids, &places))?;
     }
-    for &(frames, shapes, size) in JOINED.iter().filter(|shape| shape.2 <= most) {
+    for &(frames, shapes, size) in JOINED.iter().filter(|shape| shape.2 <= max) {
         let (mut host_tables, mut device_tables, mut ids) = (Vec::new(), Vec::new(), Vec::new());
         for &(rows, channels) in shapes {
-            let table = host(rows, channels, &checker.stored(random.values(rows * channels)))?;
+            let table = host(rows, channels, &harness.stored(random.values(rows * channels)))?;
             host_tables.push(Cpu.matrix(table.clone())?);
             device_tables.push(cuda.matrix(table)?);
             ids.push((0..frames).map(|_| random.below(rows) as u32).collect::<Vec<_>>());
@@ -67,10 +69,10 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
         let ids = || ids.iter().map(Vec::as_slice);
         let expected = Cpu.download(&Cpu.embed_frames(&host_tables.iter().zip(ids()).collect::<Vec<_>>())?)?;
         let elements = expected.len() as f64;
-        let work = Work { flops: 0.0, bytes: 2.0 * elements * element };
+        let cost = Cost { flops: 0.0, bytes: 2.0 * elements * element };
         let name = format!("{frames} columns of {shapes:?}");
-        let case = Case { name, size, length: 1, expected, rounded: Vec::new(), exact: true, work };
-        checker.case(case, false, &|cuda| cuda.embed_frames(&device_tables.iter().zip(ids()).collect::<Vec<_>>()))?;
+        let case = Case { name, size, length: 1, expected, rounded: Vec::new(), exact: true, cost };
+        harness.case(case, false, &|cuda| cuda.embed_frames(&device_tables.iter().zip(ids()).collect::<Vec<_>>()))?;
     }
     Ok(())
 }

@@ -3,12 +3,14 @@
 
 use std::ops::ControlFlow;
 
-use super::{Case, Checker, Random, Size, Work};
 use crate::backend::cpu::Cpu;
 use crate::backend::{
     Activation, Backend, CacheRow, CacheShape, DecoderWeights, LayerNormWeights, Linear, Occupancy, TopValue,
     TransformerLayer,
 };
+use crate::conformance::{Case, Harness, Size};
+use crate::cost::Cost;
+use crate::random::Random;
 use crate::tensor::{DType, HostTensor, Quantized};
 use crate::{Error, Result};
 
@@ -71,10 +73,10 @@ fn tensor(shape: &[usize], values: Vec<f32>) -> Result<HostTensor> {
 impl Host {
     /// Weights of about the size that keeps what passes at one; those of the layers in `dtype`, the others as wide as they
     /// are beside such.
-    fn new(checker: &Checker<'_>, dims: [usize; 7], dtype: DType, random: &mut Random) -> Result<Host> {
+    fn new(harness: &Harness<'_>, dims: [usize; 7], dtype: DType, random: &mut Random) -> Result<Host> {
         let [layers, heads, hidden, vocabulary, prefix, images, limit] = dims;
         let width = heads * HEAD_SIZE;
-        let wide = checker.cuda.dtype();
+        let wide = harness.cuda.dtype();
         let mut matrix = |n: usize, k: usize, size: f32, dtype: DType| {
             let values = random.values(n * k).into_iter().map(|v| v * size).collect();
             let weight = tensor(&[n, k], values)?;
@@ -214,29 +216,29 @@ fn padded(rows: &[Vec<u32>], limit: usize) -> Vec<u32> {
 
 /// Against the CPU's steps, whose weights are exactly the device's. Where keys and values are stored in bf16, pictures are
 /// drawn until no choice of a token is so close that this rounding could change it.
-pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
-    let most = checker.most;
-    if !checker.cuda.driver().properties().cooperative {
+pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
+    let max = harness.max;
+    if !harness.cuda.driver().properties().cooperative {
         return Ok(());
     }
-    let types: &[DType] = if checker.is_bf16() { &[DType::BF16, DType::F8E4M3] } else { &[DType::F32] };
-    for &(dims, size) in SHAPES.iter().filter(|shape| shape.1 <= most) {
+    let types: &[DType] = if harness.is_bf16() { &[DType::BF16, DType::F8E4M3] } else { &[DType::F32] };
+    for &(dims, size) in SHAPES.iter().filter(|shape| shape.1 <= max) {
         for &dtype in types {
-            one(checker, dims, dtype, size)?;
+            one(harness, dims, dtype, size)?;
         }
     }
     Ok(())
 }
 
-fn one(checker: &mut Checker<'_>, dims: [usize; 7], dtype: DType, size: Size) -> Result<()> {
+fn one(harness: &mut Harness<'_>, dims: [usize; 7], dtype: DType, size: Size) -> Result<()> {
     let [layers, heads, hidden, vocabulary, prefix, images, limit] = dims;
     let mut random = Random::new((100 * vocabulary + prefix) as u64);
-    let blur = BLUR[usize::from(checker.is_bf16())];
+    let blur = BLUR[usize::from(harness.is_bf16())];
     let width = heads * HEAD_SIZE;
-    let mut host = Host::new(checker, dims, dtype, &mut random)?;
+    let mut host = Host::new(harness, dims, dtype, &mut random)?;
     let free = loop {
         host.tokens = random.values(images * prefix * width).iter().map(|v| v * IMAGE).collect();
-        host.tokens = checker.stored(host.tokens);
+        host.tokens = harness.stored(host.tokens);
         let (free, blurred) = host.expected(NEVER, blur)?;
         if !blurred {
             break free;
@@ -248,7 +250,7 @@ fn one(checker: &mut Checker<'_>, dims: [usize; 7], dtype: DType, size: Size) ->
     let (expected, _) = host.expected(eos, blur)?;
     let steps = expected.iter().map(Vec::len).max().unwrap_or(1) - 1;
     let weights = layers * width * (4 * width + 2 * hidden);
-    let bytes = weights * dtype.size() + vocabulary * width * checker.cuda.dtype().size();
+    let bytes = weights * dtype.size() + vocabulary * width * harness.cuda.dtype().size();
     let case = Case {
         name: format!("{} {layers} layers of {width}/{hidden}, {images} rows after {prefix}", dtype.name()),
         size,
@@ -256,15 +258,15 @@ fn one(checker: &mut Checker<'_>, dims: [usize; 7], dtype: DType, size: Size) ->
         expected: padded(&expected, limit).into_iter().map(|id| id as f32).collect(),
         rounded: Vec::new(),
         exact: true,
-        work: Work {
+        cost: Cost {
             flops: 2.0 * (steps * images * (weights + vocabulary * width)) as f64,
             bytes: (steps * bytes) as f64,
         },
     };
-    let on = host.load(checker.cuda)?;
+    let on = host.load(harness.cuda)?;
     // Which blocks there are changes nothing.
     let occupancy = if images % 2 == 0 { Occupancy::Shared } else { Occupancy::Whole };
-    checker.ids(case, &|cuda| {
+    harness.ids(case, &|cuda| {
         let mut heard = vec![vec![BOS]; images];
         let told = &mut |row: usize, tokens: &[u32]| {
             heard[row] = tokens.to_vec();

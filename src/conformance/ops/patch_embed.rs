@@ -1,10 +1,12 @@
 //! Cases of patch_embed.
 
-use super::{Case, Checker, Random, Size, Work, round_bf16};
 use crate::Result;
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
+use crate::conformance::{Case, Harness, Size, round_bf16};
+use crate::cost::Cost;
+use crate::random::Random;
 use crate::tensor::HostTensor;
 
 /// Pictures and how they are cut.
@@ -77,7 +79,7 @@ impl Shape {
             expected: Vec::new(),
             rounded: Vec::new(),
             exact: false,
-            work: Work {
+            cost: Cost {
                 flops: 2.0 * (batch * (tokens - 1) * channels * depth) as f64,
                 bytes: (batch * 12 * side * side + element * channels * (depth + (batch + 1) * tokens)) as f64,
             },
@@ -86,22 +88,22 @@ impl Shape {
 }
 
 /// Against the CPU form; with whole numbers whose sums bf16 holds, to the last bit; and each picture alone.
-pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
-    let (cuda, most) = (checker.cuda, checker.most);
+pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
+    let (cuda, max) = (harness.cuda, harness.max);
     let element = cuda.dtype().size();
-    for &([batch, side, patch, channels], size) in SHAPES.iter().filter(|shape| shape.1 <= most) {
+    for &([batch, side, patch, channels], size) in SHAPES.iter().filter(|shape| shape.1 <= max) {
         let shape = Shape { batch, side, patch, channels };
         let mut random = Random::new((side * 31 + channels) as u64);
         let (depth, tokens) = (shape.depth(), shape.tokens());
         let x = Inputs {
             pixels: random.values(batch * 3 * side * side),
             class: random.values(channels),
-            weight: checker.stored(random.values(channels * depth)),
-            position: checker.stored(random.values(tokens * channels)),
+            weight: harness.stored(random.values(channels * depth)),
+            position: harness.stored(random.values(tokens * channels)),
         };
         let expected = shape.on_cpu(&x)?;
         // Tensor cores take pixels as bf16.
-        let rounded = match checker.is_bf16() && patch % 2 == 0 {
+        let rounded = match harness.is_bf16() && patch % 2 == 0 {
             true => {
                 let pixels = x.pixels.iter().map(|&v| round_bf16(v)).collect();
                 shape.on_cpu(&Inputs { pixels, ..x.clone() })?
@@ -109,22 +111,22 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
             false => Vec::new(),
         };
         let run = shape.run(cuda, &x)?;
-        checker.case(Case { expected, rounded, ..shape.case("", size, element) }, false, &run)?;
+        harness.case(Case { expected, rounded, ..shape.case("", size, element) }, false, &run)?;
         if size != Size::Real {
-            exactly(checker, shape, size, &mut random)?;
-            alone(checker, shape, size, &x)?;
+            exactly(harness, shape, size, &mut random)?;
+            alone(harness, shape, size, &x)?;
         }
     }
     Ok(())
 }
 
 /// Sparse whole numbers, so that every sum is one that bf16 holds.
-fn exactly(checker: &mut Checker<'_>, shape: Shape, size: Size, random: &mut Random) -> Result<()> {
+fn exactly(harness: &mut Harness<'_>, shape: Shape, size: Size, random: &mut Random) -> Result<()> {
     let Shape { batch, side, channels, .. } = shape;
-    let mut few = |len: usize, one_in: usize, most: usize| -> Vec<f32> {
+    let mut few = |len: usize, one_in: usize, max: usize| -> Vec<f32> {
         (0..len)
             .map(|_| match random.below(one_in) {
-                0 => random.below(2 * most + 1) as f32 - most as f32,
+                0 => random.below(2 * max + 1) as f32 - max as f32,
                 _ => 0.0,
             })
             .collect()
@@ -136,18 +138,18 @@ fn exactly(checker: &mut Checker<'_>, shape: Shape, size: Size, random: &mut Ran
         position: few(shape.tokens() * channels, 1, 8),
     };
     let expected = shape.on_cpu(&x)?;
-    let run = shape.run(checker.cuda, &x)?;
-    checker.case(Case { expected, exact: true, ..shape.case(", whole numbers", size, 0) }, false, &run)
+    let run = shape.run(harness.cuda, &x)?;
+    harness.case(Case { expected, exact: true, ..shape.case(", whole numbers", size, 0) }, false, &run)
 }
 
 /// The last picture without its neighbours, and so perhaps in other tiles: the same bits.
-fn alone(checker: &mut Checker<'_>, shape: Shape, size: Size, x: &Inputs) -> Result<()> {
+fn alone(harness: &mut Harness<'_>, shape: Shape, size: Size, x: &Inputs) -> Result<()> {
     let Some(before) = shape.batch.checked_sub(1) else { return Ok(()) };
-    let cuda: &Cuda = checker.cuda;
+    let cuda: &Cuda = harness.cuda;
     let together = cuda.download(&shape.run(cuda, x)?(cuda)?)?;
     let one = Shape { batch: 1, ..shape };
     let last = Inputs { pixels: x.pixels[before * 3 * shape.side * shape.side..].to_vec(), ..x.clone() };
     let expected = together[before * shape.tokens() * shape.channels..].to_vec();
     let run = one.run(cuda, &last)?;
-    checker.case(Case { expected, exact: true, ..one.case(", the last alone", size, 0) }, false, &run)
+    harness.case(Case { expected, exact: true, ..one.case(", the last alone", size, 0) }, false, &run)
 }

@@ -1,9 +1,11 @@
 //! Cases of attention.
 
-use super::{Case, Checker, Random, Size, Work, round_bf16};
 use crate::Result;
 use crate::backend::cpu::Cpu;
 use crate::backend::{AttentionShape, Backend};
+use crate::conformance::{Case, Harness, Size, round_bf16};
+use crate::cost::Cost;
+use crate::random::Random;
 
 /// Batch, tokens, heads, head size, prefix; and how large queries and keys are.
 const SHAPES: &[([usize; 5], f32, Size)] = &[
@@ -25,21 +27,21 @@ const SHAPES: &[([usize; 5], f32, Size)] = &[
 ];
 
 /// Against the CPU form; in bf16 also against the plain computation that rounds what the kernel rounds.
-pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
-    let most = checker.most;
-    for &([batch, tokens, heads, size_of_head, prefix], scale, size) in SHAPES.iter().filter(|shape| shape.2 <= most) {
+pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
+    let max = harness.max;
+    for &([batch, tokens, heads, size_of_head, prefix], scale, size) in SHAPES.iter().filter(|shape| shape.2 <= max) {
         let mut random = Random::new((tokens * 7 + heads) as u64);
         let (rows, width) = (batch * tokens, heads * size_of_head);
         let mut qkv = random.values(rows * 3 * width);
         for row in qkv.chunks_exact_mut(3 * width) {
             row[..2 * width].iter_mut().for_each(|v| *v *= scale);
         }
-        let qkv = checker.stored(qkv);
+        let qkv = harness.stored(qkv);
         let shape = AttentionShape { batch, tokens, heads, prefix };
         let expected = Cpu.download(&Cpu.attention(&Cpu.upload([rows, 3 * width], &qkv)?, shape)?)?;
         let rounded =
-            if checker.is_bf16() && size < Size::Real { plain(&qkv, shape, size_of_head) } else { expected.clone() };
-        let element = checker.cuda.dtype().size() as f64;
+            if harness.is_bf16() && size < Size::Real { plain(&qkv, shape, size_of_head) } else { expected.clone() };
+        let element = harness.cuda.dtype().size() as f64;
         let pairs = (batch * heads * tokens * tokens) as f64;
         let case = Case {
             name: format!("{batch}x{tokens}x{heads}x{size_of_head} after {prefix} of {scale}"),
@@ -49,10 +51,10 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
             expected,
             rounded,
             exact: false,
-            work: Work { flops: 4.0 * pairs * size_of_head as f64, bytes: 4.0 * (rows * width) as f64 * element },
+            cost: Cost { flops: 4.0 * pairs * size_of_head as f64, bytes: 4.0 * (rows * width) as f64 * element },
         };
-        let x = checker.cuda.sequence([rows, 3 * width], &qkv)?;
-        checker.case(case, false, &|cuda| cuda.attention(&x, shape))?;
+        let x = harness.cuda.sequence([rows, 3 * width], &qkv)?;
+        harness.case(case, false, &|cuda| cuda.attention(&x, shape))?;
     }
     Ok(())
 }
@@ -70,8 +72,8 @@ fn plain(qkv: &[f32], shape: AttentionShape, size: usize) -> Vec<f32> {
             at(row, 0, h).iter().zip(at(b * tokens + s, 1, h)).map(|(q, k)| q * k).sum::<f32>() / (size as f32).sqrt()
         };
         let scores: Vec<f32> = (0..visible).map(product).collect();
-        let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let weights: Vec<f32> = scores.iter().map(|s| (s - most).exp()).collect();
+        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weights: Vec<f32> = scores.iter().map(|s| (s - max).exp()).collect();
         let total: f32 = weights.iter().sum();
         for d in 0..size {
             let sum: f32 = (0..visible).map(|s| round_bf16(weights[s]) * at(b * tokens + s, 2, h)[d]).sum();

@@ -1,10 +1,10 @@
 //! What a device does at most, measured: bytes a second of a copy, and operations a second of the tensor cores through
-//! mma.sync (kernels/ceiling.cu).
+//! mma.sync (kernels/peak.cu).
 
 use super::driver::Launch;
-use super::kernels::{self, CeilingParams};
+use super::kernels::{self, PeakParams};
 use super::{Cuda, Layout, int};
-use crate::backend::Ceilings;
+use crate::backend::Peaks;
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -16,7 +16,7 @@ const THREADS: usize = 256;
 
 impl Cuda {
     /// Measures with a copy of `bytes` and with `repeats` rounds of products in every warp.
-    pub fn ceilings(&self, bytes: usize, repeats: usize) -> Result<Ceilings> {
+    pub fn peaks(&self, bytes: usize, repeats: usize) -> Result<Peaks> {
         let words = bytes / size_of::<f32>();
         let from = self.empty([1, words], DType::F32, Layout::Rows)?;
         let to = self.empty([1, words], DType::F32, Layout::Rows)?;
@@ -27,17 +27,17 @@ impl Cuda {
         let copy = self.fastest(&|| unsafe { self.driver.copy(to.pointer(), from.pointer(), copied) })?;
         let blocks = 2 * self.driver.properties().multiprocessors;
         let y = self.empty([blocks, THREADS], DType::F32, Layout::Rows)?;
-        let params = CeilingParams { y: y.pointer(), repeats: int("ceiling", repeats)?, unused: 0 };
+        let params = PeakParams { y: y.pointer(), repeats: int("peak", repeats)?, unused: 0 };
         // SAFETY: y holds a value for each thread of each block.
         let product =
-            self.fastest(&|| unsafe { self.launch(&kernels::CEILING_FORWARD_BF16, Launch::blocks(blocks), params) })?;
+            self.fastest(&|| unsafe { self.launch(&kernels::PEAK_FORWARD_BF16, Launch::blocks(blocks), params) })?;
         let expected = (repeats as f64 * 16.0 * 4.0 * 16.0) as f32;
         let sums = self.get(&y)?;
         if sums.iter().any(|&sum| sum != expected) {
-            return Err(Error::shape("ceiling", "the tensor cores added up wrongly"));
+            return Err(Error::shape("peak", "the tensor cores added up wrongly"));
         }
         let flops = FLOPS * (repeats * blocks * THREADS / 32) as f64;
-        Ok(Ceilings { bytes: 2.0 * copied as f64 / copy, flops: flops / product })
+        Ok(Peaks { bytes: 2.0 * copied as f64 / copy, flops: flops / product })
     }
 
     fn get(&self, x: &super::Tensor) -> Result<Vec<f32>> {

@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
-use super::{Case, Checker, Random, Size, Work};
 use crate::Result;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
 use crate::backend::{Backend, ConvActivation, ConvEpilogue};
+use crate::conformance::{Case, Harness, Size};
+use crate::cost::Cost;
+use crate::random::Random;
 use crate::tensor::HostTensor;
 
 /// C in, C out, taps, S, dilation.
@@ -58,9 +60,9 @@ fn epilogue<'a, B: Backend>(
 }
 
 /// Against the CPU form; a cut of a sequence, and some columns of a result, against the whole.
-pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
-    let most = checker.most;
-    for &(shape, size) in SHAPES.iter().filter(|shape| shape.1 <= most) {
+pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
+    let max = harness.max;
+    for &(shape, size) in SHAPES.iter().filter(|shape| shape.1 <= max) {
         let arounds = [
             PLAIN,
             Around { slope: 0.1, residual: true, sum: true, scale: 0.5, ..PLAIN },
@@ -69,32 +71,32 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
         ];
         let count = if size == Size::Real { 2 } else { arounds.len() };
         for around in arounds.into_iter().take(count) {
-            one(checker, shape, size, around)?;
+            one(harness, shape, size, around)?;
         }
         if size < Size::Real {
-            cut(checker, shape, size)?;
-            columns(checker, shape, size)?;
+            cut(harness, shape, size)?;
+            columns(harness, shape, size)?;
         }
     }
     Ok(())
 }
 
 fn one(
-    checker: &mut Checker<'_>,
+    harness: &mut Harness<'_>,
     [inputs, outputs, taps, frames, dilation]: [usize; 5],
     size: Size,
     around: Around,
 ) -> Result<()> {
     let mut random = Random::new((inputs * 31 + frames) as u64);
-    let x = checker.stored(random.values(inputs * frames));
-    let weight = checker.stored(random.values(outputs * inputs * taps));
+    let x = harness.stored(random.values(inputs * frames));
+    let weight = harness.stored(random.values(outputs * inputs * taps));
     let bias = random.values(outputs);
     let (residual, sum) =
-        (checker.stored(random.values(outputs * frames)), checker.stored(random.values(outputs * frames)));
+        (harness.stored(random.values(outputs * frames)), harness.stored(random.values(outputs * frames)));
     let (weight, bias) = (host(&[outputs, inputs, taps], weight)?, host(&[outputs], bias)?);
     let put = |values: &[f32]| Cpu.upload([outputs, frames], values);
     // The device rounds what the leaky ReLU gives.
-    let leaky: Vec<f32> = checker.stored(x.iter().map(|&v| v.max(v * around.slope)).collect());
+    let leaky: Vec<f32> = harness.stored(x.iter().map(|&v| v.max(v * around.slope)).collect());
     let expected = Cpu.conv1d(
         &Cpu.upload([inputs, frames], &leaky)?,
         &Cpu.conv_weights(&weight, &bias)?,
@@ -102,7 +104,7 @@ fn one(
         0..frames,
         epilogue::<Cpu>(Around { slope: 1.0, ..around }, (&put(&residual)?, 0), &put(&sum)?),
     )?;
-    let element = checker.cuda.dtype().size() as f64;
+    let element = harness.cuda.dtype().size() as f64;
     let case = Case {
         name: format!(
             "{inputs}x{outputs}x{taps} over {frames}, dilation {dilation}, slope {} {:?}",
@@ -113,16 +115,16 @@ fn one(
         expected: Cpu.download(&expected)?,
         rounded: Vec::new(),
         exact: false,
-        work: Work {
+        cost: Cost {
             flops: 2.0 * (inputs * outputs * taps * frames) as f64,
             bytes: ((inputs + outputs) * frames) as f64 * element,
         },
     };
-    let cuda = checker.cuda;
+    let cuda = harness.cuda;
     let kernel = cuda.conv_weights(&weight, &bias)?;
     let x = cuda.sequence([inputs, frames], &x)?;
     let (residual, sum) = (cuda.sequence([outputs, frames], &residual)?, cuda.sequence([outputs, frames], &sum)?);
-    checker.case(case, outputs == 1, &|cuda| {
+    harness.case(case, outputs == 1, &|cuda| {
         cuda.conv1d(&x, &kernel, dilation, 0..frames, epilogue::<Cuda>(around, (&residual, 0), &sum))
     })
 }
@@ -137,9 +139,9 @@ fn random_kernel(cuda: &Cuda, random: &mut Random, shape: [usize; 3]) -> Result<
 }
 
 /// The first half alone gives the bits that it gives within the whole, as far as the margin allows.
-fn cut(checker: &mut Checker<'_>, [inputs, outputs, taps, frames, dilation]: [usize; 5], size: Size) -> Result<()> {
+fn cut(harness: &mut Harness<'_>, [inputs, outputs, taps, frames, dilation]: [usize; 5], size: Size) -> Result<()> {
     let mut random = Random::new(99);
-    let cuda = checker.cuda;
+    let cuda = harness.cuda;
     let kernel = random_kernel(cuda, &mut random, [outputs, inputs, taps])?;
     let x = random.values(inputs * frames);
     let half = frames.div_ceil(2);
@@ -159,19 +161,19 @@ fn cut(checker: &mut Checker<'_>, [inputs, outputs, taps, frames, dilation]: [us
         expected: first(outputs, frames, &cuda.download(&whole)?, known),
         rounded: Vec::new(),
         exact: true,
-        work: Work::default(),
+        cost: Cost::default(),
     };
     let part = cuda.sequence([inputs, half], &first(inputs, frames, &x, half))?;
-    checker.case(case, true, &|cuda| {
+    harness.case(case, true, &|cuda| {
         let y = cuda.download(&cuda.conv1d(&part, &kernel, dilation, 0..half, plain())?)?;
         cuda.upload([outputs, known], &first(outputs, half, &y, known))
     })
 }
 
 /// Columns from the middle have the bits that they have in the whole, with a residual that is as long as the whole.
-fn columns(checker: &mut Checker<'_>, [inputs, outputs, taps, frames, dilation]: [usize; 5], size: Size) -> Result<()> {
+fn columns(harness: &mut Harness<'_>, [inputs, outputs, taps, frames, dilation]: [usize; 5], size: Size) -> Result<()> {
     let mut random = Random::new(98);
-    let cuda = checker.cuda;
+    let cuda = harness.cuda;
     let kernel = random_kernel(cuda, &mut random, [outputs, inputs, taps])?;
     let x = cuda.sequence([inputs, frames], &random.values(inputs * frames))?;
     let residual = cuda.sequence([outputs, frames], &random.values(outputs * frames))?;
@@ -188,7 +190,7 @@ fn columns(checker: &mut Checker<'_>, [inputs, outputs, taps, frames, dilation]:
         expected: whole.chunks_exact(frames).flat_map(|row| row[middle.clone()].to_vec()).collect(),
         rounded: Vec::new(),
         exact: true,
-        work: Work::default(),
+        cost: Cost::default(),
     };
-    checker.case(case, outputs == 1, &|_| some(middle.clone()))
+    harness.case(case, outputs == 1, &|_| some(middle.clone()))
 }

@@ -1,9 +1,11 @@
 //! Cases of beam_candidates.
 
-use super::{Case, Checker, Random, Size, Work, tolerance};
 use crate::Result;
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, BeamCandidate};
+use crate::conformance::{Case, Harness, Size, tolerance};
+use crate::cost::Cost;
+use crate::random::Random;
 
 /// Rows of each picture, vocabulary, candidates.
 const SHAPES: &[(&[usize], usize, usize, Size)] = &[
@@ -31,10 +33,10 @@ fn places(pictures: &[Vec<BeamCandidate>]) -> Vec<u32> {
 
 /// Against the CPU form. Its sums may differ from the device's by rounding, so inputs are drawn until no two neighbours
 /// among the candidates are so close that rounding could exchange them. Equal rows tie exactly on both sides.
-pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
+pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
     let mut random = Random::new(36);
-    let (cuda, most) = (checker.cuda, checker.most);
-    for &(pictures, vocabulary, count, size) in SHAPES.iter().filter(|shape| shape.3 <= most) {
+    let (cuda, max) = (harness.cuda, harness.max);
+    for &(pictures, vocabulary, count, size) in SHAPES.iter().filter(|shape| shape.3 <= max) {
         let rows: usize = pictures.iter().sum();
         for ties in [false, true] {
             let (mut logits, mut so_far);
@@ -63,13 +65,13 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
                 expected,
                 rounded: Vec::new(),
                 exact: false,
-                work: Work { flops: (4 * rows * vocabulary) as f64, bytes: (4 * rows * vocabulary) as f64 },
+                cost: Cost { flops: (4 * rows * vocabulary) as f64, bytes: (4 * rows * vocabulary) as f64 },
             };
             let run = || cuda.beam_candidates(&x, &so_far, pictures, count);
-            checker.values(case("scores", scores(&expected)), &|_| Ok(scores(&run()?)))?;
+            harness.values(case("scores", scores(&expected)), &|_| Ok(scores(&run()?)))?;
             let ids = places(&expected).into_iter().map(|id| id as f32).collect();
-            checker.ids(case("places", ids), &|_| Ok(places(&run()?)))?;
-            alone(checker, &logits, vocabulary, &so_far, pictures, count, size)?;
+            harness.ids(case("places", ids), &|_| Ok(places(&run()?)))?;
+            alone(harness, &logits, vocabulary, &so_far, pictures, count, size)?;
         }
     }
     Ok(())
@@ -77,7 +79,7 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
 
 /// The last picture without its neighbours: the same bits.
 fn alone(
-    checker: &mut Checker<'_>,
+    harness: &mut Harness<'_>,
     logits: &[f32],
     vocabulary: usize,
     so_far: &[f32],
@@ -85,7 +87,7 @@ fn alone(
     count: usize,
     size: Size,
 ) -> Result<()> {
-    let (cuda, Some((&texts, before))) = (checker.cuda, pictures.split_last()) else { return Ok(()) };
+    let (cuda, Some((&texts, before))) = (harness.cuda, pictures.split_last()) else { return Ok(()) };
     let first: usize = before.iter().sum();
     let x = cuda.upload([texts, vocabulary], &logits[first * vocabulary..])?;
     let together = cuda.upload([first + texts, vocabulary], logits)?;
@@ -97,7 +99,7 @@ fn alone(
         expected: scores(&[last]),
         rounded: Vec::new(),
         exact: true,
-        work: Work::default(),
+        cost: Cost::default(),
     };
-    checker.values(case, &|cuda| Ok(scores(&cuda.beam_candidates(&x, &so_far[first..], &[texts], count)?)))
+    harness.values(case, &|cuda| Ok(scores(&cuda.beam_candidates(&x, &so_far[first..], &[texts], count)?)))
 }

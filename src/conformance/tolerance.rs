@@ -1,44 +1,6 @@
-//! The one tolerance policy, and the reproducible random values that it is applied to.
+//! The one tolerance policy: how far a result may be from the exact one.
 
 use half::bf16;
-
-/// Xorshift random numbers; a seed gives the same values everywhere.
-pub struct Random(u64);
-
-impl Random {
-    /// From a seed.
-    pub fn new(seed: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    /// 64 bits.
-    pub fn bits(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// In -1..1.
-    pub fn unit(&mut self) -> f32 {
-        (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    /// `len` values in -1..1.
-    pub fn values(&mut self, len: usize) -> Vec<f32> {
-        (0..len).map(|_| self.unit()).collect()
-    }
-
-    /// `len` whole numbers from -8 to 8, whose sums and products are exact.
-    pub fn whole(&mut self, len: usize) -> Vec<f32> {
-        (0..len).map(|_| self.below(17) as f32 - 8.0).collect()
-    }
-
-    /// In 0..end.
-    pub fn below(&mut self, end: usize) -> usize {
-        (self.bits() % end as u64) as usize
-    }
-}
 
 /// A sum of `length` f32 products whose terms are about `size` large has a rounding error that grows with the root of
 /// its length; 8 covers the spread of the sums and what is computed from them. Deep stacks pass the lengths of all their
@@ -63,7 +25,7 @@ pub fn round_bf16(v: f32) -> f32 {
 
 /// The largest magnitude.
 pub fn largest(values: &[f32]) -> f32 {
-    values.iter().fold(0.0f32, |most, v| most.max(v.abs()))
+    values.iter().fold(0.0f32, |max, v| max.max(v.abs()))
 }
 
 /// The largest difference; infinite if the lengths differ or anything is NaN.
@@ -72,9 +34,9 @@ pub fn difference(actual: &[f32], expected: &[f32]) -> f32 {
         return f32::INFINITY;
     }
     let differences = actual.iter().zip(expected).map(|(a, e)| if a == e { 0.0 } else { (a - e).abs() });
-    differences.fold(0.0, |most, d| {
-        if d <= most {
-            most
+    differences.fold(0.0, |max, d| {
+        if d <= max {
+            max
         } else if d.is_nan() {
             f32::INFINITY
         } else {

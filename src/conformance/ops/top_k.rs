@@ -1,9 +1,11 @@
 //! Cases of top_k.
 
-use super::{Case, Checker, Random, Size, Work};
 use crate::Result;
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, TopValue};
+use crate::conformance::{Case, Harness, Size};
+use crate::cost::Cost;
+use crate::random::Random;
 
 /// Rows, columns, and how many are wanted.
 const SHAPES: &[(usize, usize, usize, Size)] = &[
@@ -26,17 +28,17 @@ fn flat(rows: Vec<Vec<TopValue>>) -> Vec<f32> {
 }
 
 /// Against the CPU form; every other case has many ties.
-pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
+pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
     let mut random = Random::new(35);
-    let most = checker.most;
-    for &(rows, columns, count, size) in SHAPES.iter().filter(|shape| shape.3 <= most) {
+    let max = harness.max;
+    for &(rows, columns, count, size) in SHAPES.iter().filter(|shape| shape.3 <= max) {
         for ties in [false, true] {
             let mut x = random.values(rows * columns);
             if ties {
                 x.iter_mut().for_each(|v| *v = if *v < 0.5 { f32::NEG_INFINITY } else { (*v - 0.75).signum() * 0.0 });
             }
             let expected = flat(Cpu.top_k(&Cpu.upload([rows, columns], &x)?, count)?);
-            let x = checker.cuda.upload([rows, columns], &x)?;
+            let x = harness.cuda.upload([rows, columns], &x)?;
             let case = Case {
                 name: format!("{count} of {rows}x{columns}{}", if ties { ", ties" } else { "" }),
                 size,
@@ -44,9 +46,9 @@ pub(super) fn check(checker: &mut Checker<'_>) -> Result<()> {
                 expected,
                 rounded: Vec::new(),
                 exact: true,
-                work: Work { flops: 0.0, bytes: (4 * rows * columns + 8 * rows * count) as f64 },
+                cost: Cost { flops: 0.0, bytes: (4 * rows * columns + 8 * rows * count) as f64 },
             };
-            checker.values(case, &|cuda| Ok(flat(cuda.top_k(&x, count)?)))?;
+            harness.values(case, &|cuda| Ok(flat(cuda.top_k(&x, count)?)))?;
         }
     }
     Ok(())

@@ -3,31 +3,32 @@
 use super::{difference, largest, round_bf16, tolerance, tolerance_bf16};
 use crate::backend::Backend;
 use crate::backend::cuda::{Cuda, Tensor};
+use crate::cost::Cost;
 use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// A function that checks all cases of one operation.
-pub type Check = fn(&mut Checker<'_>) -> Result<()>;
+pub type OpCheck = fn(&mut Harness<'_>) -> Result<()>;
 
 /// Every operation that a device has, and its table.
-pub const OPERATIONS: &[(&str, Check)] = &[
-    ("argmax", super::argmax::check),
-    ("attention", super::attention::check),
-    ("beam_candidates", super::beam_candidates::check),
-    ("cache", super::cache::check),
-    ("conv1d", super::conv1d::check),
-    ("conv_transpose1d", super::conv_transpose1d::check),
-    ("decode_greedy", super::decode_greedy::check),
-    ("embed", super::embed::check),
-    ("layer_norm", super::layer_norm::check),
-    ("linear", super::linear::check_sequences),
-    ("linear_decode", super::linear::check_steps),
-    ("patch_embed", super::patch_embed::check),
-    ("top_k", super::top_k::check),
-    ("transpose", super::transpose::check),
+pub const OPERATIONS: &[(&str, OpCheck)] = &[
+    ("argmax", super::ops::argmax::check),
+    ("attention", super::ops::attention::check),
+    ("beam_candidates", super::ops::beam_candidates::check),
+    ("cache", super::ops::cache::check),
+    ("conv1d", super::ops::conv1d::check),
+    ("conv_transpose1d", super::ops::conv_transpose1d::check),
+    ("decode_greedy", super::ops::decode_greedy::check),
+    ("embed", super::ops::embed::check),
+    ("layer_norm", super::ops::layer_norm::check),
+    ("linear", super::ops::linear::check_sequences),
+    ("linear_decode", super::ops::linear::check_steps),
+    ("patch_embed", super::ops::patch_embed::check),
+    ("top_k", super::ops::top_k::check),
+    ("transpose", super::ops::transpose::check),
 ];
 
-/// Sizes of the cases that a checker runs.
+/// Sizes of the cases that a harness runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Size {
     /// Small enough for a sanitizer that slows a kernel down a thousandfold.
@@ -36,15 +37,6 @@ pub enum Size {
     Ragged,
     /// The shapes of real models.
     Real,
-}
-
-/// What an operation has to do, however it is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Work {
-    /// Floating-point operations; a fused multiply-add counts as two.
-    pub flops: f64,
-    /// Bytes read and written once.
-    pub bytes: f64,
 }
 
 /// What is expected of one case.
@@ -62,7 +54,7 @@ pub struct Case {
     /// Results have to be equal to the last bit: whole numbers.
     pub exact: bool,
     /// Operations and bytes.
-    pub work: Work,
+    pub cost: Cost,
 }
 
 /// How one case went.
@@ -81,7 +73,7 @@ pub struct Outcome {
     /// Time of one run, where it was asked for.
     pub microseconds: Option<f64>,
     /// Operations and bytes.
-    pub work: Work,
+    pub cost: Cost,
 }
 
 impl Outcome {
@@ -100,7 +92,7 @@ pub struct Timing<'t> {
     /// Type the device computes in.
     pub dtype: &'static str,
     /// Operations and bytes.
-    pub work: Work,
+    pub cost: Cost,
     /// Seconds of one run on the device's own clock; nothing of its inputs is left in the L2 from the run before.
     pub run: &'t dyn Fn() -> Result<f64>,
 }
@@ -109,30 +101,30 @@ pub struct Timing<'t> {
 pub type Timer<'a> = &'a mut dyn FnMut(Timing<'_>) -> Result<f64>;
 
 /// Runs cases on a device and collects how they went.
-pub struct Checker<'a> {
+pub struct Harness<'a> {
     /// The device.
     pub cuda: &'a Cuda,
     /// Larger cases are left out.
-    pub most: Size,
+    pub max: Size,
     /// The outcomes so far.
     pub outcomes: Vec<Outcome>,
     op: &'static str,
     timer: Option<Timer<'a>>,
     /// What is overwritten before a run is timed: twice the L2.
-    swept: Option<Tensor>,
+    flushed: Option<Tensor>,
 }
 
-impl<'a> Checker<'a> {
-    /// A checker of cases up to this size, for correctness only.
-    pub fn new(cuda: &'a Cuda, most: Size) -> Checker<'a> {
-        Checker { cuda, most, outcomes: Vec::new(), op: "", timer: None, swept: None }
+impl<'a> Harness<'a> {
+    /// A harness of cases up to this size, for correctness only.
+    pub fn new(cuda: &'a Cuda, max: Size) -> Harness<'a> {
+        Harness { cuda, max, outcomes: Vec::new(), op: "", timer: None, flushed: None }
     }
 
     /// One that hands every case to `timer` too.
-    pub fn timed(cuda: &'a Cuda, most: Size, timer: Timer<'a>) -> Result<Checker<'a>> {
+    pub fn timed(cuda: &'a Cuda, max: Size, timer: Timer<'a>) -> Result<Harness<'a>> {
         let words = cuda.driver().properties().l2 / 2;
-        let swept = Some(cuda.upload([1, words], &vec![0.0; words])?);
-        Ok(Checker { timer: Some(timer), swept, ..Checker::new(cuda, most) })
+        let flushed = Some(cuda.upload([1, words], &vec![0.0; words])?);
+        Ok(Harness { timer: Some(timer), flushed, ..Harness::new(cuda, max) })
     }
 
     /// Runs every case of the operations whose name contains `filter`.
@@ -141,7 +133,7 @@ impl<'a> Checker<'a> {
     }
 
     /// Runs every case of one operation.
-    pub fn operation(&mut self, op: &'static str, check: Check) -> Result<()> {
+    pub fn operation(&mut self, op: &'static str, check: OpCheck) -> Result<()> {
         self.op = op;
         // Inputs, too, lie in memory of just their size.
         self.cuda.poison(true);
@@ -202,15 +194,15 @@ impl<'a> Checker<'a> {
         }
         cuda.poison(false);
         let dtype = if self.is_bf16() { "bf16" } else { "f32" };
-        let (case, work) = (&case.name, case.work);
-        let swept = &self.swept;
-        let run = || seconds(cuda, swept.as_ref(), run);
+        let (case, cost) = (&case.name, case.cost);
+        let flushed = &self.flushed;
+        let run = || seconds(cuda, flushed.as_ref(), run);
         let timer = self.timer.as_mut();
-        let time = timer.map(|timer| timer(Timing { op, case, dtype, work, run: &run })).transpose();
+        let time = timer.map(|timer| timer(Timing { op, case, dtype, cost, run: &run })).transpose();
         let microseconds = time.map_err(named)?.map(|seconds| seconds * 1e6);
         cuda.poison(true);
         let case = case.clone();
-        self.outcomes.push(Outcome { op, case, dtype, error, allowed, microseconds, work });
+        self.outcomes.push(Outcome { op, case, dtype, error, allowed, microseconds, cost });
         Ok(())
     }
 
@@ -226,12 +218,12 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// Seconds of a run between two events. The sweep before it leaves the L2 without its inputs, and takes the device so long
+/// Seconds of a run between two events. The flush before it leaves the L2 without its inputs, and takes the device so long
 /// that the launches of the run are waiting when it ends.
-fn seconds(cuda: &Cuda, swept: Option<&Tensor>, run: &dyn Fn() -> Result<()>) -> Result<f64> {
+fn seconds(cuda: &Cuda, flushed: Option<&Tensor>, run: &dyn Fn() -> Result<()>) -> Result<f64> {
     let driver = cuda.driver();
-    if let Some(swept) = swept {
-        cuda.sweep(swept)?;
+    if let Some(flushed) = flushed {
+        cuda.flush_l2(flushed)?;
     }
     let start = driver.record_event()?;
     run()?;
