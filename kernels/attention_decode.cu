@@ -12,7 +12,7 @@
 // Tiling:    a block takes 64 tokens of one head: of the prefix for all rows of an image, whose keys and values it reads
 //            once, or of the units of one row. Partial results are added in order by the combining kernel
 // Roofline:  bytes of the keys and values, those of a prefix once for all its rows
-// Measured:  not yet measured
+// Measured:  not yet measured by itself
 #include "prelude.cuh"
 
 struct AttentionDecodeParams {

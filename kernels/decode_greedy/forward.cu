@@ -12,7 +12,10 @@
 // Barriers:  5 a layer (qkv | attention splits | their sum and projection | fc1 | fc2) and 1 for the logits; arg-max and
 //            norms are computed by every block for itself
 // Roofline:  reads each weight once a token: git-large in bf16 86 MB, 43 MB in fp8, plus about 31 barriers
-// Measured:  not yet measured
+// Measured:  NVIDIA H200, driver 580.159.04, commit 449c6ab: ncu, `im2sp bench --random --dtype bf16 --units 50`: git-large
+//            in bf16, 1 row, 132 blocks: 7.50 ms for 50 units, 150 us a unit; the clock of a microbenchmark of this loop
+//            (benches/results/2026-11-26-gpu-microbenchmarks.json) gives 152 us a unit in bf16, 150 in fp8, 434 with 8 rows
+//            in bf16, 439 in fp8
 #include "decode_greedy/phases.cuh"
 
 namespace {
@@ -198,6 +201,12 @@ DEVICE bool step(Loop<T, BATCH>& loop, int t, Barrier& barrier, BlockState<BATCH
     return true;
 }
 
+// As TILE wants it: rows of a batch.
+template <int BATCH> struct Batch {
+    static constexpr int M = BATCH, N = 1;
+    using Shared = BlockState<BATCH>;
+};
+
 template <typename T, int BATCH> DEVICE void decode_greedy(const DecodeGreedyParams& p) {
     BlockState<BATCH>& state = shared_memory<BlockState<BATCH>>();
     unsigned char* after = reinterpret_cast<unsigned char*>(&state) + (sizeof(state) + 127) / 128 * 128;
@@ -229,3 +238,18 @@ KERNEL(decode_greedy_forward_b1_f32, DecodeGreedyParams, 512, 1) { decode_greedy
 KERNEL(decode_greedy_forward_b8_f32, DecodeGreedyParams, 512, 1) { decode_greedy<float, 8>(params); }
 KERNEL(decode_greedy_forward_b1_fp8, DecodeGreedyParams, 512, 1) { decode_greedy<uint8_t, 1>(params); }
 KERNEL(decode_greedy_forward_b8_fp8, DecodeGreedyParams, 512, 1) { decode_greedy<uint8_t, 8>(params); }
+
+// Geometries by which the launcher chooses; times are relative to each other.
+TILE(decode_greedy_forward_b1_bf16, Batch<1>, 1, 1, 4236, 10,
+     "H200 at 449c6ab, ncu of im2sp bench: 150 us a unit of git-large");
+TILE(decode_greedy_forward_b2_bf16, Batch<2>, 2, 1, 4244, 11, "not yet measured");
+TILE(decode_greedy_forward_b4_bf16, Batch<4>, 4, 1, 4260, 12, "not yet measured");
+TILE(decode_greedy_forward_b8_bf16, Batch<8>, 8, 1, 4292, 13,
+     "H200 at 449c6ab, microbenchmark of this loop: 434 us a unit of git-large");
+TILE(decode_greedy_forward_b1_f32, Batch<1>, 1, 1, 4236, 10, "not yet measured by itself");
+TILE(decode_greedy_forward_b8_f32, Batch<8>, 8, 1, 4292, 13, "not yet measured");
+TILE(decode_greedy_forward_b1_fp8, Batch<1>, 1, 1, 4236, 10,
+     "H200 at 449c6ab, microbenchmark of this loop: 150 us a unit of git-large");
+TILE(decode_greedy_forward_b8_fp8, Batch<8>, 8, 1, 4292, 13,
+     "H200 at 449c6ab, microbenchmark of this loop: 439 us a unit of git-large");
+

@@ -23,6 +23,7 @@ pub(crate) mod linear;
 mod memory;
 mod patch_embed;
 mod peak;
+pub mod tiles;
 mod top_k;
 mod transpose;
 
@@ -45,6 +46,8 @@ pub mod kernels {
     #[cfg(feature = "emulator")]
     use super::driver::EmulatedKernel;
     use super::driver::{DevicePtr, Kernel, KernelInfo};
+    use super::tiles::Tile;
+    use crate::tensor::DType;
 
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }

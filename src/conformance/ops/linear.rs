@@ -1,7 +1,7 @@
 //! Cases of linear and linear_decode.
 
 use crate::backend::cpu::Cpu;
-use crate::backend::cuda::linear::{TILES, linear_tiled};
+use crate::backend::cuda::linear::{TILES, is_aligned, linear_tiled};
 use crate::backend::cuda::{Cuda, Tensor};
 use crate::backend::{Activation, Backend, Linear};
 use crate::conformance::{Case, Harness, Size};
@@ -23,7 +23,7 @@ const fn shape(rows: usize, depth: usize, columns: usize, size: Size) -> Shape {
     Shape { rows, depth, columns, size }
 }
 
-/// Every tile shape takes these: edges in rows, columns and depth, more slabs than stages.
+/// Every tile shape takes these: edges in rows, columns and depth, more k_tiles than stages.
 const TILED: &[Shape] = &[
     shape(1, 8, 1, Size::Small),
     shape(3, 24, 40, Size::Small),
@@ -170,7 +170,7 @@ pub(in crate::conformance) fn check_sequences(harness: &mut Harness<'_>) -> Resu
     let (cuda, max) = (harness.cuda, harness.max);
     for tile in &TILES {
         for (index, &shape) in TILED.iter().filter(|shape| shape.size <= max).enumerate() {
-            if !tile.takes(cuda.dtype(), shape.depth) {
+            if !tile.takes(cuda.dtype(), is_aligned(cuda.dtype(), shape.depth)) {
                 continue;
             }
             let (activation, residual) = EPILOGUES[index % EPILOGUES.len()];
@@ -261,7 +261,8 @@ fn independence(harness: &mut Harness<'_>, random: &mut Random) -> Result<()> {
     let Inputs { x, layer, .. } = inputs(harness, random, shape, kind)?;
     let all = cuda.download(&cuda.linear(&x, &layer, kind.activation, None)?)?;
     let exact = Kind { scale: 0.0, ..kind };
-    for tile in TILES.iter().filter(|tile| tile.takes(cuda.dtype(), shape.depth)) {
+    let aligned = is_aligned(cuda.dtype(), shape.depth);
+    for tile in TILES.iter().filter(|tile| tile.takes(cuda.dtype(), aligned)) {
         let case = case(format!("as chosen, {}", tile.name), shape, exact, harness, &all);
         harness.case(case, false, &|cuda| linear_tiled(cuda, &x, &layer, kind.activation, None, tile))?;
     }
