@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 
 use super::gradient::{backward, inputs};
 use super::product::{Weights, outer, times, transposed};
@@ -59,12 +58,9 @@ impl Sensitivity {
 pub(super) type Sensitivities = BTreeMap<(usize, &'static str), Vec<Sensitivity>>;
 
 /// Reads and captions pictures and lays them out.
-pub(super) fn batch(model: &Model<Cpu>, config: &ModelConfig, paths: &[PathBuf]) -> Result<Batch> {
-    let mut pixels = Vec::new();
-    for path in paths {
-        pixels.extend(Image::open(path)?.preprocess(&config.image));
-    }
-    let (count, options) = (paths.len(), GenerateOptions::default());
+pub(super) fn batch(model: &Model<Cpu>, config: &ModelConfig, images: &[Image]) -> Result<Batch> {
+    let pixels: Vec<f32> = images.iter().flat_map(|image| image.preprocess(&config.image)).collect();
+    let (count, options) = (images.len(), GenerateOptions::default());
     let tokens = model.vision.tokens(&Cpu, &pixels, count)?;
     let cache = model.decoder.prefill(&Cpu, &tokens, count, options.limit(&model.decoder))?;
     let captions =
