@@ -60,7 +60,9 @@ template <typename T> DEVICE void sample_per_thread(const ConvolutionParams& p) 
             v = fmaf(leaky<T>(to_float(x[c]), p.slope), to_float(weight[tap * p.padded + c]), v);
         }
     }
-    static_cast<float*>(p.y)[s] = ConvolutionEpilogue<T, float, false>{p}.finished(s, 0, v);
+    const float residual = p.residual ? to_float(static_cast<const T*>(p.residual)[s]) : 0.0f;
+    const float sum = p.sum ? to_float(static_cast<const T*>(p.sum)[s]) : 0.0f;
+    static_cast<float*>(p.y)[s] = ConvolutionEpilogue<T, false>{p}.template finished<true>(v, p.bias[0], residual, sum);
 }
 
 }  // namespace

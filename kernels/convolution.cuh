@@ -83,67 +83,58 @@ template <typename T> struct ShiftedValues : ShiftedRows<T> {
 
 // ---- epilogue
 
-// (act(v + bias + residual) + sum) * scale, stored as `Out`; `T` is the type of residual and sum.
-template <typename T, typename Out, bool TRANSPOSED> struct ConvolutionEpilogue {
+// (act(v + bias + residual) + sum) * scale, in the type of residual and sum.
+template <typename T, bool TRANSPOSED> struct ConvolutionEpilogue {
     const ConvolutionParams& p;
 
-    DEVICE bool rolled() const { return p.activation == CONV_TANH || p.outputs % 8 != 0; }
+    // With eight channels, or a multiple, a run is a part of y or outside of it.
+    DEVICE bool vectors() const { return p.outputs % 8 == 0; }
+    DEVICE bool rolled() const { return p.activation == CONV_TANH || !vectors(); }
 
     template <bool ROLLED, int RUN> DEVICE void store(int row, int column, const float (&sums)[RUN]) const {
         if (row >= p.rows || column >= p.columns) return;
         const int64_t at = int64_t(row) * p.columns + column - (TRANSPOSED ? p.before : 0);
+        const bool whole = !ROLLED || vectors();
+        if (TRANSPOSED && whole && (at < 0 || at >= p.total)) return;
+        float v[RUN], bias[RUN], residual[RUN] = {}, sum[RUN] = {};
         const int channel = TRANSPOSED ? column % p.outputs : column;
-        if (ROLLED && p.outputs % 8 != 0) {
-            store_elements(at, column, channel, sums);
-            return;
-        }
-        // With eight channels, or a multiple, a run is a part of y or outside of it.
-        if (TRANSPOSED && (at < 0 || at >= p.total)) return;
-        float v[RUN], added[RUN];
-        load_run(added, p.bias + channel);
+        if (whole) {
+            load_run(bias, p.bias + channel);
+            if (p.residual) load_run(residual, static_cast<const T*>(p.residual) + at);
+            if (p.sum) load_run(sum, static_cast<const T*>(p.sum) + at);
+        } else {
 #pragma unroll
-        for (int i = 0; i < RUN; i++) v[i] = sums[i] + added[i];
-        if (p.residual) {
-            load_run(added, static_cast<const T*>(p.residual) + at);
-#pragma unroll
-            for (int i = 0; i < RUN; i++) v[i] += added[i];
+            for (int i = 0; i < RUN; i++) {
+                if (!inside(at + i, column + i)) continue;
+                bias[i] = p.bias[(column + i) % p.outputs];
+                if (p.residual) residual[i] = to_float(static_cast<const T*>(p.residual)[at + i]);
+                if (p.sum) sum[i] = to_float(static_cast<const T*>(p.sum)[at + i]);
+            }
         }
 #pragma unroll
-        for (int i = 0; i < RUN; i++) v[i] = activated<ROLLED>(v[i]);
-        if (p.sum) {
-            load_run(added, static_cast<const T*>(p.sum) + at);
+        for (int i = 0; i < RUN; i++) v[i] = finished<ROLLED>(sums[i], bias[i], residual[i], sum[i]);
+        T* y = static_cast<T*>(p.y) + at;
+        if (whole) {
+            store_run(y, v);
+        } else {
 #pragma unroll
-            for (int i = 0; i < RUN; i++) v[i] += added[i];
+            for (int i = 0; i < RUN; i++) {
+                if (inside(at + i, column + i)) y[i] = from_float<T>(v[i]);
+            }
         }
-#pragma unroll
-        for (int i = 0; i < RUN; i++) v[i] *= p.scale;
-        store_run(static_cast<Out*>(p.y) + at, v);
     }
 
-    // One element of y.
-    DEVICE float finished(int64_t at, int channel, float v) const {
-        v += p.bias[channel];
-        if (p.residual) v += to_float(static_cast<const T*>(p.residual)[at]);
-        v = activated<true>(v);
-        if (p.sum) v += to_float(static_cast<const T*>(p.sum)[at]);
+    template <bool TANH> DEVICE float finished(float v, float bias, float residual, float sum) const {
+        v += bias;
+        if (p.residual) v += residual;
+        if (p.activation == CONV_RELU) v = fmaxf(v, 0.0f);
+        if (TANH && p.activation == CONV_TANH) v = tanhf(v);
+        if (p.sum) v += sum;
         return v * p.scale;
     }
 
   private:
-    template <bool TANH> DEVICE float activated(float v) const {
-        if (p.activation == CONV_RELU) return fmaxf(v, 0.0f);
-        return TANH && p.activation == CONV_TANH ? tanhf(v) : v;
-    }
-
-    template <int RUN> DEVICE void store_elements(int64_t at, int column, int channel, const float (&sums)[RUN]) const {
-#pragma unroll
-        for (int i = 0; i < RUN; i++) {
-            if (column + i < p.columns && at + i >= 0 && at + i < p.total) {
-                static_cast<Out*>(p.y)[at + i] = from_float<Out>(finished(at + i, channel, sums[i]));
-            }
-            channel = channel + 1 == p.outputs ? 0 : channel + 1;
-        }
-    }
+    DEVICE bool inside(int64_t at, int column) const { return column < p.columns && at >= 0 && at < p.total; }
 };
 
 // ---- kernels
@@ -167,7 +158,7 @@ DEVICE void convolve(const ConvolutionParams& p) {
     tile.prefetch(shared, x, weight, at, k);
     tile.clear();
     tile.mainloop(shared, x, weight, at, k);
-    epilogue(tile, shared, at, ConvolutionEpilogue<T, T, TRANSPOSED>{p});
+    epilogue(tile, shared, at, ConvolutionEpilogue<T, TRANSPOSED>{p});
 }
 // On tensor cores, C in a multiple of eight.
 template <typename Tile, bool TRANSPOSED> DEVICE void convolve_bf16(const ConvolutionParams& p) {

@@ -141,7 +141,8 @@ DEVICE void copy_k_tile(unsigned char* to, const Source& from, int first, int k_
 
 // A as bf16, in swizzled rows of 128 bytes.
 struct Bf16Operand {
-    static constexpr int BYTES = ROW_BYTES;  // of a row
+    static constexpr int BYTES = ROW_BYTES;             // of a row
+    static constexpr bool LEAVES_OUT_FRAGMENTS = true;  // below the last row
 
     template <int ROWS, int THREADS, typename Source>
     DEVICE static void copy(unsigned char* to, const Source& from, int first, int k_tile) {
@@ -159,11 +160,12 @@ struct Bf16Operand {
 // fragment fall into all banks.
 struct F32PairOperand {
     static constexpr int BYTES = (K_TILE<bf16> + 8) * int(sizeof(float));
+    static constexpr bool LEAVES_OUT_FRAGMENTS = false;  // they are zeros
 
     template <int ROWS, int THREADS, typename Source>
     DEVICE static void copy(unsigned char* to, const Source& from, int first, int k_tile) {
         const int pair = 2 * lane_index();
-#pragma unroll
+#pragma unroll 4
         for (int row = warp_index(); row < ROWS; row += THREADS / WARP) {
             from.copy_pair(to + row * BYTES + pair * int(sizeof(float)), first + row, k_tile * K_TILE<bf16> + pair);
         }
@@ -226,7 +228,9 @@ template <int M_, int N_, int WARPS_M, int WARPS_N, int STAGES, typename Operand
     template <typename A, typename B>
     DEVICE void prefetch(Shared& shared, const A& a, const B& b, const TileCoord& at, int k) const {
         const int k_tiles = (k + K_TILE<bf16> - 1) / K_TILE<bf16>;
-#pragma unroll 1
+        // A loop would share addresses with the main loop: large tiles have no registers left for them.
+        [[maybe_unused]] constexpr int UNROLLED = HEIGHT * WIDTH < 16 ? 1 : STAGES - 1;
+#pragma unroll UNROLLED
         for (int k_tile = 0; k_tile < STAGES - 1; k_tile++) {
             if (k_tile < k_tiles) {
                 Operand::template copy<M, THREADS>(shared.stage[k_tile].a, a, at.row, k_tile);
@@ -257,11 +261,13 @@ template <int M_, int N_, int WARPS_M, int WARPS_N, int STAGES, typename Operand
     DEVICE void mainloop(Shared& shared, const A& a, const B& b, const TileCoord& at, int k) {
         const int k_tiles = (k + K_TILE<bf16> - 1) / K_TILE<bf16>;
         // Vision transformers have a row more than a power of two: fragments below the last row are not multiplied.
-        if (at.row + M <= at.rows) {
-            run<true>(shared.stage, a, b, at, k_tiles, HEIGHT);
-        } else {
-            run<false>(shared.stage, a, b, at, k_tiles, max(0, min(HEIGHT, (at.rows - at.row - warp_row() + 15) / 16)));
+        if constexpr (Operand::LEAVES_OUT_FRAGMENTS) {
+            if (at.row + M > at.rows) {
+                const int height = max(0, min(HEIGHT, (at.rows - at.row - warp_row() + 15) / 16));
+                return run<false>(shared.stage, a, b, at, k_tiles, height);
+            }
         }
+        run<true>(shared.stage, a, b, at, k_tiles, HEIGHT);
     }
 
     // f(row, column, sum) for all runs of this thread: where in the warp's part they begin, and sum(v) of its values.

@@ -35,12 +35,17 @@ SIZE_OF(PatchEmbedParams, 64);
 
 namespace {
 
-// The offset of a patch's first pixel; -1 beyond the last patch.
-DEVICE int64_t patch_origin(const PatchEmbedParams& p, int m) {
-    const int patches = p.tokens - 1, across = p.side / p.patch;
-    if (m >= p.batch * patches) return -1;
-    const int i = m % patches;
-    return (int64_t(m / patches) * 3 * p.side + i / across * p.patch) * p.side + i % across * p.patch;
+// One patch, a row of the product. Its divisions are done once, not by every thread that needs it.
+struct Patch {
+    int64_t origin;  // offset of its first pixel; -1 beyond the last patch
+    int token;       // row of position
+    int row;         // of y
+};
+
+DEVICE Patch patch_at(const PatchEmbedParams& p, int m) {
+    const int patches = p.tokens - 1, across = p.side / p.patch, image = m / patches, i = m % patches;
+    const int64_t origin = (int64_t(image) * 3 * p.side + i / across * p.patch) * p.side + i % across * p.patch;
+    return {m < p.batch * patches ? origin : -1, 1 + i, image * p.tokens + 1 + i};
 }
 
 // How far value k of a patch lies from its first.
@@ -63,20 +68,20 @@ template <typename Tile, typename T> DEVICE void store_classes(const PatchEmbedP
 
 // ---- sources
 
-// Patches by the offsets of their first pixels, from `first` on.
+// The patches of a tile, from row `first` of the product on.
 struct Patches {
     static constexpr bool TRANSFORMS = false;
     const PatchEmbedParams& p;
-    const int64_t* origins;  // in shared memory
+    const Patch* patches;  // in shared memory
     int first;
 
     DEVICE void copy_pair(void* to, int row, int k) const {
-        const int64_t origin = origins[row - first];
+        const int64_t origin = patches[row - first].origin;
         const bool inside = origin >= 0 && k < p.k;
         cp_async_8(to, inside ? p.pixels + origin + pixel_offset(p, k) : p.pixels, inside);
     }
     DEVICE void copy(void* to, int row, int k) const {
-        const int64_t origin = origins[row - first];
+        const int64_t origin = patches[row - first].origin;
 #pragma unroll
         for (int i = 0; i < CHUNK_VALUES<float>; i++) {
             const bool inside = origin >= 0 && k + i < p.k;
@@ -87,20 +92,18 @@ struct Patches {
 
 // ---- epilogue
 
-// Sums to the rows of y that belong to their patches; with the position where it was not their beginning.
+// Sums to the rows of y that belong to their patches; with the position where the sums did not begin with it.
 template <typename T, bool ADDS_POSITION> struct PatchEpilogue {
     static constexpr int RUN = 8;
     const PatchEmbedParams& p;
+    const Patch* patches;
+    int first;
 
     DEVICE bool vectors() const { return p.channels % RUN == 0; }
     DEVICE bool rolled() const { return !vectors(); }
 
-    // The first of a run's values of position, for row `row` of the product.
-    DEVICE const T* position(int row, int column) const {
-        return static_cast<const T*>(p.position) + int64_t(1 + row % (p.tokens - 1)) * p.channels + column;
-    }
     DEVICE void load_position(int row, int column, float (&v)[RUN]) const {
-        const T* from = position(row, column);
+        const T* from = static_cast<const T*>(p.position) + int64_t(patches[row - first].token) * p.channels + column;
         if (vectors() && column < p.channels) {
             load_run(v, from);
             return;
@@ -110,9 +113,9 @@ template <typename T, bool ADDS_POSITION> struct PatchEpilogue {
     }
 
     template <bool ROLLED> DEVICE void store(int row, int column, const float (&sums)[RUN]) const {
-        const int patches = p.tokens - 1;
-        if (row >= p.batch * patches || column >= p.channels) return;
-        T* y = static_cast<T*>(p.y) + (int64_t(row / patches) * p.tokens + 1 + row % patches) * p.channels + column;
+        const Patch& patch = patches[row - first];
+        if (patch.origin < 0 || column >= p.channels) return;
+        T* y = static_cast<T*>(p.y) + int64_t(patch.row) * p.channels + column;
         float v[RUN] = {};
         if (ADDS_POSITION) load_position(row, column, v);
 #pragma unroll
@@ -135,7 +138,7 @@ template <typename Tile_> struct PatchTile {
     static constexpr int M = Tile::M, N = Tile::N;
     struct Shared {
         typename Tile::Shared tile;
-        int64_t origins[M];
+        Patch patches[M];
     };
 };
 
@@ -144,11 +147,11 @@ template <typename Shape, typename T, typename Weight> DEVICE void patch_embed(c
     constexpr bool TENSOR_CORES = sizeof(typename Tile::Value) == sizeof(bf16);
     typename Shape::Shared& shared = shared_memory<typename Shape::Shared>();
     const TileCoord at = tile_coord<Tile>(p.batch * (p.tokens - 1), p.channels);
-    for (int r = threadIdx.x; r < Tile::M; r += Tile::THREADS) shared.origins[r] = patch_origin(p, at.row + r);
+    for (int r = threadIdx.x; r < Tile::M; r += Tile::THREADS) shared.patches[r] = patch_at(p, at.row + r);
     sync_block();
-    const Patches patches = {p, shared.origins, at.row};
+    const Patches patches = {p, shared.patches, at.row};
     const Weight weight = {static_cast<const T*>(p.weight), p.channels, p.k};
-    const PatchEpilogue<T, !TENSOR_CORES> out = {p};
+    const PatchEpilogue<T, !TENSOR_CORES> out = {p, shared.patches, at.row};
     Tile tile;
     tile.prefetch(shared.tile, patches, weight, at, p.k);
     // While the first stages are on their way.
@@ -183,11 +186,11 @@ KERNEL(patch_embed_forward_64x64_unaligned_f32, PatchEmbedParams, 128, 4) {
 }
 
 // Geometries by which the launcher chooses; times are relative to each other.
-TILE(patch_embed_forward_64x64_bf16, Patches64x64, 64, 64, 107008, 144,
+TILE(patch_embed_forward_64x64_bf16, Patches64x64, 64, 64, 107520, 144,
      "H200 at 449c6ab, doctor: 1 image of 224x224 in 28.7 us");
-TILE(patch_embed_forward_128x128_bf16, Patches128x128, 128, 128, 160768, 352,
+TILE(patch_embed_forward_128x128_bf16, Patches128x128, 128, 128, 161792, 352,
      "H200 at 449c6ab, doctor: 8 images of 224x224 in 40.8 us, 64 in 267 us");
-TILE(patch_embed_forward_64x64_unaligned_bf16, Patches64x64Fma, 64, 64, 49664, 1000, "not yet measured");
-TILE(patch_embed_forward_64x64_unaligned_f32, Patches64x64Fma, 64, 64, 49664, 1000,
+TILE(patch_embed_forward_64x64_unaligned_bf16, Patches64x64Fma, 64, 64, 50176, 1000, "not yet measured");
+TILE(patch_embed_forward_64x64_unaligned_f32, Patches64x64Fma, 64, 64, 50176, 1000,
      "H200 at 449c6ab, doctor: 1 image of 224x224 in 148 us, 64 in 1,286 us");
 

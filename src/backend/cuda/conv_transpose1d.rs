@@ -30,7 +30,7 @@ pub(super) fn pack(cuda: &Cuda, weight: &HostTensor, bias: &HostTensor, stride: 
 /// x (C in, S) to (C out, S * stride), column after column.
 pub(super) fn conv_transpose1d(cuda: &Cuda, x: &Tensor, kernel: &ConvWeights, slope: f32) -> Result<Tensor> {
     const OP: &str = "conv_transpose1d";
-    let ConvWeights { inputs, outputs, taps, stride, columns, .. } = *kernel;
+    let ConvWeights { inputs, outputs, taps, stride, .. } = *kernel;
     ensure(stride > 0 && x.rows == inputs, OP, || {
         format!("x ({}, {}), a kernel of {inputs} inputs and stride {stride}", x.rows, x.columns)
     })?;
