@@ -6,6 +6,7 @@
 //! [`units`], which hand over [`tensor`]s and plain numbers.
 
 #![deny(unsafe_op_in_unsafe_fn)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod audio;
 pub mod backend;

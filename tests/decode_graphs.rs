@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use im2sp::backend::cuda::Cuda;
 use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
-use im2sp::backend::{Backend, CacheRow};
+use im2sp::backend::prelude::*;
+use im2sp::backend::{CacheRow, Device as _};
 use im2sp::config::DecoderConfig;
 use im2sp::model::decoder::Decoder;
 use im2sp::model::loader::Loader;

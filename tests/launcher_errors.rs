@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use im2sp::Result;
-use im2sp::backend::Backend;
 use im2sp::backend::cpu::Cpu;
 use im2sp::backend::cuda::Cuda;
 use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
+use im2sp::backend::prelude::*;
 use im2sp::tensor::{DType, HostTensor};
 
 fn matrix<B: Backend>(backend: &B, rows: usize, columns: usize) -> B::Matrix {

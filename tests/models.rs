@@ -6,8 +6,9 @@ mod common;
 use std::ops::ControlFlow;
 
 use common::{Golden, assert_close, golden};
+use im2sp::backend::Occupancy;
 use im2sp::backend::cpu::Cpu;
-use im2sp::backend::{Backend, Occupancy};
+use im2sp::backend::prelude::*;
 use im2sp::config::ModelConfig;
 use im2sp::generate::{Compat, EarlyStopping, GenerateOptions, Generated, generate};
 use im2sp::model::decoder::Decoder;
@@ -54,7 +55,7 @@ fn open_as(name: &'static str, dtype: Option<DType>) -> Model {
 
 impl Model {
     /// Image tokens of the first `images` golden pictures.
-    fn image_tokens(&self, images: usize) -> <Cpu as Backend>::Tensor {
+    fn image_tokens(&self, images: usize) -> <Cpu as Device>::Tensor {
         let pixels = self.expected.f32("pixels");
         let each = pixels.len() / self.expected.get("pixels").0[0];
         self.vision.tokens(&Cpu, &pixels[..images * each], images).unwrap()

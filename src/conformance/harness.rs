@@ -1,8 +1,8 @@
 //! Runs the cases of the tables on a device and collects how they went.
 
 use super::{difference, largest, round_bf16, tolerance, tolerance_bf16};
-use crate::backend::Backend;
 use crate::backend::cuda::{Cuda, Tensor};
+use crate::backend::prelude::*;
 use crate::cost::Cost;
 use crate::tensor::DType;
 use crate::{Error, Result};

@@ -32,7 +32,7 @@ enum Staging {
 }
 
 impl AtomicFile {
-    /// Begins a file that is to be at `path`. A link is followed.
+    /// Begins a file that is to be at `path`. A link to a file is followed.
     ///
     /// # Errors
     /// If `path` is a folder, or its folder is missing or takes no new file and `path` is no file that can be written.

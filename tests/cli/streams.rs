@@ -194,6 +194,7 @@ fn sound_for_a_closed_standard_output_is_an_error() {
         succeeds(&shell(directory.path(), &format!("im2sp {command} -o - >/dev/null")));
         succeeds(&shell(directory.path(), &format!("im2sp {command} -o file.wav >&-")));
     }
+    assert!(fails(&shell(directory.path(), "im2sp caption $scene --no-audio >&-")).contains("closed"));
 }
 
 #[test]

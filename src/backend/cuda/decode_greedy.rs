@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::driver::{DevicePtr, Launch, MappedHostBuffer, Properties};
 use super::kernels::{self, DecodeGreedyLayerParams, DecodeGreedyParams};
 use super::tiles::Tile;
-use super::{Cuda, KvCache, Layout, Linear, Matrix, Tensor, int};
+use super::{Cuda, KvCache, Layout, LinearWeights, Matrix, Tensor, int};
 use crate::backend::{DecoderWeights, Occupancy};
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -305,7 +305,7 @@ fn chunk(prefix: usize) -> usize {
     prefix.div_ceil(prefix.div_ceil(SPLIT).max(1)).max(1)
 }
 
-fn check(linear: &Linear<Cuda>, rows: usize, columns: usize) -> Result<()> {
+fn check(linear: &LinearWeights<Cuda>, rows: usize, columns: usize) -> Result<()> {
     let weight = &linear.weight.tensor;
     super::ensure((weight.rows, weight.columns, linear.bias.len()) == (rows, columns, rows), OP, || {
         format!(

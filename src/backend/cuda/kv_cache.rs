@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::driver::DevicePtr;
 use super::graph::Key;
 use super::linear::{self, Split};
-use super::{CacheRow, CacheShape, Cuda, Linear, Tensor, ensure};
+use super::{CacheRow, CacheShape, Cuda, LinearWeights, Tensor, ensure};
 use crate::Result;
 use crate::backend::{GraphId, StepBody};
 pub(super) use storage::KvPool;
@@ -115,7 +115,7 @@ impl KvCache {
         images: &[usize],
         layer: usize,
         x: &Tensor,
-        qkv: &Linear<Cuda>,
+        qkv: &LinearWeights<Cuda>,
     ) -> Result<Tensor> {
         let CacheShape { layers, heads, head_size, prefix, .. } = self.shape;
         let weight = &qkv.weight.tensor;

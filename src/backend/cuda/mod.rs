@@ -32,8 +32,9 @@ use std::sync::{Arc, Mutex};
 
 use self::driver::{DevicePtr, Driver, Kernel, Launch};
 use super::{
-    Activation, AttentionShape, Backend, BeamCandidate, CacheRow, CacheShape, ConvEpilogue, DecoderWeights, GraphBody,
-    GraphId, LayerNormWeights, Linear, StepBody, TopValue,
+    self as contract, Activation, Attention, AttentionShape, CacheRow, CacheShape, Conv1d, ConvEpilogue, ConvShape,
+    ConvTranspose1d, Decode, DecoderWeights, Device, GraphBody, GraphId, Linear, LinearWeights, PatchEmbed, StepBody,
+    ensure,
 };
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
@@ -117,11 +118,6 @@ fn pointer_of(x: Option<&Tensor>) -> DevicePtr {
 /// A count as kernels take it.
 fn int(op: &'static str, n: usize) -> Result<i32> {
     i32::try_from(n).map_err(|_| Error::shape(op, format!("{n} is more than a kernel can count")))
-}
-
-/// An error unless `ok`; the message is only built when it is needed.
-fn ensure(ok: bool, op: &'static str, problem: impl FnOnce() -> String) -> Result<()> {
-    if ok { Ok(()) } else { Err(Error::shape(op, problem())) }
 }
 
 impl Cuda {
@@ -237,11 +233,10 @@ impl Cuda {
     }
 }
 
-impl Backend for Cuda {
+impl Device for Cuda {
     type Tensor = Tensor;
     type Matrix = Matrix;
     type ConvWeights = ConvWeights;
-    type KvCache = KvCache;
     type Event = driver::Event;
 
     const ONE_STREAM: bool = true;
@@ -294,6 +289,10 @@ impl Backend for Cuda {
         Ok(Matrix { tensor: self.put([rows, columns], self.dtype, weight.bytes())?, eight_bit: eight_bit.transpose()? })
     }
 
+    fn matrix_shape(&self, matrix: &Matrix) -> [usize; 2] {
+        [matrix.tensor.rows, matrix.tensor.columns]
+    }
+
     fn conv_weights(&self, weight: &HostTensor, bias: &HostTensor) -> Result<ConvWeights> {
         conv1d::pack(self, weight, bias)
     }
@@ -302,48 +301,85 @@ impl Backend for Cuda {
         conv_transpose1d::pack(self, weight, bias, stride)
     }
 
+    fn conv_shape(&self, weights: &ConvWeights) -> ConvShape {
+        let stride = (weights.stride > 0).then_some(weights.stride);
+        ConvShape { outputs: weights.outputs, inputs: weights.inputs, taps: weights.taps, stride }
+    }
+
     fn captured(&self, graph: &GraphId, input: &Tensor, body: GraphBody<'_, Cuda>) -> Result<Tensor> {
         // In a recorded graph kernels have no times of their own.
         if trace::on() { body(self, input) } else { graph::run(self, graph, input, body) }
     }
+}
 
-    fn captured_step(
-        &self,
-        graph: &GraphId,
-        cache: &mut KvCache,
-        x: &Tensor,
-        body: StepBody<'_, Cuda>,
-    ) -> Result<Tensor> {
-        if trace::on() { body(self, cache, x) } else { cache.step(self, graph, x, body) }
-    }
-
+impl Linear for Cuda {
     fn linear(
         &self,
         x: &Tensor,
-        layer: &Linear<Cuda>,
+        layer: &LinearWeights<Cuda>,
         activation: Activation,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
+        contract::linear::check(self, x, layer, residual)?;
         linear::linear(self, x, layer, activation, residual)
     }
 
     fn linear_decode(
         &self,
         x: &Tensor,
-        layer: &Linear<Cuda>,
+        layer: &LinearWeights<Cuda>,
         activation: Activation,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
+        contract::linear::check(self, x, layer, residual)?;
         linear::linear_decode(self, x, layer, activation, residual)
     }
+}
 
-    fn layer_norm(&self, x: &Tensor, norm: &LayerNormWeights<Cuda>) -> Result<Tensor> {
-        layer_norm::layer_norm(self, x, norm)
-    }
-
+impl Attention for Cuda {
     fn attention(&self, qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
+        contract::attention::check(self, qkv, shape)?;
         attention::attention(self, qkv, shape)
     }
+}
+
+impl PatchEmbed for Cuda {
+    fn patch_embed(
+        &self,
+        pixels: &Tensor,
+        weight: &Matrix,
+        class: &Tensor,
+        position: &Matrix,
+        patch: usize,
+    ) -> Result<Tensor> {
+        contract::patch_embed::check(self, pixels, weight, class, position, patch)?;
+        patch_embed::patch_embed(self, pixels, weight, class, position, patch)
+    }
+}
+
+impl Conv1d for Cuda {
+    fn conv1d(
+        &self,
+        x: &Tensor,
+        kernel: &ConvWeights,
+        dilation: usize,
+        columns: Range<usize>,
+        epilogue: ConvEpilogue<'_, Cuda>,
+    ) -> Result<Tensor> {
+        contract::conv1d::check(self, x, kernel, dilation, &columns, &epilogue)?;
+        conv1d::conv1d(self, x, kernel, dilation, columns, epilogue)
+    }
+}
+
+impl ConvTranspose1d for Cuda {
+    fn conv_transpose1d(&self, x: &Tensor, kernel: &ConvWeights, slope: f32) -> Result<Tensor> {
+        contract::conv_transpose1d::check(self, x, kernel)?;
+        conv_transpose1d::conv_transpose1d(self, x, kernel, slope)
+    }
+}
+
+impl Decode for Cuda {
+    type KvCache = KvCache;
 
     fn kv_cache(&self, shape: CacheShape) -> Result<KvCache> {
         KvCache::new(self, shape)
@@ -355,7 +391,7 @@ impl Backend for Cuda {
         pictures: &[usize],
         layer: usize,
         x: &Tensor,
-        qkv: &Linear<Cuda>,
+        qkv: &LinearWeights<Cuda>,
     ) -> Result<Tensor> {
         cache.set_prefix(self, pictures, layer, x, qkv)
     }
@@ -372,6 +408,16 @@ impl Backend for Cuda {
         attention_decode::attention_decode(self, qkv, cache, layer)
     }
 
+    fn captured_step(
+        &self,
+        graph: &GraphId,
+        cache: &mut KvCache,
+        x: &Tensor,
+        body: StepBody<'_, Cuda>,
+    ) -> Result<Tensor> {
+        if trace::on() { body(self, cache, x) } else { cache.step(self, graph, x, body) }
+    }
+
     fn decode_greedy(
         &self,
         decoder: &DecoderWeights<'_, Cuda>,
@@ -380,62 +426,5 @@ impl Backend for Cuda {
         told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
     ) -> Option<Result<Vec<Vec<u32>>>> {
         decode_greedy::GreedyLaunch::new(self, decoder, cache, limit).map(|launch| launch.run(told))
-    }
-
-    fn embed(&self, table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) -> Result<Tensor> {
-        embed::embed(self, table, position, ids, positions)
-    }
-
-    fn patch_embed(
-        &self,
-        pixels: &Tensor,
-        weight: &Matrix,
-        class: &Tensor,
-        position: &Matrix,
-        patch: usize,
-    ) -> Result<Tensor> {
-        patch_embed::patch_embed(self, pixels, weight, class, position, patch)
-    }
-
-    fn embed_frames(&self, tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
-        embed::embed_frames(self, tables)
-    }
-
-    fn conv1d(
-        &self,
-        x: &Tensor,
-        kernel: &ConvWeights,
-        dilation: usize,
-        columns: Range<usize>,
-        epilogue: ConvEpilogue<'_, Cuda>,
-    ) -> Result<Tensor> {
-        conv1d::conv1d(self, x, kernel, dilation, columns, epilogue)
-    }
-
-    fn conv_transpose1d(&self, x: &Tensor, kernel: &ConvWeights, slope: f32) -> Result<Tensor> {
-        conv_transpose1d::conv_transpose1d(self, x, kernel, slope)
-    }
-
-    fn transpose(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(transpose::transpose(x))
-    }
-
-    fn argmax(&self, x: &Tensor, columns: &mut Vec<u32>) -> Result<()> {
-        *columns = argmax::argmax(self, x)?;
-        Ok(())
-    }
-
-    fn top_k(&self, x: &Tensor, count: usize) -> Result<Vec<Vec<TopValue>>> {
-        top_k::top_k(self, x, count)
-    }
-
-    fn beam_candidates(
-        &self,
-        logits: &Tensor,
-        scores: &[f32],
-        pictures: &[usize],
-        count: usize,
-    ) -> Result<Vec<Vec<BeamCandidate>>> {
-        beam_candidates::beam_candidates(self, logits, scores, pictures, count)
     }
 }

@@ -41,7 +41,7 @@ impl Cuda {
     }
 
     fn get(&self, x: &super::Tensor) -> Result<Vec<f32>> {
-        crate::backend::Backend::download(self, x)
+        crate::backend::Device::download(self, x)
     }
 
     /// Seconds of the fastest run.

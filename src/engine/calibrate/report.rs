@@ -2,8 +2,8 @@
 
 use super::sequences::Batch;
 use crate::Result;
-use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+use crate::backend::prelude::*;
 use crate::engine::model::Model;
 
 /// What rounding did to the calibration pictures.
