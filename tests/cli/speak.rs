@@ -113,7 +113,7 @@ fn each_line_is_a_list() {
     assert_eq!(names_in(&at("gap")), ["a.wav", "c.wav"]);
 }
 
-/// What `caption` prints can be spoken, and is the sound that it would have made.
+/// Output of `caption` can be spoken, and gives the sound that `caption` would have made.
 #[test]
 fn captions_come_back() {
     let directory = TempDir::new().unwrap();

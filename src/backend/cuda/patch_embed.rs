@@ -57,7 +57,7 @@ pub(super) fn patch_embed(
     int(OP, batch * tokens)?;
     let patches = batch * (tokens - 1);
     // With an even P, pixels are read in pairs and weights in fours.
-    let multiprocessors = cuda.driver.properties().multiprocessors;
+    let multiprocessors = cuda.stream.properties().multiprocessors;
     let tiles = &kernels::PATCH_EMBED_FORWARD_TILES;
     let tile = tiles::fastest(tiles, cuda.dtype, patch.is_multiple_of(2), [patches, channels], multiprocessors);
     let tile = tile.ok_or_else(|| Error::shape(OP, format!("no tiles for {:?}", cuda.dtype)))?;
