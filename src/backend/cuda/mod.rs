@@ -8,20 +8,22 @@
 
 mod argmax;
 mod attention;
+mod attention_decode;
 mod beam_candidates;
-mod cache;
 mod cast;
 mod conv1d;
 mod conv_transpose1d;
-mod decode;
+mod decode_greedy;
 pub mod driver;
 mod embed;
 mod graph;
+mod kv_cache;
 mod layer_norm;
 pub(crate) mod linear;
 mod memory;
 mod patch_embed;
 mod peak;
+pub mod tiles;
 mod top_k;
 mod transpose;
 
@@ -36,8 +38,8 @@ use super::{
 };
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
-pub use cache::KvCache;
 pub use conv1d::ConvWeights;
+pub use kv_cache::KvCache;
 use memory::{Buffer, DevicePool};
 
 /// The typed table of all kernels.
@@ -45,6 +47,8 @@ pub mod kernels {
     #[cfg(feature = "emulator")]
     use super::driver::EmulatedKernel;
     use super::driver::{DevicePtr, Kernel, KernelInfo};
+    use super::tiles::Tile;
+    use crate::tensor::DType;
 
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
@@ -55,7 +59,7 @@ pub struct Cuda {
     stream: Arc<dyn Stream>,
     pool: Arc<DevicePool>,
     graphs: Arc<Mutex<graph::Graphs>>,
-    kv_pool: Arc<cache::KvPool>,
+    kv_pool: Arc<kv_cache::KvPool>,
     /// Arrival counters: zero before and after every launch.
     counters: Tensor,
     /// Type of sequences and of weight matrices: f32 or bf16.
@@ -406,7 +410,7 @@ impl Decode for Cuda {
     }
 
     fn attention_decode(&self, qkv: &Tensor, cache: &mut KvCache, layer: usize) -> Result<Tensor> {
-        cache.attention(self, qkv, layer)
+        attention_decode::attention_decode(self, qkv, cache, layer)
     }
 
     fn captured_step(
@@ -426,6 +430,6 @@ impl Decode for Cuda {
         limit: usize,
         told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
     ) -> Option<Result<Vec<Vec<u32>>>> {
-        decode::GreedyLaunch::new(self, decoder, cache, limit).map(|launch| launch.run(told))
+        decode_greedy::GreedyLaunch::new(self, decoder, cache, limit).map(|launch| launch.run(told))
     }
 }

@@ -1,34 +1,30 @@
-//! Launches kernels/cache.cu: keys and values of a decoder, and attention of one query per row over them.
+//! The KV cache of a decoder: keys and values of images and of the units generated so far.
 //!
-//! Whole decode steps are recorded as graphs ([`KvCache::step`]). So a step's launches have the same params as long as the
-//! number of rows, the splits of their texts and the slots stay; everything else about the rows is in tables, which the
+//! Whole decode steps are captured as graphs ([`KvCache::step`]). So a step's launches have the same params as long as the
+//! number of rows, the splits of their sequences and the slots stay; everything else about the rows is in tables, which the
 //! host writes before each step.
 
-mod store;
+mod storage;
 
 use std::sync::Arc;
 
-use super::driver::{DevicePtr, Launch};
+use super::driver::DevicePtr;
 use super::graph::Key;
-use super::kernels::{self, CachedAttentionParams};
 use super::linear::{self, Split};
-use super::{CacheRow, CacheShape, Cuda, Layout, LinearWeights, Tensor, ensure, int};
+use super::{CacheRow, CacheShape, Cuda, LinearWeights, Tensor, ensure};
 use crate::Result;
 use crate::backend::{GraphId, StepBody};
-use crate::tensor::DType;
-pub(super) use store::KvPool;
-use store::{KvStorage, Tables, Texts};
+pub(super) use storage::KvPool;
+use storage::{Generated, KvStorage, Tables};
 
-/// Tokens of a split.
-const SPLIT: usize = 64;
+/// Tokens of a split of the attention.
+pub(super) const SPLIT: usize = 64;
 /// Largest head size of the kernels.
 const MAX_SIZE: usize = 256;
-/// Floats of shared memory beside keys, values and query: weights, and what warps tell each other.
-const WARP_SCRATCH: usize = SPLIT + 4;
-/// A step is recorded when so many in a row before it were of its kind: one that will not come again is not worth it.
+/// A step is captured when so many in a row before it were of its kind: one that will not come again is not worth it.
 const STEADY: usize = 2;
 
-/// Keys and values of a decoder on the device. The layout is described at the head of kernels/cache.cu.
+/// Keys and values of a decoder on the device. The layout is described at the head of kernels/attention_decode.cu.
 pub struct KvCache {
     shape: CacheShape,
     store: KvStorage,
@@ -36,7 +32,7 @@ pub struct KvCache {
     /// The tables of the live rows, in the order of [`Tables`]; all but their positions are on the device if `written`.
     tables: Vec<u32>,
     written: bool,
-    /// Rows, splits of their texts and slots in the newest step, and how many steps before it were alike.
+    /// Rows, splits of their sequences and slots in the newest step, and how many steps before it were alike.
     kind: [usize; 3],
     steady: usize,
     kv_pool: Arc<KvPool>,
@@ -44,12 +40,24 @@ pub struct KvCache {
 
 /// One live row.
 struct Row {
-    /// Slot of the first positions of its text.
+    /// Slots of the first positions of its sequence.
     ancestors: Vec<u32>,
     /// Slot of the positions after them.
-    own: u32,
-    /// Tokens of the text.
+    slot: u32,
+    /// Tokens of the sequence.
     tokens: usize,
+}
+
+/// One layer of the cache, as the kernels take it.
+pub(super) struct Layer {
+    /// Keys and values of the prefixes.
+    pub prefix: (DevicePtr, DevicePtr),
+    /// Keys and values of generated units.
+    pub generated: (DevicePtr, DevicePtr),
+    pub tables: Tables,
+    pub slots: usize,
+    /// Splits of generated units that there are blocks for.
+    pub splits: usize,
 }
 
 impl KvCache {
@@ -73,6 +81,27 @@ impl KvCache {
         (keys.pointer(), values.pointer())
     }
 
+    /// The memory and tables that attention of a decode step reads in one layer; `None` before there are rows.
+    pub(super) fn layer(&self, op: &'static str, qkv: &Tensor, layer: usize) -> Result<Option<Layer>> {
+        let rows = self.rows.len();
+        self.check(op, qkv, rows, layer)?;
+        let Some(generated) = &self.store.generated else { return Ok(None) };
+        ensure(self.written, op, || "a sequence without tokens: kv_append comes first".into())?;
+        let ([keys, values], prefix) = (&generated.layers[layer], self.prefix(layer));
+        Ok(Some(Layer {
+            prefix,
+            generated: (keys.pointer(), values.pointer()),
+            tables: generated.tables(rows, self.shape.images),
+            slots: generated.slots,
+            splits: self.generated_splits(),
+        }))
+    }
+
+    /// Live rows.
+    pub(super) fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
     fn check(&self, op: &'static str, qkv: &Tensor, rows: usize, layer: usize) -> Result<()> {
         let width = self.shape.heads * self.shape.head_size;
         ensure((qkv.rows, qkv.columns) == (rows, 3 * width) && layer < self.shape.layers, op, || {
@@ -83,24 +112,24 @@ impl KvCache {
     pub(super) fn set_prefix(
         &mut self,
         cuda: &Cuda,
-        pictures: &[usize],
+        images: &[usize],
         layer: usize,
         x: &Tensor,
         qkv: &LinearWeights<Cuda>,
     ) -> Result<Tensor> {
-        let CacheShape { layers, heads, head_size, images, prefix, .. } = self.shape;
+        let CacheShape { layers, heads, head_size, prefix, .. } = self.shape;
         let weight = &qkv.weight.tensor;
-        let fits = pictures.iter().all(|&picture| picture < images)
-            && x.rows == pictures.len() * prefix
+        let fits = images.iter().all(|&image| image < self.shape.images)
+            && x.rows == images.len() * prefix
             && layer < layers
             && (weight.rows, weight.dtype) == (3 * heads * head_size, cuda.dtype);
         ensure(fits, "prefill_qkv", || {
             let (rows, columns) = (x.rows, weight.rows);
-            format!("qkv ({rows}, {columns}) of pictures {pictures:?} for layer {layer} of {:?}", self.shape)
+            format!("qkv ({rows}, {columns}) of images {images:?} for layer {layer} of {:?}", self.shape)
         })?;
         let (keys, values) = self.prefix(layer);
-        let places = cuda.put_ids(&pictures.iter().map(|&picture| picture as u32).collect::<Vec<_>>())?;
-        linear::linear_split(cuda, x, qkv, Split { keys, values, pictures: places.pointer(), prefix, heads })
+        let places = cuda.put_ids(&images.iter().map(|&image| image as u32).collect::<Vec<_>>())?;
+        linear::linear_split(cuda, x, qkv, Split { keys, values, images: places.pointer(), prefix, heads })
     }
 
     pub(super) fn set_rows(&mut self, cuda: &Cuda, rows: &[CacheRow]) -> Result<()> {
@@ -111,54 +140,54 @@ impl KvCache {
         }
         let continued: Vec<Row> = rows.iter().map(|row| self.continued(row.parent)).collect();
         let next = with_slots(continued);
-        self.reserve(cuda, next.iter().map(|row| row.own as usize + 1).max().unwrap_or(0))?;
+        self.reserve(cuda, next.iter().map(|row| row.slot as usize + 1).max().unwrap_or(0))?;
         (self.tables, self.written) = (self.tables(rows, &next), false);
         self.rows = next;
         Ok(())
     }
 
-    /// What goes on from `parent`, at first in its slot; one without goes on from nothing.
+    /// A row that continues `parent`, at first in its slot; an empty one without a parent.
     fn continued(&self, parent: Option<usize>) -> Row {
         let Some(parent) = parent.map(|parent| &self.rows[parent]) else {
-            return Row { ancestors: Vec::new(), own: 0, tokens: 0 };
+            return Row { ancestors: Vec::new(), slot: 0, tokens: 0 };
         };
         let mut ancestors = parent.ancestors.clone();
         // Since the last change, every row has written to its own slot.
-        ancestors.resize(parent.tokens, parent.own);
-        Row { ancestors, own: parent.own, tokens: parent.tokens }
+        ancestors.resize(parent.tokens, parent.slot);
+        Row { ancestors, slot: parent.slot, tokens: parent.tokens }
     }
 
     fn tables(&self, rows: &[CacheRow], next: &[Row]) -> Vec<u32> {
         let positions = next.iter().map(|row| row.tokens as u32);
-        let own = next.iter().map(|row| row.own);
-        let known = next.iter().map(|row| row.ancestors.len() as u32);
+        let slot = next.iter().map(|row| row.slot);
+        let ancestor_len = next.iter().map(|row| row.ancestors.len() as u32);
         let mut order: Vec<u32> = (0..rows.len() as u32).collect();
         order.sort_by_key(|&row| rows[row as usize].image);
-        let first = (0..=self.shape.images).map(|image| rows.iter().filter(|row| row.image < image).count() as u32);
+        let row_begin = (0..=self.shape.images).map(|image| rows.iter().filter(|row| row.image < image).count() as u32);
         let longest = next.iter().map(|row| row.ancestors.len()).max().unwrap_or(0);
-        let slot = |row: &Row, position: usize| row.ancestors.get(position).copied().unwrap_or(row.own);
-        let ancestors = (0..longest).flat_map(|position| next.iter().map(move |row| slot(row, position)));
-        positions.chain(own).chain(known).chain(order).chain(first).chain(ancestors).collect()
+        let slot_of = |row: &Row, position: usize| row.ancestors.get(position).copied().unwrap_or(row.slot);
+        let ancestors = (0..longest).flat_map(|position| next.iter().map(move |row| slot_of(row, position)));
+        positions.chain(slot).chain(ancestor_len).chain(order).chain(row_begin).chain(ancestors).collect()
     }
 
-    /// Room for this many slots in every layer; what texts hold already moves along.
+    /// Room for this many slots in every layer; what sequences hold already moves along.
     fn reserve(&mut self, cuda: &Cuda, slots: usize) -> Result<()> {
-        let before = self.store.texts.as_ref().map_or(0, |texts| texts.slots);
+        let before = self.store.generated.as_ref().map_or(0, |generated| generated.slots);
         if slots <= before {
             return Ok(());
         }
-        let texts = Texts::new(cuda, self.shape, slots)?;
+        let generated = Generated::new(cuda, self.shape, slots)?;
         let bytes = self.shape.heads * self.shape.head_size * cuda.dtype.size();
         let written = self.rows.iter().map(|row| row.tokens).max().unwrap_or(0);
-        let old = self.store.texts.iter().flat_map(|texts| &texts.layers);
-        for (old, new) in old.flatten().zip(texts.layers.iter().flatten()) {
+        let old = self.store.generated.iter().flat_map(|generated| &generated.layers);
+        for (old, new) in old.flatten().zip(generated.layers.iter().flatten()) {
             for position in 0..written {
                 let (to, from) = (position * slots * bytes, position * before * bytes);
                 // SAFETY: position is below max_new_tokens in both, and the new slots are more than the old.
                 unsafe { cuda.stream.copy(new.pointer().offset(to), old.pointer().offset(from), before * bytes)? };
             }
         }
-        self.store.texts = Some(texts);
+        self.store.generated = Some(generated);
         Ok(())
     }
 
@@ -167,32 +196,32 @@ impl KvCache {
         for row in &self.rows {
             ensure(row.tokens < most, "kv_append", || format!("position {} of at most {most}", row.tokens))?;
         }
-        let Some(texts) = &self.store.texts else { return Ok(&[]) };
+        let Some(generated) = &self.store.generated else { return Ok(&[]) };
         let rows = self.rows.len();
         for (position, row) in self.tables.iter_mut().zip(&self.rows) {
             *position = row.tokens as u32;
         }
         let changed = if self.written { &self.tables[..rows] } else { &self.tables };
-        let tables = texts.tables(rows, self.shape.images);
+        let tables = generated.tables(rows, self.shape.images);
         // SAFETY: there is room for the tables of as many rows as slots, and no two rows share a slot.
         unsafe { cuda.stream.copy_to_device(tables.positions, bytemuck::cast_slice(changed))? };
-        let slots = texts.slots;
+        let slots = generated.slots;
         self.written = true;
         self.rows.iter_mut().for_each(|row| row.tokens += 1);
-        let kind = [rows, self.text_splits(), slots];
+        let kind = [rows, self.generated_splits(), slots];
         self.steady = if kind == self.kind { self.steady + 1 } else { 0 };
         self.kind = kind;
         Ok(&self.tables[..rows])
     }
 
-    /// Splits that there are blocks for. Those that no text reaches cost little, and steps that differ less are recorded
+    /// Splits that there are blocks for. Those that no sequence reaches cost little, and steps that differ less are captured
     /// less often.
-    fn text_splits(&self) -> usize {
+    fn generated_splits(&self) -> usize {
         let longest = self.rows.iter().map(|row| row.tokens).max().unwrap_or(0);
         longest.div_ceil(SPLIT).next_power_of_two().min(self.shape.max_new_tokens.div_ceil(SPLIT))
     }
 
-    /// `body(cuda, self, x)`, recorded when such a step is likely to come again.
+    /// `body(cuda, self, x)`, captured when such a step is likely to come again.
     pub(super) fn step(
         &mut self,
         cuda: &Cuda,
@@ -200,77 +229,22 @@ impl KvCache {
         x: &Tensor,
         body: StepBody<'_, Cuda>,
     ) -> Result<Tensor> {
-        let key = Key::new(graph, x, self.text_splits());
+        let key = Key::new(graph, x, self.generated_splits());
         let fits = x.rows == self.rows.len() && self.written;
-        let Some(texts) = self.store.texts.as_mut().filter(|_| fits) else { return body(cuda, self, x) };
+        let Some(generated) = self.store.generated.as_mut().filter(|_| fits) else { return body(cuda, self, x) };
         // The body has the cache while they are at work.
-        let mut steps = std::mem::take(&mut texts.steps);
+        let mut steps = std::mem::take(&mut generated.steps);
         let mut done = steps.replay(cuda, &key, x);
         if done.is_none() && self.steady >= STEADY {
             let recorded = steps.record(cuda, key, x, &mut |inside, fixed| body(inside, self, fixed));
-            // A step that cannot be recorded, for want of memory say, may still be done.
+            // A step that cannot be captured, for want of memory say, may still be done.
             self.steady = 0;
             done = recorded.ok().map(Ok);
         }
-        if let Some(texts) = &mut self.store.texts {
-            texts.steps = steps;
+        if let Some(generated) = &mut self.store.generated {
+            generated.steps = steps;
         }
         done.unwrap_or_else(|| body(cuda, self, x))
-    }
-
-    pub(super) fn attention(&mut self, cuda: &Cuda, qkv: &Tensor, layer: usize) -> Result<Tensor> {
-        const OP: &str = "attention_decode";
-        let CacheShape { heads, head_size, images, prefix, .. } = self.shape;
-        let rows = self.rows.len();
-        self.check(OP, qkv, rows, layer)?;
-        let y = cuda.empty([rows, heads * head_size], DType::F32, Layout::Rows)?;
-        let Some(texts) = &self.store.texts else { return Ok(y) };
-        ensure(self.written, OP, || "a text without tokens: kv_append comes first".into())?;
-        let Tables { positions, own, known, order, first, ancestors } = texts.tables(rows, images);
-        let [text_keys, text_values] = &texts.layers[layer];
-        let qkv = cuda.rows_of(qkv, DType::F32)?;
-        let (prefix_splits, text_splits) = (prefix.div_ceil(SPLIT), self.text_splits());
-        let splits = prefix_splits + text_splits;
-        let partials = cuda.empty([rows * heads * splits, head_size + 2], DType::F32, Layout::Rows)?;
-        let (prefix_keys, prefix_values) = self.prefix(layer);
-        let params = CachedAttentionParams {
-            qkv: qkv.pointer(),
-            prefix_keys,
-            prefix_values,
-            text_keys: text_keys.pointer(),
-            text_values: text_values.pointer(),
-            positions,
-            own,
-            known,
-            order,
-            first,
-            ancestors,
-            partials: partials.pointer(),
-            y: y.pointer(),
-            rows: int(OP, rows)?,
-            images: int(OP, images)?,
-            heads: int(OP, heads)?,
-            head_size: int(OP, head_size)?,
-            prefix: int(OP, prefix)?,
-            slots: int(OP, texts.slots)?,
-            prefix_splits: int(OP, prefix_splits)?,
-            splits: int(OP, splits)?,
-            scale: std::f32::consts::LOG2_E / (head_size as f32).sqrt(),
-            unused: 0,
-        };
-        let kernel = match cuda.dtype {
-            DType::BF16 => &kernels::ATTENTION_CACHED_FORWARD_BF16,
-            _ => &kernels::ATTENTION_CACHED_FORWARD_F32,
-        };
-        let units = if rows == 0 { 0 } else { images * prefix_splits + rows * text_splits };
-        let shared = (2 * SPLIT * (head_size + 1) + head_size + WARP_SCRATCH) * size_of::<f32>();
-        // SAFETY: rows, pictures and slots come from `set_rows`, which checked them; positions are below max_new_tokens; every
-        // split of every row's text and prefix has its partial result before the second kernel adds them.
-        unsafe {
-            cuda.launch(kernel, Launch::grid([units, heads, 1]).shared_bytes(shared), params)?;
-            cuda.launch(&kernels::ATTENTION_CACHED_FORWARD_COMBINE, Launch::grid([rows, heads, 1]), params)?;
-        }
-        Ok(y)
     }
 }
 
@@ -283,7 +257,7 @@ impl Drop for KvCache {
 /// Gives every row a slot of its own in which no other row reads what this one will write. A row that continues another
 /// stays in that one's slot if it can, so only one of several children moves.
 fn with_slots(mut rows: Vec<Row>) -> Vec<Row> {
-    let most = rows.iter().flat_map(|row| &row.ancestors).chain(rows.iter().map(|row| &row.own)).max();
+    let most = rows.iter().flat_map(|row| &row.ancestors).chain(rows.iter().map(|row| &row.slot)).max();
     let known = most.map_or(0, |&most| most as usize + 1);
     // Positions from here on are read by nobody, for every slot.
     let mut read = vec![0; known + rows.len()];
@@ -293,11 +267,11 @@ fn with_slots(mut rows: Vec<Row>) -> Vec<Row> {
     let mut taken = vec![false; read.len()];
     for row in &mut rows {
         let free = |slot: &usize| !taken[*slot] && read[*slot] <= row.tokens;
-        // Slots that texts lie in already come before unused ones, so that they stay few.
+        // Slots that sequences lie in already come before unused ones, so that they stay few.
         let others = (0..read.len()).filter(|&slot| read[slot] > 0).chain(0..read.len());
-        let slot = std::iter::once(row.own as usize).chain(others).find(free);
-        row.own = slot.unwrap_or_default() as u32;
-        taken[row.own as usize] = true;
+        let slot = std::iter::once(row.slot as usize).chain(others).find(free);
+        row.slot = slot.unwrap_or_default() as u32;
+        taken[row.slot as usize] = true;
     }
     rows
 }

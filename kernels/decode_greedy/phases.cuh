@@ -1,10 +1,10 @@
-// decode, the parts of a step: what one block does between two grid barriers. Used by kernels/decode/loop.cu alone.
+// decode_greedy, the parts of a step: the work of one block between two grid barriers.
 #pragma once
 
 #include "mma.cuh"
 
 // Weights of one post-norm layer. `T` of the matrices is the kernel's; scales are those of fp8 rows, else null.
-struct DecodeLayerParams {
+struct DecodeGreedyLayerParams {
     const void* qkv;               // (3C, C)
     const void* attention_out;     // (C, C)
     const void* fc1;               // (F, C)
@@ -23,19 +23,19 @@ struct DecodeLayerParams {
     const float* mlp_norm_bias;
     const void* prefix_keys;    // (images, H, prefix, D), bf16 or f32
     const void* prefix_values;
-    void* text_keys;            // (rows, H, limit, D), the same type
-    void* text_values;
+    void* generated_keys;       // (rows, H, limit, D), the same type
+    void* generated_values;
 };
-SIZE_OF(DecodeLayerParams, 160);
+SIZE_OF(DecodeGreedyLayerParams, 160);
 
-struct DecodeParams {
-    const DecodeLayerParams* layers;  // in device memory
+struct DecodeGreedyParams {
+    const DecodeGreedyLayerParams* layers;  // in device memory
     const void* word;                 // (V, C), also the output's weights; bf16 beside fp8 layers, as is
     const void* position;             // (P, C)
     const float* embedding_norm_weight;
     const float* embedding_norm_bias;
     const float* output_bias;         // (V)
-    const int* images;                // (rows): each row's picture
+    const int* images;                // (rows): each row's image
     float* scratch;                   // see Scratch
     unsigned* control;                // see CONTROL_*, in device memory, zeros at the start
     unsigned* host;                   // see HOST_*, in memory that the host sees
@@ -46,7 +46,7 @@ struct DecodeParams {
     int heads;
     int vocabulary;
     int prefix;
-    int limit;       // text positions, BOS included
+    int limit;       // positions of a sequence, BOS included
     int chunk;       // image tokens of a split of the attention
     int slots;       // 2 to 4 buffers of weights
     int slot_bytes;  // of one, a multiple of 128
@@ -56,7 +56,7 @@ struct DecodeParams {
     float scale;     // 1 / sqrt(D) * log2 e
     int seconds;     // without progress at a barrier, after which the launch gives up
 };
-SIZE_OF(DecodeParams, 144);
+SIZE_OF(DecodeGreedyParams, 144);
 
 namespace {
 
@@ -72,7 +72,7 @@ constexpr int ROWS = 2;                     // weight rows that a warp works on 
 constexpr int CONTROL_BARRIER = 0;
 constexpr int CONTROL_STOP = 32;   // away from the counter's cache line
 constexpr int CONTROL_ABORT = 64;
-// Words of `host`: what the host may set, and what it reads.
+// Words of `host`: the first is set by the host, the others are read by it.
 constexpr int HOST_CANCEL = 0;
 constexpr int HOST_STATUS = 1;    // DONE ...
 constexpr int HOST_LENGTHS = 16;  // (8) tokens written so far, BOS included
@@ -90,7 +90,7 @@ struct Scratch {
     float* partials;  // (rows, H, splits, PARTIAL)
 };
 
-DEVICE Scratch scratch_of(const DecodeParams& p) {
+DEVICE Scratch scratch_of(const DecodeGreedyParams& p) {
     Scratch s;
     s.qkv = p.scratch;
     s.attended = s.qkv + p.rows * 3 * p.channels;
@@ -153,9 +153,9 @@ struct Slice {
     int columns;
 };
 
-DEVICE Slice slice_of(const DecodeParams& p, int phase) {
+DEVICE Slice slice_of(const DecodeGreedyParams& p, int phase) {
     if (phase == 4 * p.layer_count) return {p.word, nullptr, p.output_bias, p.vocabulary, p.channels};
-    const DecodeLayerParams& layer = p.layers[phase / 4];
+    const DecodeGreedyLayerParams& layer = p.layers[phase / 4];
     switch (phase % 4) {
         case 0: return {layer.qkv, layer.qkv_scale, layer.qkv_bias, 3 * p.channels, p.channels};
         case 1: return {layer.attention_out, layer.attention_out_scale, layer.attention_out_bias, p.channels, p.channels};
@@ -165,7 +165,7 @@ DEVICE Slice slice_of(const DecodeParams& p, int phase) {
 }
 
 // Starts the copy of this block's rows of a phase to its slot. Every call is one group of copies.
-template <typename T> DEVICE void fetch(const DecodeParams& p, int phase, unsigned char* slots, int slot) {
+template <typename T> DEVICE void copy_weights(const DecodeGreedyParams& p, int phase, unsigned char* slots, int slot) {
     const Slice s = slice_of(p, phase);
     const int first = share(s.rows, blockIdx.x), last = share(s.rows, blockIdx.x + 1);
     const bool output = phase == 4 * p.layer_count;
@@ -178,7 +178,7 @@ template <typename T> DEVICE void fetch(const DecodeParams& p, int phase, unsign
 }
 
 // Waits for the oldest of the slots' groups.
-DEVICE void fetched(int slots) {
+DEVICE void wait_slot(int slots) {
     if (slots == 2) cp_async_wait<0>();
     else if (slots == 3) cp_async_wait<1>();
     else cp_async_wait<2>();
@@ -190,7 +190,7 @@ DEVICE void fetched(int slots) {
 // This block's rows of a slice times the activations `x` (BATCH, K) in shared memory; `store(batch, row, value)` gets
 // each sum. A warp takes ROWS rows at a time, its lanes eight values of K each.
 template <typename T, int BATCH, typename Store>
-DEVICE void multiply(const Slice& s, const unsigned char* slot, const float* x, const Store& store) {
+DEVICE void mainloop(const Slice& s, const unsigned char* slot, const float* x, const Store& store) {
     const int first = share(s.rows, blockIdx.x), count = share(s.rows, blockIdx.x + 1) - first;
     const int K = s.columns, lane = lane_index();
     const T* weights = reinterpret_cast<const T*>(slot);
@@ -235,7 +235,7 @@ DEVICE void multiply(const Slice& s, const unsigned char* slot, const float* x, 
 // Rows (BATCH, C) of device memory, normalised, into shared memory as planes. Every warp takes the statistics of its row
 // for itself, which is cheaper than waiting for another, and writes its part of the row.
 template <int BATCH, typename Load>
-DEVICE void normalise(const DecodeParams& p, const Load& load, const float* weight, const float* bias, float* x) {
+DEVICE void normalise(const DecodeGreedyParams& p, const Load& load, const float* weight, const float* bias, float* x) {
     constexpr int SHARES = WARPS / BATCH;
     const int C = p.channels, b = warp_index() % BATCH, part = warp_index() / BATCH, lane = lane_index();
     if (b < p.rows) {
@@ -265,26 +265,27 @@ struct AttentionShared {
     float output[WARPS][D];
 };
 
-// Splits of a row's tokens at text position `t`: the prefix in chunks, then the text in steps of TOKENS.
-DEVICE int prefix_splits(const DecodeParams& p) { return (p.prefix + p.chunk - 1) / p.chunk; }
-DEVICE int splits_at(const DecodeParams& p, int t) { return prefix_splits(p) + t / TOKENS + 1; }
-DEVICE int most_splits(const DecodeParams& p) { return splits_at(p, p.limit - 1); }
+// Splits of a row's tokens at position `t` of its sequence: the prefix in chunks, then the units in steps of TOKENS.
+DEVICE int prefix_splits(const DecodeGreedyParams& p) { return (p.prefix + p.chunk - 1) / p.chunk; }
+DEVICE int splits_at(const DecodeGreedyParams& p, int t) { return prefix_splits(p) + t / TOKENS + 1; }
+DEVICE int max_splits(const DecodeGreedyParams& p) { return splits_at(p, p.limit - 1); }
 
-// Key or value, eight values from `at`, of the split's token; the newest text token is taken from qkv, rounded as stored.
+// Rounds eight values of the newest unit's key or value as they are stored.
 template <typename Cached> DEVICE void round_to(float (&v)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; i++) v[i] = to_float(from_float<Cached>(v[i]));
 }
 
-// Units of work: one split of one head of one row. Attention of the query over the split's tokens, unnormalised, with
-// its maximum and sum, into the partials.
+// A work item is one split of one head of one row: attention of the query over the split's tokens, unnormalised, with its
+// maximum and sum, into the partials.
 template <typename Cached>
-DEVICE void attend(const DecodeParams& p, const Scratch& s, const DecodeLayerParams& layer, int t, AttentionShared& shared) {
-    const int C = p.channels, splits = splits_at(p, t), units = p.rows * p.heads * splits;
+DEVICE void attention_split(const DecodeGreedyParams& p, const Scratch& s, const DecodeGreedyLayerParams& layer, int t,
+                            AttentionShared& shared) {
+    const int C = p.channels, splits = splits_at(p, t), items = p.rows * p.heads * splits;
     const int token = threadIdx.x / LANES, d = threadIdx.x % LANES * 8;
     const int before = prefix_splits(p);
-    for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
-        const int split = unit % splits, head = unit / splits % p.heads, row = unit / splits / p.heads;
+    for (int item = blockIdx.x; item < items; item += gridDim.x) {
+        const int split = item % splits, head = item / splits % p.heads, row = item / splits / p.heads;
         const float* qkv = s.qkv + int64_t(row) * 3 * C + head * D + d;
         float key[8], value[8], score = -INFINITY;
         bool visible;
@@ -301,15 +302,15 @@ DEVICE void attend(const DecodeParams& p, const Scratch& s, const DecodeLayerPar
             visible = at <= t;
             const int64_t offset = ((int64_t(row) * p.heads + head) * p.limit + at) * D + d;
             if (visible && at < t) {
-                widen(static_cast<const Cached*>(layer.text_keys) + offset, key);
-                widen(static_cast<const Cached*>(layer.text_values) + offset, value);
+                widen(static_cast<const Cached*>(layer.generated_keys) + offset, key);
+                widen(static_cast<const Cached*>(layer.generated_values) + offset, value);
             } else if (visible) {
                 widen(qkv + C, key), widen(qkv + 2 * C, value);
                 round_to<Cached>(key), round_to<Cached>(value);
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
-                    static_cast<Cached*>(layer.text_keys)[offset + i] = from_float<Cached>(key[i]);
-                    static_cast<Cached*>(layer.text_values)[offset + i] = from_float<Cached>(value[i]);
+                    static_cast<Cached*>(layer.generated_keys)[offset + i] = from_float<Cached>(key[i]);
+                    static_cast<Cached*>(layer.generated_values)[offset + i] = from_float<Cached>(value[i]);
                 }
             }
         }
@@ -322,13 +323,13 @@ DEVICE void attend(const DecodeParams& p, const Scratch& s, const DecodeLayerPar
 #pragma unroll
         for (int mask = 1; mask < LANES; mask *= 2) product += shuffle_xor(product, mask);
         if (visible) score = product * p.scale;
-        const float warp_most = warp_max(score);
-        if (lane_index() == 0) shared.maximum[warp_index()] = warp_most;
+        const float warp_maximum = warp_max(score);
+        if (lane_index() == 0) shared.maximum[warp_index()] = warp_maximum;
         sync_block();
-        float most = -INFINITY;
+        float maximum = -INFINITY;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) most = fmaxf(most, shared.maximum[w]);
-        const float weight = visible ? exp2_fast(score - most) : 0.0f;
+        for (int w = 0; w < WARPS; w++) maximum = fmaxf(maximum, shared.maximum[w]);
+        const float weight = visible ? exp2_fast(score - maximum) : 0.0f;
         float sum = weight;
 #pragma unroll
         for (int i = 0; i < 8; i++) value[i] = visible ? weight * value[i] : 0.0f;
@@ -344,7 +345,7 @@ DEVICE void attend(const DecodeParams& p, const Scratch& s, const DecodeLayerPar
         }
         if (lane_index() == 0) shared.sum[warp_index()] = sum;
         sync_block();
-        float* out = s.partials + ((int64_t(row) * p.heads + head) * most_splits(p) + split) * PARTIAL;
+        float* out = s.partials + ((int64_t(row) * p.heads + head) * max_splits(p) + split) * PARTIAL;
         if (threadIdx.x < D + 1) {
             float total = 0.0f;
 #pragma unroll
@@ -353,22 +354,22 @@ DEVICE void attend(const DecodeParams& p, const Scratch& s, const DecodeLayerPar
             }
             out[threadIdx.x] = total;
         }
-        if (threadIdx.x == D + 1) out[D + 1] = most;
+        if (threadIdx.x == D + 1) out[D + 1] = maximum;
         sync_block();
     }
 }
 
 // The splits of every row and head together, into shared memory as planes (BATCH, C).
-template <int BATCH> DEVICE void combine(const DecodeParams& p, const Scratch& s, int t, float* x) {
+template <int BATCH> DEVICE void combine(const DecodeGreedyParams& p, const Scratch& s, int t, float* x) {
     const int C = p.channels, splits = splits_at(p, t);
     for (int at = threadIdx.x; at < BATCH * C; at += THREADS) {
         const int row = at / C, c = at % C;
-        float out = 0.0f, sum = 0.0f, most = -INFINITY;
+        float out = 0.0f, sum = 0.0f, maximum = -INFINITY;
         if (row < p.rows) {
-            const float* parts = s.partials + (int64_t(row) * p.heads + c / D) * most_splits(p) * PARTIAL;
-            for (int i = 0; i < splits; i++) most = fmaxf(most, parts[i * PARTIAL + D + 1]);
+            const float* parts = s.partials + (int64_t(row) * p.heads + c / D) * max_splits(p) * PARTIAL;
+            for (int i = 0; i < splits; i++) maximum = fmaxf(maximum, parts[i * PARTIAL + D + 1]);
             for (int i = 0; i < splits; i++) {
-                const float factor = exp2_fast(parts[i * PARTIAL + D + 1] - most);
+                const float factor = exp2_fast(parts[i * PARTIAL + D + 1] - maximum);
                 out = fmaf(factor, parts[i * PARTIAL + c % D], out);
                 sum = fmaf(factor, parts[i * PARTIAL + D], sum);
             }

@@ -1,19 +1,18 @@
-//! Launches kernels/decode/loop.cu: the whole greedy loop in one cooperative launch, its tokens read as they are chosen.
+//! Launches kernels/decode_greedy/forward.cu: the whole greedy loop in one cooperative launch, its tokens read as they are chosen.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::driver::{DevicePtr, Kernel, Launch, MappedHostBuffer};
-use super::kernels::{self, DecodeLayerParams, DecodeParams};
+use super::driver::{DevicePtr, Launch, MappedHostBuffer, Properties};
+use super::kernels::{self, DecodeGreedyLayerParams, DecodeGreedyParams};
+use super::tiles::Tile;
 use super::{Cuda, KvCache, Layout, LinearWeights, Matrix, Tensor, int};
 use crate::backend::{DecoderWeights, Occupancy};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
 const OP: &str = "decode_greedy";
-/// Rows that one launch decodes.
-const MAX_ROWS: usize = 8;
 /// Head size of the kernel.
 const HEAD_SIZE: usize = 64;
 /// Tokens of a split of the attention.
@@ -22,8 +21,8 @@ const SPLIT: usize = 64;
 const PARTIAL: usize = HEAD_SIZE + 2;
 /// Most and fewest buffers of weights in shared memory.
 const SLOTS: std::ops::RangeInclusive<usize> = 2..=4;
-/// Bytes that the kernel's own variables take in shared memory, rounded up: norms, splits of attention, tokens.
-const STATIC_SHARED_BYTES: usize = 4608;
+/// Bytes at multiples of which slots of weights begin.
+const SLOT_ALIGNMENT: usize = 128;
 /// Words of `control`.
 const CONTROL: usize = 96;
 /// Words of the host's memory before the tokens.
@@ -57,11 +56,40 @@ pub(super) struct GreedyLaunch<'a> {
     cache: &'a KvCache,
     sizes: Sizes,
     eight_bit: bool,
-    kernel: &'static Kernel<DecodeParams>,
+    plan: Plan,
+}
+
+/// The kernel of a loop, its blocks and their shared memory.
+struct Plan {
+    tile: &'static Tile<DecodeGreedyParams>,
     grid: usize,
+    /// Buffers of weights of `slot_bytes` each.
     slots: usize,
     slot_bytes: usize,
-    shared: usize,
+    shared_bytes: usize,
+}
+
+impl Plan {
+    /// The smallest batch that takes all rows, on as many blocks as the occupancy wants or, where their shares of the weights
+    /// do not fit, on all. `None` where the device has too little shared memory for either: with 8 rows in f32, git-large
+    /// takes 275 KB of the 227 KB that a block of an H200 can have.
+    fn new(sizes: &Sizes, [layers, output]: [DType; 2], occupancy: Occupancy, device: &Properties) -> Option<Plan> {
+        let tiles = kernels::DECODE_GREEDY_FORWARD_TILES.iter();
+        let usable = tiles.filter(|tile| tile.dtype == layers && tile.rows >= sizes.rows);
+        let tile = usable.min_by_key(|tile| tile.rows)?;
+        // The second plane holds the result of attention, then the feed-forward part's hidden channels.
+        let planes = sizes.channels + sizes.hidden.max(sizes.channels);
+        let state = tile.shared_bytes.next_multiple_of(SLOT_ALIGNMENT);
+        let fixed = state + tile.rows * planes * size_of::<f32>();
+        // The fewer blocks, the larger their shares.
+        let grids = [blocks(occupancy, device.multiprocessors), device.multiprocessors];
+        grids.into_iter().find_map(|grid| {
+            let slot_bytes = sizes.slot_bytes(grid, layers.size(), output.size());
+            let shared_bytes = |slots: usize| fixed + slots * slot_bytes;
+            let slots = SLOTS.rev().find(|&slots| shared_bytes(slots) <= device.shared_per_block)?;
+            Some(Plan { tile, grid, slots, slot_bytes, shared_bytes: shared_bytes(slots) })
+        })
+    }
 }
 
 impl<'a> GreedyLaunch<'a> {
@@ -88,7 +116,7 @@ impl<'a> GreedyLaunch<'a> {
         let alike = decoder.layers.iter().all(|l| l.attention_norm.eps == eps && l.mlp_norm.eps == eps);
         let fits = device.cooperative
             && alike
-            && (1..=MAX_ROWS).contains(&sizes.rows)
+            && sizes.rows > 0
             && shape.head_size == HEAD_SIZE
             && sizes.channels == sizes.heads * HEAD_SIZE
             && sizes.hidden.is_multiple_of(16)
@@ -100,19 +128,8 @@ impl<'a> GreedyLaunch<'a> {
         let matrices = decoder.layers.iter().flat_map(|l| [&l.qkv, &l.attention_out, &l.fc1, &l.fc2]);
         let eight_bit = matrices.into_iter().all(|linear| linear.weight.eight_bit.is_some());
         let dtype = if eight_bit { DType::F8E4M3 } else { cuda.dtype };
-        let (kernel, batch) = kernel_for(dtype, sizes.rows);
-        // The second plane holds what attention gives, then the feed-forward part's hidden channels.
-        let planes = sizes.channels + sizes.hidden.max(sizes.channels);
-        let fixed = STATIC_SHARED_BYTES + batch * planes * size_of::<f32>();
-        // The fewer blocks, the larger their shares: where they do not fit, others have to wait.
-        let grids = [blocks(decoder.occupancy, device.multiprocessors), device.multiprocessors];
-        let (grid, slots, slot_bytes) = grids.into_iter().find_map(|grid| {
-            let slot_bytes = sizes.slot_bytes(grid, dtype.size(), cuda.dtype.size());
-            let slots = SLOTS.rev().find(|slots| fixed + slots * slot_bytes <= device.shared_per_block)?;
-            Some((grid, slots, slot_bytes))
-        })?;
-        let shared = fixed + slots * slot_bytes;
-        Some(GreedyLaunch { cuda, decoder, cache, sizes, eight_bit, kernel, grid, slots, slot_bytes, shared })
+        let plan = Plan::new(&sizes, [dtype, cuda.dtype], decoder.occupancy, device)?;
+        Some(GreedyLaunch { cuda, decoder, cache, sizes, eight_bit, plan })
     }
 
     /// Runs the loop. Tokens of each row, BOS first.
@@ -175,17 +192,17 @@ impl<'a> GreedyLaunch<'a> {
         let most_splits = s.prefix.div_ceil(SPLIT) + (s.limit - 1) / SPLIT + 1;
         let width = 3 * s.channels + 2 * s.channels + s.hidden + s.vocabulary + s.heads * most_splits * PARTIAL;
         let scratch = cuda.empty([s.rows, width], DType::F32, Layout::Rows)?;
-        let text = || cuda.empty([s.rows * s.heads * s.limit, HEAD_SIZE], cuda.dtype, Layout::Rows);
-        let texts = (0..2 * self.decoder.layers.len()).map(|_| text()).collect::<Result<Vec<_>>>()?;
-        let layers: Vec<DecodeLayerParams> = (0..self.decoder.layers.len())
-            .map(|n| self.layer(n, &texts[2 * n], &texts[2 * n + 1]))
+        let sequence = || cuda.empty([s.rows * s.heads * s.limit, HEAD_SIZE], cuda.dtype, Layout::Rows);
+        let generated = (0..2 * self.decoder.layers.len()).map(|_| sequence()).collect::<Result<Vec<_>>>()?;
+        let layers: Vec<DecodeGreedyLayerParams> = (0..self.decoder.layers.len())
+            .map(|n| self.layer(n, &generated[2 * n], &generated[2 * n + 1]))
             .collect::<Result<_>>()?;
-        let words = layers.len() * size_of::<DecodeLayerParams>() / size_of::<u32>();
+        let words = layers.len() * size_of::<DecodeGreedyLayerParams>() / size_of::<u32>();
         let layers = cuda.put([1, words], DType::F32, &layers)?;
         let control = cuda.put_ids(&[0; CONTROL])?;
         let images = cuda.put_ids(&(0..s.rows as u32).collect::<Vec<_>>())?;
         let (decoder, eps) = (self.decoder, self.decoder.embedding_norm.eps);
-        let params = DecodeParams {
+        let params = DecodeGreedyParams {
             layers: layers.pointer(),
             word: decoder.output.weight.tensor.pointer(),
             position: decoder.position.tensor.pointer(),
@@ -205,19 +222,20 @@ impl<'a> GreedyLaunch<'a> {
             prefix: int(OP, s.prefix)?,
             limit: int(OP, s.limit)?,
             chunk: int(OP, chunk(s.prefix))?,
-            slots: int(OP, self.slots)?,
-            slot_bytes: int(OP, self.slot_bytes)?,
+            slots: int(OP, self.plan.slots)?,
+            slot_bytes: int(OP, self.plan.slot_bytes)?,
             bos: decoder.bos as i32,
             eos: decoder.eos as i32,
             eps,
             scale: std::f32::consts::LOG2_E / (HEAD_SIZE as f32).sqrt(),
             seconds: BARRIER_TIMEOUT_S,
         };
-        let launch = Launch { cooperative: true, ..Launch::blocks(self.grid).shared_bytes(self.shared) };
+        let launch =
+            Launch { cooperative: true, ..Launch::blocks(self.plan.grid).shared_bytes(self.plan.shared_bytes) };
         // SAFETY: `new` checked that the sizes are those of the weights and of the cache; every block takes the rows that
         // `share` gives it, at most `slot_bytes` of them; positions stay below `limit`, ids below the vocabulary.
-        unsafe { cuda.launch(self.kernel, launch, params)? };
-        Ok([vec![scratch, layers, control, images], texts].concat())
+        unsafe { cuda.launch(self.plan.tile.kernel, launch, params)? };
+        Ok([vec![scratch, layers, control, images], generated].concat())
     }
 
     /// A matrix and the scales of its rows, in the type that the kernel reads.
@@ -228,7 +246,7 @@ impl<'a> GreedyLaunch<'a> {
         }
     }
 
-    fn layer(&self, n: usize, keys: &Tensor, values: &Tensor) -> Result<DecodeLayerParams> {
+    fn layer(&self, n: usize, keys: &Tensor, values: &Tensor) -> Result<DecodeGreedyLayerParams> {
         let layer = &self.decoder.layers[n];
         let (c, f) = (self.sizes.channels, self.sizes.hidden);
         let shapes = [(&layer.qkv, 3 * c, c), (&layer.attention_out, c, c), (&layer.fc1, f, c), (&layer.fc2, c, f)];
@@ -240,7 +258,7 @@ impl<'a> GreedyLaunch<'a> {
         let (attention_out, attention_out_scale) = self.weights(&layer.attention_out.weight);
         let (fc1, fc1_scale) = self.weights(&layer.fc1.weight);
         let (fc2, fc2_scale) = self.weights(&layer.fc2.weight);
-        Ok(DecodeLayerParams {
+        Ok(DecodeGreedyLayerParams {
             qkv,
             attention_out,
             fc1,
@@ -259,8 +277,8 @@ impl<'a> GreedyLaunch<'a> {
             mlp_norm_bias: layer.mlp_norm.bias.pointer(),
             prefix_keys,
             prefix_values,
-            text_keys: keys.pointer(),
-            text_values: values.pointer(),
+            generated_keys: keys.pointer(),
+            generated_values: values.pointer(),
         })
     }
 }
@@ -270,8 +288,8 @@ impl Sizes {
     fn slot_bytes(&self, grid: usize, layers: usize, output: usize) -> usize {
         let (c, f) = (self.channels, self.hidden);
         let shares = [(3 * c, c, layers), (c, c, layers), (f, c, layers), (c, f, layers), (self.vocabulary, c, output)];
-        let most = shares.map(|(rows, columns, element)| rows.div_ceil(grid) * columns * element);
-        most.into_iter().max().unwrap_or(0).next_multiple_of(128)
+        let bytes = shares.map(|(rows, columns, element)| rows.div_ceil(grid) * columns * element);
+        bytes.into_iter().max().unwrap_or(0).next_multiple_of(SLOT_ALIGNMENT)
     }
 }
 
@@ -288,20 +306,6 @@ fn chunk(prefix: usize) -> usize {
     prefix.div_ceil(prefix.div_ceil(SPLIT).max(1)).max(1)
 }
 
-/// The kernel for so many rows, and the rows that it computes.
-fn kernel_for(dtype: DType, rows: usize) -> (&'static Kernel<DecodeParams>, usize) {
-    match (dtype, rows) {
-        (DType::BF16, 1) => (&kernels::DECODE_FORWARD_SINGLE_BF16, 1),
-        (DType::BF16, 2) => (&kernels::DECODE_FORWARD_PAIR_BF16, 2),
-        (DType::BF16, 3..=4) => (&kernels::DECODE_FORWARD_QUAD_BF16, 4),
-        (DType::BF16, _) => (&kernels::DECODE_FORWARD_OCTET_BF16, 8),
-        (DType::F8E4M3, 1) => (&kernels::DECODE_FORWARD_SINGLE_FP8, 1),
-        (DType::F8E4M3, _) => (&kernels::DECODE_FORWARD_OCTET_FP8, 8),
-        (_, 1) => (&kernels::DECODE_FORWARD_SINGLE_F32, 1),
-        (_, _) => (&kernels::DECODE_FORWARD_OCTET_F32, 8),
-    }
-}
-
 fn check(linear: &LinearWeights<Cuda>, rows: usize, columns: usize) -> Result<()> {
     let weight = &linear.weight.tensor;
     super::ensure((weight.rows, weight.columns, linear.bias.len()) == (rows, columns, rows), OP, || {
@@ -312,4 +316,45 @@ fn check(linear: &LinearWeights<Cuda>, rows: usize, columns: usize) -> Result<()
             linear.bias.len()
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows, dtype of the layers and of the output, as git-large has them.
+    fn plan(rows: usize, types: [DType; 2], shared_per_block: usize) -> Option<Plan> {
+        let sizes = Sizes { rows, channels: 768, hidden: 3072, heads: 12, vocabulary: 203, prefix: 257, limit: 101 };
+        let device = Properties {
+            name: "a device".into(),
+            multiprocessors: 132,
+            capability: (9, 0),
+            memory: 1 << 30,
+            cooperative: true,
+            l2: 50 << 20,
+            shared_per_block,
+        };
+        let plan = Plan::new(&sizes, types, Occupancy::Whole, &device)?;
+        assert!(plan.shared_bytes <= shared_per_block && plan.tile.rows >= rows, "{rows} rows in {types:?}");
+        assert!(plan.grid * plan.slot_bytes >= 3072 * 768 * types[0].size(), "{rows} rows in {types:?}");
+        Some(plan)
+    }
+
+    /// Bytes of shared memory of a block of an H100 or H200, and of an A100.
+    const HOPPER: usize = 227 << 10;
+    const AMPERE: usize = 163 << 10;
+
+    #[test]
+    fn what_does_not_fit_the_shared_memory_has_no_plan() {
+        let (f32s, bf16s, fp8s) = ([DType::F32; 2], [DType::BF16; 2], [DType::F8E4M3, DType::BF16]);
+        for rows in 1..=8 {
+            assert_eq!(plan(rows, f32s, HOPPER).is_some(), rows == 1, "{rows} rows in f32");
+            for types in [bf16s, fp8s] {
+                assert!(plan(rows, types, HOPPER).is_some(), "{rows} rows in {types:?}");
+            }
+            assert_eq!(plan(rows, bf16s, AMPERE).is_some(), rows <= 4, "{rows} rows in bf16");
+        }
+        assert!(plan(9, bf16s, HOPPER).is_none());
+        assert!(plan(1, bf16s, 32 << 10).is_none());
+    }
 }

@@ -1,5 +1,5 @@
-//! The device memory of a cache, and the decode steps that were recorded over it. Recorded steps hold addresses, so both
-//! wait together for the next cache of the same shape: a caption like the one before it allocates and records nothing.
+//! The device memory of a cache, and the decode steps that were captured over it. Captured steps hold addresses, so both
+//! wait together for the next cache of the same shape: a caption like the one before it allocates and captures nothing.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -19,11 +19,11 @@ pub(super) struct KvStorage {
     /// Keys and values of each layer, (images, H, prefix, D).
     pub prefixes: Vec<[Tensor; 2]>,
     /// None before there are rows.
-    pub texts: Option<Texts>,
+    pub generated: Option<Generated>,
 }
 
-/// What there is for each slot.
-pub(super) struct Texts {
+/// Keys, values and tables of generated units, with room for so many slots.
+pub(super) struct Generated {
     /// Steps over this very memory.
     pub steps: Graphs,
     /// Keys and values of each layer, (positions, slots, H, D).
@@ -32,29 +32,29 @@ pub(super) struct Texts {
     tables: Tensor,
 }
 
-/// Where the tables of the live rows lie, one after the other; see kernels/cache.cu.
-pub(super) struct Tables {
+/// Where the tables of the live rows lie, one after the other; see kernels/attention_decode.cu.
+pub(in crate::backend::cuda) struct Tables {
     pub positions: DevicePtr,
-    pub own: DevicePtr,
-    pub known: DevicePtr,
+    pub slot: DevicePtr,
+    pub ancestor_len: DevicePtr,
     pub order: DevicePtr,
-    pub first: DevicePtr,
+    pub row_begin: DevicePtr,
     pub ancestors: DevicePtr,
 }
 
 impl KvStorage {
     pub fn new(cuda: &Cuda, shape: CacheShape) -> Result<KvStorage> {
         let prefixes = matrices(cuda, shape, shape.images * shape.heads * shape.prefix)?;
-        Ok(KvStorage { prefixes, texts: None })
+        Ok(KvStorage { prefixes, generated: None })
     }
 }
 
-impl Texts {
-    pub fn new(cuda: &Cuda, shape: CacheShape, slots: usize) -> Result<Texts> {
+impl Generated {
+    pub fn new(cuda: &Cuda, shape: CacheShape, slots: usize) -> Result<Generated> {
         let CacheShape { heads, images, max_new_tokens, .. } = shape;
         // Live rows have a slot each.
         let words = slots * (Tables::OF_ROW + max_new_tokens) + images + 1;
-        Ok(Texts {
+        Ok(Generated {
             steps: Graphs::default(),
             layers: matrices(cuda, shape, max_new_tokens * slots * heads)?,
             slots,
@@ -67,10 +67,10 @@ impl Texts {
         let at = |words: usize| self.tables.pointer().offset(words * size_of::<u32>());
         Tables {
             positions: at(0),
-            own: at(rows),
-            known: at(2 * rows),
+            slot: at(rows),
+            ancestor_len: at(2 * rows),
             order: at(3 * rows),
-            first: at(Tables::OF_ROW * rows),
+            row_begin: at(Tables::OF_ROW * rows),
             ancestors: at(Tables::OF_ROW * rows + images + 1),
         }
     }
