@@ -85,10 +85,14 @@ step() {
   } 2> /dev/null
   local took remark=''
   took=$(awk "BEGIN {printf \"%.1f\", $EPOCHREALTIME - $began}")
-  [ "$status" = passed ] || remark="$code: $(tail -n 1 "$out/$name.log" | cut -c 1-160)"
+  # Of doctor its cases count, of everything else the last words.
   local wrong
   wrong=$(grep -c '"passed": *false' "$out/$name.out")
-  ((wrong)) && remark="$wrong cases are wrong; $remark"
+  if ((wrong)); then
+    remark="$wrong cases failed $(grep -m 1 -o '"problem": *"[^"]*"' "$out/$name.out" | cut -c 1-120)"
+  elif [ "$status" != passed ]; then
+    remark="$code: $(tail -n 1 "$out/$name.log" | cut -c 1-120)"
+  fi
   note "$name" "$status" "$took" "$remark"
 }
 
