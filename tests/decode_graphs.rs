@@ -88,7 +88,7 @@ fn beams(images: usize, beams: usize, steps: usize) -> Scenario {
     scenario
 }
 
-/// Texts that end, one every eight steps; where `refill`, another begins at once in their place.
+/// Texts that end, one every eight steps; where `refill`, another takes their slot in the next step.
 fn ending(images: usize, steps: usize, refill: bool) -> Scenario {
     let mut scenario = steady(images, 1);
     for step in 1..steps {

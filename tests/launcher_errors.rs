@@ -1,4 +1,4 @@
-//! What launchers refuse before anything runs on the device, and what they find in its results: each an error that names
+//! Errors of launchers, found before anything runs on the device or in its results: each an error that names
 //! the operation, as on the CPU.
 #![cfg(feature = "emulator")]
 

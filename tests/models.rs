@@ -20,7 +20,7 @@ use im2sp::units::{BOS, EOS};
 use im2sp::weights::ModelFiles;
 
 const MODELS: [&str; 3] = ["small", "wide_vision", "wide_decoder"];
-/// What all sums of these shallow models add up to, roughly: for the tolerance policy.
+/// Rough total length of all sums of these shallow models: for the tolerance policy.
 const DEPTH: usize = 4000;
 
 struct Model {

@@ -117,6 +117,7 @@ fn unit_files_are_read_and_named_in_errors() {
         write(b"{'audio': \"it's.wav\", 'code': [7, 8], 'x': (True, None)}\n{'hubert': '9', 'id': 'b\\'c'}\n").unwrap(),
         [list(Some("it's.wav"), 1, &[7, 8]), list(Some("b'c"), 2, &[9])]
     );
+    assert_eq!(write(b"[1]\n2 3\n").unwrap(), [list(None, 1, &[1]), list(None, 2, &[2, 3])]);
     for (content, expected) in [
         (&b""[..], "there are none"),
         (b"1 -2", "\"-2\""),

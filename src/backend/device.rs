@@ -64,6 +64,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn record_event(&self) -> Result<Self::Event>;
     /// Milliseconds between two points of the stream, when its work came to them; waits for the later one.
     fn elapsed(&self, from: &Self::Event, to: &Self::Event) -> Result<f64>;
+    /// Makes all later work of this stream start after `event` of another stream of the device.
+    fn wait(&self, event: &Self::Event) -> Result<()>;
     /// Copies `values` (rows, columns) to the device.
     fn upload(&self, shape: [usize; 2], values: &[f32]) -> Result<Self::Tensor>;
     /// Copies a tensor to the host, row by row.

@@ -24,7 +24,7 @@ const IN_FLIGHT: [usize; 2] = [8, 64];
 
 /// Describe images aloud
 ///
-/// JPEG, PNG, WebP, BMP and GIF are read; the content decides, not the name. Of a directory, files with a suffix of these
+/// JPEG, PNG, WebP, BMP and GIF are read; the content decides, not the name. In a directory, files with a suffix of these
 /// formats are taken (jfif, jpe and jif too), and macOS's ._ files left out; images whose result exists already are skipped,
 /// so the same command resumes after an interruption. The result of an image NAME.jpg is NAME.wav; where two images would
 /// have the same, those two have longer names: NAME.jpg.wav, FOLDER_NAME.jpg.wav.
@@ -102,7 +102,7 @@ struct Decoding {
     /// Seed of the sampling
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
-    /// Whose rules: today's transformers, or those of the reference implementation (4.33.3, with its truncation)
+    /// Rules to follow: today's transformers, or the reference implementation (4.33.3, with its truncation)
     #[arg(long, default_value = "current", value_name = "RULES")]
     compat: Rules,
 }

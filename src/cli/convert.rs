@@ -34,7 +34,7 @@ pub struct Convert {
     /// The vocoder's checkpoint; without one the model gives units but no sound
     #[arg(long, value_name = "CKPT")]
     vocoder: Option<PathBuf>,
-    /// The vocoder's dimensions [default: config.json beside its checkpoint]
+    /// The vocoder's dimensions [default: config.json next to its checkpoint]
     #[arg(long, value_name = "JSON", requires = "vocoder")]
     vocoder_config: Option<PathBuf>,
     /// A preprocessor_config.json with the picture's size, mean and std [default: that of SRC, or CLIP's]

@@ -47,7 +47,7 @@ enum Command {
     Doctor(doctor::Doctor),
 }
 
-/// Which model, and where it runs.
+/// Model and device options.
 #[derive(Args)]
 struct ModelArgs {
     /// Model directory made by `im2sp convert`; without it the small embedded model is used

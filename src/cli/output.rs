@@ -35,7 +35,7 @@ impl Format {
         }
     }
 
-    /// What stands before the samples; `None` while their number is not known.
+    /// Header before the samples; `None` while their number is not known.
     fn header(self, rate: u32, samples: Option<usize>) -> Result<Vec<u8>> {
         match self {
             Format::Wav => audio::wav_header(rate, samples),
@@ -160,7 +160,7 @@ fn is_broken_pipe(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.kind() == ErrorKind::BrokenPipe)
 }
 
-/// What ends a sound early.
+/// Reason a sound ends early.
 enum Failure {
     Write(io::Error),
     Other(Error),
@@ -225,7 +225,7 @@ fn listens(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|about| !about.is_file() && !about.is_dir())
 }
 
-/// What standard output is.
+/// Kind of standard output.
 enum Sink {
     /// A pipe, a terminal or a device.
     Pipe,

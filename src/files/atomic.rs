@@ -1,4 +1,4 @@
-//! A file that appears whole or not at all: written under a temporary name beside its destination and renamed there.
+//! A file that appears whole or not at all: written under a temporary name next to its destination and renamed there.
 //! A destination that a rename cannot replace (a mount point, a file in a folder without write permission) is written
 //! in place; so are devices, pipes and open descriptors, after everything is known.
 
@@ -11,7 +11,7 @@ use tempfile::{NamedTempFile, SpooledTempFile};
 use super::{Unfinished, names_descriptor, refused};
 use crate::{Error, Result};
 
-/// Bytes that a file without a temporary name beside its destination keeps in memory before it takes a disk.
+/// Bytes that a file without a temporary name next to its destination keeps in memory before it takes a disk.
 const SPOOL_BYTES: usize = 1 << 26;
 
 /// A file on its way to its destination. Dropping it before [`AtomicFile::commit`] leaves nothing behind.
@@ -32,7 +32,7 @@ enum Staging {
 }
 
 impl AtomicFile {
-    /// Begins a file that is to be at `path`. A link is followed.
+    /// Begins a file that is to be at `path`. A link to a file is followed.
     ///
     /// # Errors
     /// If `path` is a folder, or its folder is missing or takes no new file and `path` is no file that can be written.

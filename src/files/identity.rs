@@ -1,4 +1,4 @@
-//! Which file a path leads to, whatever the path is called.
+//! Identity of the file that a path leads to, whatever the path is called.
 
 use std::fs::{self, File};
 use std::io;

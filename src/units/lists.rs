@@ -46,7 +46,8 @@ pub fn parse(text: &str, count: usize) -> Result<Vec<u32>> {
 /// If there is no unit, one is out of range, or a line is none of the forms above.
 pub fn parse_lists(text: &str, count: usize) -> Result<Vec<UnitList>> {
     let text = text.trim_start_matches('\u{feff}').trim();
-    let lists = match json_records(text) {
+    let records = || json_records(text).or_else(|| json_records(&json_of_python(text)));
+    let lists = match text.starts_with(['[', '{', '"']).then(records).flatten() {
         Some(records) => from_json(&records, count),
         None => from_lines(text, count),
     };
@@ -96,12 +97,12 @@ fn decode(bytes: &[u8]) -> std::result::Result<Cow<'_, str>, String> {
     }
 }
 
-/// The values of a text that is JSON from its beginning to its end: one, or one after another.
+/// The values of a text that is JSON from its beginning to its end: one, or one after another. Bare numbers are not JSON
+/// here: a line of them is a list.
 fn json_records(text: &str) -> Option<Vec<Value>> {
-    if !text.starts_with(['[', '{', '"']) {
-        return None;
-    }
-    serde_json::Deserializer::from_str(text).into_iter().collect::<std::result::Result<_, _>>().ok()
+    let records: Option<Vec<Value>> =
+        serde_json::Deserializer::from_str(text).into_iter().map(|value| value.ok()).collect();
+    records.filter(|records| !records.iter().any(Value::is_number))
 }
 
 /// The lists of JSON values: an array of numbers is one; of an array of other things, each.
@@ -169,8 +170,9 @@ fn from_line(text: &str, line: usize, count: usize) -> std::result::Result<UnitL
         let value = serde_json::from_str(text).or_else(|_| serde_json::from_str(&json_of_python(text)));
         return list_of(&value.map_err(|error| format!("is neither JSON nor a Python value: {error}"))?, line, count);
     }
+    let several = |text: &str| numbers(text, count).is_ok_and(|units| units.len() > 1);
     let named = match text.split_once('|') {
-        Some((name, units)) => Some((name, units)),
+        Some((name, units)) => Some((name, units)).filter(|(name, _)| !several(name)),
         // Numbers may have tabs between them, but none begins with a zero: 0007 is a name.
         None => text.split_once('\t').filter(|(name, _)| {
             let padded = name.len() > 1 && name.starts_with('0') && !name.contains([',', ' ']);

@@ -91,7 +91,7 @@ fn wav(file: &Path) -> (u32, Vec<i16>) {
     (spec.sample_rate, reader.samples::<i16>().collect::<Result<_, _>>().expect("whole samples"))
 }
 
-/// What a shell's pipe carries, and whether all went well.
+/// Bytes that a shell's pipe carries, and whether all went well.
 fn piped(arguments: &[&str], listener: &str) -> (Vec<u8>, String) {
     let command = format!("set -o pipefail; \"$0\" \"$@\" | {listener}");
     let output = Command::new("bash").args(["-c", &command, env!("CARGO_BIN_EXE_im2sp")]).args(arguments).output();

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What listens may go away; but what could not be said is not passed over.
+/// A reader may go away; an error that could not be printed still counts.
 #[test]
 fn a_closed_pipe_is_no_error_and_a_full_disk_is_one() {
     let into = |stdout: std::process::Stdio| {
@@ -194,6 +194,7 @@ fn sound_for_a_closed_standard_output_is_an_error() {
         succeeds(&shell(directory.path(), &format!("im2sp {command} -o - >/dev/null")));
         succeeds(&shell(directory.path(), &format!("im2sp {command} -o file.wav >&-")));
     }
+    assert!(fails(&shell(directory.path(), "im2sp caption $scene --no-audio >&-")).contains("closed"));
 }
 
 #[test]

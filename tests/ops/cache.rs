@@ -43,7 +43,7 @@ fn equals_golden() {
     }
 }
 
-/// Rows that fork, swap and vanish continue their parents' texts bit for bit, beside others that have just begun.
+/// Rows that fork, swap and vanish continue their parents' texts bit for bit, next to others that have just begun.
 #[test]
 fn rows_continue_their_parents() {
     let mut random = random(4);

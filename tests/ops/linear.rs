@@ -74,7 +74,7 @@ fn is_exact_on_whole_numbers() {
     }
 }
 
-/// A row's result does not depend on the rows beside it.
+/// A row's result does not depend on its neighbours.
 #[test]
 fn rows_do_not_depend_on_their_neighbours() {
     let mut random = random(2);

@@ -35,7 +35,7 @@ fn launch(
     let kept = count.max(1).min(most * vocabulary);
     int(OP, most * vocabulary)?;
     let shared = SIZE_OF_SELECT_SHARED + most * SIZE_OF_BEAM_ROW;
-    let room = cuda.driver.properties().shared_per_block;
+    let room = cuda.stream.properties().shared_per_block;
     ensure(shared <= room, OP, || {
         format!("{most} hypotheses of an image; there is room for {}", room / SIZE_OF_BEAM_ROW)
     })?;

@@ -131,7 +131,7 @@ pub(super) fn tiled_launch(
     rows: usize,
     columns: usize,
 ) -> (&'static Kernel<ConvolutionParams>, Launch) {
-    let multiprocessors = cuda.driver.properties().multiprocessors;
+    let multiprocessors = cuda.stream.properties().multiprocessors;
     let time = |tile: &Tile| {
         let blocks = rows.div_ceil(tile.rows) * columns.div_ceil(tile.columns);
         blocks.div_ceil(multiprocessors) as f64 * (tile.rows * tile.columns) as f64 * tile.cost

@@ -83,7 +83,7 @@ impl<'a> GreedyLaunch<'a> {
             prefix: shape.prefix,
             limit,
         };
-        let device = cuda.driver.properties();
+        let device = cuda.stream.properties();
         let eps = decoder.embedding_norm.eps;
         let alike = decoder.layers.iter().all(|l| l.attention_norm.eps == eps && l.mlp_norm.eps == eps);
         let fits = device.cooperative
@@ -121,14 +121,14 @@ impl<'a> GreedyLaunch<'a> {
         if limit < 2 {
             return Ok(vec![vec![self.decoder.bos]; rows]);
         }
-        let host = self.cuda.driver.mapped_host(HOST_TOKENS + rows * limit)?;
+        let host = self.cuda.stream.mapped_host(HOST_TOKENS + rows * limit)?;
         // Held until the kernel has ended.
         let _memory = self.start(&host)?;
         let mut tokens = vec![vec![self.decoder.bos]; rows];
         let mut waiting = true;
         while waiting {
             // Asked before looking: what was written before the end is seen after it.
-            waiting = !self.cuda.driver.is_idle()?;
+            waiting = !self.cuda.stream.is_idle()?;
             if self.listen(&host, &mut tokens, told).is_break() {
                 host.words()[HOST_CANCEL].store(1, Ordering::Relaxed);
             }
@@ -136,12 +136,12 @@ impl<'a> GreedyLaunch<'a> {
                 std::thread::sleep(Duration::from_micros(20));
             }
         }
-        self.cuda.driver.synchronize()?;
+        self.cuda.stream.synchronize()?;
         match host.words()[HOST_STATUS].load(Ordering::Acquire) {
             1 | 2 => Ok(tokens),
             4 => Err(Error::NotANumber { stage: "decoder" }),
             _ => Err(Error::Device {
-                device: self.cuda.driver.properties().name.clone(),
+                device: self.cuda.stream.properties().name.clone(),
                 problem: format!(
                     "the blocks of the decoder did not meet within {BARRIER_TIMEOUT_S} s; is the device overloaded?"
                 ),

@@ -386,7 +386,7 @@ pub(super) fn linear_split(cuda: &Cuda, x: &Tensor, layer: &LinearWeights<Cuda>,
 
 fn best_tile(cuda: &Cuda, x: &Tensor, layer: &LinearWeights<Cuda>) -> Result<&'static Tile> {
     let weight = &layer.weight.tensor;
-    let multiprocessors = cuda.driver.properties().multiprocessors;
+    let multiprocessors = cuda.stream.properties().multiprocessors;
     let tile = tile_for(weight.dtype, x.rows, weight.rows, x.columns, multiprocessors);
     tile.ok_or_else(|| crate::Error::shape("linear", format!("weights in {:?}", weight.dtype)))
 }

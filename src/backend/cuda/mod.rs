@@ -28,7 +28,7 @@ mod transpose;
 use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Mutex};
 
-use self::driver::{DevicePtr, Driver, Kernel, Launch};
+use self::driver::{DevicePtr, Driver, Kernel, Launch, Stream};
 use super::{
     self as contract, Activation, Attention, AttentionShape, CacheRow, CacheShape, Conv1d, ConvEpilogue, ConvShape,
     ConvTranspose1d, Decode, DecoderWeights, Device, GraphBody, GraphId, Linear, LinearWeights, PatchEmbed, StepBody,
@@ -52,11 +52,11 @@ pub mod kernels {
 /// A CUDA device, or the emulator.
 #[derive(Clone)]
 pub struct Cuda {
-    driver: Arc<dyn Driver>,
+    stream: Arc<dyn Stream>,
     pool: Arc<DevicePool>,
     graphs: Arc<Mutex<graph::Graphs>>,
     kv_pool: Arc<cache::KvPool>,
-    /// Zeros, which kernels that count their blocks leave as zeros.
+    /// Arrival counters: zero before and after every launch.
     counters: Tensor,
     /// Type of sequences and of weight matrices: f32 or bf16.
     dtype: DType,
@@ -103,7 +103,7 @@ impl Tensor {
     }
 }
 
-/// Blocks that may be counted at once by one launch.
+/// Arrival counters available to one launch.
 const COUNTERS: usize = 4096;
 
 /// The tensor's address, or none.
@@ -117,21 +117,22 @@ fn int(op: &'static str, n: usize) -> Result<i32> {
 }
 
 impl Cuda {
-    /// A backend that computes in `dtype` (f32 or bf16) on this device.
+    /// A backend that computes in `dtype` (f32 or bf16) on a new stream of this device.
     pub fn new(driver: Arc<dyn Driver>, dtype: DType) -> Result<Cuda> {
         ensure(matches!(dtype, DType::F32 | DType::BF16), "cuda", || format!("{dtype:?} is not computed in"))?;
-        let pool = Arc::new(DevicePool::new(driver.clone()));
+        let stream = driver.new_stream()?;
+        let pool = Arc::new(DevicePool::new(stream.clone()));
         let zeros = [0u32; COUNTERS];
         let buffer = Arc::new(pool.take(size_of_val(&zeros))?);
         // SAFETY: the buffer was taken with as many bytes.
-        unsafe { driver.copy_to_device(buffer.pointer(), bytemuck::cast_slice(&zeros))? };
+        unsafe { stream.copy_to_device(buffer.pointer(), bytemuck::cast_slice(&zeros))? };
         let counters = Tensor { buffer, rows: 1, columns: COUNTERS, dtype: DType::F32, layout: Layout::Rows };
-        Ok(Cuda { driver, pool, graphs: Arc::default(), kv_pool: Arc::default(), counters, dtype })
+        Ok(Cuda { stream, pool, graphs: Arc::default(), kv_pool: Arc::default(), counters, dtype })
     }
 
-    /// The device under it.
-    pub fn driver(&self) -> &Arc<dyn Driver> {
-        &self.driver
+    /// The stream under it.
+    pub fn stream(&self) -> &Arc<dyn Stream> {
+        &self.stream
     }
 
     /// Type of sequences and of weight matrices.
@@ -152,7 +153,7 @@ impl Cuda {
     /// Overwrites `x` with zeros, and so the device's caches with `x`.
     pub fn flush_l2(&self, x: &Tensor) -> Result<()> {
         // SAFETY: the tensor holds as many bytes.
-        unsafe { self.driver.memset(x.pointer(), 0, x.len() * x.dtype.size()) }
+        unsafe { self.stream.memset(x.pointer(), 0, x.len() * x.dtype.size()) }
     }
 
     /// From now on every new tensor begins as NaN, in memory of just its size: for tests.
@@ -179,7 +180,7 @@ impl Cuda {
             format!("{} values for a shape of {shape:?}", values.len())
         })?;
         // SAFETY: the tensor was just allocated with as many bytes.
-        unsafe { self.driver.copy_to_device(tensor.pointer(), bytemuck::cast_slice(values))? };
+        unsafe { self.stream.copy_to_device(tensor.pointer(), bytemuck::cast_slice(values))? };
         Ok(tensor)
     }
 
@@ -192,7 +193,7 @@ impl Cuda {
     fn get_words(&self, x: &Tensor, len: usize) -> Result<Vec<u32>> {
         let mut words = vec![0; len.min(x.len())];
         // SAFETY: the tensor holds as many words.
-        unsafe { self.driver.copy_to_host(x.pointer(), bytemuck::cast_slice_mut(&mut words))? };
+        unsafe { self.stream.copy_to_host(x.pointer(), bytemuck::cast_slice_mut(&mut words))? };
         Ok(words)
     }
 
@@ -211,9 +212,9 @@ impl Cuda {
         }
         let _span = trace::span(kernel.info.name);
         // SAFETY: the caller's promise.
-        unsafe { self.driver.launch(&kernel.info, launch, bytemuck::bytes_of(&params))? };
+        unsafe { self.stream.launch(&kernel.info, launch, bytemuck::bytes_of(&params))? };
         // A span is to last as long as its kernel.
-        if trace::on() { self.driver.synchronize() } else { Ok(()) }
+        if trace::on() { self.stream.synchronize() } else { Ok(()) }
     }
 
     /// `x` row after row, in `dtype`.
@@ -238,11 +239,11 @@ impl Device for Cuda {
     const ONE_STREAM: bool = true;
 
     fn new_stream(&self) -> Result<Cuda> {
-        Cuda::new(self.driver.new_stream()?, self.dtype)
+        Cuda::new(self.stream.driver(), self.dtype)
     }
 
     fn name(&self) -> String {
-        self.driver.properties().name.clone()
+        self.stream.properties().name.clone()
     }
 
     fn memory_stats(&self) -> Option<(u64, usize)> {
@@ -250,11 +251,15 @@ impl Device for Cuda {
     }
 
     fn record_event(&self) -> Result<driver::Event> {
-        self.driver.record_event()
+        self.stream.record_event()
     }
 
     fn elapsed(&self, from: &driver::Event, to: &driver::Event) -> Result<f64> {
-        self.driver.elapsed(from, to).map(f64::from)
+        self.stream.elapsed(from, to).map(f64::from)
+    }
+
+    fn wait(&self, event: &driver::Event) -> Result<()> {
+        self.stream.wait_event(event)
     }
 
     fn upload(&self, shape: [usize; 2], values: &[f32]) -> Result<Tensor> {
@@ -265,7 +270,7 @@ impl Device for Cuda {
         let x = self.rows_of(x, DType::F32)?;
         let mut values = vec![0.0; x.len()];
         // SAFETY: the tensor holds as many values.
-        unsafe { self.driver.copy_to_host(x.pointer(), bytemuck::cast_slice_mut(&mut values))? };
+        unsafe { self.stream.copy_to_host(x.pointer(), bytemuck::cast_slice_mut(&mut values))? };
         Ok(values)
     }
 

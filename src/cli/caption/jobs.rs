@@ -63,8 +63,7 @@ fn direct(args: &Caption, jobs: &mut Vec<Job>) -> Result<()> {
     let alone = jobs.len() == 1 && (is_dash(&args.images[0]) || !args.images[0].is_dir());
     let what = if args.no_audio { "units" } else { "sound" };
     let folder = match &args.output {
-        // Units are printed.
-        None if args.no_audio => return Ok(()),
+        None if args.no_audio => return Destination::of(Path::new("-")).map(drop),
         None => PathBuf::new(),
         Some(output) => match (output::folder(output)?, Destination::of(output)?) {
             (Some(folder), _) => folder,

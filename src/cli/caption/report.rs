@@ -1,4 +1,4 @@
-//! What is printed about captions: a sentence, the units, or JSON.
+//! Reports on captions: a sentence, the units, or JSON.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -56,7 +56,7 @@ pub fn finish(args: &Caption, engine: &Engine, job: &Job, caption: &mut Spoken) 
     Ok(sentence(job, destination, &format!("{made}{} units in {total:.0} ms", caption.units.len())))
 }
 
-/// What to print about a caption that was streamed; the program began at `started`.
+/// Report on a streamed caption; the program began at `started`.
 pub fn streamed(
     args: &Caption,
     engine: &Engine,

@@ -219,7 +219,7 @@ fn padded(rows: &[Vec<u32>], limit: usize) -> Vec<u32> {
 /// drawn until no choice of a token is so close that this rounding could change it.
 pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
     let max = harness.max;
-    if !harness.cuda.driver().properties().cooperative {
+    if !harness.cuda.stream().properties().cooperative {
         return Ok(());
     }
     let types: &[DType] = if harness.is_bf16() { &[DType::BF16, DType::F8E4M3] } else { &[DType::F32] };
