@@ -7,7 +7,7 @@ mod common;
 mod argmax;
 mod attention;
 mod beam_candidates;
-mod cache;
+mod attention_decode;
 mod conv1d;
 mod conv_transpose1d;
 mod embed;
