@@ -164,13 +164,13 @@ pub struct TransformerLayer<B: Backend> {
     pub mlp_norm: LayerNormWeights<B>,
 }
 
-/// How much of a device a loop that stays on it may take.
+/// Multiprocessors that a launch which stays on the device may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Occupancy {
-    /// Everything: others wait for its end.
-    Whole,
-    /// Some room is left to the work of others.
-    Shared,
+pub enum SmBudget {
+    /// All of them: other streams wait for its end.
+    All,
+    /// All but a few, which are left to other streams.
+    LeaveRoom,
 }
 
 /// A decoder as [`Backend::decode_greedy`] takes it: every decode step from ids to logits.
@@ -187,8 +187,6 @@ pub struct DecoderWeights<'a, B: Backend> {
     pub bos: u32,
     /// The id that ends it.
     pub eos: u32,
-    /// Changes how long the loop takes, and no bit of what it computes.
-    pub occupancy: Occupancy,
 }
 
 /// A value of a row, and where it stands.
@@ -254,9 +252,6 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// The last bits of a result of `conv1d` may depend on where it stands in a run of this many times the dilation, counted
     /// from the first. A cut-out of a sequence that begins where a run does gives the same results as the whole.
     const CONVOLUTION_PERIOD: usize = 1;
-
-    /// Whether operations of several callers would end up in one stream of work, so that each has to wait for its turn.
-    const ONE_STREAM: bool = false;
 
     /// The same device for work that goes on beside that of `self`. Nothing made on one is used on the other.
     fn new_stream(&self) -> Result<Self>;
@@ -351,17 +346,23 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// prefix of its picture and to its text, itself included: packed qkv (R, 3*H*D) to (R, H*D).
     fn attention_decode(&self, qkv: &Self::Tensor, cache: &mut Self::KvCache, layer: usize) -> Result<Self::Tensor>;
 
-    /// The whole greedy loop, one row for each picture of `cache`, of at most `limit` tokens, where a device has a kernel
-    /// for it; `None` sends the caller to the steps above. `told` hears of new tokens (row, its tokens so far) and may end
-    /// the loop.
+    /// Whether [`Backend::decode_greedy`] takes this decoder with a cache of this shape.
+    fn can_decode_greedy(&self, decoder: &DecoderWeights<'_, Self>, shape: CacheShape, limit: usize) -> bool {
+        let _ = (decoder, shape, limit);
+        false
+    }
+    /// The whole greedy loop, one row for each image of `cache`, of at most `limit` tokens, where a device has a kernel
+    /// for it; `None` sends the caller to the steps above. `on_token` is called with new tokens (row, its tokens so far) and
+    /// may end the loop. `budget` changes how long it takes, and no bit of what it computes.
     fn decode_greedy(
         &self,
         decoder: &DecoderWeights<'_, Self>,
         cache: &Self::KvCache,
         limit: usize,
-        told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
+        budget: SmBudget,
+        on_token: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
     ) -> Option<Result<Vec<Vec<u32>>>> {
-        let _ = (decoder, cache, limit, told);
+        let _ = (decoder, cache, limit, budget, on_token);
         None
     }
 

@@ -1,13 +1,14 @@
 //! Launches kernels/decode/loop.cu: the whole greedy loop in one cooperative launch, its tokens read as they are chosen.
 
 use std::ops::ControlFlow;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::driver::{DevicePtr, Kernel, Launch, MappedHostBuffer};
 use super::kernels::{self, DecodeLayerParams, DecodeParams};
 use super::{Cuda, KvCache, Layout, Linear, Matrix, Tensor, int};
-use crate::backend::{DecoderWeights, Occupancy};
+use crate::backend::{CacheShape, DecoderWeights, SmBudget};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -54,7 +55,6 @@ struct Sizes {
 pub(super) struct GreedyLaunch<'a> {
     cuda: &'a Cuda,
     decoder: &'a DecoderWeights<'a, Cuda>,
-    cache: &'a KvCache,
     sizes: Sizes,
     eight_bit: bool,
     kernel: &'static Kernel<DecodeParams>,
@@ -69,11 +69,11 @@ impl<'a> GreedyLaunch<'a> {
     pub(super) fn new(
         cuda: &'a Cuda,
         decoder: &'a DecoderWeights<'a, Cuda>,
-        cache: &'a KvCache,
+        shape: CacheShape,
         limit: usize,
+        budget: SmBudget,
     ) -> Option<GreedyLaunch<'a>> {
         let first = decoder.layers.first()?;
-        let shape = cache.shape();
         let sizes = Sizes {
             rows: shape.images,
             channels: decoder.output.weight.tensor.columns,
@@ -105,31 +105,37 @@ impl<'a> GreedyLaunch<'a> {
         let planes = sizes.channels + sizes.hidden.max(sizes.channels);
         let fixed = STATIC_SHARED_BYTES + batch * planes * size_of::<f32>();
         // The fewer blocks, the larger their shares: where they do not fit, others have to wait.
-        let grids = [blocks(decoder.occupancy, device.multiprocessors), device.multiprocessors];
+        let grids = [blocks(budget, device.multiprocessors), device.multiprocessors];
         let (grid, slots, slot_bytes) = grids.into_iter().find_map(|grid| {
             let slot_bytes = sizes.slot_bytes(grid, dtype.size(), cuda.dtype.size());
             let slots = SLOTS.rev().find(|slots| fixed + slots * slot_bytes <= device.shared_per_block)?;
             Some((grid, slots, slot_bytes))
         })?;
         let shared = fixed + slots * slot_bytes;
-        Some(GreedyLaunch { cuda, decoder, cache, sizes, eight_bit, kernel, grid, slots, slot_bytes, shared })
+        Some(GreedyLaunch { cuda, decoder, sizes, eight_bit, kernel, grid, slots, slot_bytes, shared })
     }
 
-    /// Runs the loop. Tokens of each row, BOS first.
-    pub(super) fn run(&self, told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>) -> Result<Vec<Vec<u32>>> {
+    /// Runs the loop over a cache of the shape given to `new`. Tokens of each row, BOS first.
+    pub(super) fn run(
+        &self,
+        cache: &KvCache,
+        on_token: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
+    ) -> Result<Vec<Vec<u32>>> {
         let Sizes { rows, limit, .. } = self.sizes;
         if limit < 2 {
             return Ok(vec![vec![self.decoder.bos]; rows]);
         }
-        let host = self.cuda.driver.mapped_host(HOST_TOKENS + rows * limit)?;
+        let host = self.mapped_host(HOST_TOKENS + rows * limit)?;
+        // Blocks of two cooperative kernels could wait for each other's multiprocessors.
+        let alone = self.cuda.driver.lock_cooperative();
         // Held until the kernel has ended.
-        let _memory = self.start(&host)?;
+        let _memory = self.start(&host, cache)?;
         let mut tokens = vec![vec![self.decoder.bos]; rows];
         let mut waiting = true;
         while waiting {
             // Asked before looking: what was written before the end is seen after it.
             waiting = !self.cuda.driver.is_idle()?;
-            if self.listen(&host, &mut tokens, told).is_break() {
+            if self.drain(&host, &mut tokens, on_token).is_break() {
                 host.words()[HOST_CANCEL].store(1, Ordering::Relaxed);
             }
             if waiting {
@@ -137,7 +143,10 @@ impl<'a> GreedyLaunch<'a> {
             }
         }
         self.cuda.driver.synchronize()?;
-        match host.words()[HOST_STATUS].load(Ordering::Acquire) {
+        drop(alone);
+        let status = host.words()[HOST_STATUS].load(Ordering::Acquire);
+        *self.cuda.mapped.lock().unwrap_or_else(PoisonError::into_inner) = Some(host);
+        match status {
             1 | 2 => Ok(tokens),
             4 => Err(Error::NotANumber { stage: "decoder" }),
             _ => Err(Error::Device {
@@ -149,12 +158,23 @@ impl<'a> GreedyLaunch<'a> {
         }
     }
 
+    /// At least `words` words that the device sees, those of the last loop if there are enough: pinning memory takes longer
+    /// than a token. The control words are zeros.
+    fn mapped_host(&self, words: usize) -> Result<MappedHostBuffer> {
+        let kept = self.cuda.mapped.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(kept) = kept.filter(|kept| kept.words().len() >= words) else {
+            return self.cuda.driver.mapped_host(words.next_power_of_two());
+        };
+        kept.words()[..HOST_TOKENS].iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        Ok(kept)
+    }
+
     /// Takes over the tokens that have been written since.
-    fn listen(
+    fn drain(
         &self,
         host: &MappedHostBuffer,
         tokens: &mut [Vec<u32>],
-        told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
+        on_token: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         let words = host.words();
         for (row, tokens) in tokens.iter_mut().enumerate() {
@@ -163,14 +183,14 @@ impl<'a> GreedyLaunch<'a> {
             let known = tokens.len();
             tokens.extend(written.iter().take(length).skip(known).map(|word| word.load(Ordering::Relaxed)));
             if tokens.len() > known {
-                told(row, tokens)?;
+                on_token(row, tokens)?;
             }
         }
         ControlFlow::Continue(())
     }
 
     /// Starts the kernel; the tensors returned are what it works in.
-    fn start(&self, host: &MappedHostBuffer) -> Result<Vec<Tensor>> {
+    fn start(&self, host: &MappedHostBuffer, cache: &KvCache) -> Result<Vec<Tensor>> {
         let (cuda, s) = (self.cuda, self.sizes);
         let most_splits = s.prefix.div_ceil(SPLIT) + (s.limit - 1) / SPLIT + 1;
         let width = 3 * s.channels + 2 * s.channels + s.hidden + s.vocabulary + s.heads * most_splits * PARTIAL;
@@ -178,7 +198,7 @@ impl<'a> GreedyLaunch<'a> {
         let text = || cuda.empty([s.rows * s.heads * s.limit, HEAD_SIZE], cuda.dtype, Layout::Rows);
         let texts = (0..2 * self.decoder.layers.len()).map(|_| text()).collect::<Result<Vec<_>>>()?;
         let layers: Vec<DecodeLayerParams> = (0..self.decoder.layers.len())
-            .map(|n| self.layer(n, &texts[2 * n], &texts[2 * n + 1]))
+            .map(|n| self.layer(n, cache.prefix(n), &texts[2 * n], &texts[2 * n + 1]))
             .collect::<Result<_>>()?;
         let words = layers.len() * size_of::<DecodeLayerParams>() / size_of::<u32>();
         let layers = cuda.put([1, words], DType::F32, &layers)?;
@@ -228,14 +248,19 @@ impl<'a> GreedyLaunch<'a> {
         }
     }
 
-    fn layer(&self, n: usize, keys: &Tensor, values: &Tensor) -> Result<DecodeLayerParams> {
+    fn layer(
+        &self,
+        n: usize,
+        (prefix_keys, prefix_values): (DevicePtr, DevicePtr),
+        keys: &Tensor,
+        values: &Tensor,
+    ) -> Result<DecodeLayerParams> {
         let layer = &self.decoder.layers[n];
         let (c, f) = (self.sizes.channels, self.sizes.hidden);
         let shapes = [(&layer.qkv, 3 * c, c), (&layer.attention_out, c, c), (&layer.fc1, f, c), (&layer.fc2, c, f)];
         for (linear, rows, columns) in shapes {
             check(linear, rows, columns)?;
         }
-        let (prefix_keys, prefix_values) = self.cache.prefix(n);
         let (qkv, qkv_scale) = self.weights(&layer.qkv.weight);
         let (attention_out, attention_out_scale) = self.weights(&layer.attention_out.weight);
         let (fc1, fc1_scale) = self.weights(&layer.fc1.weight);
@@ -276,9 +301,9 @@ impl Sizes {
 }
 
 /// Blocks of a loop, one on each multiprocessor that it takes. Of two none is left: one is half of the device.
-fn blocks(occupancy: Occupancy, multiprocessors: usize) -> usize {
-    match occupancy {
-        Occupancy::Shared if multiprocessors > 2 => multiprocessors - (multiprocessors / RESERVED_SM_SHARE).max(1),
+fn blocks(budget: SmBudget, multiprocessors: usize) -> usize {
+    match budget {
+        SmBudget::LeaveRoom if multiprocessors > 2 => multiprocessors - (multiprocessors / RESERVED_SM_SHARE).max(1),
         _ => multiprocessors,
     }
 }

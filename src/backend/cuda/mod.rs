@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex};
 use self::driver::{DevicePtr, Driver, Kernel, Launch};
 use super::{
     Activation, AttentionShape, Backend, BeamCandidate, CacheRow, CacheShape, ConvEpilogue, DecoderWeights, GraphBody,
-    GraphId, LayerNormWeights, Linear, StepBody, TopValue,
+    GraphId, LayerNormWeights, Linear, SmBudget, StepBody, TopValue,
 };
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
@@ -53,7 +53,9 @@ pub mod kernels {
 pub struct Cuda {
     driver: Arc<dyn Driver>,
     pool: Arc<DevicePool>,
-    graphs: Arc<Mutex<graph::Graphs>>,
+    graphs: Arc<Mutex<graph::SequenceGraphs>>,
+    /// Host memory of the last greedy loop.
+    mapped: Arc<Mutex<Option<driver::MappedHostBuffer>>>,
     kv_pool: Arc<cache::KvPool>,
     /// Zeros, which kernels that count their blocks leave as zeros.
     counters: Tensor,
@@ -130,7 +132,15 @@ impl Cuda {
         // SAFETY: the buffer was taken with as many bytes.
         unsafe { driver.copy_to_device(buffer.pointer(), bytemuck::cast_slice(&zeros))? };
         let counters = Tensor { buffer, rows: 1, columns: COUNTERS, dtype: DType::F32, layout: Layout::Rows };
-        Ok(Cuda { driver, pool, graphs: Arc::default(), kv_pool: Arc::default(), counters, dtype })
+        Ok(Cuda {
+            driver,
+            pool,
+            graphs: Arc::default(),
+            mapped: Arc::default(),
+            kv_pool: Arc::default(),
+            counters,
+            dtype,
+        })
     }
 
     /// The device under it.
@@ -239,8 +249,6 @@ impl Backend for Cuda {
     type ConvWeights = ConvWeights;
     type KvCache = KvCache;
     type Event = driver::Event;
-
-    const ONE_STREAM: bool = true;
 
     fn new_stream(&self) -> Result<Cuda> {
         Cuda::new(self.driver.new_stream()?, self.dtype)
@@ -368,14 +376,19 @@ impl Backend for Cuda {
         cache.attention(self, qkv, layer)
     }
 
+    fn can_decode_greedy(&self, decoder: &DecoderWeights<'_, Cuda>, shape: CacheShape, limit: usize) -> bool {
+        decode::GreedyLaunch::new(self, decoder, shape, limit, SmBudget::All).is_some()
+    }
+
     fn decode_greedy(
         &self,
         decoder: &DecoderWeights<'_, Cuda>,
         cache: &KvCache,
         limit: usize,
-        told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
+        budget: SmBudget,
+        on_token: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
     ) -> Option<Result<Vec<Vec<u32>>>> {
-        decode::GreedyLaunch::new(self, decoder, cache, limit).map(|launch| launch.run(told))
+        decode::GreedyLaunch::new(self, decoder, cache.shape(), limit, budget).map(|launch| launch.run(cache, on_token))
     }
 
     fn embed(&self, table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) -> Result<Tensor> {

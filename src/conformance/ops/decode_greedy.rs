@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use crate::backend::cpu::Cpu;
 use crate::backend::{
-    Activation, Backend, CacheRow, CacheShape, DecoderWeights, LayerNormWeights, Linear, Occupancy, TopValue,
+    Activation, Backend, CacheRow, CacheShape, DecoderWeights, LayerNormWeights, Linear, SmBudget, TopValue,
     TransformerLayer,
 };
 use crate::conformance::{Case, Harness, Size};
@@ -196,7 +196,7 @@ impl Loaded<Cpu> {
 }
 
 impl<B: Backend> Loaded<B> {
-    fn decoder(&self, eos: u32, occupancy: Occupancy) -> DecoderWeights<'_, B> {
+    fn decoder(&self, eos: u32) -> DecoderWeights<'_, B> {
         DecoderWeights {
             layers: &self.layers,
             output: &self.output,
@@ -204,7 +204,6 @@ impl<B: Backend> Loaded<B> {
             embedding_norm: &self.embedding_norm,
             bos: BOS,
             eos,
-            occupancy,
         }
     }
 }
@@ -265,14 +264,14 @@ fn one(harness: &mut Harness<'_>, dims: [usize; 7], dtype: DType, size: Size) ->
     };
     let on = host.load(harness.cuda)?;
     // Which blocks there are changes nothing.
-    let occupancy = if images % 2 == 0 { Occupancy::Shared } else { Occupancy::Whole };
+    let budget = if images % 2 == 0 { SmBudget::LeaveRoom } else { SmBudget::All };
     harness.ids(case, &|cuda| {
         let mut heard = vec![vec![BOS]; images];
         let told = &mut |row: usize, tokens: &[u32]| {
             heard[row] = tokens.to_vec();
             ControlFlow::Continue(())
         };
-        let rows = cuda.decode_greedy(&on.decoder(eos, occupancy), &on.cache, limit, told);
+        let rows = cuda.decode_greedy(&on.decoder(eos), &on.cache, limit, budget, told);
         let rows = rows.ok_or_else(|| Error::shape("decode_greedy", "the kernel does not take this shape"))??;
         // Who listened knows the same.
         if heard == rows { Ok(padded(&rows, limit)) } else { Err(Error::shape("decode_greedy", format!("{heard:?}"))) }

@@ -9,8 +9,8 @@ pub mod gpu;
 use std::any::Any;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, MutexGuard};
 
 use bytemuck::{NoUninit, Pod, Zeroable};
 
@@ -229,6 +229,9 @@ pub trait Driver: Send + Sync {
     /// # Safety
     /// See the trait; `params` are the bytes of the kernel's own params.
     unsafe fn launch(&self, kernel: &'static KernelInfo, launch: Launch, params: &[u8]) -> Result<()>;
+    /// A lock of this process and device, to be held from the launch of a cooperative kernel to its end. Blocks of two such
+    /// kernels, each of which wants all of its own resident, could wait for each other.
+    fn lock_cooperative(&self) -> MutexGuard<'_, ()>;
     /// Waits for all work; reports what went wrong in it.
     fn synchronize(&self) -> Result<()>;
     /// From here to `end_capture`, `copy`, `fill` and `launch` are recorded instead of done; `write`, `read`, `allocate`

@@ -50,6 +50,7 @@ struct Machine {
     refuses_captures: AtomicBool,
     /// Bytes copied from the host, and to it.
     crossed: [AtomicU64; 2],
+    cooperative: Mutex<()>,
     /// Held by the launch that runs: what it did to memory is looked for when it ends, and must not be another's doing.
     running: Mutex<()>,
 }
@@ -105,6 +106,7 @@ impl EmulatedDriver {
             graphs: Default::default(),
             refuses_captures: AtomicBool::new(false),
             crossed: Default::default(),
+            cooperative: Mutex::default(),
             running: Mutex::default(),
         }))
     }
@@ -316,6 +318,10 @@ impl Driver for EmulatedDriver {
         }
         // SAFETY: the caller's promise.
         unsafe { self.run(kernel, launch, params) }
+    }
+
+    fn lock_cooperative(&self) -> MutexGuard<'_, ()> {
+        lock(&self.machine.cooperative)
     }
 
     fn synchronize(&self) -> Result<()> {
