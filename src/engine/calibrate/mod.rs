@@ -16,8 +16,9 @@ use std::path::{Path, PathBuf};
 use self::layers::Rounding;
 use self::product::Weights;
 use self::sequences::{Batch, Sensitivities, batch, sensitivity};
-use super::model::Model;
 use crate::backend::cpu::Cpu;
+use crate::model::captioner::Captioner;
+use crate::model::loader::Loader;
 use crate::random::Random;
 use crate::tensor::{DType, HostTensor};
 use crate::weights::directory::{CAPTIONER, ModelFiles, StagedDirectory, VOCODER, write_tensors};
@@ -95,20 +96,21 @@ fn calibrate(
     pictures: &[PathBuf],
     progress: &mut dyn FnMut(&'static str, u64, u64),
 ) -> Result<(BTreeMap<String, HostTensor>, CalibrateReport)> {
-    let model = Model::load(Cpu, files, None)?;
+    let mut loader = Loader { backend: &Cpu, store: &mut files.captioner, dtype: None };
+    let captioner = Captioner::load(&mut loader, &files.config)?;
     let (mut batches, mut sums, mut random) = (Vec::<Batch>::new(), Sensitivities::new(), Random::new(1));
     for (n, paths) in pictures.chunks(BATCH).enumerate() {
         progress("captions", (n * BATCH) as u64, pictures.len() as u64);
-        let batch = batch(&model, &files.config, paths)?;
-        sensitivity(&model, &weights, &batch, &mut random, &mut sums)?;
+        let batch = batch(&captioner, &files.config, paths)?;
+        sensitivity(&captioner, &weights, &batch, &mut random, &mut sums)?;
         batches.push(batch);
     }
-    let layers = model.decoder.layers();
+    let layers = captioner.decoder.layers();
     let mut rounding = Rounding { weights, sensitivities: sums, changed: BTreeMap::new(), matrices: Vec::new() };
     for (n, layer) in layers.iter().enumerate() {
         progress("layers", n as u64, layers.len() as u64);
         rounding.layer(n, layer, &mut batches)?;
     }
-    let report = report::report(&model, &batches, pictures.len(), rounding.matrices)?;
+    let report = report::report(&captioner, &batches, pictures.len(), rounding.matrices)?;
     Ok((rounding.changed, report))
 }
