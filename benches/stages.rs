@@ -1,6 +1,6 @@
 //! One question per stage: how long does it take at the published size (24 x 1024 encoder at 224 pixels, 6 x 768 decoder,
 //! 512-channel vocoder), with random weights in memory, and how many operations a second is that? The embedded model's
-//! whole path stands beside it. Each bench at full size holds about 1.5 GB.
+//! whole path is a bench of its own. Each bench at full size holds about 1.5 GB.
 
 #[path = "support/full_size.rs"]
 mod full_size;

@@ -1,4 +1,4 @@
-//! How many pictures a second: the pipeline of many pictures, by how many are decoded together, beside one after the other.
+//! Images a second: the pipeline at several batch sizes, and one image after the other.
 //! The device is the CPU, or what IM2SP_BENCH_DEVICE names ("cuda:0").
 
 use std::ops::ControlFlow;

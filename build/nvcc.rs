@@ -28,10 +28,10 @@ const FLAGS: &[&str] = &[
     "-fatbin",
     "-keep",
 ];
-/// What nvcc itself listens to.
+/// Environment variables that nvcc itself reads.
 const VARIABLES: &[&str] = &["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"];
 
-/// What is kept of an fatbin.
+/// Parts of a fatbin that are kept.
 const PARTS: [&str; 4] = ["fatbin", "compute_80.ptx", "compute_90a.ptx", "log"];
 /// Images kept of a file, the last one made among them: a few branches, not a history.
 const KEPT: usize = 4;
@@ -43,7 +43,7 @@ struct Nvcc {
     version: String,
 }
 
-/// What ptxas says of a kernel on one architecture.
+/// Report of ptxas on a kernel for one architecture.
 #[derive(Default)]
 struct Resources {
     kernel: String,
@@ -139,7 +139,7 @@ fn run(nvcc: &Nvcc, folder: &Path, file: &Path, into: &Path) -> Result<(), Strin
     Ok(())
 }
 
-/// Where fatbins wait to be used again, by all profiles and sets of features: beside the folders of cargo, which marks the
+/// Where fatbins wait to be used again, by all profiles and sets of features: next to the folders of cargo, which marks the
 /// one that `cargo clean` removes.
 fn store(fatbins: &Path) -> PathBuf {
     let target = fatbins.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists());
@@ -160,7 +160,7 @@ fn forget(store: &Path, stem: &str) {
     }
 }
 
-/// What every fatbin depends on besides its own file.
+/// Hash of everything a fatbin depends on apart from its own file.
 fn common_hash(folder: &Path, nvcc: &Nvcc) -> Result<u64, String> {
     let mut hasher = DefaultHasher::new();
     (FLAGS, &nvcc.version).hash(&mut hasher);

@@ -1,5 +1,5 @@
-//! Reads the kernel files and makes the typed Rust table of their params and kernels. What it understands is described at
-//! the head of kernels/prelude.cuh; what it does not, it refuses.
+//! Reads the kernel files and makes the typed Rust table of their params and kernels. The head of kernels/prelude.cuh
+//! describes the accepted form; everything else is refused.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ pub struct KernelLine {
     pub threads: u32,
 }
 
-/// What the kernel files declare.
+/// Declarations of the kernel files.
 #[derive(Default)]
 pub struct Table {
     pub kernels: Vec<KernelLine>,

@@ -136,13 +136,14 @@ operations=$(timeout 20 ./im2sp doctor --list)
 } | together "$jobs"
 
 # Times, with the device to themselves.
-alone doctor-timing 75 ./im2sp doctor --size "$size" --timing-only --json
+alone timing 75 ./im2sp doctor --size "$size" --timing-only --json
 for dtype in bf16 f32; do
   alone "bench-$dtype" 45 ./im2sp bench --random --device cuda --dtype "$dtype" --units 100 --json
 done
 
 if command -v python3 > /dev/null; then
-  alone peers 140 python3 gpu.py --doctor "$out"/doctor-*.out --bench "$out"/bench-*.out --out "$out" --seconds 125
+  alone peers 140 python3 gpu.py --doctor "$out"/doctor-*.out --timing "$out/timing.out" --bench "$out"/bench-*.out \
+    --out "$out" --seconds 125
 else
   skip peers 'python3 is not installed'
 fi

@@ -1,15 +1,17 @@
 //! Sound: samples between -1 and 1 as a mono 16-bit WAV file. Samples are rounded as the reference's writer rounds them:
 //! floor(32768 x), clamped.
 
-use std::io::Cursor;
 use std::path::Path;
 
 use crate::{Error, Result, files};
 
-/// Most samples of one file: its header counts bytes in 32 bits.
+/// Maximum samples of one file: its header counts bytes in 32 bits.
 const MAX_SAMPLES: usize = (u32::MAX as usize - 64) / 2;
 
-/// Most samples per second.
+/// Bytes before the first sample.
+const HEADER_BYTES: u32 = 44;
+
+/// Maximum samples per second.
 pub const MAX_RATE: u32 = 384_000;
 
 /// A sample as it stands in the file; 0 for NaN.
@@ -19,29 +21,36 @@ pub fn to_i16(sample: f32) -> i16 {
 
 /// A whole WAV file.
 pub fn wav_bytes(samples: &[f32], rate: u32) -> Result<Vec<u8>> {
-    if samples.len() > MAX_SAMPLES {
-        let problem = format!("{} samples are too many for a WAV file: write it in parts", samples.len());
+    let mut bytes = wav_header(rate, Some(samples.len()))?;
+    bytes.extend(samples.iter().flat_map(|&sample| to_i16(sample).to_le_bytes()));
+    Ok(bytes)
+}
+
+/// The header of a WAV file, before [`pcm_bytes`] of `samples` samples; the same length for any number of them. `None` is for
+/// a pipe, where the number is not known yet: players take the lengths in it for "to the end".
+pub fn wav_header(rate: u32, samples: Option<usize>) -> Result<Vec<u8>> {
+    if let Some(count) = samples.filter(|&count| count > MAX_SAMPLES) {
+        let problem = format!("{count} samples are too many for a WAV file: write it in parts");
         return Err(Error::Shape { op: "wav", problem });
     }
     if rate == 0 || rate > MAX_RATE {
         let problem = format!("{rate} samples per second are not possible: give 1 to {MAX_RATE}");
         return Err(Error::Shape { op: "wav", problem });
     }
-    let spec =
-        hound::WavSpec { channels: 1, sample_rate: rate, bits_per_sample: 16, sample_format: hound::SampleFormat::Int };
-    encode(samples, spec).map_err(|error| Error::Shape { op: "wav", problem: error.to_string() })
-}
-
-/// The head of a WAV file whose length is not known yet, as it stands before samples in a pipe: [`pcm_bytes`] follow it.
-/// Players take the lengths in it for "to the end".
-pub fn wav_head(rate: u32) -> Result<Vec<u8>> {
-    let mut head = wav_bytes(&[], rate)?;
-    let unknown = u32::MAX.to_le_bytes();
-    // After "RIFF", and after "data" at the end.
-    head[4..8].copy_from_slice(&unknown);
-    let end = head.len();
-    head[end - 4..].copy_from_slice(&unknown);
-    Ok(head)
+    let mut header = Vec::with_capacity(HEADER_BYTES as usize);
+    header.extend(b"RIFF");
+    header.extend(samples.map_or(u32::MAX, |count| HEADER_BYTES - 8 + 2 * count as u32).to_le_bytes());
+    header.extend(b"WAVEfmt ");
+    header.extend(16u32.to_le_bytes()); // bytes of this chunk
+    header.extend(1u16.to_le_bytes()); // PCM
+    header.extend(1u16.to_le_bytes()); // mono
+    header.extend(rate.to_le_bytes());
+    header.extend((2 * rate).to_le_bytes()); // bytes a second
+    header.extend(2u16.to_le_bytes()); // bytes a sample
+    header.extend(16u16.to_le_bytes()); // bits a sample
+    header.extend(b"data");
+    header.extend(samples.map_or(u32::MAX, |count| 2 * count as u32).to_le_bytes());
+    Ok(header)
 }
 
 /// Samples as they stand in a WAV file: 16 bits each, little-endian.
@@ -52,14 +61,4 @@ pub fn pcm_bytes(samples: &[f32]) -> Vec<u8> {
 /// Writes a WAV file at `path`, all of it or nothing.
 pub fn write_wav(path: impl AsRef<Path>, samples: &[f32], rate: u32) -> Result<()> {
     files::write_atomically(path.as_ref(), &wav_bytes(samples, rate)?)
-}
-
-fn encode(samples: &[f32], spec: hound::WavSpec) -> hound::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(44 + 2 * samples.len());
-    let mut wav = hound::WavWriter::new(Cursor::new(&mut bytes), spec)?;
-    for sample in samples {
-        wav.write_sample(to_i16(*sample))?;
-    }
-    wav.finalize()?;
-    Ok(bytes)
 }

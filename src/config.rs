@@ -37,7 +37,7 @@ pub struct ImageConfig {
     pub size: usize,
     /// Subtracted from values in 0..1, per channel R, G, B.
     pub mean: [f32; 3],
-    /// What the difference is divided by.
+    /// Divisor of the difference.
     pub std: [f32; 3],
 }
 

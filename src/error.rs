@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Everything that can go wrong, grouped by what the reader of the message has to look at.
+/// Everything that can go wrong, grouped by the thing the reader of the message has to look at.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused to read, map, write or rename a file.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was attempted: "read", "write", ...
+        /// The attempted action: "read", "write", ...
         action: &'static str,
         /// The file.
         path: PathBuf,
@@ -25,7 +25,7 @@ pub enum Error {
     Image {
         /// The picture, or what stands in for its name.
         path: PathBuf,
-        /// What is wrong and what to do.
+        /// The problem and its remedy.
         problem: String,
     },
     /// A checkpoint, a model directory or one field of them is malformed.
@@ -35,21 +35,21 @@ pub enum Error {
         path: PathBuf,
         /// The tensor, the configuration field or the part of the container.
         field: String,
-        /// What is wrong and what to do.
+        /// The problem and its remedy.
         problem: String,
     },
     /// Speech units that the model cannot speak.
     #[error("units: {problem}")]
     Units {
-        /// What is wrong and what to do.
+        /// The problem and its remedy.
         problem: String,
     },
-    /// The asked-for device cannot be used.
+    /// The requested device cannot be used.
     #[error("device {device}: {problem}")]
     Device {
         /// As the user named it.
         device: String,
-        /// What is wrong and what to do.
+        /// The problem and its remedy.
         problem: String,
     },
     /// An option has a value that makes no sense here.
@@ -57,7 +57,7 @@ pub enum Error {
     Option {
         /// The option's name, without dashes.
         option: &'static str,
-        /// What is wrong and what to do.
+        /// The problem and its remedy.
         problem: String,
     },
     /// An operation was handed tensors that do not fit together.

@@ -2,76 +2,51 @@
 //! a reader never sees half a file and a failed run leaves the old one as it was. Mapped and streamed files live with
 //! the formats that need them.
 
-use std::fs::{self, File};
+mod atomic;
+mod identity;
+mod unfinished;
+
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::{Error, Result};
 
-/// The content of the file at `path`, which may hold at most `most` bytes.
-pub fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
+pub use atomic::AtomicFile;
+pub use identity::{FileId, names_descriptor};
+pub use unfinished::{Unfinished, remove_unfinished};
+
+/// The content of the file at `path`, which may hold at most `max` bytes.
+pub fn read_at_most(path: &Path, max: u64) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(Error::io("read", path))?;
     let about = file.metadata().map_err(Error::io("read", path))?;
     if about.is_dir() {
         return Err(refused("read", path, io::ErrorKind::IsADirectory, "it is a folder: give one file of it"));
     }
-    let too_large = || {
-        let problem = format!("it holds more than the {most} bytes that are accepted here: give a smaller file");
-        refused("read", path, io::ErrorKind::FileTooLarge, &problem)
-    };
-    if about.len() > most {
-        return Err(too_large());
+    if about.len() > max {
+        return Err(too_large(path, max));
     }
-    // A device or a pipe has no length: the read itself is bounded as well.
-    let mut bytes = Vec::with_capacity(usize::try_from(about.len()).unwrap_or(0));
-    file.take(most + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
-    if bytes.len() as u64 > most { Err(too_large()) } else { Ok(bytes) }
+    read_stream(file, path, max)
 }
 
-/// Writes `bytes` beside `path` and renames, so that `path` holds either its old content or all of the new one.
-/// A link is followed; a device or a pipe is written to as it is.
+/// The rest of `stream`, which may hold at most `max` bytes; `name` is what errors call it. A device or a pipe has no
+/// length, so the read itself is bounded.
+pub fn read_stream(stream: impl Read, name: &Path, max: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    stream.take(max.saturating_add(1)).read_to_end(&mut bytes).map_err(Error::io("read", name))?;
+    if bytes.len() as u64 > max { Err(too_large(name, max)) } else { Ok(bytes) }
+}
+
+/// Writes `bytes` to `path`, all of them or none: see [`AtomicFile`].
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let fail = || Error::io("write", path);
-    match fs::metadata(path) {
-        Ok(about) if about.is_dir() => {
-            let problem = "it is a folder: add a file name";
-            Err(refused("write", path, io::ErrorKind::IsADirectory, problem))
-        }
-        Ok(about) if !about.is_file() => {
-            let mut device = File::options().write(true).open(path).map_err(fail())?;
-            device.write_all(bytes).and_then(|()| device.flush()).map_err(fail())
-        }
-        Ok(_) => replace(&fs::canonicalize(path).map_err(fail())?, bytes).map_err(fail()),
-        Err(_) => replace(path, bytes).map_err(fail()),
-    }
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes).map_err(Error::io("write", path))?;
+    file.commit()
 }
 
-/// The write and the rename. The temporary file is removed when either fails.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    if path.file_name().is_none() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is no file name"));
-    }
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
-        _ => PathBuf::from("."),
-    };
-    if matches!(folder.try_exists(), Ok(false)) {
-        let problem = format!("the folder {} does not exist: create it first", folder.display());
-        return Err(io::Error::new(io::ErrorKind::NotFound, problem));
-    }
-    let mut beside = tempfile::Builder::new();
-    beside.prefix(".im2sp-");
-    #[cfg(unix)]
-    {
-        // As an ordinary new file: whatever the umask leaves. The default would be readable by its owner only.
-        use std::os::unix::fs::PermissionsExt;
-        beside.permissions(fs::Permissions::from_mode(0o666));
-    }
-    let mut file = beside.tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.flush()?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
+fn too_large(path: &Path, max: u64) -> Error {
+    let problem = format!("it holds more than the {max} bytes that are accepted here: give a smaller file");
+    refused("read", path, io::ErrorKind::FileTooLarge, &problem)
 }
 
 /// An [`Error::Io`] whose reason is this crate's and not the system's.

@@ -2,10 +2,11 @@
 //! units, and a unit vocoder turns them into sound.
 //!
 //! [`Engine`] is the whole path. Below it, top to bottom and never upward: [`generate`] (greedy, beams, sampling),
-//! [`model`] (written once over [`backend::Backend`]), [`backend`]; beside them [`weights`], [`image`], [`audio`] and
+//! [`model`] (written once over [`backend::Backend`]), [`backend`]; on their side [`weights`], [`image`], [`audio`] and
 //! [`units`], which hand over [`tensor`]s and plain numbers.
 
 #![deny(unsafe_op_in_unsafe_fn)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod audio;
 pub mod backend;

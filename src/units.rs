@@ -4,9 +4,9 @@
 //! Unit 100 and [`BOS`] share token 101: every published checkpoint was trained with that, and it is harmless because
 //! BOS stands at the start of a row only. Token 103 is never produced.
 
-use std::path::Path;
+mod lists;
 
-use crate::{Error, Result, files};
+pub use lists::{MAX_TEXT_BYTES, MAX_UNITS, UnitList, decode_lists, parse, parse_lists, read_lists};
 
 /// Fills a row after its end.
 pub const PAD: u32 = 0;
@@ -16,11 +16,6 @@ pub const BOS: u32 = 101;
 pub const EOS: u32 = 102;
 /// Tokens that are no units: the vocabulary has this many rows more than there are units.
 pub const SPECIAL: usize = 3;
-
-/// Longest list of units that is accepted: about half an hour of speech.
-pub const MAX_UNITS: usize = 1 << 16;
-/// Most bytes of a text with units.
-pub const MAX_TEXT_BYTES: u64 = 1 << 20;
 
 /// The token of `unit`.
 pub fn to_token(unit: u32) -> u32 {
@@ -49,7 +44,7 @@ pub fn speakable(units: &[i64]) -> Vec<u32> {
     units.iter().filter_map(|&unit| u32::try_from(unit).ok()).collect()
 }
 
-/// What a row of tokens, its BOS removed, says.
+/// Units of a row of tokens without its BOS.
 pub fn spoken(tokens: &[u32]) -> Vec<u32> {
     speakable(&cut_at_eos(tokens).iter().map(|&token| to_unit(token)).collect::<Vec<_>>())
 }
@@ -62,46 +57,8 @@ pub fn reference_truncation(tokens: &[u32]) -> Vec<i64> {
     joined[..end].split(' ').filter_map(|token| token.parse().ok()).collect()
 }
 
-/// What the published evaluation scripts read out of a row of tokens, its BOS removed.
+/// Units that the published evaluation scripts read out of a row of tokens without its BOS.
 pub fn reference_spoken(tokens: &[u32]) -> Vec<u32> {
     let units = reference_truncation(tokens).into_iter().filter_map(|id| u32::try_from(id).ok()).map(to_unit);
     speakable(&units.collect::<Vec<_>>())
-}
-
-/// Reads units written as numbers with white space or commas between them, all below `count`.
-pub fn parse(text: &str, count: usize) -> Result<Vec<u32>> {
-    let refuse = |problem: String| Err(Error::Units { problem });
-    let mut units = Vec::new();
-    for word in text.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty()) {
-        if units.len() == MAX_UNITS {
-            return refuse(format!("there are more than {MAX_UNITS}: speak them in parts"));
-        }
-        match word.parse::<u32>() {
-            Ok(unit) if (unit as usize) < count => units.push(unit),
-            _ => {
-                let place = units.len() + 1;
-                let shown: String = word.chars().take(40).collect();
-                return refuse(format!(
-                    "number {place} is {shown:?}: a unit is a whole number from 0 to {}",
-                    count.saturating_sub(1)
-                ));
-            }
-        }
-    }
-    if units.is_empty() {
-        return refuse("there are none: give numbers such as \"71 12 4\"".into());
-    }
-    Ok(units)
-}
-
-/// As [`parse`], for the text in the file at `path`.
-pub fn read(path: &Path, count: usize) -> Result<Vec<u32>> {
-    let bytes = files::read_at_most(path, MAX_TEXT_BYTES)?;
-    let in_file = |problem: &str| Error::Units { problem: format!("{}: {problem}", path.display()) };
-    let text =
-        std::str::from_utf8(&bytes).map_err(|_| in_file("is no text: expected numbers with spaces between them"))?;
-    parse(text, count).map_err(|error| match error {
-        Error::Units { problem } => in_file(&problem),
-        other => other,
-    })
 }

@@ -3,7 +3,7 @@
 
 use std::io::Cursor;
 
-use im2sp::audio::{MAX_RATE, to_i16, wav_bytes, write_wav};
+use im2sp::audio::{MAX_RATE, pcm_bytes, to_i16, wav_bytes, wav_header, write_wav};
 use im2sp::files::write_atomically;
 use proptest::prelude::*;
 
@@ -48,6 +48,18 @@ fn the_header_is_the_plain_one() {
     ];
     assert_eq!(bytes, expected.concat());
     assert_eq!(wav_bytes(&[], 16_000).unwrap().len(), 44);
+}
+
+#[test]
+fn a_header_may_come_before_its_lengths() {
+    let samples = [0.5, -0.5, 0.25];
+    let whole = wav_bytes(&samples, 16_000).unwrap();
+    assert_eq!([wav_header(16_000, Some(3)).unwrap(), pcm_bytes(&samples)].concat(), whole);
+    let open = wav_header(16_000, None).unwrap();
+    assert_eq!((&open[4..8], &open[40..], &open[8..40]), (&[255; 4][..], &[255; 4][..], &whole[8..40]));
+    let most = (u32::MAX as usize - 64) / 2;
+    assert!(wav_header(16_000, Some(most)).is_ok());
+    assert!(wav_header(16_000, Some(most + 1)).unwrap_err().to_string().contains("too many"));
 }
 
 #[test]
@@ -142,6 +154,53 @@ fn a_full_disk_leaves_the_old_file() {
     assert!(second.unwrap_err().to_string().contains("speech.wav"));
     assert_eq!(kept.unwrap(), b"old");
     assert_eq!(entries.unwrap(), 1);
+}
+
+/// A file that is a mount of its own cannot be replaced; it is written in place, and keeps its content where that fails.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_mounted_file_is_written_in_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, target) = (folder.path().join("disk"), folder.path().join("speech.wav"));
+    std::fs::create_dir(&disk).unwrap();
+    std::fs::write(&target, "").unwrap();
+    let call = |program: &str, arguments: &[&str], place: &std::path::Path| {
+        let done = std::process::Command::new(program).args(arguments).arg(place).output();
+        done.is_ok_and(|output| output.status.success())
+    };
+    if !call("mount", &["-t", "tmpfs", "-o", "size=64k", "tmpfs"], &disk) {
+        return;
+    }
+    std::fs::write(disk.join("file"), vec![7; 50_000]).unwrap();
+    let bound = call("mount", &["--bind", disk.join("file").to_str().unwrap()], &target);
+    let second = write_wav(&target, &[0.0; 100_000], 16_000);
+    let kept = std::fs::read(&target);
+    let first = write_atomically(&target, b"new");
+    let written = std::fs::read(disk.join("file"));
+    let entries = std::fs::read_dir(folder.path()).unwrap().count();
+    let unbound = call("umount", &[], &target);
+    assert!(call("umount", &[], &disk) && bound && unbound);
+    assert!(second.unwrap_err().to_string().contains("speech.wav"), "the disk is too small");
+    assert!(kept.unwrap() == vec![7; 50_000]);
+    first.unwrap();
+    assert_eq!(written.unwrap(), b"new");
+    assert_eq!(entries, 2);
+}
+
+/// A descriptor stands where it is in a file, which may hold something already.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_descriptor_is_written_to_as_it_is() {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("all");
+    let mut file = std::fs::File::create(&path).unwrap();
+    file.write_all(b"before ").unwrap();
+    for (n, name) in ["/dev/fd", "/proc/self/fd"].iter().enumerate() {
+        write_atomically(format!("{name}/{}", file.as_raw_fd()).as_ref(), n.to_string().as_bytes()).unwrap();
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), b"before 01");
 }
 
 proptest! {

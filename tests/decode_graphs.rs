@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use im2sp::backend::cuda::Cuda;
 use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
-use im2sp::backend::{Backend, CacheRow};
+use im2sp::backend::prelude::*;
+use im2sp::backend::{CacheRow, Device as _};
 use im2sp::config::DecoderConfig;
 use im2sp::model::decoder::Decoder;
 use im2sp::model::loader::Loader;
@@ -87,7 +88,7 @@ fn beams(images: usize, beams: usize, steps: usize) -> Scenario {
     scenario
 }
 
-/// Texts that end, one every eight steps; where `refill`, another begins at once in their place.
+/// Texts that end, one every eight steps; where `refill`, another takes their slot in the next step.
 fn ending(images: usize, steps: usize, refill: bool) -> Scenario {
     let mut scenario = steady(images, 1);
     for step in 1..steps {

@@ -2,15 +2,18 @@
 //! CPU's, whatever else is in the batch; it allocates nothing once warm, gives everything back, and reports what fails.
 #![cfg(feature = "emulator")]
 
+#[path = "common/spy.rs"]
+mod spy;
+
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use im2sp::backend::SmBudget;
 use im2sp::backend::cuda::Cuda;
+use im2sp::backend::cuda::driver::Driver;
 use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
-use im2sp::backend::cuda::driver::{DevicePtr, Driver, Graph, KernelInfo, Launch, MappedHostBuffer, Properties};
 use im2sp::generate::{GenerateOptions, Sampling, generate};
 use im2sp::model::captioner::Captioner;
 use im2sp::model::loader::Loader;
@@ -18,6 +21,7 @@ use im2sp::random::Random;
 use im2sp::tensor::DType;
 use im2sp::weights::ModelFiles;
 use im2sp::{Caption, CaptionOptions, Delivery, Device, Engine, Error, Event, Image, LoadOptions, Request};
+use spy::Spy;
 
 fn device() -> Device {
     let name = std::env::var("IM2SP_TEST_DEVICE").unwrap_or("emulator".into());
@@ -152,7 +156,7 @@ fn neighbours_in_a_batch_change_nothing() {
     }
 }
 
-/// Places that are taken again at once change nothing, and whoever hears of a caption may ask the device for more.
+/// Slots that are refilled immediately change nothing, and a callback may use the device.
 #[test]
 fn many_pictures_are_captioned_as_each_alone() {
     let engine = engine(device(), DType::BF16);
@@ -388,8 +392,8 @@ fn threads_and_engines_beside_each_other_say_what_each_alone_would() {
     let options =
         CaptionOptions { generate: GenerateOptions { max_length: 16, ..Default::default() }, ..Default::default() };
     {
-        let driver = emulator.new_stream().expect("a fork");
-        let engines = [emulator.clone(), driver].map(|driver| Engine::embedded_on(driver, DType::BF16).unwrap());
+        let engines =
+            [emulator.clone(), emulator.clone()].map(|driver| Engine::embedded_on(driver, DType::BF16).unwrap());
         let alone = captions(&engines[0], &pictures, &options);
         std::thread::scope(|scope| {
             for engine in &engines {
@@ -415,96 +419,6 @@ fn a_device_index_that_does_not_exist_is_an_error() {
     let options = LoadOptions { device: Device::Cuda(99), dtype: None };
     let error = Engine::embedded_with(options).map(|_| ()).expect_err("there are no hundred GPUs").to_string();
     assert!(error.contains("cuda:99"), "{error}");
-}
-
-/// A driver that counts what is asked of it, and panics at a launch of its choice.
-struct Spy {
-    inner: Arc<dyn Driver>,
-    /// Launches until the panic, of all streams together.
-    fuse: Arc<AtomicI64>,
-    /// Pieces of mapped host memory so far.
-    mapped: Arc<AtomicI64>,
-}
-
-impl Spy {
-    fn new(inner: Arc<dyn Driver>) -> Arc<Spy> {
-        Arc::new(Spy { inner, fuse: Arc::new(AtomicI64::new(i64::MAX)), mapped: Arc::default() })
-    }
-}
-
-// SAFETY of every method: the caller's promise is handed on.
-impl Driver for Spy {
-    fn new_stream(&self) -> im2sp::Result<Arc<dyn Driver>> {
-        let inner = self.inner.new_stream()?;
-        Ok(Arc::new(Spy { inner, fuse: self.fuse.clone(), mapped: self.mapped.clone() }))
-    }
-    fn properties(&self) -> &Properties {
-        self.inner.properties()
-    }
-    fn memory(&self) -> im2sp::Result<(usize, usize)> {
-        self.inner.memory()
-    }
-    fn allocate(&self, bytes: usize) -> im2sp::Result<DevicePtr> {
-        self.inner.allocate(bytes)
-    }
-    unsafe fn free(&self, pointer: DevicePtr) {
-        // SAFETY: see above, here and below.
-        unsafe { self.inner.free(pointer) }
-    }
-    fn mapped_host(&self, words: usize) -> im2sp::Result<MappedHostBuffer> {
-        self.mapped.fetch_add(1, Ordering::Relaxed);
-        self.inner.mapped_host(words)
-    }
-    fn is_idle(&self) -> im2sp::Result<bool> {
-        self.inner.is_idle()
-    }
-    unsafe fn copy_to_device(&self, to: DevicePtr, from: &[u8]) -> im2sp::Result<()> {
-        // SAFETY: see above.
-        unsafe { self.inner.copy_to_device(to, from) }
-    }
-    unsafe fn copy_to_host(&self, from: DevicePtr, to: &mut [u8]) -> im2sp::Result<()> {
-        // SAFETY: see above.
-        unsafe { self.inner.copy_to_host(from, to) }
-    }
-    unsafe fn copy(&self, to: DevicePtr, from: DevicePtr, bytes: usize) -> im2sp::Result<()> {
-        // SAFETY: see above.
-        unsafe { self.inner.copy(to, from, bytes) }
-    }
-    unsafe fn memset(&self, to: DevicePtr, byte: u8, bytes: usize) -> im2sp::Result<()> {
-        // SAFETY: see above.
-        unsafe { self.inner.memset(to, byte, bytes) }
-    }
-    unsafe fn launch(&self, kernel: &'static KernelInfo, launch: Launch, params: &[u8]) -> im2sp::Result<()> {
-        assert_ne!(self.fuse.fetch_sub(1, Ordering::Relaxed), 0, "a planted panic");
-        // SAFETY: see above.
-        unsafe { self.inner.launch(kernel, launch, params) }
-    }
-    fn lock_cooperative(&self) -> MutexGuard<'_, ()> {
-        self.inner.lock_cooperative()
-    }
-    fn synchronize(&self) -> im2sp::Result<()> {
-        self.inner.synchronize()
-    }
-    fn begin_capture(&self) -> im2sp::Result<()> {
-        self.inner.begin_capture()
-    }
-    fn end_capture(&self) -> im2sp::Result<Graph> {
-        self.inner.end_capture()
-    }
-    unsafe fn replay(&self, graph: &Graph) -> im2sp::Result<()> {
-        // SAFETY: see above.
-        unsafe { self.inner.replay(graph) }
-    }
-    fn record_event(&self) -> im2sp::Result<im2sp::backend::cuda::driver::Event> {
-        self.inner.record_event()
-    }
-    fn elapsed(
-        &self,
-        from: &im2sp::backend::cuda::driver::Event,
-        to: &im2sp::backend::cuda::driver::Event,
-    ) -> im2sp::Result<f32> {
-        self.inner.elapsed(from, to)
-    }
 }
 
 /// Tokens come by way of the same host memory, caption after caption, however long they are.

@@ -1,4 +1,4 @@
-//! What launchers may rely on, of every driver: the emulator, a GPU where there is one, and the GPU's driver over a fake
+//! Promises of every driver that launchers rely on: the emulator, a GPU where there is one, and the GPU's driver over a fake
 //! driver library (tests/fake_driver), which also shows that every failure is said and nothing is left behind.
 #![cfg(any(feature = "cuda", feature = "emulator"))]
 
@@ -6,43 +6,44 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use im2sp::Result;
-use im2sp::backend::cuda::driver::{DevicePtr, Driver, Launch};
+use im2sp::backend::cuda::driver::{DevicePtr, Driver, Launch, Stream};
 use im2sp::backend::cuda::kernels::{CAST_FORWARD_F32_TO_BF16, CastParams};
 
 /// Odd sizes, and sizes around those of the staging memory.
 const SIZES: [usize; 8] = [1, 255, 257, 4096, (4 << 20) - 1, 4 << 20, (4 << 20) + 1, 13_000_001];
 
 /// Goes through everything a driver does, and checks it where `computes`: the fake runs no kernel.
-fn goes_through(driver: &Arc<dyn Driver>, computes: bool) -> Result<()> {
-    copies(driver, &SIZES)?;
-    many_small_writes(driver)?;
-    words(driver)?;
-    launches(driver, computes)?;
-    captures(driver, computes)?;
-    too_much(driver)?;
-    cooperative(driver)?;
-    forks(driver, computes)?;
+fn goes_through(stream: &Arc<dyn Stream>, computes: bool) -> Result<()> {
+    copies(stream, &SIZES)?;
+    many_small_writes(stream)?;
+    words(stream)?;
+    launches(stream, computes)?;
+    captures(stream, computes)?;
+    too_much(stream)?;
+    assert!(excludes(&stream.driver(), &stream.driver()), "a cooperative kernel at a time");
+    streams(stream, computes)?;
+    ordered(stream, computes)?;
     // Any thread may call.
-    std::thread::scope(|scope| scope.spawn(|| copies(driver, &SIZES[..4])).join().expect("no panic"))
+    std::thread::scope(|scope| scope.spawn(|| copies(stream, &SIZES[..4])).join().expect("no panic"))
 }
 
 fn bytes(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 31 + i / 251 + seed) as u8).collect()
 }
 
-fn read(driver: &Arc<dyn Driver>, from: DevicePtr, len: usize) -> Result<Vec<u8>> {
+fn read(stream: &Arc<dyn Stream>, from: DevicePtr, len: usize) -> Result<Vec<u8>> {
     let mut read = vec![0; len];
     // SAFETY: the tests read what they allocated.
-    unsafe { driver.copy_to_host(from, &mut read)? };
+    unsafe { stream.copy_to_host(from, &mut read)? };
     Ok(read)
 }
 
 /// Memory that is freed when the test ends, however it ends.
-struct Memory<'a>(&'a Arc<dyn Driver>, DevicePtr);
+struct Memory<'a>(&'a Arc<dyn Stream>, DevicePtr);
 
 impl<'a> Memory<'a> {
-    fn new(driver: &'a Arc<dyn Driver>, bytes: usize) -> Result<Memory<'a>> {
-        Ok(Memory(driver, driver.allocate(bytes)?))
+    fn new(stream: &'a Arc<dyn Stream>, bytes: usize) -> Result<Memory<'a>> {
+        Ok(Memory(stream, stream.allocate(bytes)?))
     }
 }
 
@@ -53,64 +54,64 @@ impl Drop for Memory<'_> {
     }
 }
 
-fn copies(driver: &Arc<dyn Driver>, sizes: &[usize]) -> Result<()> {
-    let (free, total) = driver.memory()?;
-    assert!(free <= total && driver.properties().memory <= total);
+fn copies(stream: &Arc<dyn Stream>, sizes: &[usize]) -> Result<()> {
+    let (free, total) = stream.driver().memory()?;
+    assert!(free <= total && stream.properties().memory <= total);
     for &size in sizes {
-        let (a, b) = (Memory::new(driver, size)?, Memory::new(driver, size)?);
+        let (a, b) = (Memory::new(stream, size)?, Memory::new(stream, size)?);
         assert!(a.1.0 % 256 == 0 && a.1 != DevicePtr::NULL && a.1 != b.1);
         let mut sent = bytes(size, 1);
         // SAFETY: both are `size` bytes long.
         unsafe {
-            driver.copy_to_device(a.1, &sent)?;
+            stream.copy_to_device(a.1, &sent)?;
             // The call is over: what it was given may change.
             sent.fill(0);
-            driver.copy(b.1, a.1, size)?;
-            driver.memset(a.1, 7, size / 2)?;
+            stream.copy(b.1, a.1, size)?;
+            stream.memset(a.1, 7, size / 2)?;
         }
-        assert!(read(driver, b.1, size)? == bytes(size, 1), "{size} bytes are not what was written");
-        let filled = read(driver, a.1, size)?;
+        assert!(read(stream, b.1, size)? == bytes(size, 1), "{size} bytes are not what was written");
+        let filled = read(stream, a.1, size)?;
         assert!(filled[..size / 2].iter().all(|&b| b == 7) && filled[size / 2..] == bytes(size, 1)[size / 2..]);
         // SAFETY: as above.
-        unsafe { driver.poison(a.1, size)? };
-        assert!(read(driver, a.1, size)?.iter().all(|&b| b == 0xff));
+        unsafe { stream.poison(a.1, size)? };
+        assert!(read(stream, a.1, size)?.iter().all(|&b| b == 0xff));
     }
-    let nothing = Memory::new(driver, 0)?;
+    let nothing = Memory::new(stream, 0)?;
     // SAFETY: nothing is touched.
     unsafe {
-        driver.copy_to_device(nothing.1, &[])?;
-        driver.copy(nothing.1, nothing.1, 0)?;
-        driver.memset(nothing.1, 1, 0)?;
+        stream.copy_to_device(nothing.1, &[])?;
+        stream.copy(nothing.1, nothing.1, 0)?;
+        stream.memset(nothing.1, 1, 0)?;
     }
-    assert!(read(driver, nothing.1, 0)?.is_empty());
-    driver.synchronize()
+    assert!(read(stream, nothing.1, 0)?.is_empty());
+    stream.synchronize()
 }
 
-/// More than the staging memory holds at once, so that it is used again while copies are under way.
-fn many_small_writes(driver: &Arc<dyn Driver>) -> Result<()> {
+/// More than the staging memory holds, so that it is used again while copies are under way.
+fn many_small_writes(stream: &Arc<dyn Stream>) -> Result<()> {
     const COUNT: usize = 40_000;
-    let memory = Memory::new(driver, COUNT * 300)?;
+    let memory = Memory::new(stream, COUNT * 300)?;
     let expected = bytes(COUNT * 300, 3);
     for index in 0..COUNT {
         // SAFETY: inside of the memory.
-        unsafe { driver.copy_to_device(memory.1.offset(index * 300), &expected[index * 300..][..300])? };
+        unsafe { stream.copy_to_device(memory.1.offset(index * 300), &expected[index * 300..][..300])? };
     }
-    assert!(read(driver, memory.1, COUNT * 300)? == expected);
+    assert!(read(stream, memory.1, COUNT * 300)? == expected);
     Ok(())
 }
 
 /// Host memory that the device sees, and the end of work without waiting.
-fn words(driver: &Arc<dyn Driver>) -> Result<()> {
-    let words = driver.mapped_host(1000)?;
+fn words(stream: &Arc<dyn Stream>) -> Result<()> {
+    let words = stream.mapped_host(1000)?;
     assert!(words.device != DevicePtr::NULL && words.words().len() == 1000);
     assert!(words.words().iter().all(|word| word.load(Ordering::Relaxed) == 0));
     words.words()[999].store(7, Ordering::Relaxed);
-    let memory = Memory::new(driver, 1 << 20)?;
+    let memory = Memory::new(stream, 1 << 20)?;
     for byte in 0..10 {
         // SAFETY: inside of the memory.
-        unsafe { driver.memset(memory.1, byte, 1 << 20)? };
+        unsafe { stream.memset(memory.1, byte, 1 << 20)? };
     }
-    while !driver.is_idle()? {
+    while !stream.is_idle()? {
         std::thread::yield_now();
     }
     assert_eq!(words.words()[999].load(Ordering::Relaxed), 7);
@@ -128,105 +129,98 @@ fn ones_and_twos() -> (Vec<u8>, Vec<u8>) {
     )
 }
 
-fn cast(driver: &Arc<dyn Driver>, x: &Memory, y: &Memory, cooperative: bool) -> Result<()> {
+fn cast(stream: &Arc<dyn Stream>, x: &Memory, y: &Memory, cooperative: bool) -> Result<()> {
     let params = CastParams { x: x.1, y: y.1, count: VALUES as i64 };
     let launch = Launch { cooperative, ..Launch::blocks(VALUES.div_ceil(1024)) };
     // SAFETY: the callers' memory holds so many values.
-    unsafe { driver.launch(&CAST_FORWARD_F32_TO_BF16.info, launch, bytemuck::bytes_of(&params)) }
+    unsafe { stream.launch(&CAST_FORWARD_F32_TO_BF16.info, launch, bytemuck::bytes_of(&params)) }
 }
 
-fn launches(driver: &Arc<dyn Driver>, computes: bool) -> Result<()> {
-    let (x, y) = (Memory::new(driver, VALUES * 4)?, Memory::new(driver, VALUES * 2)?);
+fn launches(stream: &Arc<dyn Stream>, computes: bool) -> Result<()> {
+    let (x, y) = (Memory::new(stream, VALUES * 4)?, Memory::new(stream, VALUES * 2)?);
     let (narrow, wide) = {
         let (a, b) = ones_and_twos();
         (b, a)
     };
-    let before = driver.record_event()?;
+    let before = stream.record_event()?;
     for cooperative in [false, true] {
         // SAFETY: as long as the memory.
         unsafe {
-            driver.copy_to_device(x.1, &wide)?;
-            driver.poison(y.1, VALUES * 2)?;
+            stream.copy_to_device(x.1, &wide)?;
+            stream.poison(y.1, VALUES * 2)?;
         }
-        cast(driver, &x, &y, cooperative)?;
-        assert!(!computes || read(driver, y.1, VALUES * 2)? == narrow);
+        cast(stream, &x, &y, cooperative)?;
+        assert!(!computes || read(stream, y.1, VALUES * 2)? == narrow);
     }
-    let after = driver.record_event()?;
-    assert!(driver.elapsed(&before, &after)? >= 0.0);
+    let after = stream.record_event()?;
+    assert!(stream.elapsed(&before, &after)? >= 0.0);
     // SAFETY: nothing runs.
     let refused = unsafe {
         let launch = Launch::grid([1, 1_000_000, 1]);
-        let launched = driver.launch(&CAST_FORWARD_F32_TO_BF16.info, launch, &[0; 24]);
-        launched.and_then(|()| driver.synchronize())
+        let launched = stream.launch(&CAST_FORWARD_F32_TO_BF16.info, launch, &[0; 24]);
+        launched.and_then(|()| stream.synchronize())
     };
     let refused = refused.expect_err("a grid that no device takes").to_string();
     assert!(refused.contains("cast_forward_f32_to_bf16") && refused.contains("1000000"), "{refused}");
-    driver.synchronize()
+    stream.synchronize()
 }
 
-fn captures(driver: &Arc<dyn Driver>, computes: bool) -> Result<()> {
+fn captures(stream: &Arc<dyn Stream>, computes: bool) -> Result<()> {
     let (x, y, z) =
-        (Memory::new(driver, VALUES * 4)?, Memory::new(driver, VALUES * 2)?, Memory::new(driver, VALUES * 2)?);
+        (Memory::new(stream, VALUES * 4)?, Memory::new(stream, VALUES * 2)?, Memory::new(stream, VALUES * 2)?);
     let (wide, narrow) = ones_and_twos();
-    let early = Memory::new(driver, 1000)?;
+    let early = Memory::new(stream, 1000)?;
     // SAFETY: as long as the memory, here and below.
     unsafe {
-        driver.copy_to_device(x.1, &wide)?;
-        driver.memset(z.1, 9, VALUES * 2)?;
+        stream.copy_to_device(x.1, &wide)?;
+        stream.memset(z.1, 9, VALUES * 2)?;
     }
-    assert!(driver.end_capture().is_err(), "nothing is being captured");
-    driver.begin_capture()?;
+    assert!(stream.end_capture().is_err(), "nothing is being captured");
+    stream.begin_capture()?;
     let recorded = (|| {
         // SAFETY: as above.
         unsafe {
-            driver.memset(y.1, 5, VALUES * 2)?;
-            cast(driver, &x, &y, false)?;
-            driver.copy(z.1, y.1, VALUES * 2)
+            stream.memset(y.1, 5, VALUES * 2)?;
+            cast(stream, &x, &y, false)?;
+            stream.copy(z.1, y.1, VALUES * 2)
         }
     })();
     // What cannot be recorded says so, and freeing is put off.
     let refused = [
-        driver.allocate(10).map(|_| ()),
-        driver.synchronize(),
-        driver.begin_capture(),
-        read(driver, x.1, 1).map(|_| ()),
+        stream.allocate(10).map(|_| ()),
+        stream.synchronize(),
+        stream.begin_capture(),
+        read(stream, x.1, 1).map(|_| ()),
         // SAFETY: as above.
-        unsafe { driver.copy_to_device(x.1, &[0]) },
+        unsafe { stream.copy_to_device(x.1, &[0]) },
     ];
     drop(early);
-    let graph = driver.end_capture();
+    let graph = stream.end_capture();
     recorded?;
     let graph = graph?;
     assert!(refused.iter().all(|refused| refused.is_err()), "{refused:?}");
-    let before = read(driver, z.1, VALUES * 2)?;
+    let before = read(stream, z.1, VALUES * 2)?;
     assert!(before.iter().all(|&byte| byte == 9), "recorded work was done");
     for _ in 0..2 {
         // SAFETY: the memory is still allocated.
         unsafe {
-            driver.memset(z.1, 9, VALUES * 2)?;
-            driver.replay(&graph)?;
+            stream.memset(z.1, 9, VALUES * 2)?;
+            stream.replay(&graph)?;
         }
-        let after = read(driver, z.1, VALUES * 2)?;
+        let after = read(stream, z.1, VALUES * 2)?;
         assert!(if computes { after == narrow } else { after.iter().all(|&byte| byte == 5) });
     }
     Ok(())
 }
 
-/// What there is not is refused, and nothing else is after that.
-fn too_much(driver: &Arc<dyn Driver>) -> Result<()> {
-    let (_, total) = driver.memory()?;
-    let refused = driver.allocate(2 * total).expect_err("more than all");
+/// Memory that does not exist is refused; later requests succeed.
+fn too_much(stream: &Arc<dyn Stream>) -> Result<()> {
+    let (_, total) = stream.driver().memory()?;
+    let refused = stream.allocate(2 * total).expect_err("more than all");
     if !refused.to_string().contains("out of memory") {
         return Err(refused);
     }
-    Memory::new(driver, 1000).map(|_| ())
-}
-
-/// One cooperative kernel at a time, whatever the stream.
-fn cooperative(driver: &Arc<dyn Driver>) -> Result<()> {
-    let other = driver.new_stream()?;
-    assert!(excludes(driver, &other) && excludes(&other, driver), "streams share the lock");
-    Ok(())
+    Memory::new(stream, 1000).map(|_| ())
 }
 
 /// Whether `other` waits for the lock that `driver` holds.
@@ -246,59 +240,87 @@ fn excludes(driver: &Arc<dyn Driver>, other: &Arc<dyn Driver>) -> bool {
 }
 
 /// Two streams of work: what the one is at is nothing to the other, whatever threads call them.
-fn forks(driver: &Arc<dyn Driver>, computes: bool) -> Result<()> {
+fn streams(stream: &Arc<dyn Stream>, computes: bool) -> Result<()> {
     const BYTES: usize = 1 << 20;
-    let fork = driver.new_stream()?;
-    assert_eq!(fork.properties().name, driver.properties().name);
-    let (here, there) = (Memory::new(driver, BYTES)?, Memory::new(&fork, BYTES)?);
+    let other = stream.driver().new_stream()?;
+    assert_eq!(other.properties().name, stream.properties().name);
+    let (here, there) = (Memory::new(stream, BYTES)?, Memory::new(&other, BYTES)?);
     assert_ne!(here.1, there.1);
     // SAFETY: as long as the memory, here and below.
-    unsafe { fork.memset(there.1, 1, BYTES)? };
-    fork.synchronize()?;
+    unsafe { other.memset(there.1, 1, BYTES)? };
+    other.synchronize()?;
     for byte in 0..10 {
         // SAFETY: as above.
-        unsafe { driver.memset(here.1, byte, BYTES)? };
+        unsafe { stream.memset(here.1, byte, BYTES)? };
     }
-    let _mark = driver.record_event()?;
-    assert!(fork.is_idle()?, "it waits for another's work");
-    fork.synchronize()?;
-    assert!(computes || !driver.is_idle()?, "the fork's end was taken for its own");
-    assert!(read(&fork, there.1, BYTES)?.iter().all(|&byte| byte == 1));
-    assert!(read(driver, here.1, BYTES)?.iter().all(|&byte| byte == 9));
+    let _mark = stream.record_event()?;
+    assert!(other.is_idle()?, "it waits for another's work");
+    other.synchronize()?;
+    assert!(computes || !stream.is_idle()?, "the other's end was taken for its own");
+    assert!(read(&other, there.1, BYTES)?.iter().all(|&byte| byte == 1));
+    assert!(read(stream, here.1, BYTES)?.iter().all(|&byte| byte == 9));
 
     // All that a capture forbids itself is free to others.
-    driver.begin_capture()?;
+    stream.begin_capture()?;
     // SAFETY: as above.
-    let recorded = unsafe { driver.memset(here.1, 5, BYTES) };
+    let recorded = unsafe { stream.memset(here.1, 5, BYTES) };
     let go = || -> Result<()> {
-        copies(&fork, &SIZES[..4])?;
-        words(&fork)?;
-        launches(&fork, computes)?;
-        captures(&fork, computes)
+        copies(&other, &SIZES[..4])?;
+        words(&other)?;
+        launches(&other, computes)?;
+        captures(&other, computes)
     };
     let beside = go().and_then(|()| std::thread::scope(|scope| scope.spawn(go).join().expect("no panic")));
-    let graph = driver.end_capture();
+    let graph = stream.end_capture();
     recorded?;
     beside?;
     let graph = graph?;
-    assert!(read(driver, here.1, BYTES)?.iter().all(|&byte| byte == 9), "recorded work was done");
+    assert!(read(stream, here.1, BYTES)?.iter().all(|&byte| byte == 9), "recorded work was done");
     // SAFETY: as above.
-    unsafe { driver.replay(&graph)? };
-    assert!(read(driver, here.1, BYTES)?.iter().all(|&byte| byte == 5));
+    unsafe { stream.replay(&graph)? };
+    assert!(read(stream, here.1, BYTES)?.iter().all(|&byte| byte == 5));
 
     // At the same time.
-    let repeat = |driver: &Arc<dyn Driver>| -> Result<()> {
+    let repeat = |stream: &Arc<dyn Stream>| -> Result<()> {
         for _ in 0..5 {
-            copies(driver, &SIZES[..5])?;
-            launches(driver, computes)?;
-            captures(driver, computes)?;
+            copies(stream, &SIZES[..5])?;
+            launches(stream, computes)?;
+            captures(stream, computes)?;
         }
         Ok(())
     };
     std::thread::scope(|scope| {
-        let other = scope.spawn(|| repeat(&fork));
-        repeat(driver).and(other.join().expect("no panic"))
+        let second = scope.spawn(|| repeat(&other));
+        repeat(stream).and(second.join().expect("no panic"))
     })
+}
+
+/// A stream that waits for an event of another starts its later work after it, and not after work that came later.
+fn ordered(stream: &Arc<dyn Stream>, computes: bool) -> Result<()> {
+    const BYTES: usize = 1 << 20;
+    let other = stream.driver().new_stream()?;
+    let (here, there) = (Memory::new(stream, BYTES)?, Memory::new(&other, BYTES)?);
+    for waits in [false, true] {
+        // SAFETY: as long as the memory, here and below.
+        unsafe {
+            stream.memset(here.1, 1, BYTES)?;
+            stream.memset(here.1, 2, BYTES)?;
+        }
+        let event = stream.record_event()?;
+        // SAFETY: as above.
+        unsafe { stream.memset(here.1, 3, BYTES)? };
+        if waits {
+            other.wait_event(&event)?;
+        }
+        // SAFETY: as above.
+        unsafe { other.memset(there.1, 4, BYTES)? };
+        other.synchronize()?;
+        // The fake does one thing more whenever it is asked: that is all there was left if the two before were waited for.
+        assert!(computes || stream.is_idle()? == waits, "waits: {waits}");
+        assert!(read(&other, there.1, BYTES)?.iter().all(|&byte| byte == 4));
+        assert!(read(stream, here.1, BYTES)?.iter().all(|&byte| byte == 3));
+    }
+    Ok(())
 }
 
 #[cfg(feature = "emulator")]
@@ -306,19 +328,19 @@ fn forks(driver: &Arc<dyn Driver>, computes: bool) -> Result<()> {
 fn the_emulator() {
     use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
     let emulator = Arc::new(EmulatedDriver::new(1 << 30));
-    let driver: Arc<dyn Driver> = emulator.clone();
-    goes_through(&driver, true).expect("everything works");
+    let stream = emulator.new_stream().expect("a stream");
+    goes_through(&stream, true).expect("everything works");
     assert_eq!(emulator.in_use(), 0);
 
     // What goes wrong in one stream of work is told there.
-    let fork = driver.new_stream().expect("a fork");
-    let memory = Memory::new(&fork, 100).expect("memory");
-    let broken = Memory(&fork, DevicePtr::NULL);
-    cast(&fork, &broken, &memory, false).expect("it was started");
-    driver.synchronize().expect("nothing is wrong here");
-    let fault = fork.synchronize().expect_err("there is no such memory").to_string();
+    let other = emulator.new_stream().expect("a stream");
+    let memory = Memory::new(&other, 100).expect("memory");
+    let broken = Memory(&other, DevicePtr::NULL);
+    cast(&other, &broken, &memory, false).expect("it was started");
+    stream.synchronize().expect("nothing is wrong here");
+    let fault = other.synchronize().expect_err("there is no such memory").to_string();
     assert!(fault.contains("cast_forward_f32_to_bf16"), "{fault}");
-    assert_eq!(emulator.in_use(), 100, "a fork's memory counts");
+    assert_eq!(emulator.in_use(), 100, "every stream's memory counts");
     drop(memory);
     assert_eq!(emulator.in_use(), 0);
 }
@@ -332,7 +354,8 @@ fn a_gpu_if_there_is_one() {
             for (index, properties) in devices {
                 println!("{properties:?}");
                 let driver = im2sp::backend::cuda::driver::gpu::open(index).expect("it was found usable");
-                goes_through(&driver, true).expect("everything works");
+                let stream = driver.new_stream().expect("a stream");
+                goes_through(&stream, true).expect("everything works");
             }
         }
     }
@@ -349,7 +372,7 @@ mod fake {
     use im2sp::backend::cuda::driver::gpu;
 
     /// Each function of the driver library that is used and may fail.
-    const FUNCTIONS: [&str; 45] = [
+    const FUNCTIONS: [&str; 46] = [
         "cuInit",
         "cuDeviceGetCount",
         "cuDeviceGet",
@@ -377,6 +400,7 @@ mod fake {
         "cuStreamDestroy_v2",
         "cuStreamSynchronize",
         "cuStreamQuery",
+        "cuStreamWaitEvent",
         "cuStreamBeginCapture_v2",
         "cuStreamEndCapture",
         "cuGraphInstantiateWithFlags",
@@ -419,7 +443,7 @@ mod fake {
         std::fs::rename(fresh, folder.join("libcuda.so")).expect("a folder that can be written");
     }
 
-    /// What became of a child: its error, if it met one, and the fake's report.
+    /// Outcome of a child process: its error, if it met one, and the fake's report.
     struct Ending {
         error: Option<String>,
         report: String,
@@ -453,7 +477,7 @@ mod fake {
         run(folder, settings).error.unwrap_or_else(|| panic!("{settings:?} is no error"))
     }
 
-    /// What the other tests run with a library and settings of their choice.
+    /// Child process of the other tests, with a library and settings of their choice.
     #[test]
     #[ignore = "run by the other tests, in a process of its own"]
     fn child() {
@@ -461,28 +485,30 @@ mod fake {
         let ended = (|| -> Result<()> {
             gpu::probe()?;
             let driver = gpu::open(number("CHILD_DEVICE"))?;
+            let stream = driver.new_stream()?;
             if number("CHILD_ALLOCATES") > 0 {
-                let _memory = Memory::new(&driver, number("CHILD_ALLOCATES"))?;
+                let _memory = Memory::new(&stream, number("CHILD_ALLOCATES"))?;
             }
             if number("CHILD_OPENS") > 0 {
                 let (again, another) = (gpu::open(0)?, gpu::open(1)?);
                 assert!(excludes(&driver, &again), "one device, one lock");
                 assert!(!excludes(&driver, &another), "devices have nothing to do with each other");
             }
-            let ended = goes_through(&driver, false);
+            let ended = goes_through(&stream, false);
             // Whatever happened, the device still answers, with the same words if it is lost.
-            let after = driver.synchronize();
+            let after = stream.synchronize();
             let lost = |result: &Result<()>| result.as_ref().is_err_and(|e| e.to_string().contains("the GPU failed"));
             assert!(!lost(&after) || lost(&ended), "{ended:?}, then {after:?}");
-            assert!(!lost(&ended) || driver.allocate(1).is_err());
+            assert!(!lost(&ended) || stream.allocate(1).is_err());
             if std::env::var_os("CHILD_FORGETS").is_some() {
-                driver.allocate(1000)?;
-                driver.begin_capture()?;
+                stream.allocate(1000)?;
+                stream.begin_capture()?;
             }
-            // What was handed out may outlive the driver.
-            let handed_out = (driver.record_event(), driver.mapped_host(10), driver.new_stream());
+            // What was handed out may outlive the driver and the stream.
+            let handed_out = (stream.record_event(), stream.mapped_host(10), driver.new_stream());
+            drop(stream);
             drop(driver);
-            let still = handed_out.2.as_ref().map_or(Ok(()), |fork| copies(fork, &SIZES[..2]));
+            let still = handed_out.2.as_ref().map_or(Ok(()), |other| copies(other, &SIZES[..2]));
             drop(handed_out);
             ended.and(still)
         })();
@@ -549,7 +575,7 @@ mod fake {
 
     /// And what was made of it before is given back.
     #[test]
-    fn a_fork_that_cannot_be_made_is_told() {
+    fn a_stream_that_cannot_be_made_is_told() {
         for (function, what) in [
             ("cuStreamCreate:2:2", "making a stream"),
             ("cuMemPoolCreate:2:2", "making a reserve of memory"),

@@ -2,9 +2,11 @@
 //! found and named, and its twin without the mistake has to pass.
 #![cfg(feature = "emulator")]
 
+use std::sync::Arc;
+
 use im2sp::backend::cuda::driver::emulator::faulty::{self, FaultyParams};
 use im2sp::backend::cuda::driver::emulator::{EmulatedDriver, Order, Settings};
-use im2sp::backend::cuda::driver::{Driver, Kernel, Launch};
+use im2sp::backend::cuda::driver::{Driver, Kernel, Launch, Stream};
 use im2sp::random::Random;
 
 type Faulty = Kernel<FaultyParams>;
@@ -17,6 +19,7 @@ const ORDERS: [Order; 3] = [Order::Forward, Order::Backward, Order::Shuffled(1)]
 /// A device with memory for one kind of launch.
 struct Bench {
     driver: EmulatedDriver,
+    stream: Arc<dyn Stream>,
     params: FaultyParams,
     launch: Launch,
     results: usize,
@@ -26,8 +29,9 @@ impl Bench {
     /// `values` inputs 0, 1, 2..., as many `results`, some flags of zero.
     fn new(blocks: usize, values: usize, results: usize) -> Bench {
         let driver = EmulatedDriver::new(1 << 24);
+        let stream = driver.new_stream().expect("a stream");
         let bytes = |n: usize| n * size_of::<f32>();
-        let allocate = |n| driver.allocate(bytes(n)).expect("there is room");
+        let allocate = |n| stream.allocate(bytes(n)).expect("there is room");
         let params = FaultyParams {
             x: allocate(values),
             y: allocate(results),
@@ -37,8 +41,8 @@ impl Bench {
         };
         let x: Vec<f32> = (0..values).map(|n| n as f32).collect();
         // SAFETY: as many bytes were allocated.
-        unsafe { driver.copy_to_device(params.x, bytemuck::cast_slice(&x)) }.expect("the memory is the driver's");
-        Bench { driver, params, launch: Launch::blocks(blocks).shared_bytes(SHARED), results }
+        unsafe { stream.copy_to_device(params.x, bytemuck::cast_slice(&x)) }.expect("the memory is the driver's");
+        Bench { driver, stream, params, launch: Launch::blocks(blocks).shared_bytes(SHARED), results }
     }
 
     fn cooperative(mut self) -> Bench {
@@ -53,12 +57,12 @@ impl Bench {
         // SAFETY: the memory is as large as `new` made it; kernels that leave it are what this is about, and the emulator
         // ends them, or they stay within the guards.
         unsafe {
-            self.driver.poison(self.params.y, self.results * 4).map_err(|e| e.to_string())?;
-            self.driver.memset(self.params.flag, 0, 64).map_err(|e| e.to_string())?;
-            self.driver
+            self.stream.poison(self.params.y, self.results * 4).map_err(|e| e.to_string())?;
+            self.stream.memset(self.params.flag, 0, 64).map_err(|e| e.to_string())?;
+            self.stream
                 .launch(&kernel.info, self.launch, bytemuck::bytes_of(&self.params))
                 .expect("it can be launched");
-            self.driver
+            self.stream
                 .copy_to_host(self.params.y, bytemuck::cast_slice_mut(&mut results))
                 .map_err(|e| e.to_string())?;
         }
@@ -87,7 +91,7 @@ impl Bench {
         checked
     }
 
-    /// What every order of threads says.
+    /// Results of every order of threads.
     fn plain(&self, kernel: &'static Faulty) -> Vec<Result<Vec<f32>, String>> {
         ORDERS.map(|order| self.run(kernel, Settings { order, checked: false })).into()
     }
@@ -224,9 +228,9 @@ fn misaligned_vectors_are_found() {
 fn what_was_never_written_must_not_be_read() {
     let mut bench = Bench::new(1, 100, THREADS);
     // More memory than values.
-    bench.params.x = bench.driver.allocate(4 * THREADS).expect("there is room");
+    bench.params.x = bench.stream.allocate(4 * THREADS).expect("there is room");
     // SAFETY: as many bytes were allocated.
-    unsafe { bench.driver.copy_to_device(bench.params.x, &[0; 400]) }.expect("the memory is the driver's");
+    unsafe { bench.stream.copy_to_device(bench.params.x, &[0; 400]) }.expect("the memory is the driver's");
     let parts =
         ["uninitialised read: thread 100 of block (0, 0, 0) reads 4 bytes of the memory of `x` + 400 (of 512 bytes)"];
     let found = bench.run(&faulty::FAULTY_UNINITIALISED, CHECKED).expect_err("the mistake has to be found");
@@ -235,7 +239,7 @@ fn what_was_never_written_must_not_be_read() {
     // A plain launch may have written anything; what is poisoned after it counts as never written.
     bench.run(&faulty::FAULTY_UNINITIALISED, CHECKED).expect("all of it may have been written");
     // SAFETY: as above.
-    unsafe { bench.driver.poison(bench.params.x, 8) }.expect("the memory is the driver's");
+    unsafe { bench.stream.poison(bench.params.x, 8) }.expect("the memory is the driver's");
     let found = bench.run(&faulty::FAULTY_UNINITIALISED_RIGHT, CHECKED).expect_err("it was poisoned");
     assert!(found.contains("uninitialised read: thread 0 of block (0, 0, 0)"), "{found}");
 
@@ -327,11 +331,11 @@ fn a_fault_ends_the_launch_and_leaves_the_driver_usable() {
         bench.driver.set(settings);
         let bytes = bytemuck::bytes_of(&bench.params);
         // SAFETY: the kernel ends at its first barrier.
-        unsafe { bench.driver.launch(&faulty::FAULTY_DIVERGENT_BLOCK.info, bench.launch, bytes) }
+        unsafe { bench.stream.launch(&faulty::FAULTY_DIVERGENT_BLOCK.info, bench.launch, bytes) }
             .expect("reported later");
-        let found = bench.driver.synchronize().expect_err("the launch failed").to_string();
+        let found = bench.stream.synchronize().expect_err("the launch failed").to_string();
         assert!(found.contains("kernel faulty_divergent_block: divergent barrier"), "{found}");
-        bench.driver.synchronize().expect("a failure is reported once");
+        bench.stream.synchronize().expect("a failure is reported once");
         bench.passes(&faulty::FAULTY_DIVERGENT_BLOCK_RIGHT);
     }
 }
@@ -339,25 +343,25 @@ fn a_fault_ends_the_launch_and_leaves_the_driver_usable() {
 #[test]
 fn graphs_replay_what_was_recorded() {
     let bench = Bench::new(2, 2 * THREADS, 2 * THREADS);
-    let driver = &bench.driver;
+    let (driver, stream) = (&bench.driver, &bench.stream);
     driver.set(CHECKED);
     let bytes = bytemuck::bytes_of(&bench.params);
-    driver.begin_capture().expect("none is under way");
+    stream.begin_capture().expect("none is under way");
     // SAFETY: the memory is as large as the kernel needs.
     unsafe {
-        driver.poison(bench.params.y, 2 * THREADS * 4).expect("recorded");
-        driver.launch(&faulty::FAULTY_OUT_OF_BOUNDS_READ_RIGHT.info, bench.launch, bytes).expect("recorded");
-        driver.copy(bench.params.x, bench.params.y, 4).expect("recorded");
-        driver.memset(bench.params.x.offset(4), 0, 4).expect("recorded");
+        stream.poison(bench.params.y, 2 * THREADS * 4).expect("recorded");
+        stream.launch(&faulty::FAULTY_OUT_OF_BOUNDS_READ_RIGHT.info, bench.launch, bytes).expect("recorded");
+        stream.copy(bench.params.x, bench.params.y, 4).expect("recorded");
+        stream.memset(bench.params.x.offset(4), 0, 4).expect("recorded");
     }
-    let graph = driver.end_capture().expect("one is under way");
+    let graph = stream.end_capture().expect("one is under way");
     assert_eq!(driver.launches(), 0);
     let mut seen = vec![0.0f32; 4];
     for _ in 0..2 {
         // SAFETY: as above; nothing was freed.
-        unsafe { driver.replay(&graph) }.expect("all of it can be done");
+        unsafe { stream.replay(&graph) }.expect("all of it can be done");
         // SAFETY: the memory holds as many.
-        unsafe { driver.copy_to_host(bench.params.y, bytemuck::cast_slice_mut(&mut seen)) }.expect("it passed");
+        unsafe { stream.copy_to_host(bench.params.y, bytemuck::cast_slice_mut(&mut seen)) }.expect("it passed");
     }
     assert_eq!((driver.launches(), seen), (2, vec![0.0, 0.0, 2.0, 3.0]));
 }
@@ -398,7 +402,7 @@ fn product(size: usize) -> (Bench, Vec<f32>) {
     let values = Random::new(5).whole(2 * size * size);
     let stored: Vec<half::bf16> = values.iter().map(|&v| half::bf16::from_f32(v)).collect();
     // SAFETY: as many bytes were allocated.
-    unsafe { bench.driver.copy_to_device(bench.params.x, bytemuck::cast_slice(&stored)) }
+    unsafe { bench.stream.copy_to_device(bench.params.x, bytemuck::cast_slice(&stored)) }
         .expect("the memory is the driver's");
     let (a, b) = values.split_at(size * size);
     let dot = |row: &[f32], column: &[f32]| row.iter().zip(column).map(|(a, b)| a * b).sum::<f32>();

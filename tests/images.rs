@@ -84,7 +84,7 @@ fn resize_cases(folder: &str) -> Vec<(String, usize)> {
     cases
 }
 
-/// What a refused picture is called and what is said about it, in one line.
+/// Error of a refused image, in one line.
 fn refusal(bytes: &[u8]) -> String {
     let message = Image::decode(bytes, Path::new("cat.jpg")).unwrap_err().to_string();
     assert!(message.starts_with("cat.jpg: "), "{message}");

@@ -1,4 +1,4 @@
-//! What the compiler made of the kernels: no machine has to run them for this. Spills, a tensor core left unused or a sum
+//! Properties of the compiled kernels: no machine has to run them for this. Spills, a tensor core left unused or a sum
 //! whose order is left to chance are seen here and not in a slow or unsteady caption.
 #![cfg(feature = "cuda")]
 
@@ -14,7 +14,7 @@ const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
 /// Kernels that may keep something in slow memory, and why.
 const MAY_SPILL: [(&str, &str); 0] = [];
 
-/// What a bf16 kernel of an operation has to be made of.
+/// Instructions that a bf16 kernel of an operation has to contain.
 struct Made {
     op: &'static str,
     /// Variants, by a word of their name, that do without: they are bound by memory, or their rows or heads do not fit.

@@ -1,14 +1,14 @@
-//! What launchers refuse before anything runs on the device, and what they find in its results: each an error that names
+//! Errors of launchers, found before anything runs on the device or in its results: each an error that names
 //! the operation, as on the CPU.
 #![cfg(feature = "emulator")]
 
 use std::sync::Arc;
 
 use im2sp::Result;
-use im2sp::backend::Backend;
 use im2sp::backend::cpu::Cpu;
 use im2sp::backend::cuda::Cuda;
 use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
+use im2sp::backend::prelude::*;
 use im2sp::tensor::{DType, HostTensor};
 
 fn matrix<B: Backend>(backend: &B, rows: usize, columns: usize) -> B::Matrix {

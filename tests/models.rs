@@ -6,8 +6,9 @@ mod common;
 use std::ops::ControlFlow;
 
 use common::{Golden, assert_close, golden};
+use im2sp::backend::SmBudget;
 use im2sp::backend::cpu::Cpu;
-use im2sp::backend::{Backend, SmBudget};
+use im2sp::backend::prelude::*;
 use im2sp::config::ModelConfig;
 use im2sp::generate::{Compat, EarlyStopping, GenerateOptions, Generated, generate};
 use im2sp::model::captioner::Captioner;
@@ -18,7 +19,7 @@ use im2sp::units::{BOS, EOS};
 use im2sp::weights::ModelFiles;
 
 const MODELS: [&str; 3] = ["small", "wide_vision", "wide_decoder"];
-/// What all sums of these shallow models add up to, roughly: for the tolerance policy.
+/// Rough total length of all sums of these shallow models: for the tolerance policy.
 const DEPTH: usize = 4000;
 
 struct Model {
@@ -51,7 +52,7 @@ fn open_as(name: &'static str, dtype: Option<DType>) -> Model {
 
 impl Model {
     /// Image tokens of the first `images` golden pictures.
-    fn image_tokens(&self, images: usize) -> <Cpu as Backend>::Tensor {
+    fn image_tokens(&self, images: usize) -> <Cpu as Device>::Tensor {
         let pixels = self.expected.f32("pixels");
         let each = pixels.len() / self.expected.get("pixels").0[0];
         self.captioner.encode(&Cpu, &pixels[..images * each], images).unwrap()

@@ -1,4 +1,4 @@
-//! What eight bits cost: nine in ten captions of the embedded model keep all their units when its decoder is stored in e4m3,
+//! Cost of eight bits: nine in ten captions of the embedded model keep all their units when its decoder is stored in e4m3,
 //! rounded for other scenes, or in int8; and rounding for other scenes keeps no fewer than rounding to the nearest.
 //! The scenes: `recipes/demo/scenes.py --seed 777 --count 360 --size 128 --kind jpg`, which no training saw.
 

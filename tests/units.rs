@@ -60,7 +60,7 @@ fn repetitions_and_negative_units_go() {
 
 #[test]
 fn unit_lists_are_read() {
-    for text in ["71 12 4", "71,12,4", " 71,\t12 ,\r\n4\n", "71 12 4,"] {
+    for text in ["71 12 4", "71,12,4", " 71,\t12 ,\r\n4\n", "71 12 4,", "71\t12\t4", "[71, 12, 4]", "\u{feff}71 12 4"] {
         assert_eq!(parse(text, 200).unwrap(), [71, 12, 4], "{text:?}");
     }
     assert_eq!(parse("199", 200).unwrap(), [199]);
@@ -77,7 +77,11 @@ fn bad_unit_lists_are_refused_in_plain_words() {
         ("1 2.5", "number 2 is \"2.5\""),
         ("1 2 x", "number 3 is \"x\""),
         ("99999999999999999999", "number 1 is"),
-        ("[1]", "number 1 is \"[1]\""),
+        ("[1", "neither JSON nor a Python value"),
+        ("[1, -1]", "number 2 is \"-1\""),
+        ("[1, 2.5]", "number 2 is \"2.5\""),
+        ("{\"units\": 4}", "4 is no list of units"),
+        ("name|", "there are none"),
     ] {
         let message = parse(text, 200).unwrap_err().to_string();
         assert!(message.starts_with("units: ") && message.contains(expected), "{message}");
@@ -94,20 +98,44 @@ fn unit_files_are_read_and_named_in_errors() {
     let path = folder.path().join("list.txt");
     let write = |content: &[u8]| {
         std::fs::write(&path, content).unwrap();
-        read(&path, 200)
+        read_lists(&path, 200)
     };
-    assert_eq!(write(b"71 12\n4\n").unwrap(), [71, 12, 4]);
+    let list =
+        |name: Option<&str>, line, units: &[u32]| UnitList { name: name.map(Into::into), line, units: units.into() };
+    assert_eq!(write(b"71 12\n\n4\n").unwrap(), [list(None, 1, &[71, 12]), list(None, 3, &[4])]);
+    assert_eq!(write(b"71\n12\n\n4\n").unwrap(), [list(None, 1, &[71, 12, 4])], "a column is one list");
+    assert_eq!(
+        write(b"a b|1 2\n391\t3 4\n12\t5 6\n").unwrap(),
+        [list(Some("a b"), 1, &[1, 2]), list(Some("391"), 2, &[3, 4]), list(None, 3, &[12, 5, 6])],
+        "what can be no unit is a name"
+    );
+    assert_eq!(
+        write(b"[[1, 2], {\"name\": \"x\", \"units\": \"3 4\"}]").unwrap(),
+        [list(None, 1, &[1, 2]), list(Some("x"), 2, &[3, 4])]
+    );
+    assert_eq!(
+        write(b"{'audio': \"it's.wav\", 'code': [7, 8], 'x': (True, None)}\n{'hubert': '9', 'id': 'b\\'c'}\n").unwrap(),
+        [list(Some("it's.wav"), 1, &[7, 8]), list(Some("b'c"), 2, &[9])]
+    );
+    assert_eq!(write(b"[1]\n2 3\n").unwrap(), [list(None, 1, &[1]), list(None, 2, &[2, 3])]);
     for (content, expected) in [
         (&b""[..], "there are none"),
         (b"1 -2", "\"-2\""),
-        (b"\xFF\xFE", "no text"),
-        (&[b' '; 1 << 21], "smaller file"),
+        (b"\xFF\xFE", "there are none"),
+        (b"\xFF\xFE1", "no text"),
+        (b"\xFF\xFE\x00\xD8", "no text"),
+        (b"1 \x80", "no text"),
+        (b"1 2\n3 x", "line 2: number 2"),
+        (b"[1]\n[x]", "line 2: is neither"),
+        (b"[[1], [300]]", "record 2: number 1"),
     ] {
         let message = write(content).unwrap_err().to_string();
         assert!(message.contains("list.txt") && message.contains(expected), "{message}");
     }
-    assert!(read(&folder.path().join("none.txt"), 200).unwrap_err().to_string().contains("none.txt"));
-    assert!(read(folder.path(), 200).unwrap_err().to_string().contains("it is a folder"));
+    std::fs::File::create(&path).unwrap().set_len(MAX_TEXT_BYTES + 1).unwrap();
+    assert!(read_lists(&path, 200).unwrap_err().to_string().contains("smaller file"));
+    assert!(read_lists(&folder.path().join("none.txt"), 200).unwrap_err().to_string().contains("none.txt"));
+    assert!(read_lists(folder.path(), 200).unwrap_err().to_string().contains("it is a folder"));
 }
 
 proptest! {
@@ -118,6 +146,12 @@ proptest! {
         if let Ok(units) = parse(&text, count) {
             prop_assert!(units.iter().all(|&unit| (unit as usize) < count));
         }
+    }
+
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes in any::<Vec<u8>>(), form in 0usize..5) {
+        let before: &[u8] = [&b""[..], b"\xff\xfe", b"[", b"{'hubert': '", b"x|"][form];
+        let _ = decode_lists(&[before, &bytes].concat(), "bytes".as_ref(), 200);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! attention: operations a second at the encoder's and the decoder's sizes.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
+use im2sp::backend::AttentionShape;
 use im2sp::backend::cpu::Cpu;
-use im2sp::backend::{AttentionShape, Backend};
+use im2sp::backend::prelude::*;
 
 use crate::{done, tensor};
 

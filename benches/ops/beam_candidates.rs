@@ -1,8 +1,8 @@
 //! beam_candidates: bytes a second over the logits of eight pictures with five beams each.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use im2sp::backend::Backend;
 use im2sp::backend::cpu::Cpu;
+use im2sp::backend::prelude::*;
 
 use crate::{done, tensor, values};
 

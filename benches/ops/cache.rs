@@ -2,7 +2,8 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use im2sp::backend::cpu::Cpu;
-use im2sp::backend::{Backend, CacheRow, CacheShape, Linear};
+use im2sp::backend::prelude::*;
+use im2sp::backend::{CacheRow, CacheShape, LinearWeights};
 use im2sp::tensor::DType;
 
 use crate::{done, matrix, tensor};
@@ -13,7 +14,7 @@ pub fn bench(criterion: &mut Criterion) {
     for rows in [1, 5] {
         let shape = CacheShape { layers: 1, heads, head_size: 64, images: 1, prefix, max_new_tokens: 512 };
         let mut cache = done(Cpu.kv_cache(shape));
-        let qkv = Linear { weight: matrix(3 * heads * 64, 64, DType::F32), bias: tensor(1, 3 * heads * 64) };
+        let qkv = LinearWeights { weight: matrix(3 * heads * 64, 64, DType::F32), bias: tensor(1, 3 * heads * 64) };
         done(Cpu.prefill_qkv(&mut cache, &[0], 0, &tensor(prefix, 64), &qkv));
         done(Cpu.kv_reorder(&mut cache, &vec![CacheRow { image: 0, parent: None }; rows]));
         let qkv = tensor(rows, 3 * heads * 64);

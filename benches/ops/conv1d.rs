@@ -2,8 +2,9 @@
 //! those of the direct form; Winograd's does fewer.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
+use im2sp::backend::ConvEpilogue;
 use im2sp::backend::cpu::Cpu;
-use im2sp::backend::{Backend, ConvEpilogue};
+use im2sp::backend::prelude::*;
 
 use crate::{done, host, tensor};
 

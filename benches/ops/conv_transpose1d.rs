@@ -1,8 +1,8 @@
 //! conv_transpose1d: operations a second of every upsampling of the published vocoder, at one second of speech.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use im2sp::backend::Backend;
 use im2sp::backend::cpu::Cpu;
+use im2sp::backend::prelude::*;
 
 use crate::{done, host, tensor};
 

@@ -1,8 +1,8 @@
 //! embed: the decoder's word and position rows, and the vocoder's columns; bytes a second.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use im2sp::backend::Backend;
 use im2sp::backend::cpu::Cpu;
+use im2sp::backend::prelude::*;
 use im2sp::tensor::DType;
 
 use crate::{done, matrix};

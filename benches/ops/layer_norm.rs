@@ -1,8 +1,9 @@
 //! layer_norm: bytes read and written a second.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
+use im2sp::backend::LayerNormWeights;
 use im2sp::backend::cpu::Cpu;
-use im2sp::backend::{Backend, LayerNormWeights};
+use im2sp::backend::prelude::*;
 
 use crate::{done, tensor};
 

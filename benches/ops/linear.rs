@@ -2,14 +2,15 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use im2sp::backend::cpu::Cpu;
-use im2sp::backend::{Activation, Backend, Linear};
+use im2sp::backend::prelude::*;
+use im2sp::backend::{Activation, LinearWeights};
 use im2sp::tensor::DType;
 
 use crate::{done, matrix, tensor};
 
 pub fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("linear");
-    let layer = |n, k, dtype| Linear::<Cpu> { weight: matrix(n, k, dtype), bias: tensor(1, n) };
+    let layer = |n, k, dtype| LinearWeights::<Cpu> { weight: matrix(n, k, dtype), bias: tensor(1, n) };
     for (m, n, k) in [(257, 3072, 1024), (257, 4096, 1024), (257, 1024, 4096), (257, 2304, 768)] {
         let (x, layer) = (tensor(m, k), layer(n, k, DType::F32));
         group.throughput(Throughput::Elements((2 * m * n * k) as u64));

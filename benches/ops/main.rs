@@ -16,8 +16,8 @@ mod transpose;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use im2sp::Result;
-use im2sp::backend::Backend;
 use im2sp::backend::cpu::{Cpu, Matrix, Tensor};
+use im2sp::backend::prelude::*;
 use im2sp::tensor::int8;
 use im2sp::tensor::{DType, HostTensor, Quantized};
 

@@ -1,8 +1,8 @@
 //! patch_embed: operations a second at 224 pixels and patches of 14.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use im2sp::backend::Backend;
 use im2sp::backend::cpu::Cpu;
+use im2sp::backend::prelude::*;
 use im2sp::tensor::DType;
 
 use crate::{done, matrix, tensor};

@@ -1,8 +1,8 @@
 //! top_k: bytes a second over a batch of logits.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use im2sp::backend::Backend;
 use im2sp::backend::cpu::Cpu;
+use im2sp::backend::prelude::*;
 
 use crate::{done, tensor};
 

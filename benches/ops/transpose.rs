@@ -1,8 +1,8 @@
 //! transpose: bytes a second at the duration predictor's size.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use im2sp::backend::Backend;
 use im2sp::backend::cpu::Cpu;
+use im2sp::backend::prelude::*;
 
 use crate::{done, tensor};
 

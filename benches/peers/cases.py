@@ -72,11 +72,11 @@ def read(path):
 
 
 def doctor(paths):
-    """(device, cases) of the reports of `im2sp doctor --json`."""
+    """({"device", "peaks"}, cases) of the reports of `im2sp doctor --json`."""
     device, found = {}, []
     for path in paths:
         for part in read(path):
-            device = device or {name: part[name] for name in ("device", "peaks") if name in part}
+            device = device or {name: part[name] for name in ("device", "peaks") if part.get(name)}
             for case in part.get("cases", [part]):
                 if isinstance(case, dict) and isinstance(case.get("op"), str) and isinstance(case.get("case"), str):
                     found.append(case)

@@ -1,6 +1,6 @@
 """im2sp and PyTorch on the same GPU: what im2sp measured, and the same work by this machine's PyTorch.
 
-    python gpu.py --doctor doctor.jsonl ... --bench bench-*.json --out FOLDER [--seconds 120]
+    python gpu.py --doctor doctor-*.jsonl --timing timing.jsonl --bench bench-*.json --out FOLDER [--seconds 120]
 
 Operations: those of `im2sp doctor` and PyTorch's (cuBLAS, scaled_dot_product_attention, cuDNN) at the same shapes, both
 with a cold L2 and by the device's clock. One caption: `im2sp bench` and transformers' GIT with a PyTorch vocoder
@@ -69,11 +69,11 @@ class Results:
 
     def __init__(self, folder, arguments):
         self.path = Path(folder) / "results.json"
-        device, found = cases.doctor(arguments.doctor)
-        facts = device.get("device") or {}
+        head, outcomes = cases.doctor(arguments.doctor)
+        timed_head, self.cases = cases.doctor(arguments.timing)
+        facts = timed_head.get("device") or head.get("device") or {}
         benches = cases.bench(arguments.bench)
-        outcomes = [case for case in found if "passed" in case]
-        self.cases = found
+        timed = [case for case in self.cases if case.get("microseconds")]
         self.all = {
             "date": time.strftime("%Y-%m-%d"),
             "commit": facts.get("commit") or next((report["commit"] for report in benches), "unknown"),
@@ -87,18 +87,20 @@ class Results:
             },
             "conformance": {
                 "cases": len(outcomes),
-                "failed": sum(not case["passed"] for case in outcomes),
+                "failed": sum(not case.get("passed") for case in outcomes),
                 "operations": len({case["op"] for case in outcomes}),
             },
+            "peaks": timed_head.get("peaks"),
             "bench": benches,
-            "operations": [operation(case) for case in found if case.get("microseconds")],
+            "operations": [operation(case) for case in timed],
             "pytorch_operations": [],
             "pytorch_pipeline": [],
             "problems": [],
         }
         if arguments.tiny:
             self.all["tiny"] = True
-        for what, paths, read in (("doctor", arguments.doctor, found), ("bench", arguments.bench, benches)):
+        sources = [("doctor", arguments.doctor, outcomes), ("timing", arguments.timing, timed), ("bench", arguments.bench, benches)]
+        for what, paths, read in sources:
             for path in paths:
                 if not cases.read(path):
                     self.all["problems"].append(f"{what}: {path} is empty or cannot be read")
@@ -370,7 +372,8 @@ def table(everything):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--doctor", nargs="*", default=[], help="reports of `im2sp doctor --json`")
+    parser.add_argument("--doctor", nargs="*", default=[], help="reports of `im2sp doctor --no-timing --json`")
+    parser.add_argument("--timing", nargs="*", default=[], help="reports of `im2sp doctor --timing-only --json`")
     parser.add_argument("--bench", nargs="*", default=[], help="reports of `im2sp bench --json`")
     parser.add_argument("--out", required=True, help="folder for results.json")
     parser.add_argument("--seconds", type=float, default=120)

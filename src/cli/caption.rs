@@ -1,30 +1,33 @@
-//! `im2sp caption`: pictures to spoken captions.
+//! `im2sp caption`: images to spoken captions.
 
+mod jobs;
 mod report;
-mod work;
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use im2sp::generate::{Compat, EarlyStopping, GenerateOptions, Sampling};
-use im2sp::{CaptionOptions, Engine, Error, Image, Progress, Result};
+use im2sp::{CaptionOptions, Engine, Error, Image, Progress, Result, image};
 
 use super::ModelArgs;
+use super::output::{self, Destination, Format};
+use super::print::{note, print_error};
 use super::progress::Bar;
-use super::sound::{self, Format};
-use report::InOrder;
-use work::{Item, Work};
+use jobs::{Job, Jobs};
+use report::OrderedOutput;
 
-/// Pictures that are decoded together, on the CPU and on a GPU; bounds the memory.
+/// Images that are decoded together, on the CPU and on a GPU; bounds the memory.
 const IN_FLIGHT: [usize; 2] = [8, 64];
 
-/// Speak what is in pictures
+/// Describe images aloud
 ///
-/// JPEG, PNG, WebP, BMP and GIF are read; the content decides, not the name. Of a directory, files are taken that are named
-/// as pictures are; those whose sound is there already are left out, so the same command goes on after an interruption.
+/// JPEG, PNG, WebP, BMP and GIF are read; the content decides, not the name. In a directory, files with a suffix of these
+/// formats are taken (jfif, jpe and jif too), and macOS's ._ files left out; images whose result exists already are skipped,
+/// so the same command resumes after an interruption. The result of an image NAME.jpg is NAME.wav; where two images would
+/// have the same, those two have longer names: NAME.jpg.wav, FOLDER_NAME.jpg.wav.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -33,32 +36,35 @@ Examples:
   im2sp caption photo.jpg --beam 5 --json --no-audio --weights models/git-large-coco
   im2sp caption photo.jpg --temperature 0.9 --top-p 0.95 --seed 7
   im2sp caption scene.png --stream -o - | ffplay -nodisp -autoexit -i -
-  im2sp caption scene.png --stream -o - --format pcm | aplay -t raw -f S16_LE -r 16000")]
+  im2sp caption scene.png --stream -o - --format pcm | aplay -t raw -f S16_LE -r 16000
+  curl -s https://example.org/photo.jpg | im2sp caption - -o speech.wav
+
+JSON: a name that is not UTF-8 has its bytes under \"image_bytes\" or \"output_bytes\" besides.")]
 pub struct Caption {
-    /// Pictures to caption, or directories of them
-    #[arg(required = true, value_name = "IMAGE|DIR")]
+    /// Images to caption, or directories of them; - is standard input
+    #[arg(required = true, value_name = "IMAGE|DIR|-")]
     images: Vec<PathBuf>,
-    /// A sound file, a directory for NAME.wav of each picture, or - for standard output [default: NAME.wav in the working
-    /// directory]
+    /// A file; a directory for NAME.wav of each image, which DIR/ makes; or - for standard output [default: NAME.wav in the
+    /// working directory]
     #[arg(short, long, value_name = "FILE|DIR|-")]
     output: Option<PathBuf>,
     /// A WAV file, or its 16-bit samples alone
     #[arg(long, default_value = "wav", value_name = "FORMAT", conflicts_with = "no_audio")]
     format: Format,
-    /// Hand out sound while it is being made, into standard output or another pipe; a file still appears whole
+    /// Write sound as it is made, into standard output or another pipe; a file still appears whole
     #[arg(long, requires = "output", conflicts_with = "no_audio")]
     stream: bool,
-    /// Speak pictures of a directory again whose sound is there already
+    /// Redo images of a directory whose result exists already
     #[arg(long)]
     overwrite: bool,
-    /// Decode this many pictures together [default: 8 on the CPU, 64 on a GPU]
+    /// Decode this many images together [default: 8 on the CPU, 64 on a GPU]
     #[arg(long, value_name = "N")]
     in_flight: Option<usize>,
-    /// Print one JSON object a line per picture on standard output
+    /// Print one JSON object a line per image on standard output
     #[arg(long)]
     json: bool,
-    /// Stop at the speech units: no vocoder, no file
-    #[arg(long, conflicts_with = "output")]
+    /// Stop at the speech units: printed, or with -o in a file or NAME.units of each image
+    #[arg(long)]
     no_audio: bool,
     /// Speaker of a multi-speaker vocoder
     #[arg(long, value_name = "N")]
@@ -96,7 +102,7 @@ struct Decoding {
     /// Seed of the sampling
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
-    /// Whose rules: today's transformers, or those of the reference implementation (4.33.3, with its truncation)
+    /// Rules to follow: today's transformers, or the reference implementation (4.33.3, with its truncation)
     #[arg(long, default_value = "current", value_name = "RULES")]
     compat: Rules,
 }
@@ -142,95 +148,105 @@ impl Decoding {
 }
 
 impl Caption {
-    /// Captions every picture. One that cannot be read is reported and does not stop the others.
+    /// Captions every image. One that cannot be read is reported and does not stop the others.
     pub fn run(self) -> Result<ExitCode> {
         let started = Instant::now();
-        let Work { items, kept } = work::of(&self)?;
-        if kept > 0 {
-            eprintln!(
-                "im2sp: {kept} of {} pictures are spoken already; --overwrite speaks them again",
-                kept + items.len()
-            );
+        let Jobs { jobs, skipped } = jobs::of(&self)?;
+        if self.stream && jobs.len() > 1 {
+            return Err(Error::Option { option: "stream", problem: "takes one image at a time".into() });
         }
-        if items.is_empty() {
+        if skipped > 0 {
+            let (all, what) = (skipped + jobs.len(), if self.no_audio { "units" } else { "audio" });
+            note(format_args!("skipping {skipped} of {all} images that already have {what} (--overwrite redoes them)"));
+        }
+        if jobs.is_empty() {
             return Ok(ExitCode::SUCCESS);
         }
         let engine = self.model.load()?;
-        eprintln!("im2sp: device {}, weights {}", engine.device(), engine.dtype());
+        note(format_args!("device {}, weights {}", engine.device(), engine.dtype()));
         if let Some(domain) = &engine.config().domain {
-            eprintln!(
-                "im2sp: this model knows {domain} only; for photographs convert the published checkpoint, see \
-                 im2sp convert --help"
-            );
+            note(format_args!(
+                "this model knows {domain} only; for photographs convert the published checkpoint, see im2sp convert --help"
+            ));
         }
         let options =
             CaptionOptions { generate: self.decoding.options(), speaker: self.speaker, no_audio: self.no_audio };
-        match &items[..] {
-            [item] if self.stream => self.stream(&engine, item, &options, started),
-            _ if self.stream => {
-                Err(Error::Option { option: "stream", problem: "one picture at a time can be heard".into() })
-            }
-            [item] => self.one(&engine, item, &options),
-            _ => self.many(&engine, &items, &options),
+        match &jobs[..] {
+            [job] if self.stream => self.stream(&engine, job, &options, started),
+            [job] => self.one(&engine, job, &options),
+            _ => self.many(&engine, &jobs, &options),
         }
     }
 
-    /// One picture, as soon as possible.
-    fn one(&self, engine: &Engine, item: &Item, options: &CaptionOptions) -> Result<ExitCode> {
+    /// One image, as soon as possible.
+    fn one(&self, engine: &Engine, job: &Job, options: &CaptionOptions) -> Result<ExitCode> {
         let clock = Instant::now();
-        let image = Image::open(&item.image)?;
+        let image = open(&job.image)?;
         let read = clock.elapsed().as_secs_f64() * 1e3;
         let mut bar = Bar::new();
-        for mut caption in engine.caption_batch(&[&image], options, &mut |progress| tell(&mut bar, progress))? {
+        let captions = engine.caption_batch(&[&image], options, &mut |progress| show(&mut bar, progress))?;
+        drop(bar);
+        for mut caption in captions {
             caption.timings.read = read;
-            report::finish(self, engine, item, &caption)?.say()?;
+            report::finish(self, engine, job, &mut caption)?.print()?;
         }
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Many pictures, as many a second as possible.
-    fn many(&self, engine: &Engine, items: &[Item], options: &CaptionOptions) -> Result<ExitCode> {
+    /// Many images, as many a second as possible.
+    fn many(&self, engine: &Engine, jobs: &[Job], options: &CaptionOptions) -> Result<ExitCode> {
         let in_flight = self.in_flight.unwrap_or(IN_FLIGHT[usize::from(engine.memory().is_some())]);
-        let pictures = |index: usize| items.get(index).map(|item| Image::open(&item.image));
-        let (mut bar, mut order, mut done, mut failed) = (Bar::new(), InOrder::default(), 0, false);
-        let mut refused = None;
-        engine.caption_many(&pictures, options, in_flight, &mut |index, caption| {
+        let images = |index: usize| jobs.get(index).map(|job| open(&job.image));
+        let (mut bar, mut order, mut done, mut failed) = (Bar::new(), OrderedOutput::default(), 0, false);
+        let mut unprinted = None;
+        engine.caption_many(&images, options, in_flight, &mut |index, caption| {
             done += 1;
-            bar.show("pictures", done, items.len() as u64);
-            let said = match caption {
-                Ok(caption) => report::finish(self, engine, &items[index], &caption).map(Some),
-                Err(error) => {
-                    eprintln!("im2sp: error: {error}");
-                    failed = true;
-                    Ok(None)
-                }
-            };
-            match said.and_then(|said| order.put(index, said)) {
-                Ok(()) => ControlFlow::Continue(()),
-                // What cannot be written ends the work: the next could not be either.
-                Err(error) => {
-                    refused = Some(error);
-                    ControlFlow::Break(())
-                }
+            bar.show("images", done, jobs.len() as u64);
+            let finished = caption.and_then(|mut caption| report::finish(self, engine, &jobs[index], &mut caption));
+            let mut full = false;
+            let output = finished.map_err(|error| {
+                print_error(&error);
+                (failed, full) = (true, is_full(&error));
+            });
+            if unprinted.is_none() {
+                unprinted = order.put(index, output.ok()).err();
+            }
+            // Where nothing more can be written there is no use in going on; what cannot be printed costs no file.
+            if full || (unprinted.is_some() && jobs[index].destination.is_none()) {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
             }
         })?;
-        match refused {
+        match unprinted {
             Some(error) => Err(error),
             None => Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }),
         }
     }
 
-    /// One picture, heard while its caption is being made.
-    fn stream(&self, engine: &Engine, item: &Item, options: &CaptionOptions, started: Instant) -> Result<ExitCode> {
-        let mut stream = engine.stream(&Image::open(&item.image)?, options);
-        let target = item.target.clone().unwrap_or_default();
-        let written = sound::write_stream(&target, self.format, &mut stream)?;
-        report::streamed(self, engine, item, &stream, &written, started).say()?;
+    /// One image, its sound written as it is made.
+    fn stream(&self, engine: &Engine, job: &Job, options: &CaptionOptions, started: Instant) -> Result<ExitCode> {
+        let mut stream = engine.stream(&open(&job.image)?, options);
+        let destination = job.destination.as_ref().unwrap_or(&Destination::Standard);
+        let rate = stream.sample_rate();
+        let written = output::write_sound(destination, self.format, rate, true, &mut stream)?;
+        report::streamed(self, engine, job, &stream, &written, started).print()?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn tell(bar: &mut Bar, progress: Progress) {
+/// Reads the image at `path`, or from standard input for "-".
+fn open(path: &Path) -> Result<Image> {
+    Image::decode(&output::read_input(path, image::MAX_FILE_BYTES)?, output::input_name(path))
+}
+
+/// Whether an error says that the next file could not be written either.
+fn is_full(error: &Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+}
+
+fn show(bar: &mut Bar, progress: Progress) {
     match progress {
         Progress::Vision => bar.show("vision", 0, 1),
         Progress::Prefill => bar.show("prefill", 0, 1),

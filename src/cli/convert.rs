@@ -9,6 +9,7 @@ use im2sp::weights::{ConvertOptions, convert};
 use im2sp::{CalibrateReport, Result, convert_calibrated};
 use serde_json::json;
 
+use super::print::note;
 use super::progress::Bar;
 use super::{print_json, print_line};
 
@@ -33,7 +34,7 @@ pub struct Convert {
     /// The vocoder's checkpoint; without one the model gives units but no sound
     #[arg(long, value_name = "CKPT")]
     vocoder: Option<PathBuf>,
-    /// The vocoder's dimensions [default: config.json beside its checkpoint]
+    /// The vocoder's dimensions [default: config.json next to its checkpoint]
     #[arg(long, value_name = "JSON", requires = "vocoder")]
     vocoder_config: Option<PathBuf>,
     /// A preprocessor_config.json with the picture's size, mean and std [default: that of SRC, or CLIP's]
@@ -110,6 +111,9 @@ impl Convert {
             None => (convert(&options, &mut |done, total| bar.show("convert", done >> 20, total >> 20))?, None),
         };
         drop(bar);
+        for problem in calibrated.iter().flat_map(|report| &report.unreadable) {
+            note(format_args!("left out of the calibration: {problem}"));
+        }
         if self.json {
             print_json(&json!({
                 "output": options.output.to_string_lossy(),
@@ -151,6 +155,7 @@ fn json_of(report: &CalibrateReport) -> serde_json::Value {
     json!({
         "pictures": report.pictures,
         "kept": report.kept,
+        "unreadable": report.unreadable,
         "logit_rms": report.logit_rms,
         "logit_error_rms": report.logit_error_rms,
         "logit_error_max": report.logit_error_max,

@@ -11,7 +11,7 @@ use im2sp::{Device, Result};
 /// share of the device's measured peak. Exit status 1 if anything is wrong.
 #[derive(Args)]
 pub struct Doctor {
-    /// What to examine: cuda or cuda:N
+    /// Device to examine: cuda or cuda:N
     #[arg(long, default_value = "cuda", value_name = "DEVICE")]
     device: Device,
     /// Only operations whose name contains this

@@ -4,29 +4,34 @@
 mod bench;
 mod caption;
 mod convert;
+mod crash;
 mod doctor;
 mod info;
+mod interrupt;
+mod names;
+mod output;
+mod print;
 mod progress;
-mod sound;
 mod speak;
+mod threads;
 
-use std::fmt::Display;
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use im2sp::tensor::DType;
-use im2sp::{Device, Engine, Error, LoadOptions, Result};
+use im2sp::{Device, Engine, LoadOptions, Result};
 
-/// Speak what is in a picture, without text in between.
+use print::{print_error, print_json, print_line};
+
+/// Describe images aloud, without generating text in between.
 #[derive(Parser)]
 #[command(version, long_version = concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("IM2SP_COMMIT"), ")"), about, long_about = None, propagate_version = true, after_help = "\
 Start with:
-  im2sp caption picture.png -o speech.wav     a spoken caption from the embedded model
+  im2sp caption image.png -o speech.wav       a spoken caption from the embedded model
   im2sp convert --help                        use the published checkpoint, or your own
 
-Exit status: 0 done, 1 something failed (said on standard error), 2 wrong usage.")]
+Exit status: 0 done, 1 something failed (reported on standard error), 2 wrong usage.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -42,7 +47,7 @@ enum Command {
     Doctor(doctor::Doctor),
 }
 
-/// Which model, and where it runs.
+/// Model and device options.
 #[derive(Args)]
 struct ModelArgs {
     /// Model directory made by `im2sp convert`; without it the small embedded model is used
@@ -88,34 +93,23 @@ impl ModelArgs {
 
 /// Runs the program; the exit status is the caller's to return.
 pub fn run() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Caption(command) => command.run(),
-        Command::Speak(command) => command.run(),
-        Command::Convert(command) => command.run(),
-        Command::Info(command) => command.run(),
-        Command::Bench(command) => command.run(),
-        Command::Doctor(command) => command.run(),
-    };
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("im2sp: error: {error}");
-            ExitCode::FAILURE
+    let command = Cli::parse().command;
+    let result = crash::report_panics(|| {
+        if !matches!(command, Command::Info(_)) {
+            threads::start()?;
         }
-    }
-}
-
-/// Prints one line of JSON.
-fn print_json(value: &serde_json::Value) -> Result<()> {
-    print_line(value)
-}
-
-/// Prints one line on standard output. A closed pipe is no error, a full disk is one.
-fn print_line(line: impl Display) -> Result<()> {
-    match writeln!(std::io::stdout(), "{line}") {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Error::io("write", Path::new("standard output"))(error))
+        interrupt::prepare();
+        match command {
+            Command::Caption(command) => command.run(),
+            Command::Speak(command) => command.run(),
+            Command::Convert(command) => command.run(),
+            Command::Info(command) => command.run(),
+            Command::Bench(command) => command.run(),
+            Command::Doctor(command) => command.run(),
         }
-        _ => Ok(()),
-    }
+    });
+    result.unwrap_or_else(|error| {
+        print_error(error);
+        ExitCode::FAILURE
+    })
 }

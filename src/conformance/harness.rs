@@ -1,8 +1,8 @@
 //! Runs the cases of the tables on a device and collects how they went.
 
 use super::{difference, largest, round_bf16, tolerance, tolerance_bf16};
-use crate::backend::Backend;
 use crate::backend::cuda::{Cuda, Tensor};
+use crate::backend::prelude::*;
 use crate::cost::Cost;
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -122,7 +122,7 @@ impl<'a> Harness<'a> {
 
     /// One that hands every case to `timer` too.
     pub fn timed(cuda: &'a Cuda, max: Size, timer: Timer<'a>) -> Result<Harness<'a>> {
-        let words = cuda.driver().properties().l2 / 2;
+        let words = cuda.stream().properties().l2 / 2;
         let flushed = Some(cuda.upload([1, words], &vec![0.0; words])?);
         Ok(Harness { timer: Some(timer), flushed, ..Harness::new(cuda, max) })
     }
@@ -211,7 +211,7 @@ impl<'a> Harness<'a> {
     #[cfg_attr(not(feature = "emulator"), allow(unused_variables))]
     fn run_all_schedules(&self, size: Size, run: &dyn Fn() -> Result<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
         #[cfg(feature = "emulator")]
-        if let Some(emulator) = self.cuda.driver().emulator() {
+        if let Some(emulator) = self.cuda.stream().driver().emulator() {
             return emulator.run_all_schedules(size < Size::Real, run);
         }
         Ok(vec![run()?, run()?])
@@ -221,12 +221,12 @@ impl<'a> Harness<'a> {
 /// Seconds of a run between two events. The flush before it leaves the L2 without its inputs, and takes the device so long
 /// that the launches of the run are waiting when it ends.
 fn seconds(cuda: &Cuda, flushed: Option<&Tensor>, run: &dyn Fn() -> Result<()>) -> Result<f64> {
-    let driver = cuda.driver();
+    let stream = cuda.stream();
     if let Some(flushed) = flushed {
         cuda.flush_l2(flushed)?;
     }
-    let start = driver.record_event()?;
+    let start = stream.record_event()?;
     run()?;
-    let end = driver.record_event()?;
-    Ok(f64::from(driver.elapsed(&start, &end)?) * 1e-3)
+    let end = stream.record_event()?;
+    Ok(f64::from(stream.elapsed(&start, &end)?) * 1e-3)
 }

@@ -107,6 +107,7 @@ fn uniform(state: &mut u64) -> f64 {
 mod tests {
     use super::*;
     use crate::backend::cpu::{Cpu, Tensor};
+    use crate::backend::prelude::*;
 
     fn row(logits: &[f32]) -> Result<Tensor> {
         Cpu.upload([1, logits.len()], logits)

@@ -3,6 +3,7 @@
 //! pipeline; of an animation the first frame counts.
 
 mod decode;
+pub mod folder;
 mod resize;
 
 use std::path::Path;

@@ -4,7 +4,7 @@
 
 use super::loader::Loader;
 use crate::backend::{
-    Activation, AttentionShape, Backend, CacheShape, DecoderWeights, GraphId, LayerNormWeights, Linear,
+    Activation, AttentionShape, Backend, CacheShape, DecoderWeights, Device, GraphId, LayerNormWeights, LinearWeights,
     TransformerLayer,
 };
 use crate::config::DecoderConfig;
@@ -17,18 +17,18 @@ pub struct Decoder<B: Backend> {
     position: B::Matrix,                 // (P, C)
     embedding_norm: LayerNormWeights<B>, // (C)
     layers: Vec<TransformerLayer<B>>,
-    output: Linear<B>, // (V, C), also the word embedding
+    output: LinearWeights<B>, // (V, C), also the word embedding
     step: GraphId,
 }
 
 /// [`Backend::linear`] or [`Backend::linear_decode`].
 type LinearForm<B> = fn(
     &B,
-    &<B as Backend>::Tensor,
-    &Linear<B>,
+    &<B as Device>::Tensor,
+    &LinearWeights<B>,
     Activation,
-    Option<&<B as Backend>::Tensor>,
-) -> Result<<B as Backend>::Tensor>;
+    Option<&<B as Device>::Tensor>,
+) -> Result<<B as Device>::Tensor>;
 
 impl<B: Backend> Decoder<B> {
     /// Takes the tensors `decoder.*`.
@@ -41,7 +41,7 @@ impl<B: Backend> Decoder<B> {
             layers: (0..config.layers)
                 .map(|n| loader.layer(&format!("decoder.layers.{n}"), width, config.mlp, eps))
                 .collect::<Result<_>>()?,
-            output: Linear {
+            output: LinearWeights {
                 weight: loader.matrix("decoder.word_embedding", [config.vocabulary, width])?,
                 bias: loader.vector("decoder.output_bias", config.vocabulary)?,
             },

@@ -1,6 +1,6 @@
 //! The way of weights out of a [`TensorStore`] onto a backend.
 
-use crate::backend::{Backend, LayerNormWeights, Linear, TransformerLayer};
+use crate::backend::{Backend, LayerNormWeights, LinearWeights, TransformerLayer};
 use crate::tensor::{DType, HostTensor};
 use crate::weights::store::TensorStore;
 use crate::{Error, Result};
@@ -37,9 +37,9 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     /// `prefix.weight` (n, k) and `prefix.bias` (n).
-    pub fn linear(&mut self, prefix: &str, n: usize, k: usize) -> Result<Linear<B>> {
+    pub fn linear(&mut self, prefix: &str, n: usize, k: usize) -> Result<LinearWeights<B>> {
         let weight = self.matrix(&format!("{prefix}.weight"), [n, k])?;
-        Ok(Linear { weight, bias: self.vector(&format!("{prefix}.bias"), n)? })
+        Ok(LinearWeights { weight, bias: self.vector(&format!("{prefix}.bias"), n)? })
     }
 
     /// `prefix.weight` and `prefix.bias`, both (channels).

@@ -3,7 +3,7 @@
 
 use super::loader::{Loader, expect_len};
 use crate::Result;
-use crate::backend::{Activation, AttentionShape, Backend, GraphId, LayerNormWeights, Linear, TransformerLayer};
+use crate::backend::{Activation, AttentionShape, Backend, GraphId, LayerNormWeights, LinearWeights, TransformerLayer};
 use crate::config::ModelConfig;
 
 /// Weights of the encoder and the projection; C channels, T tokens, P side of a patch, W width of the decoder.
@@ -18,7 +18,7 @@ pub struct Vision<B: Backend> {
     pre_norm: LayerNormWeights<B>, // (C)
     layers: Vec<TransformerLayer<B>>,
     post_norm: LayerNormWeights<B>,       // (C)
-    projection: Linear<B>,                // (W, C)
+    projection: LinearWeights<B>,         // (W, C)
     projection_norm: LayerNormWeights<B>, // (W)
     graph: GraphId,
 }

@@ -30,7 +30,7 @@ pub struct Hessian {
 }
 
 impl Hessian {
-    /// Of a matrix (`rows`, `columns`), before any sample. Without gradients every output counts alike, for itself.
+    /// The sums of a matrix (`rows`, `columns`) before any sample. Without gradients every output counts alike, for itself.
     pub fn new(rows: usize, columns: usize) -> Hessian {
         let inputs = columns + 1;
         let [squares, residual, outputs] = [inputs * inputs, rows * inputs, rows * rows].map(|len| vec![0.0; len]);
@@ -151,7 +151,7 @@ impl Line {
     }
 }
 
-/// What all rows share.
+/// Factors shared by all rows.
 struct Plan {
     /// J.
     size: usize,

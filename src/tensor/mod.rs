@@ -25,7 +25,7 @@ pub enum DType {
 }
 
 impl DType {
-    /// What people call it.
+    /// The usual name.
     pub fn name(self) -> &'static str {
         match self {
             DType::F32 => "f32",

@@ -1,4 +1,4 @@
-//! What several test programs share: golden tensors, reproducible random values and the one tolerance policy.
+//! Common parts of the test programs: golden tensors, reproducible random values and the one tolerance policy.
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ pub fn golden(path: &str) -> PathBuf {
 }
 
 /// Threads of this process with a name; 0 where /proc is not. One that has been joined stays listed for a moment while the
-/// kernel clears it away, and is not counted: its flag for that (PF_EXITING) is set before whoever joins it goes on.
+/// kernel clears it away, and is not counted: its flag for that (PF_EXITING) is set before the thread that joins it continues.
 pub fn running_threads(name: &str) -> usize {
     const EXITING: u64 = 4;
     let runs = |stat: &str| -> Option<bool> {

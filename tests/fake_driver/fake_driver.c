@@ -36,7 +36,7 @@ static _Thread_local int entered;
 
 // Work that was asked for.
 struct Work {
-    enum { COPY, FILL, LAUNCH, FREE } what;
+    enum { COPY, FILL, LAUNCH, FREE, WAIT } what;
     char* to;
     const char* from;
     unsigned char byte;
@@ -207,6 +207,8 @@ static int run_until(struct Stream* stream, size_t position) {
         if (work->what == COPY) memmove(work->to, work->from, work->bytes);
         if (work->what == FILL) memset(work->to, work->byte, work->bytes);
         if (work->what == FREE) free_now(work->to);
+        // For as much of another stream as there was when its event was recorded.
+        if (work->what == WAIT && find(STREAM, work->to, 0)) run_until((struct Stream*)work->to, work->bytes);
         launches += work->what == LAUNCH;
     }
     return SUCCESS;
@@ -478,6 +480,11 @@ int cuEventRecord(struct Event* event, struct Stream* stream) {
     CALL_IN_CONTEXT();
     *event = (struct Event){stream, stream->queue.count};
     return SUCCESS;
+}
+int cuStreamWaitEvent(struct Stream* stream, struct Event* event, unsigned flags) {
+    CALL_IN_CONTEXT();
+    if (flags) return INVALID_VALUE;
+    return enqueue(stream, (struct Work){.what = WAIT, .to = (char*)event->stream, .bytes = event->position});
 }
 // One that was never recorded, or whose stream is gone, has been passed.
 int cuEventSynchronize(struct Event* event) {

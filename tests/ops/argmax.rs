@@ -1,9 +1,9 @@
-use im2sp::backend::Backend;
 use im2sp::backend::cpu::Cpu;
+use im2sp::backend::prelude::*;
 
 use crate::tensor;
 
-fn argmax(x: &<Cpu as Backend>::Tensor) -> im2sp::Result<Vec<u32>> {
+fn argmax(x: &<Cpu as Device>::Tensor) -> im2sp::Result<Vec<u32>> {
     // What was there before is no part of the result.
     let mut columns = vec![7; 9];
     Cpu.argmax(x, &mut columns).map(|()| columns)

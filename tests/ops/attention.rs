@@ -1,5 +1,6 @@
+use im2sp::backend::AttentionShape;
 use im2sp::backend::cpu::Cpu;
-use im2sp::backend::{AttentionShape, Backend};
+use im2sp::backend::prelude::*;
 
 use crate::common::assert_close;
 use crate::{cases, ops, random, tensor, values};

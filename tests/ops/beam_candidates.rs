@@ -1,5 +1,6 @@
+use im2sp::backend::BeamCandidate;
 use im2sp::backend::cpu::Cpu;
-use im2sp::backend::{Backend, BeamCandidate};
+use im2sp::backend::prelude::*;
 
 use crate::{random, tensor};
 

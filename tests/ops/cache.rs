@@ -1,15 +1,16 @@
 use im2sp::backend::cpu::Cpu;
-use im2sp::backend::{Backend, CacheRow, CacheShape, Linear};
+use im2sp::backend::prelude::*;
+use im2sp::backend::{CacheRow, CacheShape, LinearWeights};
 use im2sp::tensor::HostTensor;
 
 use crate::common::assert_close;
 use crate::{cases, ops, random, tensor, values};
 
 /// A layer that leaves its input of so many columns as it is.
-fn identity(columns: usize) -> Linear<Cpu> {
+fn identity(columns: usize) -> LinearWeights<Cpu> {
     let weight: Vec<f32> = (0..columns * columns).map(|i| f32::from(i % (columns + 1) == 0)).collect();
     let weight = Cpu.matrix(HostTensor::from_f32(&[columns, columns], weight).unwrap()).unwrap();
-    Linear { weight, bias: tensor(1, columns, &vec![0.0; columns]) }
+    LinearWeights { weight, bias: tensor(1, columns, &vec![0.0; columns]) }
 }
 
 const START: CacheRow = CacheRow { image: 0, parent: None };
@@ -42,7 +43,7 @@ fn equals_golden() {
     }
 }
 
-/// Rows that fork, swap and vanish continue their parents' texts bit for bit, beside others that have just begun.
+/// Rows that fork, swap and vanish continue their parents' texts bit for bit, next to others that have just begun.
 #[test]
 fn rows_continue_their_parents() {
     let mut random = random(4);

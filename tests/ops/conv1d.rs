@@ -1,5 +1,6 @@
 use im2sp::backend::cpu::Cpu;
-use im2sp::backend::{Backend, ConvActivation, ConvEpilogue};
+use im2sp::backend::prelude::*;
+use im2sp::backend::{ConvActivation, ConvEpilogue};
 
 use crate::common::{Random, assert_close};
 use crate::{cases, host, ops, random, tensor, values};

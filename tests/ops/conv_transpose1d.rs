@@ -1,5 +1,5 @@
-use im2sp::backend::Backend;
 use im2sp::backend::cpu::Cpu;
+use im2sp::backend::prelude::*;
 
 use crate::common::assert_close;
 use crate::{cases, host, ops, random, tensor, values};

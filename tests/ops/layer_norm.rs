@@ -1,5 +1,6 @@
+use im2sp::backend::LayerNormWeights;
 use im2sp::backend::cpu::Cpu;
-use im2sp::backend::{Backend, LayerNormWeights};
+use im2sp::backend::prelude::*;
 
 use crate::common::assert_close;
 use crate::{cases, ops, row, tensor, values};

@@ -1,16 +1,17 @@
 use im2sp::backend::cpu::{Cpu, Tensor};
-use im2sp::backend::{Activation, Backend, Linear};
+use im2sp::backend::prelude::*;
+use im2sp::backend::{Activation, LinearWeights};
 use im2sp::tensor::DType;
 
 use crate::common::{assert_close, tolerance};
 use crate::{cases, coded, matrix, narrow_matrix, ops, random, row, tensor, values, whole_matrix};
 
-fn layer(weight: im2sp::backend::cpu::Matrix, bias: &[f32]) -> Linear<Cpu> {
-    Linear { weight, bias: row(bias) }
+fn layer(weight: im2sp::backend::cpu::Matrix, bias: &[f32]) -> LinearWeights<Cpu> {
+    LinearWeights { weight, bias: row(bias) }
 }
 
 /// The form for sequences and the form for decode steps.
-fn both(x: &Tensor, layer: &Linear<Cpu>, activation: Activation, residual: Option<&Tensor>) -> [Tensor; 2] {
+fn both(x: &Tensor, layer: &LinearWeights<Cpu>, activation: Activation, residual: Option<&Tensor>) -> [Tensor; 2] {
     [Cpu.linear(x, layer, activation, residual).unwrap(), Cpu.linear_decode(x, layer, activation, residual).unwrap()]
 }
 
@@ -73,7 +74,7 @@ fn is_exact_on_whole_numbers() {
     }
 }
 
-/// A row's result does not depend on the rows beside it.
+/// A row's result does not depend on its neighbours.
 #[test]
 fn rows_do_not_depend_on_their_neighbours() {
     let mut random = random(2);

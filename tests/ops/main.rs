@@ -19,8 +19,8 @@ mod transpose;
 
 use common::{Golden, Random};
 use half::bf16;
-use im2sp::backend::Backend;
 use im2sp::backend::cpu::{Cpu, Matrix, Tensor};
+use im2sp::backend::prelude::*;
 use im2sp::tensor::int8;
 use im2sp::tensor::{Bytes, DType, HostTensor, Quantized};
 

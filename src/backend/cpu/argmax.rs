@@ -1,12 +1,19 @@
 //! argmax: the column of the largest value of each row. NaN is an error, because it can only come from damaged weights
 //! and would otherwise be spoken as some unit.
 
-use super::{Tensor, ensure};
-use crate::{Error, Result};
+use super::{Cpu, Tensor};
+use crate::backend::{Argmax, argmax};
+use crate::{Error, Result, trace};
 
-/// See [`crate::backend::Backend::argmax`].
-pub fn argmax(x: &Tensor, columns: &mut Vec<u32>) -> Result<()> {
-    ensure(x.columns > 0, "argmax", || "rows have no columns".into())?;
+impl Argmax for Cpu {
+    fn argmax(&self, x: &Tensor, columns: &mut Vec<u32>) -> Result<()> {
+        let _span = trace::span("argmax");
+        argmax::check(self, x)?;
+        rows(x, columns)
+    }
+}
+
+fn rows(x: &Tensor, columns: &mut Vec<u32>) -> Result<()> {
     columns.clear();
     for row in x.data.chunks_exact(x.columns) {
         let mut best = 0;

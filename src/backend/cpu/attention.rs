@@ -9,31 +9,29 @@ use super::buffer::Buffer;
 use super::disjoint::Disjoint;
 use super::gemm::{self, Left, Right, Target};
 use super::simd::{Simd, dispatch, exp};
-use super::{Activation, Tensor, ensure};
-use crate::Result;
-use crate::backend::AttentionShape;
+use super::{Activation, Cpu, Tensor};
+use crate::backend::{Attention, AttentionShape, attention};
+use crate::{Result, trace};
 
 /// Query rows per task: 128 x 1024 scores are half a MiB.
 const QUERY_BLOCK: usize = 128;
 
-/// See [`crate::backend::Backend::attention`].
-pub fn attention(qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
+impl Attention for Cpu {
+    fn attention(&self, qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
+        let _span = trace::span("attention");
+        let size = attention::check(self, qkv, shape)?;
+        Ok(attend(qkv, shape, size))
+    }
+}
+
+/// Attention with heads of `size` values.
+fn attend(qkv: &Tensor, shape: AttentionShape, size: usize) -> Tensor {
     let AttentionShape { batch, tokens, heads, prefix } = shape;
-    let width = qkv.columns / 3;
-    ensure(
-        heads > 0
-            && qkv.columns == 3 * width
-            && width.is_multiple_of(heads)
-            && qkv.rows == batch * tokens
-            && prefix <= tokens,
-        "attention",
-        || format!("qkv ({}, {}) for {shape:?}", qkv.rows, qkv.columns),
-    )?;
-    let size = width / heads;
+    let width = heads * size;
     let blocks = tokens.div_ceil(QUERY_BLOCK);
     let mut out = Buffer::any(batch * tokens * width);
     if out.is_empty() {
-        return Ok(Tensor::new(batch * tokens, width, out));
+        return Tensor::new(batch * tokens, width, out);
     }
     let target = Disjoint::new(&mut out);
     (0..batch * heads * blocks).into_par_iter().for_each_init(Default::default, |(scores, scratch), task| {
@@ -67,7 +65,7 @@ pub fn attention(qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
         // SAFETY: these columns of these rows of the result are touched by no other task.
         unsafe { gemm::serial(left, value, plain(out, width, size), scratch) };
     });
-    Ok(Tensor::new(batch * tokens, width, out))
+    Tensor::new(batch * tokens, width, out)
 }
 
 /// Takes from queries `first..` the keys that they must not see: of text, what stands after them; for an image, all text.

@@ -1,25 +1,28 @@
 //! beam_candidates: one step of a beam search from logits to the best continuations of each picture's texts. Scores are
 //! summed in f32, as the frameworks do.
 
-use super::{Tensor, ensure};
-use crate::Result;
-use crate::backend::{BeamCandidate, rows};
+use super::{Cpu, Tensor};
+use crate::backend::{BeamCandidate, BeamCandidates, beam_candidates, rows};
+use crate::{Result, trace};
 
-/// See [`crate::backend::Backend::beam_candidates`].
-pub fn beam_candidates(
-    logits: &Tensor,
-    scores: &[f32],
-    pictures: &[usize],
-    count: usize,
-) -> Result<Vec<Vec<BeamCandidate>>> {
+impl BeamCandidates for Cpu {
+    fn beam_candidates(
+        &self,
+        logits: &Tensor,
+        scores: &[f32],
+        images: &[usize],
+        count: usize,
+    ) -> Result<Vec<Vec<BeamCandidate>>> {
+        let _span = trace::span("beam_candidates");
+        beam_candidates::check(self, logits, scores, images)?;
+        best(logits, scores, images, count)
+    }
+}
+
+fn best(logits: &Tensor, scores: &[f32], images: &[usize], count: usize) -> Result<Vec<Vec<BeamCandidate>>> {
     let vocabulary = logits.columns;
-    ensure(
-        vocabulary > 0 && scores.len() == logits.rows && pictures.iter().sum::<usize>() == logits.rows,
-        "beam_candidates",
-        || format!("logits ({}, {vocabulary}), {} scores, pictures of {pictures:?} rows", logits.rows, scores.len()),
-    )?;
     let mut live = logits.data.chunks_exact(vocabulary).zip(scores);
-    pictures
+    images
         .iter()
         .map(|&texts| {
             let mut extended = Vec::with_capacity(texts * vocabulary);

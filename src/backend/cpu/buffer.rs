@@ -95,7 +95,7 @@ impl Drop for Buffer {
 /// Bytes of a cache line.
 pub(super) const LINE: usize = 64;
 
-/// `len` elements of any value that start where a cache line does; the same ones until more are asked for.
+/// `len` elements of any value that start where a cache line does; the same ones until a longer run is requested.
 pub(super) fn grown(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
     const SPARE: usize = LINE / size_of::<f32>();
     if values.len() < len + SPARE {

@@ -9,9 +9,9 @@ use rayon::prelude::*;
 use super::attention::softmax;
 use super::buffer::Buffer;
 use super::simd::{Simd, dispatch, prefetch_ahead};
-use super::{Tensor, ensure};
-use crate::Result;
-use crate::backend::{CacheRow, CacheShape};
+use super::{Activation, Cpu, Tensor, ensure};
+use crate::backend::{CacheRow, CacheShape, Decode, GraphId, Linear, LinearWeights, StepBody};
+use crate::{Result, trace};
 
 /// Tokens of a key tile.
 const TILE: usize = 16;
@@ -60,7 +60,48 @@ impl Store {
     }
 }
 
-/// The cache of [`crate::backend::Backend::attention_decode`].
+impl Decode for Cpu {
+    type KvCache = KvCache;
+
+    fn kv_cache(&self, shape: CacheShape) -> Result<KvCache> {
+        KvCache::new(shape)
+    }
+
+    fn prefill_qkv(
+        &self,
+        cache: &mut KvCache,
+        images: &[usize],
+        layer: usize,
+        x: &Tensor,
+        qkv: &LinearWeights<Cpu>,
+    ) -> Result<Tensor> {
+        let qkv = self.linear(x, qkv, Activation::None, None)?;
+        let _span = trace::span("prefill_qkv");
+        cache.set_prefix(images, layer, &qkv)?;
+        Ok(qkv)
+    }
+
+    fn kv_reorder(&self, cache: &mut KvCache, rows: &[CacheRow]) -> Result<()> {
+        let _span = trace::span("kv_reorder");
+        cache.set_rows(rows)
+    }
+
+    fn kv_append<'c>(&self, cache: &'c mut KvCache) -> Result<&'c [u32]> {
+        cache.grow()
+    }
+
+    fn attention_decode(&self, qkv: &Tensor, cache: &mut KvCache, layer: usize) -> Result<Tensor> {
+        let _span = trace::span("attention_decode");
+        cache.attention(qkv, layer)
+    }
+
+    fn captured_step(&self, _: &GraphId, cache: &mut KvCache, x: &Tensor, body: StepBody<'_, Cpu>) -> Result<Tensor> {
+        // From inside the pool an operation finds threads that still look for work, from outside sleeping ones.
+        rayon::scope(|_| body(self, cache, x))
+    }
+}
+
+/// Keys and values of a decoder in host memory.
 pub struct KvCache {
     shape: CacheShape,
     prefix: Store,
@@ -86,18 +127,11 @@ impl KvCache {
         Ok(KvCache { shape, prefix, rows: Vec::new(), positions: Vec::new(), scores })
     }
 
-    fn check(&self, op: &'static str, qkv: &Tensor, rows: usize, layer: usize) -> Result<()> {
-        let width = self.shape.heads * self.shape.head_size;
-        ensure((qkv.rows, qkv.columns) == (rows, 3 * width) && layer < self.shape.layers, op, || {
-            format!("qkv ({}, {}) for {rows} rows, layer {layer} of {:?}", qkv.rows, qkv.columns, self.shape)
-        })
-    }
-
     pub(super) fn set_prefix(&mut self, pictures: &[usize], layer: usize, qkv: &Tensor) -> Result<()> {
         const OP: &str = "prefill_qkv";
         let CacheShape { heads, head_size: size, images, prefix, .. } = self.shape;
         ensure(pictures.iter().all(|&p| p < images), OP, || format!("pictures {pictures:?} of {images}"))?;
-        self.check(OP, qkv, pictures.len() * prefix, layer)?;
+        self.shape.check_qkv(OP, [qkv.rows, qkv.columns], pictures.len() * prefix, layer)?;
         let width = heads * size;
         for (index, row) in qkv.data.chunks_exact(3 * width).enumerate() {
             let (image, token) = (pictures[index / prefix], index % prefix);
@@ -112,15 +146,10 @@ impl KvCache {
     }
 
     pub(super) fn set_rows(&mut self, rows: &[CacheRow]) -> Result<()> {
+        self.shape.check_rows(rows, self.rows.len())?;
         let mut uses = vec![0usize; self.rows.len()];
         for row in rows {
-            let parent = row.parent.unwrap_or(0);
-            ensure(
-                row.image < self.shape.images && (row.parent.is_none() || parent < uses.len()),
-                "kv_reorder",
-                || format!("{row:?} of {} rows, {:?}", uses.len(), self.shape),
-            )?;
-            if row.parent.is_some() {
+            if let Some(parent) = row.parent {
                 uses[parent] += 1;
             }
         }
@@ -156,7 +185,7 @@ impl KvCache {
     pub(super) fn attention(&mut self, qkv: &Tensor, layer: usize) -> Result<Tensor> {
         const OP: &str = "attention_decode";
         let CacheShape { heads, head_size: size, images, prefix, .. } = self.shape;
-        self.check(OP, qkv, self.rows.len(), layer)?;
+        self.shape.check_qkv(OP, [qkv.rows, qkv.columns], self.rows.len(), layer)?;
         let grown = self.rows.iter().all(|row| row.tokens > 0);
         ensure(grown, OP, || "a text without tokens: kv_append comes first".into())?;
         let width = heads * size;

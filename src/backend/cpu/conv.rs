@@ -1,4 +1,4 @@
-//! What both convolutions are made of: products of the channels of a block of x with packed weights, summed over inputs.
+//! Core of both convolutions: products of the channels of a block of x with packed weights, summed over inputs.
 //!
 //! A block holds some *streams* of every input channel (x itself, or what `winograd` makes of it) in contiguous rows. A
 //! *product* is a sum over inputs and *terms*, each a stream read some columns further on times its own weights. A plain
@@ -23,7 +23,7 @@ const LANES: usize = 16;
 const MAX_COLUMNS: usize = 128;
 /// Elements of a task's sums that are read and written once for every [`INPUTS`]: a MiB.
 const MAX_SUMS: usize = 1 << 18;
-/// What a task costs besides its columns, in columns: margins, weights that come from further away.
+/// Fixed cost of a task, in columns: margins, weights that come from further away.
 const TASK_COLUMNS: usize = 12;
 /// Inputs that are multiplied before the next are gathered: with ten streams of them a block fits the L2.
 const INPUTS: usize = 64;

@@ -12,9 +12,9 @@ use super::conv::{ConvWeights, Convolution, Form};
 use super::disjoint::Disjoint;
 use super::simd::{self, Simd, dispatch};
 use super::{Cpu, Tensor, ensure, winograd};
-use crate::Result;
-use crate::backend::{ConvActivation, ConvEpilogue};
+use crate::backend::{Conv1d, ConvActivation, ConvEpilogue, conv1d};
 use crate::tensor::HostTensor;
+use crate::{Result, trace};
 
 /// Fewest channels, in and out, with which Winograd's form saves more than taking x apart costs.
 const WINOGRAD_FROM: usize = 32;
@@ -34,23 +34,35 @@ pub(super) fn pack(weight: &HostTensor, bias: &HostTensor) -> Result<ConvWeights
     Ok(ConvWeights::pack(form, [outputs, inputs, taps], &[taps], &weight.to_f32(), (first, 1), bias))
 }
 
-/// See [`crate::backend::Backend::conv1d`].
-pub fn conv1d(
+impl Conv1d for Cpu {
+    const CONVOLUTION_PERIOD: usize = winograd::FRAMES;
+
+    fn conv1d(
+        &self,
+        x: &Tensor,
+        weights: &ConvWeights,
+        dilation: usize,
+        columns: Range<usize>,
+        epilogue: ConvEpilogue<'_, Cpu>,
+    ) -> Result<Tensor> {
+        let _span = trace::span("conv1d");
+        conv1d::check(self, x, weights, dilation, &columns, &epilogue)?;
+        Ok(convolved(x, weights, dilation, columns, epilogue))
+    }
+}
+
+fn convolved(
     x: &Tensor,
     kernel: &ConvWeights,
     dilation: usize,
     columns: Range<usize>,
     epilogue: ConvEpilogue<'_, Cpu>,
-) -> Result<Tensor> {
+) -> Tensor {
     let (form, outputs) = (kernel.form, kernel.outputs);
-    ensure(x.rows == kernel.inputs && !matches!(form, Form::Transposed(_)) && dilation > 0, "conv1d", || {
-        format!("x ({}, {}), weight ({outputs}, {}, {})", x.rows, x.columns, kernel.inputs, kernel.taps)
-    })?;
-    epilogue.check(&Cpu, outputs, x.columns, &columns)?;
     let frames = columns.len();
     let mut y = Buffer::any(outputs * frames);
     if y.is_empty() {
-        return Ok(Tensor::new(outputs, frames, y));
+        return Tensor::new(outputs, frames, y);
     }
     let out = Disjoint::new(&mut y);
     // A column's first tap; the margin may begin before x.
@@ -76,7 +88,7 @@ pub fn conv1d(
             finish(y, sums, kernel.bias[channel], residual, epilogue.activation, sum, epilogue.scale);
         }
     });
-    Ok(Tensor::new(outputs, frames, y))
+    Tensor::new(outputs, frames, y)
 }
 
 dispatch! {

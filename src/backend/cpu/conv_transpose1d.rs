@@ -7,9 +7,10 @@
 use super::buffer::Buffer;
 use super::conv::{ConvWeights, Convolution, Form};
 use super::disjoint::Disjoint;
-use super::{Tensor, ensure};
-use crate::Result;
+use super::{Cpu, Tensor, ensure};
+use crate::backend::{ConvTranspose1d, conv_transpose1d};
 use crate::tensor::HostTensor;
+use crate::{Result, trace};
 
 /// Packs the weights (C in, C out, taps) of a transposed convolution.
 pub(super) fn pack(weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<ConvWeights> {
@@ -31,19 +32,20 @@ pub(super) fn pack(weight: &HostTensor, bias: &HostTensor, stride: usize) -> Res
     Ok(ConvWeights::pack(form, [outputs, inputs, taps], &phases, &weight.to_f32(), (first, -(stride as isize)), bias))
 }
 
-/// See [`crate::backend::Backend::conv_transpose1d`].
-pub fn conv_transpose1d(x: &Tensor, kernel: &ConvWeights, slope: f32) -> Result<Tensor> {
-    let Form::Transposed(stride) = kernel.form else {
-        return Err(crate::Error::shape("conv_transpose1d", "weights of an ordinary convolution"));
-    };
-    ensure(x.rows == kernel.inputs, "conv_transpose1d", || {
-        format!("x ({}, {}), a kernel of {} inputs", x.rows, x.columns, kernel.inputs)
-    })?;
+impl ConvTranspose1d for Cpu {
+    fn conv_transpose1d(&self, x: &Tensor, weights: &ConvWeights, slope: f32) -> Result<Tensor> {
+        let _span = trace::span("conv_transpose1d");
+        let stride = conv_transpose1d::check(self, x, weights)?;
+        Ok(interleaved(x, weights, stride, slope))
+    }
+}
+
+fn interleaved(x: &Tensor, kernel: &ConvWeights, stride: usize, slope: f32) -> Tensor {
     let (outputs, samples) = (kernel.outputs, x.columns * stride);
     let padding = (kernel.taps - stride) / 2;
     let mut y = Buffer::any(outputs * samples);
     if y.is_empty() {
-        return Ok(Tensor::new(outputs, samples, y));
+        return Tensor::new(outputs, samples, y);
     }
     let out = Disjoint::new(&mut y);
     // Frame f of the ordinary convolution makes samples f * stride - padding and the stride - 1 after it.
@@ -71,5 +73,5 @@ pub fn conv_transpose1d(x: &Tensor, kernel: &ConvWeights, slope: f32) -> Result<
             }
         }
     });
-    Ok(Tensor::new(outputs, samples, y))
+    Tensor::new(outputs, samples, y)
 }

@@ -1,4 +1,4 @@
-//! A result that several tasks write at once, each its own part, where the parts are no runs of memory that safe
+//! A result that several tasks write concurrently, each its own part, where the parts are no runs of memory that safe
 //! splitting could hand out (columns of a row-major matrix).
 
 /// The start of such a result.

@@ -4,7 +4,7 @@
 //! Each task takes a panel of b as wide as three registers, copies it (widened, if it is bf16) into contiguous scratch
 //! that starts where a cache line does, at most [`DEPTH`] deep so that it stays in the L2, and multiplies it with all rows
 //! of x, eight at a time: 24 registers of sums, x broadcast from where it lies (with 16 registers, six rows of two). The
-//! weights of the next panel are asked for meanwhile. Every element is one chain of fused multiply-adds over K in order,
+//! weights of the next panel are prefetched meanwhile. Every element is one chain of fused multiply-adds over K in order,
 //! so results depend neither on M nor on how the work is shared. The epilogue runs while the panel's results are warm.
 
 use half::bf16;
@@ -101,16 +101,16 @@ pub(super) trait Panel: Copy + Sync {
     fn fits(&self, depth: usize, columns: usize) -> bool;
     /// Copies rows `start..` of columns `first..first + columns` to `lines`, each `width` wide.
     fn pack<S: Simd>(&self, start: usize, first: usize, columns: usize, lines: &mut [f32], width: usize);
-    /// What [`Panel::pack`] will read for a panel that is still to come.
+    /// Memory that [`Panel::pack`] will read for a later panel.
     fn ahead(&self, start: usize, depth: usize, first: usize, columns: usize) -> Ahead<'_>;
     /// Columns `first..first + columns` of the product.
     fn panel(self, l: Left<'_>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>);
 }
 
-/// Steps along the depth between two lines that are asked for ahead.
+/// Steps along the depth between two prefetched lines.
 const AHEAD_EVERY: usize = 8;
 
-/// The cache lines of a panel to come, asked for one at a time while another is multiplied: packing alone would wait
+/// The cache lines of a later panel, prefetched one at a time while another is multiplied: packing alone would wait
 /// for the memory. Runs of `run` bytes that begin `stride` bytes apart.
 #[derive(Default)]
 pub(super) struct Ahead<'a> {
@@ -361,7 +361,7 @@ mod tests {
     use super::*;
 
     /// The tiles of 8 lanes, which a wider processor never runs, and panels of several parts, on whole numbers, whose sums
-    /// are exact. What lies beyond the columns stays untouched.
+    /// are exact. Memory beyond the columns stays untouched.
     #[test]
     fn narrow_registers_give_the_same() {
         let mut random = crate::random::Random::new(11);

@@ -6,19 +6,23 @@ use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::simd::{Simd, dispatch};
-use super::{Cpu, Tensor, ensure};
-use crate::Result;
-use crate::backend::LayerNormWeights;
+use super::{Cpu, Tensor};
+use crate::backend::{LayerNorm, LayerNormWeights, layer_norm};
+use crate::{Result, trace};
 
 /// Fewer elements than this are not worth another thread.
 const PARALLEL_FROM: usize = 1 << 15;
 
-/// See [`crate::backend::Backend::layer_norm`].
-pub fn layer_norm(x: &Tensor, norm: &LayerNormWeights<Cpu>) -> Result<Tensor> {
+impl LayerNorm for Cpu {
+    fn layer_norm(&self, x: &Tensor, norm: &LayerNormWeights<Cpu>) -> Result<Tensor> {
+        let _span = trace::span("layer_norm");
+        layer_norm::check(self, x, norm)?;
+        Ok(normalised(x, norm))
+    }
+}
+
+fn normalised(x: &Tensor, norm: &LayerNormWeights<Cpu>) -> Tensor {
     let columns = x.columns;
-    ensure(norm.weight.data.len() == columns && norm.bias.data.len() == columns, "layer_norm", || {
-        format!("rows of {columns}, weight {}, bias {}", norm.weight.data.len(), norm.bias.data.len())
-    })?;
     let mut y = Buffer::any(x.data.len());
     let rows_per_task =
         if x.data.len() < PARALLEL_FROM { x.rows } else { x.rows.div_ceil(4 * rayon::current_num_threads()) };
@@ -26,7 +30,7 @@ pub fn layer_norm(x: &Tensor, norm: &LayerNormWeights<Cpu>) -> Result<Tensor> {
     y.par_chunks_mut(chunk)
         .zip(x.data.par_chunks(chunk))
         .for_each(|(y, x)| rows(x, &norm.weight.data, &norm.bias.data, norm.eps, y));
-    Ok(Tensor::new(x.rows, columns, y))
+    Tensor::new(x.rows, columns, y)
 }
 
 dispatch! {

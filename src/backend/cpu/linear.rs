@@ -11,9 +11,9 @@ use super::disjoint::Disjoint;
 use super::gemm::{self, Left, Right, Target};
 use super::int8::{self, GROUP, Packed};
 use super::simd::{self, Simd, dispatch, prefetch_ahead};
-use super::{Activation, Cpu, Elements, Tensor, ensure};
-use crate::Result;
-use crate::backend::Linear;
+use super::{Activation, Cpu, Elements, Tensor};
+use crate::backend::{Linear, LinearWeights, linear};
+use crate::{Result, trace};
 
 /// Weight elements below which another thread costs more than it brings.
 const PARALLEL_FROM: usize = 1 << 16;
@@ -51,26 +51,41 @@ impl<'a> Product<'a> {
 /// One of the two forms: writes the product with its epilogue to its last argument, (M, N).
 type Form = fn(&Product<'_>, Elements<'_>, usize, Activation, &mut [f32]);
 
-/// See [`crate::backend::Backend::linear`] and [`crate::backend::Backend::linear_decode`].
-pub fn linear(
+impl Linear for Cpu {
+    fn linear(
+        &self,
+        x: &Tensor,
+        layer: &LinearWeights<Cpu>,
+        activation: Activation,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let _span = trace::span("linear");
+        let y = product(x, layer, activation, residual, blocked);
+        layer.weight.release_after_first_use();
+        y
+    }
+
+    fn linear_decode(
+        &self,
+        x: &Tensor,
+        layer: &LinearWeights<Cpu>,
+        activation: Activation,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let _span = trace::span("linear_decode");
+        product(x, layer, activation, residual, step)
+    }
+}
+
+fn product(
     x: &Tensor,
-    layer: &Linear<Cpu>,
+    layer: &LinearWeights<Cpu>,
     activation: Activation,
     residual: Option<&Tensor>,
     form: Form,
 ) -> Result<Tensor> {
+    linear::check(&Cpu, x, layer, residual)?;
     let (rows, columns) = (x.rows, layer.weight.rows);
-    ensure(
-        x.columns == layer.weight.columns
-            && layer.bias.data.len() == columns
-            && residual.is_none_or(|r| (r.rows, r.columns) == (rows, columns)),
-        "linear",
-        || {
-            let residual = residual.map(|r| (r.rows, r.columns));
-            let (n, k, bias) = (columns, layer.weight.columns, layer.bias.data.len());
-            format!("x ({rows}, {}), weight ({n}, {k}), bias {bias}, residual {residual:?}", x.columns)
-        },
-    )?;
     let mut y = Buffer::any(rows * columns);
     let (bias, residual) = (&layer.bias.data[..], residual.map_or(&[][..], |r| &r.data));
     let product = Product { x: &x.data, rows, depth: x.columns, bias, residual };

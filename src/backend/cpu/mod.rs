@@ -22,21 +22,18 @@ mod top_k;
 mod transpose;
 mod winograd;
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use half::bf16;
 
 use buffer::Buffer;
+use conv::Form;
 use int8::Packed;
 
-use super::{
-    Activation, AttentionShape, Backend, BeamCandidate, CacheRow, CacheShape, ConvEpilogue, GraphId, LayerNormWeights,
-    Linear, StepBody, TopValue,
-};
+use super::{Activation, ConvShape, Device, ensure};
 use crate::tensor::{DType, HostTensor};
-use crate::{Error, Result, trace};
+use crate::{Error, Result};
 
 pub use cache::KvCache;
 pub use conv::ConvWeights;
@@ -114,7 +111,7 @@ enum Weights {
 
 impl Matrix {
     /// Says that a product of a whole sequence has used it. After the first time, the pages of a mapped file are given
-    /// back: a process that captions one picture never needs them again, and so never holds all weights at once. One
+    /// back: a process that captions one picture never needs them again, and so never holds all weights together. One
     /// that captions another faults them in once more and keeps them.
     fn release_after_first_use(&self) {
         if let Weights::Stored(tensor) = &self.weights
@@ -139,19 +136,11 @@ impl Matrix {
     }
 }
 
-/// An error unless `ok`; the message is only built when it is needed.
-fn ensure(ok: bool, op: &'static str, problem: impl FnOnce() -> String) -> Result<()> {
-    if ok { Ok(()) } else { Err(Error::shape(op, problem())) }
-}
-
-impl Backend for Cpu {
+impl Device for Cpu {
     type Tensor = Tensor;
     type Matrix = Matrix;
     type ConvWeights = ConvWeights;
-    type KvCache = KvCache;
     type Event = Instant;
-
-    const CONVOLUTION_PERIOD: usize = winograd::FRAMES;
 
     fn new_stream(&self) -> Result<Cpu> {
         Ok(Cpu)
@@ -167,6 +156,11 @@ impl Backend for Cpu {
 
     fn elapsed(&self, from: &Instant, to: &Instant) -> Result<f64> {
         Ok(to.duration_since(*from).as_secs_f64() * 1e3)
+    }
+
+    fn wait(&self, _: &Instant) -> Result<()> {
+        // Work ends before the call that started it returns.
+        Ok(())
     }
 
     fn upload(&self, [rows, columns]: [usize; 2], values: &[f32]) -> Result<Tensor> {
@@ -201,6 +195,10 @@ impl Backend for Cpu {
         Ok(Matrix { rows, columns, weights, used: AtomicBool::new(false) })
     }
 
+    fn matrix_shape(&self, matrix: &Matrix) -> [usize; 2] {
+        [matrix.rows, matrix.columns]
+    }
+
     fn conv_weights(&self, weight: &HostTensor, bias: &HostTensor) -> Result<ConvWeights> {
         let kernel = conv1d::pack(weight, bias);
         // The packed weights are a copy.
@@ -214,139 +212,8 @@ impl Backend for Cpu {
         kernel
     }
 
-    fn captured_step(&self, _: &GraphId, cache: &mut KvCache, x: &Tensor, body: StepBody<'_, Cpu>) -> Result<Tensor> {
-        // From inside the pool an operation finds threads that still look for work, from outside sleeping ones.
-        rayon::scope(|_| body(self, cache, x))
-    }
-
-    fn linear(
-        &self,
-        x: &Tensor,
-        layer: &Linear<Cpu>,
-        activation: Activation,
-        residual: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        let _span = trace::span("linear");
-        let y = linear::linear(x, layer, activation, residual, linear::blocked);
-        layer.weight.release_after_first_use();
-        y
-    }
-
-    fn linear_decode(
-        &self,
-        x: &Tensor,
-        layer: &Linear<Cpu>,
-        activation: Activation,
-        residual: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        let _span = trace::span("linear_decode");
-        linear::linear(x, layer, activation, residual, linear::step)
-    }
-
-    fn layer_norm(&self, x: &Tensor, norm: &LayerNormWeights<Cpu>) -> Result<Tensor> {
-        let _span = trace::span("layer_norm");
-        layer_norm::layer_norm(x, norm)
-    }
-
-    fn attention(&self, qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
-        let _span = trace::span("attention");
-        attention::attention(qkv, shape)
-    }
-
-    fn kv_cache(&self, shape: CacheShape) -> Result<KvCache> {
-        KvCache::new(shape)
-    }
-
-    fn prefill_qkv(
-        &self,
-        cache: &mut KvCache,
-        pictures: &[usize],
-        layer: usize,
-        x: &Tensor,
-        qkv: &Linear<Cpu>,
-    ) -> Result<Tensor> {
-        let qkv = self.linear(x, qkv, Activation::None, None)?;
-        let _span = trace::span("prefill_qkv");
-        cache.set_prefix(pictures, layer, &qkv)?;
-        Ok(qkv)
-    }
-
-    fn kv_reorder(&self, cache: &mut KvCache, rows: &[CacheRow]) -> Result<()> {
-        let _span = trace::span("kv_reorder");
-        cache.set_rows(rows)
-    }
-
-    fn kv_append<'c>(&self, cache: &'c mut KvCache) -> Result<&'c [u32]> {
-        cache.grow()
-    }
-
-    fn attention_decode(&self, qkv: &Tensor, cache: &mut KvCache, layer: usize) -> Result<Tensor> {
-        let _span = trace::span("attention_decode");
-        cache.attention(qkv, layer)
-    }
-
-    fn embed(&self, table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) -> Result<Tensor> {
-        let _span = trace::span("embed");
-        embed::embed(table, position, ids, positions)
-    }
-
-    fn patch_embed(
-        &self,
-        pixels: &Tensor,
-        weight: &Matrix,
-        class: &Tensor,
-        position: &Matrix,
-        patch: usize,
-    ) -> Result<Tensor> {
-        let _span = trace::span("patch_embed");
-        patch_embed::patch_embed(pixels, weight, class, position, patch)
-    }
-
-    fn embed_frames(&self, tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
-        let _span = trace::span("embed_frames");
-        embed::embed_frames(tables)
-    }
-
-    fn conv1d(
-        &self,
-        x: &Tensor,
-        kernel: &ConvWeights,
-        dilation: usize,
-        columns: Range<usize>,
-        epilogue: ConvEpilogue<'_, Cpu>,
-    ) -> Result<Tensor> {
-        let _span = trace::span("conv1d");
-        conv1d::conv1d(x, kernel, dilation, columns, epilogue)
-    }
-
-    fn conv_transpose1d(&self, x: &Tensor, kernel: &ConvWeights, slope: f32) -> Result<Tensor> {
-        let _span = trace::span("conv_transpose1d");
-        conv_transpose1d::conv_transpose1d(x, kernel, slope)
-    }
-
-    fn transpose(&self, x: &Tensor) -> Result<Tensor> {
-        let _span = trace::span("transpose");
-        transpose::transpose(x)
-    }
-
-    fn argmax(&self, x: &Tensor, columns: &mut Vec<u32>) -> Result<()> {
-        let _span = trace::span("argmax");
-        argmax::argmax(x, columns)
-    }
-
-    fn top_k(&self, x: &Tensor, count: usize) -> Result<Vec<Vec<TopValue>>> {
-        let _span = trace::span("top_k");
-        top_k::top_k(x, count)
-    }
-
-    fn beam_candidates(
-        &self,
-        logits: &Tensor,
-        scores: &[f32],
-        pictures: &[usize],
-        count: usize,
-    ) -> Result<Vec<Vec<BeamCandidate>>> {
-        let _span = trace::span("beam_candidates");
-        beam_candidates::beam_candidates(logits, scores, pictures, count)
+    fn conv_shape(&self, weights: &ConvWeights) -> ConvShape {
+        let stride = if let Form::Transposed(stride) = weights.form { Some(stride) } else { None };
+        ConvShape { outputs: weights.outputs, inputs: weights.inputs, taps: weights.taps, stride }
     }
 }

@@ -4,41 +4,35 @@
 
 use super::buffer::Buffer;
 use super::linear::{self, Product};
-use super::{Activation, Matrix, Tensor, ensure};
-use crate::Result;
+use super::{Activation, Cpu, Matrix, Tensor};
+use crate::backend::PatchEmbed;
+use crate::backend::patch_embed::{self, Patches};
+use crate::{Result, trace};
 
-/// See [`crate::backend::Backend::patch_embed`].
-pub fn patch_embed(
+impl PatchEmbed for Cpu {
+    fn patch_embed(
+        &self,
+        pixels: &Tensor,
+        weight: &Matrix,
+        class: &Tensor,
+        position: &Matrix,
+        patch: usize,
+    ) -> Result<Tensor> {
+        let _span = trace::span("patch_embed");
+        let sizes = patch_embed::check(self, pixels, weight, class, position, patch)?;
+        tokens(sizes, pixels, weight, class, position, patch)
+    }
+}
+
+fn tokens(
+    Patches { side, tokens, depth }: Patches,
     pixels: &Tensor,
     weight: &Matrix,
     class: &Tensor,
     position: &Matrix,
     patch: usize,
 ) -> Result<Tensor> {
-    let side = (pixels.columns / 3).isqrt();
-    let grid = side.checked_div(patch).unwrap_or(0);
-    let (tokens, columns, depth) = (grid * grid + 1, weight.rows, 3 * patch * patch);
-    ensure(
-        grid > 0
-            && grid * patch == side
-            && 3 * side * side == pixels.columns
-            && weight.columns == depth
-            && class.data.len() == columns
-            && (position.rows, position.columns) == (tokens, columns),
-        "patch_embed",
-        || {
-            format!(
-                "pixels ({}, {}), patch {patch}, weight ({}, {}), class {}, position ({}, {})",
-                pixels.rows,
-                pixels.columns,
-                weight.rows,
-                weight.columns,
-                class.data.len(),
-                position.rows,
-                position.columns
-            )
-        },
-    )?;
+    let columns = weight.rows;
     let positions = position.elements()?;
     let mut out = Buffer::any(pixels.rows * tokens * columns);
     let mut patches = vec![0.0; (tokens - 1) * depth];

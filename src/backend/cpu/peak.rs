@@ -1,4 +1,4 @@
-//! What this processor does at most, measured: multiply-adds that never leave the registers, and a read of more than the
+//! Measured peak throughput of this processor: multiply-adds that never leave the registers, and a read of more than the
 //! caches hold. No product or stage can be faster, other than by needing fewer operations or by being in a cache.
 
 use std::time::Instant;
@@ -87,7 +87,7 @@ fn read_body<S: Simd>(values: &[f32], sum: &mut f32) {
 mod tests {
     use super::*;
 
-    /// What is counted was done: a peak of work that the compiler left out would be no peak.
+    /// Counted work was really done: a peak of work that the compiler left out would be no peak.
     #[test]
     fn counts_what_it_does() {
         let mut done = 0;

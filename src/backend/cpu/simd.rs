@@ -61,7 +61,7 @@ pub trait Simd: Copy {
     }
 }
 
-/// How many bytes ahead a stream of weights, keys or values is asked for. The processor's own prefetcher ends where a page
+/// Prefetch distance in bytes of a stream of weights, keys or values. The processor's own prefetcher ends where a page
 /// does, and one core's demands alone do not fill the memory's queue.
 const AHEAD: usize = 4096;
 
@@ -325,11 +325,11 @@ pub enum Level {
     Avx512,
     /// AVX2 and FMA.
     Avx2,
-    /// What the target guarantees.
+    /// Instructions that the target guarantees.
     Portable,
 }
 
-/// What this processor has. The answer of the standard library's detection is cached by it.
+/// The best level of this processor. The answer of the standard library's detection is cached by it.
 #[inline]
 pub fn level() -> Level {
     #[cfg(target_arch = "x86_64")]

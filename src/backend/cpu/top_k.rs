@@ -1,12 +1,18 @@
 //! top_k: the largest values of each row, in order. NaN is an error, as in argmax.
 
-use super::{Tensor, ensure};
-use crate::backend::{TopValue, rows};
-use crate::{Error, Result};
+use super::{Cpu, Tensor};
+use crate::backend::{TopK, TopValue, rows, top_k};
+use crate::{Error, Result, trace};
 
-/// See [`crate::backend::Backend::top_k`].
-pub fn top_k(x: &Tensor, count: usize) -> Result<Vec<Vec<TopValue>>> {
-    ensure(count <= x.columns, "top_k", || format!("{count} of {} columns", x.columns))?;
+impl TopK for Cpu {
+    fn top_k(&self, x: &Tensor, count: usize) -> Result<Vec<Vec<TopValue>>> {
+        let _span = trace::span("top_k");
+        top_k::check(self, x, count)?;
+        largest(x, count)
+    }
+}
+
+fn largest(x: &Tensor, count: usize) -> Result<Vec<Vec<TopValue>>> {
     let of_row = |row: &[f32]| {
         if row.iter().any(|v| v.is_nan()) {
             return Err(Error::NotANumber { stage: "top_k" });

@@ -2,17 +2,25 @@
 
 use super::driver::Launch;
 use super::kernels::{self, ArgmaxParams, SIZE_OF_SELECT_SHARED};
-use super::{Cuda, Layout, Tensor, ensure, int};
+use super::{Cuda, Layout, Tensor, int};
+use crate::backend::{Argmax, argmax};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// What the kernel writes for a row that holds NaN.
 const NOT_A_NUMBER: u32 = u32::MAX;
 
+impl Argmax for Cuda {
+    fn argmax(&self, x: &Tensor, columns: &mut Vec<u32>) -> Result<()> {
+        argmax::check(self, x)?;
+        *columns = launch(self, x)?;
+        Ok(())
+    }
+}
+
 /// Column of the largest value of each row.
-pub(super) fn argmax(cuda: &Cuda, x: &Tensor) -> Result<Vec<u32>> {
+fn launch(cuda: &Cuda, x: &Tensor) -> Result<Vec<u32>> {
     let (rows, columns) = (x.rows, x.columns);
-    ensure(columns > 0, "argmax", || "rows have no columns".into())?;
     let x = cuda.rows_of(x, DType::F32)?;
     let y = cuda.empty([1, rows], DType::F32, Layout::Rows)?;
     let params = ArgmaxParams { x: x.pointer(), y: y.pointer(), columns: int("argmax", columns)?, unused: 0 };

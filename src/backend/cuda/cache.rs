@@ -12,7 +12,7 @@ use super::driver::{DevicePtr, Launch};
 use super::graph::Key;
 use super::kernels::{self, CachedAttentionParams};
 use super::linear::{self, Split};
-use super::{CacheRow, CacheShape, Cuda, Layout, Linear, Tensor, ensure, int};
+use super::{CacheRow, CacheShape, Cuda, Layout, LinearWeights, Tensor, ensure, int};
 use crate::Result;
 use crate::backend::{GraphId, StepBody};
 use crate::tensor::DType;
@@ -86,7 +86,7 @@ impl KvCache {
         pictures: &[usize],
         layer: usize,
         x: &Tensor,
-        qkv: &Linear<Cuda>,
+        qkv: &LinearWeights<Cuda>,
     ) -> Result<Tensor> {
         let CacheShape { layers, heads, head_size, images, prefix, .. } = self.shape;
         let weight = &qkv.weight.tensor;
@@ -155,7 +155,7 @@ impl KvCache {
             for position in 0..written {
                 let (to, from) = (position * slots * bytes, position * before * bytes);
                 // SAFETY: position is below max_new_tokens in both, and the new slots are more than the old.
-                unsafe { cuda.driver.copy(new.pointer().offset(to), old.pointer().offset(from), before * bytes)? };
+                unsafe { cuda.stream.copy(new.pointer().offset(to), old.pointer().offset(from), before * bytes)? };
             }
         }
         self.store.texts = Some(texts);
@@ -175,7 +175,7 @@ impl KvCache {
         let changed = if self.written { &self.tables[..rows] } else { &self.tables };
         let tables = texts.tables(rows, self.shape.images);
         // SAFETY: there is room for the tables of as many rows as slots, and no two rows share a slot.
-        unsafe { cuda.driver.copy_to_device(tables.positions, bytemuck::cast_slice(changed))? };
+        unsafe { cuda.stream.copy_to_device(tables.positions, bytemuck::cast_slice(changed))? };
         let slots = texts.slots;
         self.written = true;
         self.rows.iter_mut().for_each(|row| row.tokens += 1);

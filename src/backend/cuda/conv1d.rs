@@ -131,7 +131,7 @@ pub(super) fn tiled_launch(
     rows: usize,
     columns: usize,
 ) -> (&'static Kernel<ConvolutionParams>, Launch) {
-    let multiprocessors = cuda.driver.properties().multiprocessors;
+    let multiprocessors = cuda.stream.properties().multiprocessors;
     let time = |tile: &Tile| {
         let blocks = rows.div_ceil(tile.rows) * columns.div_ceil(tile.columns);
         blocks.div_ceil(multiprocessors) as f64 * (tile.rows * tile.columns) as f64 * tile.cost
@@ -161,7 +161,6 @@ pub(super) fn conv1d(
         let (inputs, taps) = (kernel.inputs, kernel.taps);
         format!("x ({}, {}), weight ({outputs}, {inputs}, {taps}), dilation {dilation}", x.rows, x.columns)
     })?;
-    epilogue.check(cuda, outputs, x.columns, &columns)?;
     let ConvEpilogue { slope, residual, activation, sum, scale } = epilogue;
     let frames = columns.len();
     let x = cuda.columns_of(x, cuda.dtype)?;

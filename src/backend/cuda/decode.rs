@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::driver::{DevicePtr, Kernel, Launch, MappedHostBuffer};
 use super::kernels::{self, DecodeLayerParams, DecodeParams};
-use super::{Cuda, KvCache, Layout, Linear, Matrix, Tensor, int};
+use super::{Cuda, KvCache, Layout, LinearWeights, Matrix, Tensor, int};
 use crate::backend::{CacheShape, DecoderWeights, SmBudget};
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -83,7 +83,7 @@ impl<'a> GreedyLaunch<'a> {
             prefix: shape.prefix,
             limit,
         };
-        let device = cuda.driver.properties();
+        let device = cuda.stream.properties();
         let eps = decoder.embedding_norm.eps;
         let alike = decoder.layers.iter().all(|l| l.attention_norm.eps == eps && l.mlp_norm.eps == eps);
         let fits = device.cooperative
@@ -127,14 +127,15 @@ impl<'a> GreedyLaunch<'a> {
         }
         let host = self.mapped_host(HOST_TOKENS + rows * limit)?;
         // Blocks of two cooperative kernels could wait for each other's multiprocessors.
-        let alone = self.cuda.driver.lock_cooperative();
+        let driver = self.cuda.stream.driver();
+        let alone = driver.lock_cooperative();
         // Held until the kernel has ended.
         let _memory = self.start(&host, cache)?;
         let mut tokens = vec![vec![self.decoder.bos]; rows];
         let mut waiting = true;
         while waiting {
             // Asked before looking: what was written before the end is seen after it.
-            waiting = !self.cuda.driver.is_idle()?;
+            waiting = !self.cuda.stream.is_idle()?;
             if self.drain(&host, &mut tokens, on_token).is_break() {
                 host.words()[HOST_CANCEL].store(1, Ordering::Relaxed);
             }
@@ -142,7 +143,7 @@ impl<'a> GreedyLaunch<'a> {
                 std::thread::sleep(Duration::from_micros(20));
             }
         }
-        self.cuda.driver.synchronize()?;
+        self.cuda.stream.synchronize()?;
         drop(alone);
         let status = host.words()[HOST_STATUS].load(Ordering::Acquire);
         *self.cuda.mapped.lock().unwrap_or_else(PoisonError::into_inner) = Some(host);
@@ -150,7 +151,7 @@ impl<'a> GreedyLaunch<'a> {
             1 | 2 => Ok(tokens),
             4 => Err(Error::NotANumber { stage: "decoder" }),
             _ => Err(Error::Device {
-                device: self.cuda.driver.properties().name.clone(),
+                device: self.cuda.stream.properties().name.clone(),
                 problem: format!(
                     "the blocks of the decoder did not meet within {BARRIER_TIMEOUT_S} s; is the device overloaded?"
                 ),
@@ -163,7 +164,7 @@ impl<'a> GreedyLaunch<'a> {
     fn mapped_host(&self, words: usize) -> Result<MappedHostBuffer> {
         let kept = self.cuda.mapped.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(kept) = kept.filter(|kept| kept.words().len() >= words) else {
-            return self.cuda.driver.mapped_host(words.next_power_of_two());
+            return self.cuda.stream.mapped_host(words.next_power_of_two());
         };
         kept.words()[..HOST_TOKENS].iter().for_each(|word| word.store(0, Ordering::Relaxed));
         Ok(kept)
@@ -327,7 +328,7 @@ fn kernel_for(dtype: DType, rows: usize) -> (&'static Kernel<DecodeParams>, usiz
     }
 }
 
-fn check(linear: &Linear<Cuda>, rows: usize, columns: usize) -> Result<()> {
+fn check(linear: &LinearWeights<Cuda>, rows: usize, columns: usize) -> Result<()> {
     let weight = &linear.weight.tensor;
     super::ensure((weight.rows, weight.columns, linear.bias.len()) == (rows, columns, rows), OP, || {
         format!(

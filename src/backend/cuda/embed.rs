@@ -2,8 +2,9 @@
 
 use super::driver::Launch;
 use super::kernels::{self, EmbedColumnsParams, EmbedParams};
-use super::{Cuda, Layout, Matrix, Tensor, ensure, int};
+use super::{Cuda, Layout, Matrix, Tensor, int};
 use crate::Result;
+use crate::backend::{Embed, embed};
 use crate::tensor::DType;
 
 /// Threads of a block.
@@ -11,23 +12,21 @@ const BLOCK: usize = 128;
 /// Channels of a thread.
 const VALUES: usize = 4;
 
-fn check_ids(op: &'static str, table: &Matrix, ids: &[u32]) -> Result<()> {
-    match ids.iter().find(|&&id| id as usize >= table.tensor.rows) {
-        Some(id) => ensure(false, op, || format!("id {id} of a table of {} rows", table.tensor.rows)),
-        None => Ok(()),
+impl Embed for Cuda {
+    fn embed(&self, table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) -> Result<Tensor> {
+        embed::check(self, table, position, ids, positions)?;
+        launch(self, table, position, ids, positions)
+    }
+
+    fn embed_frames(&self, tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
+        launch_frames(self, tables, embed::check_frames(self, tables)?)
     }
 }
 
 /// Rows of `table` plus rows of `position`, in f32.
-pub(super) fn embed(cuda: &Cuda, table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) -> Result<Tensor> {
+fn launch(cuda: &Cuda, table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) -> Result<Tensor> {
     let (words, places) = (&table.tensor, &position.tensor);
     let (rows, channels) = (ids.len(), words.columns);
-    ensure(channels == places.columns && rows == positions.len(), "embed", || {
-        let (places, count) = (places.columns, positions.len());
-        format!("tables of {channels} and {places} columns, {rows} ids, {count} positions")
-    })?;
-    check_ids("embed", table, ids)?;
-    check_ids("embed", position, positions)?;
     let y = cuda.empty([rows, channels], DType::F32, Layout::Rows)?;
     // One copy to the device for both.
     let numbers = cuda.put_ids(&[ids, positions].concat())?;
@@ -49,13 +48,8 @@ pub(super) fn embed(cuda: &Cuda, table: &Matrix, position: &Matrix, ids: &[u32],
 }
 
 /// Stacked rows of tables as columns, in the type of the backend, column after column.
-pub(super) fn embed_frames(cuda: &Cuda, tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
-    let frames = tables.first().map_or(0, |(_, ids)| ids.len());
+fn launch_frames(cuda: &Cuda, tables: &[(&Matrix, &[u32])], frames: usize) -> Result<Tensor> {
     let stride: usize = tables.iter().map(|(table, _)| table.tensor.columns).sum();
-    for (table, ids) in tables {
-        ensure(ids.len() == frames, "embed_frames", || format!("{} ids beside {frames}", ids.len()))?;
-        check_ids("embed_frames", table, ids)?;
-    }
     let y = cuda.empty([stride, frames], cuda.dtype, Layout::Columns)?;
     let numbers = cuda.put_ids(&tables.iter().map(|(_, ids)| *ids).collect::<Vec<_>>().concat())?;
     let kernel = match cuda.dtype {
@@ -76,10 +70,10 @@ pub(super) fn embed_frames(cuda: &Cuda, tables: &[(&Matrix, &[u32])]) -> Result<
         };
         let threads = frames * channels.div_ceil(VALUES);
         int("embed_frames", threads)?;
-        let launch = Launch::blocks(threads.div_ceil(BLOCK));
+        let grid = Launch::blocks(threads.div_ceil(BLOCK));
         // SAFETY: every id names a row of the table, y holds frames * stride elements of the same type, and a row of the
         // table ends before the next table's channels; vectors are used where everything is whole ones.
-        unsafe { cuda.launch(kernel, launch, params)? };
+        unsafe { cuda.launch(kernel, grid, params)? };
         first += channels;
     }
     Ok(y)

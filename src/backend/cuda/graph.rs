@@ -13,12 +13,12 @@ use crate::Result;
 use crate::backend::{GraphBody, GraphId};
 use crate::tensor::DType;
 
-/// Graphs kept at once: the shapes of a vision encoder are few, those of a vocoder are as many as captions have lengths.
+/// Maximum number of graphs kept: the shapes of a vision encoder are few, those of a vocoder are as many as captions have lengths.
 const MAX_GRAPHS: usize = 16;
 /// Keys remembered after their first sight.
 const MAX_SEEN: usize = 64;
 
-/// What makes a graph fit: the graph, the shape, type and layout of its input, and in a decode step the splits that texts
+/// Key of a captured graph: its id, the shape, type and layout of its input, and in a decode step the splits that texts
 /// are cut into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key {
@@ -36,13 +36,13 @@ impl Key {
     }
 }
 
-/// CapturedGraph work, with the tensors it reads from and writes to. It may be dropped while it is under way: a driver destroys
+/// Captured work, with the tensors it reads from and writes to. It may be dropped while it is under way: a driver destroys
 /// graphs, and frees memory, after the work that uses them.
 struct CapturedGraph {
     graph: Graph,
     input: Tensor,
     output: Tensor,
-    /// What happens in between happens here.
+    /// Owns the graph's intermediate buffers.
     _memory: Arc<DevicePool>,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct SequenceGraphs {
 }
 
 impl Graphs {
-    /// What was recorded for `key`, done with this input; `None` if nothing was.
+    /// Replays the graph captured for `key` on this input; `None` if there is none.
     pub(super) fn replay(&mut self, cuda: &Cuda, key: &Key, input: &Tensor) -> Option<Result<Tensor>> {
         let at = self.0.iter().position(|(known, _)| known == key)?;
         self.0[at..].rotate_left(1);
@@ -109,24 +109,24 @@ fn record(
     input: &Tensor,
     body: &mut dyn FnMut(&Cuda, &Tensor) -> Result<Tensor>,
 ) -> Result<(CapturedGraph, Tensor)> {
-    let memory = Arc::new(DevicePool::new(cuda.driver.clone()));
+    let memory = Arc::new(DevicePool::new(cuda.stream.clone()));
     let inside = Cuda { pool: memory.clone(), ..cuda.clone() };
     let fixed = copy(&inside, input)?;
     let first = body(&inside, &fixed)?;
     let output = copy(cuda, &first)?;
     drop(first);
-    cuda.driver.begin_capture()?;
+    cuda.stream.begin_capture()?;
     let recorded = body(&inside, &fixed);
     // A capture has to be ended whatever happened in it.
-    let graph = cuda.driver.end_capture();
+    let graph = cuda.stream.end_capture();
     Ok((CapturedGraph { output: recorded?, graph: graph?, input: fixed, _memory: memory }, output))
 }
 
 fn replay(cuda: &Cuda, recorded: &CapturedGraph, input: &Tensor) -> Result<Tensor> {
     // SAFETY: both tensors have the same shape and type; the graph's memory is held beside it.
     unsafe {
-        cuda.driver.copy(recorded.input.pointer(), input.pointer(), input.len() * input.dtype.size())?;
-        cuda.driver.replay(&recorded.graph)?;
+        cuda.stream.copy(recorded.input.pointer(), input.pointer(), input.len() * input.dtype.size())?;
+        cuda.stream.replay(&recorded.graph)?;
     }
     copy(cuda, &recorded.output)
 }
@@ -135,6 +135,6 @@ fn replay(cuda: &Cuda, recorded: &CapturedGraph, input: &Tensor) -> Result<Tenso
 fn copy(cuda: &Cuda, x: &Tensor) -> Result<Tensor> {
     let y = cuda.empty([x.rows, x.columns], x.dtype, x.layout)?;
     // SAFETY: both hold as many bytes.
-    unsafe { cuda.driver.copy(y.pointer(), x.pointer(), x.len() * x.dtype.size())? };
+    unsafe { cuda.stream.copy(y.pointer(), x.pointer(), x.len() * x.dtype.size())? };
     Ok(y)
 }

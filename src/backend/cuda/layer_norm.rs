@@ -2,8 +2,9 @@
 
 use super::driver::Launch;
 use super::kernels::{self, LayerNormParams, SIZE_OF_BLOCK_SUMS};
-use super::{Cuda, LayerNormWeights, Layout, Tensor, ensure, int};
+use super::{Cuda, Layout, Tensor, int};
 use crate::Result;
+use crate::backend::{LayerNorm, LayerNormWeights, layer_norm};
 use crate::tensor::DType;
 
 /// Rows up to this many values are kept in the registers of a warp.
@@ -11,12 +12,16 @@ const WARP_CHANNELS: usize = 1024;
 /// Rows of a block of the warp-per-row kernel.
 const WARP_ROWS: usize = 4;
 
+impl LayerNorm for Cuda {
+    fn layer_norm(&self, x: &Tensor, norm: &LayerNormWeights<Cuda>) -> Result<Tensor> {
+        layer_norm::check(self, x, norm)?;
+        launch(self, x, norm)
+    }
+}
+
 /// Each row of x (M, C) normalised, in the type of x.
-pub(super) fn layer_norm(cuda: &Cuda, x: &Tensor, norm: &LayerNormWeights<Cuda>) -> Result<Tensor> {
+fn launch(cuda: &Cuda, x: &Tensor, norm: &LayerNormWeights<Cuda>) -> Result<Tensor> {
     let (rows, channels) = (x.rows, x.columns);
-    ensure(norm.weight.len() == channels && norm.bias.len() == channels, "layer_norm", || {
-        format!("x ({rows}, {channels}) with {} weights and {} biases", norm.weight.len(), norm.bias.len())
-    })?;
     let x = cuda.rows_of(x, x.dtype)?;
     let y = cuda.empty([rows, channels], x.dtype, Layout::Rows)?;
     let params = LayerNormParams {
@@ -36,13 +41,13 @@ pub(super) fn layer_norm(cuda: &Cuda, x: &Tensor, norm: &LayerNormWeights<Cuda>)
         (false, DType::BF16) => &kernels::LAYER_NORM_FORWARD_BLOCK_PER_ROW_BF16,
         (false, _) => &kernels::LAYER_NORM_FORWARD_BLOCK_PER_ROW_F32,
     };
-    let launch = if warp {
+    let grid = if warp {
         Launch::blocks(rows.div_ceil(WARP_ROWS))
     } else {
         Launch::blocks(rows).shared_bytes(SIZE_OF_BLOCK_SUMS)
     };
     // SAFETY: x and y hold rows * channels elements, weight and bias channels; no row or channel beyond is touched, and
     // with C % 8 == 0 every row begins at a multiple of 16 bytes.
-    unsafe { cuda.launch(kernel, launch, params)? };
+    unsafe { cuda.launch(kernel, grid, params)? };
     Ok(y)
 }

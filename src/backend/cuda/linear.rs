@@ -2,7 +2,7 @@
 
 use super::driver::{DevicePtr, Kernel, Launch};
 use super::kernels::{self, LinearParams, LinearStepParams};
-use super::{Cuda, Layout, Linear, Tensor, ensure, int, pointer_of};
+use super::{Cuda, Layout, LinearWeights, Tensor, ensure, int, pointer_of};
 use crate::Result;
 use crate::backend::Activation;
 use crate::tensor::DType;
@@ -337,7 +337,7 @@ fn index(activation: Activation) -> usize {
 }
 
 /// An error unless the shapes fit.
-fn check(op: &'static str, x: &Tensor, layer: &Linear<Cuda>, residual: Option<&Tensor>) -> Result<()> {
+fn check(op: &'static str, x: &Tensor, layer: &LinearWeights<Cuda>, residual: Option<&Tensor>) -> Result<()> {
     let weight = &layer.weight.tensor;
     let [rows, columns] = [x.rows, weight.rows];
     let fit = x.columns == weight.columns
@@ -355,7 +355,7 @@ fn check(op: &'static str, x: &Tensor, layer: &Linear<Cuda>, residual: Option<&T
 pub(super) fn linear(
     cuda: &Cuda,
     x: &Tensor,
-    layer: &Linear<Cuda>,
+    layer: &LinearWeights<Cuda>,
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
@@ -380,13 +380,13 @@ impl Split {
 }
 
 /// `x weight^T + bias`, a row of packed query, key and value each, whose keys and values also go where `split` says.
-pub(super) fn linear_split(cuda: &Cuda, x: &Tensor, layer: &Linear<Cuda>, split: Split) -> Result<Tensor> {
+pub(super) fn linear_split(cuda: &Cuda, x: &Tensor, layer: &LinearWeights<Cuda>, split: Split) -> Result<Tensor> {
     launch(cuda, x, layer, (Activation::None, None), split, best_tile(cuda, x, layer)?)
 }
 
-fn best_tile(cuda: &Cuda, x: &Tensor, layer: &Linear<Cuda>) -> Result<&'static Tile> {
+fn best_tile(cuda: &Cuda, x: &Tensor, layer: &LinearWeights<Cuda>) -> Result<&'static Tile> {
     let weight = &layer.weight.tensor;
-    let multiprocessors = cuda.driver.properties().multiprocessors;
+    let multiprocessors = cuda.stream.properties().multiprocessors;
     let tile = tile_for(weight.dtype, x.rows, weight.rows, x.columns, multiprocessors);
     tile.ok_or_else(|| crate::Error::shape("linear", format!("weights in {:?}", weight.dtype)))
 }
@@ -395,7 +395,7 @@ fn best_tile(cuda: &Cuda, x: &Tensor, layer: &Linear<Cuda>) -> Result<&'static T
 pub(crate) fn linear_tiled(
     cuda: &Cuda,
     x: &Tensor,
-    layer: &Linear<Cuda>,
+    layer: &LinearWeights<Cuda>,
     activation: Activation,
     residual: Option<&Tensor>,
     tile: &Tile,
@@ -406,7 +406,7 @@ pub(crate) fn linear_tiled(
 fn launch(
     cuda: &Cuda,
     x: &Tensor,
-    layer: &Linear<Cuda>,
+    layer: &LinearWeights<Cuda>,
     (activation, residual): (Activation, Option<&Tensor>),
     split: Split,
     tile: &Tile,
@@ -449,7 +449,7 @@ fn launch(
 pub(super) fn linear_decode(
     cuda: &Cuda,
     x: &Tensor,
-    layer: &Linear<Cuda>,
+    layer: &LinearWeights<Cuda>,
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
@@ -500,18 +500,18 @@ pub(super) fn linear_decode(
 #[cfg(all(test, feature = "emulator"))]
 mod tests {
     use super::*;
-    use crate::backend::Backend;
     use crate::backend::cuda::driver::emulator;
+    use crate::backend::prelude::*;
     use crate::tensor::HostTensor;
 
     fn cuda(dtype: DType) -> Cuda {
         Cuda::new(emulator::driver(), dtype).unwrap()
     }
 
-    fn layer(cuda: &Cuda, columns: usize, depth: usize) -> Linear<Cuda> {
+    fn layer(cuda: &Cuda, columns: usize, depth: usize) -> LinearWeights<Cuda> {
         let weight = HostTensor::from_f32(&[columns, depth], vec![1.0; columns * depth]).unwrap();
         let bias = cuda.upload([1, columns], &vec![0.5; columns]).unwrap();
-        Linear { weight: cuda.matrix(weight).unwrap(), bias }
+        LinearWeights { weight: cuda.matrix(weight).unwrap(), bias }
     }
 
     #[test]
@@ -520,7 +520,7 @@ mod tests {
             let cuda = cuda(dtype);
             let layer = layer(&cuda, 3, 2);
             let (wide, fit) = (cuda.upload([2, 3], &[0.0; 6]).unwrap(), cuda.upload([1, 2], &[0.0; 2]).unwrap());
-            let short = Linear {
+            let short = LinearWeights {
                 weight: cuda.matrix(HostTensor::from_f32(&[3, 2], vec![1.0; 6]).unwrap()).unwrap(),
                 bias: fit.clone(),
             };

@@ -1,11 +1,11 @@
 //! Device memory that is used again. All work of a backend is in one stream, so memory that a tensor gave back may be handed
-//! to the next at once: its writer runs after the last reader.
+//! to the next without waiting: its writer runs after the last reader.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::driver::{DevicePtr, Driver};
+use super::driver::{DevicePtr, Stream};
 use crate::Result;
 
 /// Buffers are this many bytes or a power of two times 1, 1.25, 1.5 or 1.75.
@@ -13,7 +13,7 @@ const SMALLEST: usize = 512;
 
 /// Free buffers of a device, by size.
 pub(super) struct DevicePool {
-    driver: Arc<dyn Driver>,
+    stream: Arc<dyn Stream>,
     state: Mutex<State>,
     poison: AtomicBool,
 }
@@ -48,8 +48,8 @@ impl Drop for Buffer {
 }
 
 impl DevicePool {
-    pub(super) fn new(driver: Arc<dyn Driver>) -> DevicePool {
-        DevicePool { driver, state: Mutex::default(), poison: AtomicBool::new(false) }
+    pub(super) fn new(stream: Arc<dyn Stream>) -> DevicePool {
+        DevicePool { stream, state: Mutex::default(), poison: AtomicBool::new(false) }
     }
 
     /// A buffer of at least `bytes`.
@@ -62,19 +62,19 @@ impl DevicePool {
             Some(pointer) => pointer,
             None => {
                 state.allocations += 1;
-                match self.driver.allocate(bytes) {
+                match self.stream.allocate(bytes) {
                     Ok(pointer) => pointer,
                     // Memory may be lying idle in other sizes.
                     Err(_) => {
                         self.release(&mut state);
-                        self.driver.allocate(bytes)?
+                        self.stream.allocate(bytes)?
                     }
                 }
             }
         };
         if poison {
             // SAFETY: the buffer has as many bytes and belongs to nobody yet.
-            unsafe { self.driver.poison(pointer, bytes)? };
+            unsafe { self.stream.poison(pointer, bytes)? };
         }
         state.in_use += bytes;
         state.most = state.most.max(state.in_use);
@@ -89,7 +89,7 @@ impl DevicePool {
         self.poison.load(Ordering::Relaxed)
     }
 
-    /// Allocations made so far, and the most bytes in use at once.
+    /// Allocations made so far, and the high-water mark in bytes.
     pub(super) fn statistics(&self) -> (u64, usize) {
         let state = self.state();
         (state.allocations, state.most)
@@ -98,7 +98,7 @@ impl DevicePool {
     fn release(&self, state: &mut State) {
         for pointer in std::mem::take(&mut state.free).into_values().flatten() {
             // SAFETY: free buffers are used by nobody.
-            unsafe { self.driver.free(pointer) };
+            unsafe { self.stream.free(pointer) };
         }
     }
 

@@ -28,10 +28,11 @@ mod transpose;
 use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Mutex};
 
-use self::driver::{DevicePtr, Driver, Kernel, Launch};
+use self::driver::{DevicePtr, Driver, Kernel, Launch, Stream};
 use super::{
-    Activation, AttentionShape, Backend, BeamCandidate, CacheRow, CacheShape, ConvEpilogue, DecoderWeights, GraphBody,
-    GraphId, LayerNormWeights, Linear, SmBudget, StepBody, TopValue,
+    self as contract, Activation, Attention, AttentionShape, CacheRow, CacheShape, Conv1d, ConvEpilogue, ConvShape,
+    ConvTranspose1d, Decode, DecoderWeights, Device, GraphBody, GraphId, Linear, LinearWeights, PatchEmbed, SmBudget,
+    StepBody, ensure,
 };
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
@@ -51,13 +52,13 @@ pub mod kernels {
 /// A CUDA device, or the emulator.
 #[derive(Clone)]
 pub struct Cuda {
-    driver: Arc<dyn Driver>,
+    stream: Arc<dyn Stream>,
     pool: Arc<DevicePool>,
     graphs: Arc<Mutex<graph::SequenceGraphs>>,
     /// Host memory of the last greedy loop.
     mapped: Arc<Mutex<Option<driver::MappedHostBuffer>>>,
     kv_pool: Arc<cache::KvPool>,
-    /// Zeros, which kernels that count their blocks leave as zeros.
+    /// Arrival counters: zero before and after every launch.
     counters: Tensor,
     /// Type of sequences and of weight matrices: f32 or bf16.
     dtype: DType,
@@ -104,7 +105,7 @@ impl Tensor {
     }
 }
 
-/// Blocks that may be counted at once by one launch.
+/// Arrival counters available to one launch.
 const COUNTERS: usize = 4096;
 
 /// The tensor's address, or none.
@@ -117,23 +118,19 @@ fn int(op: &'static str, n: usize) -> Result<i32> {
     i32::try_from(n).map_err(|_| Error::shape(op, format!("{n} is more than a kernel can count")))
 }
 
-/// An error unless `ok`; the message is only built when it is needed.
-fn ensure(ok: bool, op: &'static str, problem: impl FnOnce() -> String) -> Result<()> {
-    if ok { Ok(()) } else { Err(Error::shape(op, problem())) }
-}
-
 impl Cuda {
-    /// A backend that computes in `dtype` (f32 or bf16) on this device.
+    /// A backend that computes in `dtype` (f32 or bf16) on a new stream of this device.
     pub fn new(driver: Arc<dyn Driver>, dtype: DType) -> Result<Cuda> {
         ensure(matches!(dtype, DType::F32 | DType::BF16), "cuda", || format!("{dtype:?} is not computed in"))?;
-        let pool = Arc::new(DevicePool::new(driver.clone()));
+        let stream = driver.new_stream()?;
+        let pool = Arc::new(DevicePool::new(stream.clone()));
         let zeros = [0u32; COUNTERS];
         let buffer = Arc::new(pool.take(size_of_val(&zeros))?);
         // SAFETY: the buffer was taken with as many bytes.
-        unsafe { driver.copy_to_device(buffer.pointer(), bytemuck::cast_slice(&zeros))? };
+        unsafe { stream.copy_to_device(buffer.pointer(), bytemuck::cast_slice(&zeros))? };
         let counters = Tensor { buffer, rows: 1, columns: COUNTERS, dtype: DType::F32, layout: Layout::Rows };
         Ok(Cuda {
-            driver,
+            stream,
             pool,
             graphs: Arc::default(),
             mapped: Arc::default(),
@@ -143,9 +140,9 @@ impl Cuda {
         })
     }
 
-    /// The device under it.
-    pub fn driver(&self) -> &Arc<dyn Driver> {
-        &self.driver
+    /// The stream under it.
+    pub fn stream(&self) -> &Arc<dyn Stream> {
+        &self.stream
     }
 
     /// Type of sequences and of weight matrices.
@@ -166,7 +163,7 @@ impl Cuda {
     /// Overwrites `x` with zeros, and so the device's caches with `x`.
     pub fn flush_l2(&self, x: &Tensor) -> Result<()> {
         // SAFETY: the tensor holds as many bytes.
-        unsafe { self.driver.memset(x.pointer(), 0, x.len() * x.dtype.size()) }
+        unsafe { self.stream.memset(x.pointer(), 0, x.len() * x.dtype.size()) }
     }
 
     /// From now on every new tensor begins as NaN, in memory of just its size: for tests.
@@ -193,7 +190,7 @@ impl Cuda {
             format!("{} values for a shape of {shape:?}", values.len())
         })?;
         // SAFETY: the tensor was just allocated with as many bytes.
-        unsafe { self.driver.copy_to_device(tensor.pointer(), bytemuck::cast_slice(values))? };
+        unsafe { self.stream.copy_to_device(tensor.pointer(), bytemuck::cast_slice(values))? };
         Ok(tensor)
     }
 
@@ -206,7 +203,7 @@ impl Cuda {
     fn get_words(&self, x: &Tensor, len: usize) -> Result<Vec<u32>> {
         let mut words = vec![0; len.min(x.len())];
         // SAFETY: the tensor holds as many words.
-        unsafe { self.driver.copy_to_host(x.pointer(), bytemuck::cast_slice_mut(&mut words))? };
+        unsafe { self.stream.copy_to_host(x.pointer(), bytemuck::cast_slice_mut(&mut words))? };
         Ok(words)
     }
 
@@ -225,9 +222,9 @@ impl Cuda {
         }
         let _span = trace::span(kernel.info.name);
         // SAFETY: the caller's promise.
-        unsafe { self.driver.launch(&kernel.info, launch, bytemuck::bytes_of(&params))? };
+        unsafe { self.stream.launch(&kernel.info, launch, bytemuck::bytes_of(&params))? };
         // A span is to last as long as its kernel.
-        if trace::on() { self.driver.synchronize() } else { Ok(()) }
+        if trace::on() { self.stream.synchronize() } else { Ok(()) }
     }
 
     /// `x` row after row, in `dtype`.
@@ -243,19 +240,18 @@ impl Cuda {
     }
 }
 
-impl Backend for Cuda {
+impl Device for Cuda {
     type Tensor = Tensor;
     type Matrix = Matrix;
     type ConvWeights = ConvWeights;
-    type KvCache = KvCache;
     type Event = driver::Event;
 
     fn new_stream(&self) -> Result<Cuda> {
-        Cuda::new(self.driver.new_stream()?, self.dtype)
+        Cuda::new(self.stream.driver(), self.dtype)
     }
 
     fn name(&self) -> String {
-        self.driver.properties().name.clone()
+        self.stream.properties().name.clone()
     }
 
     fn memory_stats(&self) -> Option<(u64, usize)> {
@@ -263,11 +259,15 @@ impl Backend for Cuda {
     }
 
     fn record_event(&self) -> Result<driver::Event> {
-        self.driver.record_event()
+        self.stream.record_event()
     }
 
     fn elapsed(&self, from: &driver::Event, to: &driver::Event) -> Result<f64> {
-        self.driver.elapsed(from, to).map(f64::from)
+        self.stream.elapsed(from, to).map(f64::from)
+    }
+
+    fn wait(&self, event: &driver::Event) -> Result<()> {
+        self.stream.wait_event(event)
     }
 
     fn upload(&self, shape: [usize; 2], values: &[f32]) -> Result<Tensor> {
@@ -278,7 +278,7 @@ impl Backend for Cuda {
         let x = self.rows_of(x, DType::F32)?;
         let mut values = vec![0.0; x.len()];
         // SAFETY: the tensor holds as many values.
-        unsafe { self.driver.copy_to_host(x.pointer(), bytemuck::cast_slice_mut(&mut values))? };
+        unsafe { self.stream.copy_to_host(x.pointer(), bytemuck::cast_slice_mut(&mut values))? };
         Ok(values)
     }
 
@@ -298,6 +298,10 @@ impl Backend for Cuda {
         Ok(Matrix { tensor: self.put([rows, columns], self.dtype, weight.bytes())?, eight_bit: eight_bit.transpose()? })
     }
 
+    fn matrix_shape(&self, matrix: &Matrix) -> [usize; 2] {
+        [matrix.tensor.rows, matrix.tensor.columns]
+    }
+
     fn conv_weights(&self, weight: &HostTensor, bias: &HostTensor) -> Result<ConvWeights> {
         conv1d::pack(self, weight, bias)
     }
@@ -306,48 +310,85 @@ impl Backend for Cuda {
         conv_transpose1d::pack(self, weight, bias, stride)
     }
 
+    fn conv_shape(&self, weights: &ConvWeights) -> ConvShape {
+        let stride = (weights.stride > 0).then_some(weights.stride);
+        ConvShape { outputs: weights.outputs, inputs: weights.inputs, taps: weights.taps, stride }
+    }
+
     fn captured(&self, graph: &GraphId, input: &Tensor, body: GraphBody<'_, Cuda>) -> Result<Tensor> {
         // In a recorded graph kernels have no times of their own.
         if trace::on() { body(self, input) } else { graph::run(self, graph, input, body) }
     }
+}
 
-    fn captured_step(
-        &self,
-        graph: &GraphId,
-        cache: &mut KvCache,
-        x: &Tensor,
-        body: StepBody<'_, Cuda>,
-    ) -> Result<Tensor> {
-        if trace::on() { body(self, cache, x) } else { cache.step(self, graph, x, body) }
-    }
-
+impl Linear for Cuda {
     fn linear(
         &self,
         x: &Tensor,
-        layer: &Linear<Cuda>,
+        layer: &LinearWeights<Cuda>,
         activation: Activation,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
+        contract::linear::check(self, x, layer, residual)?;
         linear::linear(self, x, layer, activation, residual)
     }
 
     fn linear_decode(
         &self,
         x: &Tensor,
-        layer: &Linear<Cuda>,
+        layer: &LinearWeights<Cuda>,
         activation: Activation,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
+        contract::linear::check(self, x, layer, residual)?;
         linear::linear_decode(self, x, layer, activation, residual)
     }
+}
 
-    fn layer_norm(&self, x: &Tensor, norm: &LayerNormWeights<Cuda>) -> Result<Tensor> {
-        layer_norm::layer_norm(self, x, norm)
-    }
-
+impl Attention for Cuda {
     fn attention(&self, qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
+        contract::attention::check(self, qkv, shape)?;
         attention::attention(self, qkv, shape)
     }
+}
+
+impl PatchEmbed for Cuda {
+    fn patch_embed(
+        &self,
+        pixels: &Tensor,
+        weight: &Matrix,
+        class: &Tensor,
+        position: &Matrix,
+        patch: usize,
+    ) -> Result<Tensor> {
+        contract::patch_embed::check(self, pixels, weight, class, position, patch)?;
+        patch_embed::patch_embed(self, pixels, weight, class, position, patch)
+    }
+}
+
+impl Conv1d for Cuda {
+    fn conv1d(
+        &self,
+        x: &Tensor,
+        kernel: &ConvWeights,
+        dilation: usize,
+        columns: Range<usize>,
+        epilogue: ConvEpilogue<'_, Cuda>,
+    ) -> Result<Tensor> {
+        contract::conv1d::check(self, x, kernel, dilation, &columns, &epilogue)?;
+        conv1d::conv1d(self, x, kernel, dilation, columns, epilogue)
+    }
+}
+
+impl ConvTranspose1d for Cuda {
+    fn conv_transpose1d(&self, x: &Tensor, kernel: &ConvWeights, slope: f32) -> Result<Tensor> {
+        contract::conv_transpose1d::check(self, x, kernel)?;
+        conv_transpose1d::conv_transpose1d(self, x, kernel, slope)
+    }
+}
+
+impl Decode for Cuda {
+    type KvCache = KvCache;
 
     fn kv_cache(&self, shape: CacheShape) -> Result<KvCache> {
         KvCache::new(self, shape)
@@ -359,7 +400,7 @@ impl Backend for Cuda {
         pictures: &[usize],
         layer: usize,
         x: &Tensor,
-        qkv: &Linear<Cuda>,
+        qkv: &LinearWeights<Cuda>,
     ) -> Result<Tensor> {
         cache.set_prefix(self, pictures, layer, x, qkv)
     }
@@ -376,6 +417,16 @@ impl Backend for Cuda {
         cache.attention(self, qkv, layer)
     }
 
+    fn captured_step(
+        &self,
+        graph: &GraphId,
+        cache: &mut KvCache,
+        x: &Tensor,
+        body: StepBody<'_, Cuda>,
+    ) -> Result<Tensor> {
+        if trace::on() { body(self, cache, x) } else { cache.step(self, graph, x, body) }
+    }
+
     fn can_decode_greedy(&self, decoder: &DecoderWeights<'_, Cuda>, shape: CacheShape, limit: usize) -> bool {
         decode::GreedyLaunch::new(self, decoder, shape, limit, SmBudget::All).is_some()
     }
@@ -389,62 +440,5 @@ impl Backend for Cuda {
         on_token: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
     ) -> Option<Result<Vec<Vec<u32>>>> {
         decode::GreedyLaunch::new(self, decoder, cache.shape(), limit, budget).map(|launch| launch.run(cache, on_token))
-    }
-
-    fn embed(&self, table: &Matrix, position: &Matrix, ids: &[u32], positions: &[u32]) -> Result<Tensor> {
-        embed::embed(self, table, position, ids, positions)
-    }
-
-    fn patch_embed(
-        &self,
-        pixels: &Tensor,
-        weight: &Matrix,
-        class: &Tensor,
-        position: &Matrix,
-        patch: usize,
-    ) -> Result<Tensor> {
-        patch_embed::patch_embed(self, pixels, weight, class, position, patch)
-    }
-
-    fn embed_frames(&self, tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
-        embed::embed_frames(self, tables)
-    }
-
-    fn conv1d(
-        &self,
-        x: &Tensor,
-        kernel: &ConvWeights,
-        dilation: usize,
-        columns: Range<usize>,
-        epilogue: ConvEpilogue<'_, Cuda>,
-    ) -> Result<Tensor> {
-        conv1d::conv1d(self, x, kernel, dilation, columns, epilogue)
-    }
-
-    fn conv_transpose1d(&self, x: &Tensor, kernel: &ConvWeights, slope: f32) -> Result<Tensor> {
-        conv_transpose1d::conv_transpose1d(self, x, kernel, slope)
-    }
-
-    fn transpose(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(transpose::transpose(x))
-    }
-
-    fn argmax(&self, x: &Tensor, columns: &mut Vec<u32>) -> Result<()> {
-        *columns = argmax::argmax(self, x)?;
-        Ok(())
-    }
-
-    fn top_k(&self, x: &Tensor, count: usize) -> Result<Vec<Vec<TopValue>>> {
-        top_k::top_k(self, x, count)
-    }
-
-    fn beam_candidates(
-        &self,
-        logits: &Tensor,
-        scores: &[f32],
-        pictures: &[usize],
-        count: usize,
-    ) -> Result<Vec<Vec<BeamCandidate>>> {
-        beam_candidates::beam_candidates(self, logits, scores, pictures, count)
     }
 }

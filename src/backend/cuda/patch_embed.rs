@@ -83,7 +83,7 @@ pub(super) fn patch_embed(
     let blocks: usize = LARGE.grid(channels, patches).iter().product();
     let tile = match cuda.dtype {
         DType::BF16 if patch % 2 == 1 => PLAIN,
-        DType::BF16 if 2 * blocks >= cuda.driver.properties().multiprocessors => LARGE,
+        DType::BF16 if 2 * blocks >= cuda.stream.properties().multiprocessors => LARGE,
         DType::BF16 => SMALL,
         _ => F32,
     };

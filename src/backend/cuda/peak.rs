@@ -1,4 +1,4 @@
-//! What a device does at most, measured: bytes a second of a copy, and operations a second of the tensor cores through
+//! Measured peak throughput of a device: bytes a second of a copy, and operations a second of the tensor cores through
 //! mma.sync (kernels/peak.cu).
 
 use super::driver::Launch;
@@ -22,10 +22,10 @@ impl Cuda {
         let to = self.empty([1, words], DType::F32, Layout::Rows)?;
         let copied = words * size_of::<f32>();
         // SAFETY: both tensors hold as many bytes.
-        unsafe { self.driver.memset(from.pointer(), 0x3c, copied)? };
+        unsafe { self.stream.memset(from.pointer(), 0x3c, copied)? };
         // SAFETY: as above.
-        let copy = self.fastest(&|| unsafe { self.driver.copy(to.pointer(), from.pointer(), copied) })?;
-        let blocks = 2 * self.driver.properties().multiprocessors;
+        let copy = self.fastest(&|| unsafe { self.stream.copy(to.pointer(), from.pointer(), copied) })?;
+        let blocks = 2 * self.stream.properties().multiprocessors;
         let y = self.empty([blocks, THREADS], DType::F32, Layout::Rows)?;
         let params = PeakParams { y: y.pointer(), repeats: int("peak", repeats)?, unused: 0 };
         // SAFETY: y holds a value for each thread of each block.
@@ -41,17 +41,17 @@ impl Cuda {
     }
 
     fn get(&self, x: &super::Tensor) -> Result<Vec<f32>> {
-        crate::backend::Backend::download(self, x)
+        crate::backend::Device::download(self, x)
     }
 
     /// Seconds of the fastest run.
     fn fastest(&self, run: &dyn Fn() -> Result<()>) -> Result<f64> {
         let mut least = f64::INFINITY;
         for _ in 0..RUNS {
-            let start = self.driver.record_event()?;
+            let start = self.stream.record_event()?;
             run()?;
-            let end = self.driver.record_event()?;
-            least = least.min(f64::from(self.driver.elapsed(&start, &end)?) * 1e-3);
+            let end = self.stream.record_event()?;
+            least = least.min(f64::from(self.stream.elapsed(&start, &end)?) * 1e-3);
         }
         Ok(least)
     }

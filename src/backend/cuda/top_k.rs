@@ -2,15 +2,21 @@
 
 use super::driver::Launch;
 use super::kernels::{self, SIZE_OF_SELECT_SHARED, TopKParams};
-use super::{Cuda, Layout, Tensor, ensure, int};
-use crate::backend::TopValue;
+use super::{Cuda, Layout, Tensor, int};
+use crate::backend::{TopK, TopValue, top_k};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
+impl TopK for Cuda {
+    fn top_k(&self, x: &Tensor, count: usize) -> Result<Vec<Vec<TopValue>>> {
+        top_k::check(self, x, count)?;
+        launch(self, x, count)
+    }
+}
+
 /// The largest values of each row.
-pub(super) fn top_k(cuda: &Cuda, x: &Tensor, count: usize) -> Result<Vec<Vec<TopValue>>> {
+fn launch(cuda: &Cuda, x: &Tensor, count: usize) -> Result<Vec<Vec<TopValue>>> {
     let (rows, columns) = (x.rows, x.columns);
-    ensure(count <= columns, "top_k", || format!("{count} of {columns} columns"))?;
     // Even without a value to hand out, the rows are looked at for NaN.
     let kept = count.max(1).min(columns);
     let x = cuda.rows_of(x, DType::F32)?;

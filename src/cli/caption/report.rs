@@ -1,29 +1,36 @@
-//! What is said about captions: a sentence, the units, or JSON.
+//! Reports on captions: a sentence, the units, or JSON.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use im2sp::{Caption as Spoken, CaptionStream, Engine, Result};
-use serde_json::json;
+use im2sp::{Caption as Spoken, CaptionStream, Engine, Result, files};
+use serde_json::{Map, Value, json};
 
-use super::super::sound::{self, Written};
-use super::super::{print_json, print_line};
+use super::super::output::{self, Destination, Written};
+use super::super::print::{insert_path, note, print_json, print_line, shown};
 use super::Caption;
-use super::work::Item;
+use super::jobs::Job;
 
-/// Writes the sound of one caption. Gives back what is to be said about it, when its turn has come.
-pub fn finish(asked: &Caption, engine: &Engine, item: &Item, caption: &Spoken) -> Result<Said> {
+/// Writes the result of one caption. Gives back what to print about it.
+pub fn finish(args: &Caption, engine: &Engine, job: &Job, caption: &mut Spoken) -> Result<Output> {
     let clock = Instant::now();
-    if let Some(target) = &item.target {
-        sound::write(target, asked.format, &caption.samples, caption.sample_rate)?;
+    let seconds = caption.samples.len() as f64 / f64::from(caption.sample_rate.max(1));
+    let units = || caption.units.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+    match &job.destination {
+        Some(Destination::File(path)) if args.no_audio => {
+            files::write_atomically(path, format!("{}\n", units()).as_bytes())?;
+        }
+        Some(destination) => {
+            let (samples, sample_rate) = (std::mem::take(&mut caption.samples), caption.sample_rate);
+            output::write_whole(destination, args.format, samples, sample_rate)?;
+        }
+        None => (),
     }
     let write = clock.elapsed().as_secs_f64() * 1e3;
-    let seconds = caption.samples.len() as f64 / f64::from(caption.sample_rate.max(1));
     let timings = &caption.timings;
-    if asked.json {
-        return Ok(Said::Json(json!({
-            "image": item.image.to_string_lossy(),
-            "output": item.target.as_ref().map(|target| target.to_string_lossy()),
+    if args.json {
+        let mut object = head(job);
+        object.extend(fields(json!({
             "tokens": caption.tokens,
             "units": caption.units,
             "duration_s": seconds,
@@ -40,92 +47,100 @@ pub fn finish(asked: &Caption, engine: &Engine, item: &Item, caption: &Spoken) -
                 "write": write,
             },
         })));
+        return Ok(Output::Json(object.into()));
     }
-    let Some(target) = &item.target else {
-        let units: Vec<String> = caption.units.iter().map(u32::to_string).collect();
-        return Ok(Said::Line(units.join(" ")));
-    };
+    let Some(destination) = &job.destination else { return Ok(Output::Line(units())) };
     let total =
         timings.read + timings.preprocess + timings.vision + timings.prefill + timings.decode + timings.vocoder + write;
-    let said = format!(
-        "{} -> {}: {seconds:.2} s of speech from {} units in {total:.0} ms",
-        item.image.display(),
-        target.display(),
-        caption.units.len()
-    );
-    Ok(if sound::is_standard_output(target) { Said::Aside(said) } else { Said::Line(said) })
+    let made = if args.no_audio { String::new() } else { format!("{seconds:.2} s of speech from ") };
+    Ok(sentence(job, destination, &format!("{made}{} units in {total:.0} ms", caption.units.len())))
 }
 
-/// About a caption that was heard while it was made; it began at `started`.
+/// Report on a streamed caption; the program began at `started`.
 pub fn streamed(
-    asked: &Caption,
+    args: &Caption,
     engine: &Engine,
-    item: &Item,
+    job: &Job,
     stream: &CaptionStream,
     written: &Written,
     started: Instant,
-) -> Said {
+) -> Output {
     let first = written.first.map(|at| at.duration_since(started).as_secs_f64() * 1e3);
     let total = started.elapsed().as_secs_f64() * 1e3;
     let seconds = written.samples as f64 / f64::from(stream.sample_rate().max(1));
-    let target = item.target.clone().unwrap_or_default();
-    if asked.json {
-        return Said::Json(json!({
-            "image": item.image.to_string_lossy(),
-            "output": target.to_string_lossy(),
+    if args.json {
+        let mut object = head(job);
+        object.extend(fields(json!({
             "tokens": stream.tokens(),
             "units": stream.units(),
             "duration_s": seconds,
             "device": engine.device(),
             "dtype": engine.dtype(),
             "timings": { "first_sound": first, "total": total },
-        }));
+        })));
+        return Output::Json(object.into());
     }
     let first = first.map_or("none".into(), |first| format!("{first:.0} ms"));
-    let said = format!(
-        "{} -> {}: {seconds:.2} s of speech from {} units in {total:.0} ms, the first sound after {first}",
-        item.image.display(),
-        target.display(),
-        stream.units().len()
-    );
-    if sound::is_standard_output(&target) { Said::Aside(said) } else { Said::Line(said) }
+    let units = stream.units().len();
+    let made = format!("{seconds:.2} s of speech from {units} units in {total:.0} ms, the first sound after {first}");
+    sentence(job, job.destination.as_ref().unwrap_or(&Destination::Standard), &made)
 }
 
-/// Something to be said.
-pub enum Said {
-    Json(serde_json::Value),
+/// The names of a job as JSON.
+fn head(job: &Job) -> Map<String, Value> {
+    let mut object = Map::new();
+    insert_path(&mut object, "image", &job.image);
+    match &job.destination {
+        Some(destination) => insert_path(&mut object, "output", destination.path()),
+        None => drop(object.insert("output".into(), Value::Null)),
+    }
+    object
+}
+
+fn fields(value: Value) -> Map<String, Value> {
+    if let Value::Object(fields) = value { fields } else { Map::new() }
+}
+
+fn sentence(job: &Job, destination: &Destination, made: &str) -> Output {
+    let line = format!("{} -> {}: {made}", shown(output::input_name(&job.image)), shown(destination.path()));
+    if *destination == Destination::Standard { Output::Remark(line) } else { Output::Line(line) }
+}
+
+/// One thing to print.
+pub enum Output {
+    Json(Value),
     /// On standard output.
     Line(String),
     /// On standard error, since standard output carries sound.
-    Aside(String),
+    Remark(String),
 }
 
-impl Said {
-    pub fn say(&self) -> Result<()> {
+impl Output {
+    pub fn print(&self) -> Result<()> {
         match self {
-            Said::Json(value) => print_json(value)?,
-            Said::Line(line) => print_line(line)?,
-            Said::Aside(line) => eprintln!("im2sp: {line}"),
+            Output::Json(value) => print_json(value)?,
+            Output::Line(line) => print_line(line)?,
+            Output::Remark(line) => note(line),
         }
         Ok(())
     }
 }
 
-/// Things said in the order of the pictures, whatever the order in which they become known.
+/// Outputs printed in the order of the images, whatever the order in which they become known.
 #[derive(Default)]
-pub struct InOrder {
+pub struct OrderedOutput {
     next: usize,
-    waiting: BTreeMap<usize, Option<Said>>,
+    waiting: BTreeMap<usize, Option<Output>>,
 }
 
-impl InOrder {
-    /// What is said about picture `index`, if anything.
-    pub fn put(&mut self, index: usize, said: Option<Said>) -> Result<()> {
-        self.waiting.insert(index, said);
-        while let Some(said) = self.waiting.remove(&self.next) {
+impl OrderedOutput {
+    /// Takes the output about image `index`, if there is any, and prints those whose turn it is.
+    pub fn put(&mut self, index: usize, output: Option<Output>) -> Result<()> {
+        self.waiting.insert(index, output);
+        while let Some(output) = self.waiting.remove(&self.next) {
             self.next += 1;
-            if let Some(said) = said {
-                said.say()?;
+            if let Some(output) = output {
+                output.print()?;
             }
         }
         Ok(())

@@ -1,8 +1,9 @@
 //! Cases of attention.
 
 use crate::Result;
+use crate::backend::AttentionShape;
 use crate::backend::cpu::Cpu;
-use crate::backend::{AttentionShape, Backend};
+use crate::backend::prelude::*;
 use crate::conformance::{Case, Harness, Size, round_bf16};
 use crate::cost::Cost;
 use crate::random::Random;

@@ -1,8 +1,9 @@
 //! Cases of beam_candidates.
 
 use crate::Result;
+use crate::backend::BeamCandidate;
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, BeamCandidate};
+use crate::backend::prelude::*;
 use crate::conformance::{Case, Harness, Size, tolerance};
 use crate::cost::Cost;
 use crate::random::Random;

@@ -1,7 +1,8 @@
 //! Cases of the key-value cache: steps of several rows that fork, die, begin anew and share a picture's prefix.
 
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, CacheRow, CacheShape, GraphId, Linear};
+use crate::backend::prelude::*;
+use crate::backend::{CacheRow, CacheShape, GraphId, LinearWeights};
 use crate::conformance::{Case, Harness, Size, round_bf16};
 use crate::cost::Cost;
 use crate::random::Random;
@@ -50,7 +51,8 @@ fn run<B: Backend>(
     let mut cache = backend.kv_cache(shape)?;
     let weight = HostTensor::from_f32(&[3 * width, DEPTH], prefix.weight.clone());
     let weight = weight.ok_or_else(|| Error::shape("cache", "no such weights"))?;
-    let qkv = Linear { weight: backend.matrix(weight)?, bias: backend.upload([1, 3 * width], &vec![0.0; 3 * width])? };
+    let qkv =
+        LinearWeights { weight: backend.matrix(weight)?, bias: backend.upload([1, 3 * width], &vec![0.0; 3 * width])? };
     for layer in 0..shape.layers {
         // The last picture first, the others after it.
         let last = shape.images - 1;

@@ -5,7 +5,8 @@ use std::ops::Range;
 use crate::Result;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
-use crate::backend::{Backend, ConvActivation, ConvEpilogue};
+use crate::backend::prelude::*;
+use crate::backend::{ConvActivation, ConvEpilogue};
 use crate::conformance::{Case, Harness, Size};
 use crate::cost::Cost;
 use crate::random::Random;
@@ -133,7 +134,7 @@ fn host(shape: &[usize], values: Vec<f32>) -> Result<HostTensor> {
     HostTensor::from_f32(shape, values).ok_or_else(|| crate::Error::shape("check", "weights"))
 }
 
-fn random_kernel(cuda: &Cuda, random: &mut Random, shape: [usize; 3]) -> Result<<Cuda as Backend>::ConvWeights> {
+fn random_kernel(cuda: &Cuda, random: &mut Random, shape: [usize; 3]) -> Result<<Cuda as Device>::ConvWeights> {
     let weight = host(&shape, random.values(shape.iter().product()))?;
     cuda.conv_weights(&weight, &host(&shape[..1], random.values(shape[0]))?)
 }

@@ -1,7 +1,7 @@
 //! Cases of conv_transpose1d.
 
-use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+use crate::backend::prelude::*;
 use crate::conformance::{Case, Harness, Size};
 use crate::cost::Cost;
 use crate::random::Random;

@@ -4,8 +4,9 @@
 use std::ops::ControlFlow;
 
 use crate::backend::cpu::Cpu;
+use crate::backend::prelude::*;
 use crate::backend::{
-    Activation, Backend, CacheRow, CacheShape, DecoderWeights, LayerNormWeights, Linear, SmBudget, TopValue,
+    Activation, CacheRow, CacheShape, DecoderWeights, LayerNormWeights, LinearWeights, SmBudget, TopValue,
     TransformerLayer,
 };
 use crate::conformance::{Case, Harness, Size};
@@ -60,7 +61,7 @@ struct Host {
 /// The same on a backend.
 struct Loaded<B: Backend> {
     layers: Vec<TransformerLayer<B>>,
-    output: Linear<B>,
+    output: LinearWeights<B>,
     position: B::Matrix,
     embedding_norm: LayerNormWeights<B>,
     cache: B::KvCache,
@@ -122,8 +123,8 @@ impl Host {
 
     fn load<B: Backend>(&self, backend: &B) -> Result<Loaded<B>> {
         let vector = |values: &[f32]| backend.upload([1, values.len()], values);
-        let linear = |host: &HostLinear| -> Result<Linear<B>> {
-            Ok(Linear { weight: backend.matrix(host.0.clone())?, bias: vector(&host.1)? })
+        let linear = |host: &HostLinear| -> Result<LinearWeights<B>> {
+            Ok(LinearWeights { weight: backend.matrix(host.0.clone())?, bias: vector(&host.1)? })
         };
         let norm = |host: &HostNorm| -> Result<LayerNormWeights<B>> {
             Ok(LayerNormWeights { weight: vector(&host.0)?, bias: vector(&host.1)?, eps: EPS })
@@ -217,7 +218,7 @@ fn padded(rows: &[Vec<u32>], limit: usize) -> Vec<u32> {
 /// drawn until no choice of a token is so close that this rounding could change it.
 pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
     let max = harness.max;
-    if !harness.cuda.driver().properties().cooperative {
+    if !harness.cuda.stream().properties().cooperative {
         return Ok(());
     }
     let types: &[DType] = if harness.is_bf16() { &[DType::BF16, DType::F8E4M3] } else { &[DType::F32] };

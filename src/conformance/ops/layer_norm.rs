@@ -1,8 +1,9 @@
 //! Cases of layer_norm.
 
 use crate::Result;
+use crate::backend::LayerNormWeights;
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, LayerNormWeights};
+use crate::backend::prelude::*;
 use crate::conformance::{Case, Harness, Size};
 use crate::cost::Cost;
 use crate::random::Random;

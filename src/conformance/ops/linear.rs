@@ -3,7 +3,8 @@
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::linear::{TILES, linear_tiled};
 use crate::backend::cuda::{Cuda, Tensor};
-use crate::backend::{Activation, Backend, Linear};
+use crate::backend::prelude::*;
+use crate::backend::{Activation, LinearWeights};
 use crate::conformance::{Case, Harness, Size};
 use crate::cost::Cost;
 use crate::random::Random;
@@ -99,7 +100,7 @@ struct Kind {
 /// The inputs of a case on the device, and what they should give.
 struct Inputs {
     x: Tensor,
-    layer: Linear<Cuda>,
+    layer: LinearWeights<Cuda>,
     residual: Option<Tensor>,
     expected: Vec<f32>,
 }
@@ -126,7 +127,7 @@ fn inputs(harness: &Harness<'_>, random: &mut Random, shape: Shape, kind: Kind) 
         matrix.ok_or_else(|| Error::shape("linear", format!("no weights of ({columns}, {depth})")))
     };
     let upload_cpu = |rows, columns, values: &[f32]| Cpu.upload([rows, columns], values);
-    let reference = Linear::<Cpu> { weight: Cpu.matrix(matrix()?)?, bias: upload_cpu(1, columns, &bias)? };
+    let reference = LinearWeights::<Cpu> { weight: Cpu.matrix(matrix()?)?, bias: upload_cpu(1, columns, &bias)? };
     let added = residual.as_ref().map(|r| upload_cpu(rows, columns, r)).transpose()?;
     let expected = Cpu.linear(&upload_cpu(rows, depth, &x)?, &reference, kind.activation, added.as_ref())?;
     let expected = Cpu.download(&expected)?;
@@ -135,7 +136,7 @@ fn inputs(harness: &Harness<'_>, random: &mut Random, shape: Shape, kind: Kind) 
         |shape, values: &[f32]| if kind.step { cuda.upload(shape, values) } else { cuda.sequence(shape, values) };
     Ok(Inputs {
         x: upload([rows, depth], &x)?,
-        layer: Linear { weight: cuda.matrix(matrix()?)?, bias: cuda.upload([1, columns], &bias)? },
+        layer: LinearWeights { weight: cuda.matrix(matrix()?)?, bias: cuda.upload([1, columns], &bias)? },
         residual: residual.map(|r| upload([rows, columns], &r)).transpose()?,
         // Sums of whole numbers are exact, and rounded once when they are stored.
         expected: if whole { kept(expected) } else { expected },

@@ -1,9 +1,9 @@
 //! Cases of patch_embed.
 
 use crate::Result;
-use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
+use crate::backend::prelude::*;
 use crate::conformance::{Case, Harness, Size, round_bf16};
 use crate::cost::Cost;
 use crate::random::Random;

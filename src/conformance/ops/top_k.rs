@@ -1,8 +1,9 @@
 //! Cases of top_k.
 
 use crate::Result;
+use crate::backend::TopValue;
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, TopValue};
+use crate::backend::prelude::*;
 use crate::conformance::{Case, Harness, Size};
 use crate::cost::Cost;
 use crate::random::Random;

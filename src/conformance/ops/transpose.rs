@@ -1,8 +1,8 @@
 //! Cases of transpose: the physical one, which a download of a transposed tensor makes.
 
 use crate::Result;
-use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+use crate::backend::prelude::*;
 use crate::conformance::{Case, Harness, Size};
 use crate::cost::Cost;
 use crate::random::Random;

@@ -8,7 +8,8 @@ use super::product::{Weights, dot, times};
 use crate::Result;
 use crate::backend::TransformerLayer;
 use crate::backend::cpu::{Cpu, Tensor};
-use crate::backend::{Activation, AttentionShape, Backend, LayerNormWeights};
+use crate::backend::prelude::*;
+use crate::backend::{Activation, AttentionShape, LayerNormWeights};
 
 /// What the way back through a layer needs of the way there; M tokens, C channels, F hidden ones.
 struct Pass {

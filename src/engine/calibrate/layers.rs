@@ -8,7 +8,8 @@ use super::report::MatrixReport;
 use super::sequences::{Batch, Sensitivities, Sensitivity};
 use crate::backend::TransformerLayer;
 use crate::backend::cpu::{Cpu, Tensor};
-use crate::backend::{Activation, Backend, Linear};
+use crate::backend::prelude::*;
+use crate::backend::{Activation, LinearWeights};
 use crate::quantize::gptq::{Hessian, round};
 use crate::tensor::HostTensor;
 use crate::weights::store::scale_name;
@@ -65,10 +66,10 @@ impl Rounding {
         &mut self,
         n: usize,
         name: &'static str,
-        layer: &Linear<Cpu>,
+        layer: &LinearWeights<Cpu>,
         batches: &[Batch],
         inputs: Inputs<'_>,
-    ) -> Result<Linear<Cpu>> {
+    ) -> Result<LinearWeights<Cpu>> {
         let weight = self.weights.get(n, name)?;
         let unfit = || Error::shape("calibrate", format!("layer {n}, {name}: the activations of this model overflow"));
         let sensitivities = self.sensitivities.remove(&(n, name)).ok_or_else(unfit)?;
@@ -84,7 +85,7 @@ impl Rounding {
         self.changed.insert(weight, rounded.weight.codes);
         self.changed.insert(format!("{prefix}.bias"), bias);
         self.matrices.push(MatrixReport { name: prefix, error: rounded.error, nearest: rounded.nearest });
-        Ok(Linear { weight: Cpu.matrix(wide)?, bias: Cpu.upload([1, rounded.bias.len()], &rounded.bias)? })
+        Ok(LinearWeights { weight: Cpu.matrix(wide)?, bias: Cpu.upload([1, rounded.bias.len()], &rounded.bias)? })
     }
 }
 
@@ -92,7 +93,7 @@ impl Rounding {
 /// run is what the unrounded one computes, residual included. `None` when shapes do not fit.
 fn moments(
     [rows, columns]: [usize; 2],
-    layer: &Linear<Cpu>,
+    layer: &LinearWeights<Cpu>,
     batches: &[Batch],
     sensitivities: &[Sensitivity],
     inputs: Inputs<'_>,
@@ -125,7 +126,7 @@ fn moments(
 }
 
 /// What the unrounded layer makes of its inputs (M, N), and the inputs (M, K).
-fn outputs(layer: &Linear<Cpu>, (x, residual): (Tensor, Option<Tensor>)) -> Result<(Vec<f32>, Vec<f32>)> {
+fn outputs(layer: &LinearWeights<Cpu>, (x, residual): (Tensor, Option<Tensor>)) -> Result<(Vec<f32>, Vec<f32>)> {
     let y = Cpu.linear(&x, layer, Activation::None, residual.as_ref())?;
     Ok((Cpu.download(&y)?, Cpu.download(&x)?))
 }

@@ -17,6 +17,8 @@ use self::layers::Rounding;
 use self::product::Weights;
 use self::sequences::{Batch, Sensitivities, batch, sensitivity};
 use crate::backend::cpu::Cpu;
+use crate::image::Image;
+use crate::image::folder::Listing;
 use crate::model::captioner::Captioner;
 use crate::model::loader::Loader;
 use crate::random::Random;
@@ -29,14 +31,12 @@ pub use self::report::{CalibrateReport, MatrixReport};
 
 /// Pictures that go through the models together.
 const BATCH: usize = 8;
-/// Endings of picture files; others of a folder are left alone.
-const ENDINGS: [&str; 6] = ["png", "jpg", "jpeg", "webp", "bmp", "gif"];
 
-/// As [`convert()`] to eight bits, rounded for the pictures in `folder`. `progress` hears what is being done, and how much
-/// of it of how much.
+/// As [`convert()`] to eight bits, rounded for the images in `folder`. `progress` takes the stage, and how much of it of how
+/// much is done. An image that cannot be read is left out and reported.
 ///
 /// # Errors
-/// As [`convert()`], and if a picture cannot be read or there is none.
+/// As [`convert()`], and if there is no image that can be read.
 pub fn convert_calibrated(
     options: &ConvertOptions,
     folder: &Path,
@@ -45,7 +45,11 @@ pub fn convert_calibrated(
     if options.quantize != Some(DType::F8E4M3) {
         return Err(Error::Option { option: "calibrate", problem: "goes with --quantize fp8".into() });
     }
-    let pictures = pictures(folder)?;
+    let listing = Listing::of(folder).map_err(|error| match error {
+        Error::Image { .. } => Error::Option { option: "calibrate", problem: error.to_string() },
+        other => other,
+    });
+    let images = listing?.images;
     let staged = StagedDirectory::create(&options.output, options.force)?;
     let wide = staged.path().join("wide");
     let unrounded = ConvertOptions { quantize: None, output: wide.clone(), force: false, ..options.clone() };
@@ -53,7 +57,7 @@ pub fn convert_calibrated(
     let mut files = ModelFiles::open(&wide)?;
     let mut tensors: BTreeMap<String, HostTensor> =
         files.captioner.iter().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
-    let (rounded, calibrated) = calibrate(&mut files, Weights(tensors.clone()), &pictures, progress)?;
+    let (rounded, calibrated) = calibrate(&mut files, Weights(tensors.clone()), &images, progress)?;
     let size = |tensors: &BTreeMap<String, HostTensor>| -> u64 {
         tensors.values().map(|tensor| tensor.bytes().len() as u64).sum()
     };
@@ -71,39 +75,30 @@ pub fn convert_calibrated(
     Ok((report, calibrated))
 }
 
-/// The picture files of a folder, by name.
-fn pictures(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut pictures = Vec::new();
-    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
-        let path = entry.map_err(Error::io("read", folder))?.path();
-        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
-        if ENDINGS.contains(&ending.as_str()) {
-            pictures.push(path);
-        }
-    }
-    if pictures.is_empty() {
-        let problem = format!("{} holds no picture: expected files ending in {}", folder.display(), ENDINGS.join(", "));
-        return Err(Error::Option { option: "calibrate", problem });
-    }
-    pictures.sort();
-    Ok(pictures)
-}
-
 /// Rounds the decoder of `files`, whose captioner is `weights`: the tensors that change.
 fn calibrate(
     files: &mut ModelFiles,
     weights: Weights,
-    pictures: &[PathBuf],
+    paths: &[PathBuf],
     progress: &mut dyn FnMut(&'static str, u64, u64),
 ) -> Result<(BTreeMap<String, HostTensor>, CalibrateReport)> {
     let mut loader = Loader { backend: &Cpu, store: &mut files.captioner, dtype: None };
     let captioner = Captioner::load(&mut loader, &files.config)?;
     let (mut batches, mut sums, mut random) = (Vec::<Batch>::new(), Sensitivities::new(), Random::new(1));
-    for (n, paths) in pictures.chunks(BATCH).enumerate() {
-        progress("captions", (n * BATCH) as u64, pictures.len() as u64);
-        let batch = batch(&captioner, &files.config, paths)?;
+    let mut unreadable = Vec::new();
+    for (n, part) in paths.chunks(BATCH).enumerate() {
+        progress("captions", (n * BATCH) as u64, paths.len() as u64);
+        let open = |path: &PathBuf| Image::open(path).map_err(|error| unreadable.push(error)).ok();
+        let images: Vec<Image> = part.iter().filter_map(open).collect();
+        if images.is_empty() {
+            continue;
+        }
+        let batch = batch(&captioner, &files.config, &images)?;
         sensitivity(&captioner, &weights, &batch, &mut random, &mut sums)?;
         batches.push(batch);
+    }
+    if batches.is_empty() {
+        return Err(unreadable.swap_remove(0));
     }
     let layers = captioner.decoder.layers();
     let mut rounding = Rounding { weights, sensitivities: sums, changed: BTreeMap::new(), matrices: Vec::new() };
@@ -111,6 +106,7 @@ fn calibrate(
         progress("layers", n as u64, layers.len() as u64);
         rounding.layer(n, layer, &mut batches)?;
     }
-    let report = report::report(&captioner, &batches, pictures.len(), rounding.matrices)?;
+    let unreadable = unreadable.iter().map(ToString::to_string).collect();
+    let report = report::report(&captioner, &batches, unreadable, rounding.matrices)?;
     Ok((rounding.changed, report))
 }

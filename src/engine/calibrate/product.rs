@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use crate::backend::cpu::Cpu;
-use crate::backend::{Activation, Backend, Linear};
+use crate::backend::prelude::*;
+use crate::backend::{Activation, LinearWeights};
 use crate::tensor::HostTensor;
 use crate::{Error, Result};
 
@@ -33,7 +34,7 @@ pub(super) fn product(left: &[f32], right: HostTensor) -> Result<Vec<f32>> {
     let &[n, depth] = right.shape() else {
         return Err(Error::shape("calibrate", format!("{:?} is no matrix", right.shape())));
     };
-    let linear = Linear { weight: Cpu.matrix(right)?, bias: Cpu.upload([1, n], &vec![0.0; n])? };
+    let linear = LinearWeights { weight: Cpu.matrix(right)?, bias: Cpu.upload([1, n], &vec![0.0; n])? };
     let left = Cpu.upload([left.len() / depth.max(1), depth], left)?;
     Cpu.download(&Cpu.linear(&left, &linear, Activation::None, None)?)
 }

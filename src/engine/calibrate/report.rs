@@ -2,8 +2,8 @@
 
 use super::sequences::Batch;
 use crate::Result;
-use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+use crate::backend::prelude::*;
 use crate::model::captioner::Captioner;
 
 /// What rounding did to the calibration pictures.
@@ -11,6 +11,8 @@ use crate::model::captioner::Captioner;
 pub struct CalibrateReport {
     /// Pictures that were used.
     pub pictures: usize,
+    /// Why others could not be read.
+    pub unreadable: Vec<String>,
     /// Pictures whose greedy caption stays the same to the last unit.
     pub kept: usize,
     /// Root mean square of the unrounded model's logits, over all text tokens.
@@ -39,7 +41,7 @@ pub struct MatrixReport {
 pub(super) fn report(
     captioner: &Captioner<Cpu>,
     batches: &[Batch],
-    pictures: usize,
+    unreadable: Vec<String>,
     matrices: Vec<MatrixReport>,
 ) -> Result<CalibrateReport> {
     let (mut kept, mut count, mut power, mut error, mut most) = (0, 0u64, 0.0, 0.0, 0.0f64);
@@ -66,7 +68,8 @@ pub(super) fn report(
     }
     let mean = |sum: f64| (sum / count.max(1) as f64).sqrt();
     Ok(CalibrateReport {
-        pictures,
+        pictures: batches.iter().map(|batch| batch.shape.batch).sum(),
+        unreadable,
         kept,
         logit_rms: mean(power),
         logit_error_rms: mean(error),

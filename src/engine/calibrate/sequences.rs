@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 
 use super::gradient::{backward, inputs};
 use super::product::{Weights, outer, times, transposed};
 use crate::Result;
 use crate::backend::cpu::{Cpu, Tensor};
-use crate::backend::{AttentionShape, Backend, SmBudget};
+use crate::backend::prelude::*;
+use crate::backend::{AttentionShape, SmBudget};
 use crate::config::ModelConfig;
 use crate::generate::{GenerateOptions, generate};
 use crate::image::Image;
@@ -59,12 +59,9 @@ impl Sensitivity {
 pub(super) type Sensitivities = BTreeMap<(usize, &'static str), Vec<Sensitivity>>;
 
 /// Reads and captions pictures and lays them out.
-pub(super) fn batch(captioner: &Captioner<Cpu>, config: &ModelConfig, paths: &[PathBuf]) -> Result<Batch> {
-    let mut pixels = Vec::new();
-    for path in paths {
-        pixels.extend(Image::open(path)?.preprocess(&config.image));
-    }
-    let (count, options) = (paths.len(), GenerateOptions::default());
+pub(super) fn batch(captioner: &Captioner<Cpu>, config: &ModelConfig, images: &[Image]) -> Result<Batch> {
+    let pixels: Vec<f32> = images.iter().flat_map(|image| image.preprocess(&config.image)).collect();
+    let (count, options) = (images.len(), GenerateOptions::default());
     let tokens = captioner.encode(&Cpu, &pixels, count)?;
     let decoder = &captioner.decoder;
     let cache = captioner.prefill(&Cpu, &tokens, count, options.limit(decoder))?;

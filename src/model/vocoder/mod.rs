@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use self::receptive_field::{ReceptiveField, StepSpans};
 use super::loader::Loader;
-use crate::backend::{Activation, Backend, ConvActivation, ConvEpilogue, GraphId, LayerNormWeights, Linear};
+use crate::backend::{Activation, Backend, ConvActivation, ConvEpilogue, GraphId, LayerNormWeights, LinearWeights};
 use crate::config::{DurationConfig, VocoderConfig};
 use crate::{Error, Result};
 
@@ -41,7 +41,7 @@ pub struct Vocoder<B: Backend> {
 
 struct DurationPredictor<B: Backend> {
     layers: [(B::ConvWeights, LayerNormWeights<B>); 2],
-    projection: Linear<B>, // (1, hidden)
+    projection: LinearWeights<B>, // (1, hidden)
 }
 
 struct Stage<B: Backend> {

@@ -1,5 +1,5 @@
-//! The seam under the launchers: what a CUDA device does, as a small trait. [`gpu`] implements it over the driver
-//! library, [`emulator`] on the host, with the same kernels.
+//! The seam under the launchers: a CUDA device ([`Driver`]) and its streams of work ([`Stream`]). [`gpu`] implements them
+//! over the driver library, [`emulator`] on the host, with the same kernels.
 
 #[cfg(feature = "emulator")]
 pub mod emulator;
@@ -61,7 +61,7 @@ pub struct EmulatedKernel {
 
 /// A kernel with the type of its params.
 pub struct Kernel<P> {
-    /// What is known of it.
+    /// Its name, file and place in the table.
     pub info: KernelInfo,
     params: PhantomData<fn(P)>,
 }
@@ -80,7 +80,7 @@ pub struct Launch {
     pub grid: [u32; 3],
     /// Bytes of dynamic shared memory of a block.
     pub shared_bytes: u32,
-    /// All blocks are resident at once, so that they may wait for each other.
+    /// All blocks are co-resident, so that they may wait for each other.
     pub cooperative: bool,
 }
 
@@ -145,7 +145,7 @@ impl Drop for MappedHostBuffer {
     }
 }
 
-/// What is known of a device.
+/// Properties of a device.
 #[derive(Clone, Debug)]
 pub struct Properties {
     /// Its name, as the maker gives it.
@@ -164,27 +164,43 @@ pub struct Properties {
     pub shared_per_block: usize,
 }
 
-/// Captured launches that can be replayed at once.
+/// Captured launches that can be replayed.
 pub struct Graph(pub(super) Box<dyn Any + Send + Sync>);
 
 /// A point in the stream of work.
 pub struct Event(pub(super) Box<dyn Any + Send + Sync>);
 
-/// A device and its one stream of work: everything below happens in the order of the calls.
-///
-/// The `unsafe` methods take addresses. Their callers promise that the ranges lie in live allocations of this driver, and
-/// that a launched kernel stays inside of them.
+/// A device: its context, its memory and its loaded kernels, shared by all of its streams.
 pub trait Driver: Send + Sync {
-    /// The same device and the same loaded kernels, with a stream of work of its own: its memory, waiting, events and captures
-    /// have nothing to do with those of this one, whatever threads call the two.
-    ///
-    /// # Errors
-    /// If the device has no room for another stream and its staging memory.
-    fn new_stream(&self) -> Result<Arc<dyn Driver>>;
     /// The device.
     fn properties(&self) -> &Properties;
     /// Free and total bytes of device memory, other programs counted too.
     fn memory(&self) -> Result<(usize, usize)>;
+    /// A new stream of work, with staging memory, captures and a memory pool of its own, which is independent of all others.
+    ///
+    /// # Errors
+    /// If the device has no room for another stream and its staging memory.
+    fn new_stream(&self) -> Result<Arc<dyn Stream>>;
+    /// A lock of this process and device, to be held from the launch of a cooperative kernel to its end. Blocks of two such
+    /// kernels, each of which wants all of its own resident, could wait for each other.
+    fn lock_cooperative(&self) -> MutexGuard<'_, ()>;
+    /// The switches of the emulator, where the device is one: for tests of the kernels.
+    #[cfg(feature = "emulator")]
+    fn emulator(&self) -> Option<&emulator::EmulatedDriver> {
+        None
+    }
+}
+
+/// A stream of work on a device: everything below happens in the order of the calls. Memory, too, is taken and freed in
+/// that order, so it belongs to a stream and not to the device.
+///
+/// The `unsafe` methods take addresses. Their callers promise that the ranges lie in live allocations of this stream, and
+/// that a launched kernel stays inside of them.
+pub trait Stream: Send + Sync {
+    /// The device.
+    fn driver(&self) -> Arc<dyn Driver>;
+    /// The device's properties.
+    fn properties(&self) -> &Properties;
     /// New memory, aligned to 256 bytes, of unspecified content. 0 bytes give an address that must not be used.
     fn allocate(&self, bytes: usize) -> Result<DevicePtr>;
     /// Gives memory back. Work that uses it may still be under way.
@@ -229,15 +245,12 @@ pub trait Driver: Send + Sync {
     /// # Safety
     /// See the trait; `params` are the bytes of the kernel's own params.
     unsafe fn launch(&self, kernel: &'static KernelInfo, launch: Launch, params: &[u8]) -> Result<()>;
-    /// A lock of this process and device, to be held from the launch of a cooperative kernel to its end. Blocks of two such
-    /// kernels, each of which wants all of its own resident, could wait for each other.
-    fn lock_cooperative(&self) -> MutexGuard<'_, ()>;
     /// Waits for all work; reports what went wrong in it.
     fn synchronize(&self) -> Result<()>;
     /// From here to `end_capture`, `copy`, `fill` and `launch` are recorded instead of done; `write`, `read`, `allocate`
     /// and `synchronize` are errors.
     fn begin_capture(&self) -> Result<()>;
-    /// What was recorded.
+    /// Ends the capture; returns its graph.
     fn end_capture(&self) -> Result<Graph>;
     /// Does what was recorded.
     ///
@@ -246,11 +259,9 @@ pub trait Driver: Send + Sync {
     unsafe fn replay(&self, graph: &Graph) -> Result<()>;
     /// Marks this point.
     fn record_event(&self) -> Result<Event>;
+    /// Makes all later work of this stream start after `event`, which another stream of the same device may have recorded.
+    /// Does not wait on the host.
+    fn wait_event(&self, event: &Event) -> Result<()>;
     /// Milliseconds from one mark to a later one; waits for it.
     fn elapsed(&self, from: &Event, to: &Event) -> Result<f32>;
-    /// For tests of the kernels: the emulator's switches, where the device is one.
-    #[cfg(feature = "emulator")]
-    fn emulator(&self) -> Option<&emulator::EmulatedDriver> {
-        None
-    }
 }

@@ -1,5 +1,5 @@
-//! Runs the threads of blocks and decides who goes on: barriers of a warp and of a block, threads that wait for others in a
-//! loop, and what is wrong when nobody can go on.
+//! Runs the threads of blocks and decides which continues: barriers of a warp and of a block, threads that wait for others in a
+//! loop, and the diagnosis when none can continue.
 
 use std::cell::RefCell;
 use std::ptr;
@@ -15,7 +15,7 @@ const MAX_IDLE_ROUNDS: usize = 10_000;
 const GUARD: usize = 256;
 const GUARD_BYTE: u8 = 0xa5;
 
-/// Which of the threads that may go on does so first.
+/// Order in which runnable threads are scheduled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
     /// By rising index.
@@ -62,7 +62,7 @@ pub(super) struct Task<'a> {
 /// The checks of a launch, where it is checked.
 pub(super) type Checks<'a, 'm> = Option<&'a RefCell<Watch<'m>>>;
 
-/// What a block runs in. It is used again.
+/// Working memory of a block, reused by later blocks.
 #[derive(Default)]
 struct Scratch {
     fibers: Vec<Fiber>,
@@ -127,7 +127,7 @@ impl<'a> Task<'a> {
         block.end(checks)
     }
 
-    /// Runs all blocks on this host thread: at once if they may wait for each other.
+    /// Runs all blocks on this host thread: interleaved if they may wait for each other.
     ///
     /// # Safety
     /// The kernel may run with these params.

@@ -32,7 +32,7 @@ pub(super) struct Index3 {
 /// The start of a kernel in the host's code, and the params it takes.
 pub(super) type Entry = unsafe extern "C" fn(*const u8);
 
-/// What a thread knows of itself: EmulatorContext of emulator.h, and what only the runtime uses.
+/// State of a thread: EmulatorContext of emulator.h, followed by fields of the runtime.
 #[repr(C)]
 pub(super) struct Context {
     pub thread: Index3,
@@ -109,7 +109,7 @@ impl Place {
 thread_local! {
     /// The thread that runs on this thread of the host.
     static CURRENT: Cell<*mut Context> = const { Cell::new(ptr::null_mut()) };
-    /// What it did, when its state is `Fault`.
+    /// The fault of a thread whose state is `Fault`.
     static FAULT: RefCell<Option<Finding>> = const { RefCell::new(None) };
 }
 
@@ -185,7 +185,7 @@ pub(super) fn fault(finding: Finding) {
     }
 }
 
-/// What the thread did that was just ended by a trap.
+/// Records the fault of the thread that a trap just ended.
 pub(super) fn set_fault(finding: Finding) {
     FAULT.set(Some(finding));
     // SAFETY: it ends in its own stack, above which the context lies.
@@ -206,7 +206,7 @@ pub(super) fn current() -> *mut Context {
     CURRENT.get()
 }
 
-/// What the last thread that faulted did.
+/// Takes the fault of the last thread that faulted.
 pub(super) fn take_fault() -> Finding {
     FAULT.take().unwrap_or_else(|| Finding::at("fault".into(), String::new()))
 }
@@ -282,7 +282,7 @@ impl Fiber {
         Ok(fiber)
     }
 
-    /// What the thread knows; it does not run meanwhile.
+    /// State of the suspended thread.
     pub(super) fn context(&mut self) -> &mut Context {
         // SAFETY: lies in the stack that this fiber owns, and its thread stands still.
         unsafe { &mut *self.context }

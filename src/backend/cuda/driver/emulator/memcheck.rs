@@ -11,7 +11,7 @@ use super::racecheck::{BlockSync, Kind, Order, Race, Shadow, Who};
 use super::report::Finding;
 use crate::backend::cuda::driver::{KernelInfo, Launch};
 
-/// What is known of a byte of shared memory.
+/// State of a byte of shared memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Byte {
     Fresh,
@@ -26,7 +26,7 @@ struct BlockWatch {
     shared: u64,
     bytes: Vec<Byte>,
     shadow: Shadow,
-    /// What its lanes hand each other.
+    /// Exchange memory of its lanes.
     warps: Range<u64>,
 }
 
@@ -39,7 +39,7 @@ pub(super) struct Watch<'m> {
     /// By their place in the grid, while they are under way.
     blocks: Vec<Option<Box<BlockWatch>>>,
     shadow: Shadow,
-    /// A read of a byte that nobody had written: told when nothing explains it better, such as a write that comes too late.
+    /// A read of a byte that nobody had written: reported when nothing explains it better, such as a write that comes too late.
     held: Option<(Finding, Range<u64>)>,
 }
 
@@ -49,7 +49,7 @@ enum Target {
     /// The block's shared memory.
     Shared,
     Device(Found),
-    /// What needs no further check.
+    /// Memory that needs no further check.
     Free,
 }
 
@@ -97,7 +97,7 @@ impl<'m> Watch<'m> {
         }
     }
 
-    /// What is left to tell when the launch has ended, however it did.
+    /// The remaining finding once the launch has ended.
     pub(super) fn finish(self) -> Option<String> {
         self.held.map(|(finding, _)| finding.describe("a thread"))
     }

@@ -10,9 +10,9 @@ use crate::backend::cuda::driver::DevicePtr;
 
 /// Bytes before and after every allocation that no kernel may touch.
 const GUARD: usize = 256;
-/// What they hold.
+/// Value of their bytes.
 const GUARD_BYTE: u8 = 0xa5;
-/// What memory holds before it is written: NaN in every float type.
+/// Value of fresh memory: NaN in every float type.
 const FRESH_BYTE: u8 = 0xff;
 
 /// All allocations, by address.
@@ -35,7 +35,7 @@ struct Allocation {
 #[derive(Clone, Copy)]
 struct Aligned([u8; 256]);
 
-/// Which bytes of an allocation hold something.
+/// Bytes of an allocation that were written.
 enum Written {
     Nothing,
     Everything,
@@ -188,7 +188,7 @@ impl Memory {
         Ok(())
     }
 
-    /// What was never written is not written at the other end either.
+    /// Copies bytes together with whether they were ever written.
     pub(super) fn copy(&mut self, to: DevicePtr, from: DevicePtr, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(());
@@ -243,7 +243,7 @@ impl Memory {
         self.allocations.values_mut().for_each(|allocation| allocation.written = Written::Everything);
     }
 
-    /// Fails if something was written beside an allocation; the guards are whole again after that.
+    /// Fails if a guard next to an allocation was overwritten; restores the guards.
     pub(super) fn check_guards(&mut self) -> std::result::Result<(), String> {
         let mut problem = Ok(());
         for (address, allocation) in &mut self.allocations {

@@ -2,7 +2,7 @@
 //! wait. It runs the kernels that a GPU runs, compiled by the C++ compiler, and exists for tests: it favours being right
 //! over being quick.
 //!
-//! A plain launch runs at full speed: memory that was never written is NaN, whatever lies beside an allocation or a block's
+//! A plain launch runs at full speed: memory that was never written is NaN, memory next to an allocation or a block's
 //! shared memory must not change, and each order of the threads has to give the same bits. A checked launch sees every
 //! access before it happens (`memcheck.rs`) and ends at the first that is out of bounds, misaligned, of something never
 //! written, or not ordered after an earlier one (`racecheck.rs`).
@@ -24,22 +24,28 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, MappedHostBuffer, Properties};
+use super::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, MappedHostBuffer, Properties, Stream};
 use crate::{Error, Result};
 use memcheck::Watch;
 use memory::Memory;
 
 pub use block::Order;
 
-/// The host as a CUDA device, and a stream of work on it.
+/// The host as a CUDA device.
+#[derive(Clone)]
 pub struct EmulatedDriver {
     machine: Arc<Machine>,
+}
+
+/// A stream of work on it.
+struct EmulatedStream {
+    machine: Arc<Machine>,
     capture: Mutex<Option<Vec<Recorded>>>,
-    /// What went wrong in a launch, reported by the next call that waits, as a GPU does.
+    /// Fault of a launch, reported by the next call that waits, as on a GPU.
     failure: Mutex<Option<String>>,
 }
 
-/// What all forks of a driver share.
+/// The device that all streams share.
 struct Machine {
     properties: Properties,
     memory: Arc<Mutex<Memory>>,
@@ -58,7 +64,7 @@ struct Machine {
 /// How kernels are run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// Which of the threads that may go on does so first.
+    /// Order in which runnable threads are scheduled.
     pub order: Order,
     /// Check every access to memory. Slow: all on one thread of the host, and each access takes some 100 ns.
     pub checked: bool,
@@ -98,24 +104,22 @@ impl EmulatedDriver {
             l2: 1 << 20,
             shared_per_block: 163 << 10,
         };
-        EmulatedDriver::on(Arc::new(Machine {
-            properties,
-            memory: Arc::new(Mutex::new(Memory::new(memory))),
-            settings: Mutex::default(),
-            launches: AtomicU64::new(0),
-            graphs: Default::default(),
-            refuses_captures: AtomicBool::new(false),
-            crossed: Default::default(),
-            cooperative: Mutex::default(),
-            running: Mutex::default(),
-        }))
+        EmulatedDriver {
+            machine: Arc::new(Machine {
+                properties,
+                memory: Arc::new(Mutex::new(Memory::new(memory))),
+                settings: Mutex::default(),
+                launches: AtomicU64::new(0),
+                graphs: Default::default(),
+                refuses_captures: AtomicBool::new(false),
+                crossed: Default::default(),
+                cooperative: Mutex::default(),
+                running: Mutex::default(),
+            }),
+        }
     }
 
-    fn on(machine: Arc<Machine>) -> EmulatedDriver {
-        EmulatedDriver { machine, capture: Mutex::default(), failure: Mutex::default() }
-    }
-
-    /// Changes how later launches run, those of forks too.
+    /// Changes how later launches run, on all streams.
     pub fn set(&self, settings: Settings) {
         *lock(&self.machine.settings) = settings;
     }
@@ -138,12 +142,12 @@ impl EmulatedDriver {
         results
     }
 
-    /// Kernels launched so far, those of forks too.
+    /// Kernels launched so far, on all streams.
     pub fn launches(&self) -> u64 {
         self.machine.launches.load(Ordering::Relaxed)
     }
 
-    /// Graphs recorded so far, and how often one was replayed, those of forks too.
+    /// Graphs recorded so far, and how often one was replayed, on all streams.
     pub fn graphs(&self) -> [u64; 2] {
         self.machine.graphs.each_ref().map(|count| count.load(Ordering::Relaxed))
     }
@@ -153,16 +157,18 @@ impl EmulatedDriver {
         self.machine.refuses_captures.store(on, Ordering::Relaxed);
     }
 
-    /// Bytes copied from the host and to it so far, those of forks too.
+    /// Bytes copied from the host and to it so far, on all streams.
     pub fn crossed(&self) -> [u64; 2] {
         self.machine.crossed.each_ref().map(|bytes| bytes.load(Ordering::Relaxed))
     }
 
-    /// Bytes allocated at present, by all forks.
+    /// Bytes allocated at present, by all streams.
     pub fn in_use(&self) -> usize {
         lock(&self.machine.memory).in_use()
     }
+}
 
+impl EmulatedStream {
     /// Records `work` if a graph is being captured.
     fn recorded(&self, work: impl FnOnce() -> Recorded) -> bool {
         match &mut *lock(&self.capture) {
@@ -182,7 +188,7 @@ impl EmulatedDriver {
     }
 
     /// # Safety
-    /// As [`Driver::launch`].
+    /// As [`Stream::launch`].
     unsafe fn run(&self, kernel: &'static KernelInfo, launch: Launch, params: &[u8]) -> Result<()> {
         self.machine.launches.fetch_add(1, Ordering::Relaxed);
         let [x, y, z] = launch.grid.map(u64::from);
@@ -234,8 +240,13 @@ impl EmulatedDriver {
 }
 
 impl Driver for EmulatedDriver {
-    fn new_stream(&self) -> Result<Arc<dyn Driver>> {
-        Ok(Arc::new(EmulatedDriver::on(self.machine.clone())))
+    fn new_stream(&self) -> Result<Arc<dyn Stream>> {
+        let machine = self.machine.clone();
+        Ok(Arc::new(EmulatedStream { machine, capture: Mutex::default(), failure: Mutex::default() }))
+    }
+
+    fn lock_cooperative(&self) -> MutexGuard<'_, ()> {
+        lock(&self.machine.cooperative)
     }
 
     fn properties(&self) -> &Properties {
@@ -245,6 +256,20 @@ impl Driver for EmulatedDriver {
     fn memory(&self) -> Result<(usize, usize)> {
         let total = self.machine.properties.memory;
         Ok((total.saturating_sub(self.in_use()), total))
+    }
+
+    fn emulator(&self) -> Option<&EmulatedDriver> {
+        Some(self)
+    }
+}
+
+impl Stream for EmulatedStream {
+    fn driver(&self) -> Arc<dyn Driver> {
+        Arc::new(EmulatedDriver { machine: self.machine.clone() })
+    }
+
+    fn properties(&self) -> &Properties {
+        &self.machine.properties
     }
 
     fn allocate(&self, bytes: usize) -> Result<DevicePtr> {
@@ -320,10 +345,6 @@ impl Driver for EmulatedDriver {
         unsafe { self.run(kernel, launch, params) }
     }
 
-    fn lock_cooperative(&self) -> MutexGuard<'_, ()> {
-        lock(&self.machine.cooperative)
-    }
-
     fn synchronize(&self) -> Result<()> {
         self.not_capturing("waiting")?;
         match lock(&self.failure).take() {
@@ -368,16 +389,18 @@ impl Driver for EmulatedDriver {
         Ok(Event(Box::new(Instant::now())))
     }
 
-    fn elapsed(&self, from: &Event, to: &Event) -> Result<f32> {
-        let instant = |event: &Event| {
-            event.0.downcast_ref::<Instant>().copied().ok_or_else(|| device_error("not my event".into()))
-        };
-        Ok(instant(to)?.duration_since(instant(from)?).as_secs_f32() * 1e3)
+    fn wait_event(&self, event: &Event) -> Result<()> {
+        // Work ends before the call that started it returns, so that of every recorded event has ended.
+        instant(event).map(drop)
     }
 
-    fn emulator(&self) -> Option<&EmulatedDriver> {
-        Some(self)
+    fn elapsed(&self, from: &Event, to: &Event) -> Result<f32> {
+        Ok(instant(to)?.duration_since(instant(from)?).as_secs_f32() * 1e3)
     }
+}
+
+fn instant(event: &Event) -> Result<Instant> {
+    event.0.downcast_ref::<Instant>().copied().ok_or_else(|| device_error("not my event".into()))
 }
 
 fn device_error(problem: String) -> Error {

@@ -1,4 +1,4 @@
-//! Which accesses to memory are ordered: by barriers of a block or a warp, and between any threads by what one released
+//! Order of memory accesses: by barriers of a block or a warp, and between any threads by what one released
 //! and another acquired. Two accesses to a byte that are not ordered, of which one writes and not both are atomic, race.
 //!
 //! Every block has a time that moves on at each of its barriers and releases. An access is known by its thread and the
@@ -40,7 +40,7 @@ impl Who {
     }
 }
 
-/// Who touched a byte, when, and from where in the host's code.
+/// An access to a byte: thread, time, and place in the host's code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Access {
     who: u32,
@@ -71,7 +71,7 @@ impl Recent {
     }
 }
 
-/// What happened to a few bytes, always to all of them.
+/// Access history of a few bytes that are always accessed together.
 #[derive(Clone, Copy, Default)]
 struct History {
     write: Access,
@@ -104,7 +104,7 @@ impl Page {
     }
 }
 
-/// What happened to a word that atomic operations use.
+/// Access history of a word used by atomic operations.
 #[derive(Default)]
 struct Word {
     loads: Recent,
@@ -117,7 +117,7 @@ struct Word {
 pub(super) enum Kind {
     Read,
     Write,
-    /// Both at once, or one of them.
+    /// A load, a store, or both in one operation.
     Atomic {
         loads: bool,
         stores: bool,
@@ -125,7 +125,7 @@ pub(super) enum Kind {
     },
 }
 
-/// What an atomic operation promises about other accesses.
+/// Memory order of an atomic operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Order {
     pub acquire: bool,
@@ -156,7 +156,7 @@ pub(super) struct Race {
     pub at: u64,
     pub who: Who,
     pub place: u32,
-    /// What it did.
+    /// The access as a verb.
     pub verb: &'static str,
 }
 
@@ -183,9 +183,9 @@ type Table<V> = HashMap<u64, V, BuildHasherDefault<Spread>>;
 /// Times up to which accesses are seen.
 #[derive(Clone, Default)]
 pub(super) struct Clock {
-    /// Of all threads of a block, by block.
+    /// Clocks of all threads of a block, by block.
     blocks: Vec<u32>,
-    /// Of a warp or a thread where that is more.
+    /// Clocks of a warp or a thread, where they are ahead of their block's.
     parts: Table<u32>,
 }
 
@@ -231,13 +231,13 @@ impl Clock {
     }
 }
 
-/// What a thread has seen beyond its warp.
+/// Clocks that a thread has seen beyond its warp.
 #[derive(Default)]
 struct ThreadSync {
     acquired: Clock,
     /// Read from flags without acquiring; a fence does that later.
     loosely: Clock,
-    /// What it had done at its last fence: released by later stores.
+    /// Its clock at its last fence: released by later stores.
     fenced: Option<Clock>,
 }
 
@@ -330,7 +330,7 @@ impl BlockSync {
         self.threads[now.thread as usize].fenced = Some(self.release(now));
     }
 
-    /// What an atomic operation does beside the access.
+    /// Acquire and release effects of an atomic operation.
     fn atomic(&mut self, now: Who, word: &mut Word, loads: bool, stores: bool, order: Order) {
         if loads && !word.released.is_empty() {
             let thread = &mut self.threads[now.thread as usize];

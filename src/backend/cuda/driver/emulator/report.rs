@@ -1,16 +1,16 @@
-//! What the emulator found, in words: places in the kernels' source for addresses of the host's code.
+//! Findings of the emulator in words: places in the kernels' source for addresses of the host's code.
 
 use std::ffi::c_void;
 
 /// Frames of a stack that are looked at.
 const MAX_FRAMES: usize = 24;
-/// Of the places of one access, innermost first, those that are told.
+/// Maximum number of reported places of one access, innermost first.
 const MAX_PLACES: usize = 3;
 
 /// Something that no kernel may do. The places are looked up when it is described: that takes more stack than a thread has.
 #[derive(Clone, Debug)]
 pub(super) struct Finding {
-    /// What was done; `{here}` and `{there}` stand where the places go, `{who}` where the thread does.
+    /// The finding; `{here}` and `{there}` stand where the places go, `{who}` where the thread does.
     what: String,
     here: Vec<usize>,
     there: Option<usize>,

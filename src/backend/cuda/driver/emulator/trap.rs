@@ -5,7 +5,7 @@ use std::sync::Once;
 use super::fiber;
 use super::report::Finding;
 
-/// Registers with which the interrupted thread goes on: TrapRegisters of trap.cpp.
+/// Registers with which the interrupted thread continues: TrapRegisters of trap.cpp.
 #[repr(C)]
 struct Registers {
     program: u64,

@@ -24,7 +24,7 @@ pub(super) struct Context {
     /// As the user names it: "cuda:0".
     name: String,
     raw: CUcontext,
-    /// What ended it.
+    /// The error that ended it.
     lost: OnceLock<String>,
     /// The kernel that was started last: the driver tells of a failure, not of who failed.
     last: AtomicPtr<KernelInfo>,
@@ -116,24 +116,24 @@ impl Drop for Context {
 }
 
 /// A queue of work.
-pub(super) struct Stream {
+pub(super) struct RawStream {
     pub(super) context: Arc<Context>,
     pub(super) raw: CUstream,
 }
 
 // SAFETY: see `Context`.
-unsafe impl Send for Stream {}
+unsafe impl Send for RawStream {}
 // SAFETY: see `Context`.
-unsafe impl Sync for Stream {}
+unsafe impl Sync for RawStream {}
 
-impl Stream {
-    pub(super) fn new(context: Arc<Context>) -> Result<Stream> {
+impl RawStream {
+    pub(super) fn new(context: Arc<Context>) -> Result<RawStream> {
         context.bind()?;
         let mut raw = null_mut();
         let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: writes one handle.
         context.check("making a stream", unsafe { sys::cuStreamCreate(&mut raw, flags) })?;
-        Ok(Stream { context, raw })
+        Ok(RawStream { context, raw })
     }
 
     /// Whether all work so far has ended.
@@ -163,7 +163,7 @@ impl Stream {
     }
 }
 
-impl Drop for Stream {
+impl Drop for RawStream {
     fn drop(&mut self) {
         self.context.bind_to_drop();
         // SAFETY: made by `new`; work under way goes on, and whoever owns what it uses has waited for it.
@@ -172,7 +172,7 @@ impl Drop for Stream {
 }
 
 /// Device memory that is taken and given back in the order of a stream's work. `cuMemFree` would wait for everything on the
-/// device, and so for a decoder that runs beside.
+/// device, and so for a decoder on another stream.
 pub(super) struct StreamPool {
     context: Arc<Context>,
     raw: CUmemoryPool,
@@ -209,7 +209,7 @@ impl StreamPool {
     }
 
     /// Memory for work that comes after this in `stream`; `None` if there is not as much.
-    pub(super) fn take(&self, bytes: usize, stream: &Stream) -> Result<Option<DevicePtr>> {
+    pub(super) fn take(&self, bytes: usize, stream: &RawStream) -> Result<Option<DevicePtr>> {
         let mut pointer = DevicePtr::NULL;
         // SAFETY: writes one address; both are alive.
         match unsafe { sys::cuMemAllocFromPoolAsync(&mut pointer.0, bytes, self.raw, stream.raw) } {
@@ -255,7 +255,7 @@ impl StreamEvent {
         Ok(StreamEvent { context: context.clone(), raw })
     }
 
-    pub(super) fn record(&self, stream: &Stream) -> Result<()> {
+    pub(super) fn record(&self, stream: &RawStream) -> Result<()> {
         // SAFETY: both are alive.
         self.context.check("recording an event", unsafe { sys::cuEventRecord(self.raw, stream.raw) })
     }
@@ -274,7 +274,7 @@ impl Drop for StreamEvent {
     }
 }
 
-/// Recorded work, ready to be started at once.
+/// An instantiated graph.
 pub(super) struct GraphExec {
     pub(super) context: Arc<Context>,
     pub(super) raw: CUgraphExec,

@@ -5,13 +5,13 @@
 pub struct Fatbin {
     /// Stem of the file under kernels/, as in [`super::driver::KernelInfo::file`].
     pub file: &'static str,
-    /// What the driver library loads.
+    /// Bytes for the driver library to load.
     pub fatbin: &'static [u8],
     /// Each kernel on each architecture.
     pub resources: &'static [Resources],
 }
 
-/// What a kernel uses of a multiprocessor.
+/// Resources of a kernel on a multiprocessor.
 #[derive(Debug)]
 pub struct Resources {
     /// Its name.

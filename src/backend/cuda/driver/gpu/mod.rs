@@ -16,17 +16,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUmodule, CUresult, CUstreamCaptureMode};
 
-use super::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, MappedHostBuffer, Properties};
+use super::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, MappedHostBuffer, Properties, Stream};
 use crate::Result;
 use crate::backend::cuda::kernels;
-use context::{Context, GraphExec, Pinned, Stream, StreamEvent, StreamPool};
+use context::{Context, GraphExec, Pinned, RawStream, StreamEvent, StreamPool};
 use staging::{Download, Upload};
 
 pub use library::probe;
 
-/// A GPU, and a stream of work on it.
+/// A GPU.
+#[derive(Clone)]
 pub struct GpuDriver {
     properties: Properties,
+    modules: Arc<Modules>,
+    context: Arc<Context>,
+}
+
+/// A stream of work on it.
+pub struct GpuStream {
+    device: GpuDriver,
     capturing: AtomicBool,
     allocations: Mutex<HashSet<DevicePtr>>,
     /// Memory given back while a graph was captured: the graph is not to give it back each time.
@@ -34,9 +42,7 @@ pub struct GpuDriver {
     upload: Mutex<Upload>,
     download: Mutex<Download>,
     reserve: StreamPool,
-    modules: Arc<Modules>,
-    stream: Arc<Stream>,
-    context: Arc<Context>,
+    stream: Arc<RawStream>,
 }
 
 /// Opens the GPU of this index.
@@ -47,7 +53,7 @@ pub fn open(index: usize) -> Result<Arc<dyn Driver>> {
     let (device, properties) = library::device(index)?;
     let context = Context::open(device, format!("cuda:{index}"))?;
     let modules = Arc::new(Modules::load(&context, &properties)?);
-    Ok(Arc::new(GpuDriver::new(context, modules, properties)?))
+    Ok(Arc::new(GpuDriver { properties, modules, context }))
 }
 
 /// Every kernel, on the device.
@@ -131,37 +137,43 @@ impl Drop for Modules {
     }
 }
 
-impl GpuDriver {
-    fn new(context: Arc<Context>, modules: Arc<Modules>, properties: Properties) -> Result<GpuDriver> {
-        Ok(GpuDriver {
-            properties,
+impl GpuStream {
+    fn new(device: GpuDriver) -> Result<GpuStream> {
+        let context = &device.context;
+        Ok(GpuStream {
             capturing: AtomicBool::new(false),
             allocations: Mutex::default(),
             freed: Mutex::default(),
-            upload: Mutex::new(Upload::new(&context)?),
-            download: Mutex::new(Download::new(&context)?),
-            reserve: StreamPool::new(&context)?,
-            modules,
-            stream: Arc::new(Stream::new(context.clone())?),
-            context,
+            upload: Mutex::new(Upload::new(context)?),
+            download: Mutex::new(Download::new(context)?),
+            reserve: StreamPool::new(context)?,
+            stream: Arc::new(RawStream::new(context.clone())?),
+            device,
         })
     }
 
     /// Ready for a call, and not in the middle of a capture.
     fn bind(&self, what: &str) -> Result<()> {
-        self.context.bind()?;
+        self.device.context.bind()?;
         if self.capturing.load(Ordering::Relaxed) {
-            return Err(self.context.error(format!("{what} while a graph is captured")));
+            return Err(self.device.context.error(format!("{what} while a graph is captured")));
         }
         Ok(())
     }
 
+    /// An event of this device.
+    fn raw_event(&self, event: &Event) -> Result<sys::CUevent> {
+        let context = &self.device.context;
+        let event = event.0.downcast_ref::<StreamEvent>().filter(|event| Arc::ptr_eq(&event.context, context));
+        event.map(|event| event.raw).ok_or_else(|| context.error("not my event"))
+    }
+
     fn out_of_memory(&self, bytes: usize) -> crate::Error {
-        let room = match self.context.memory() {
+        let room = match self.device.context.memory() {
             Ok((free, total)) => format!("{} free of {}", mebibytes(free), mebibytes(total)),
-            Err(_) => format!("{} on the device in all", mebibytes(self.properties.memory)),
+            Err(_) => format!("{} on the device in all", mebibytes(self.device.properties.memory)),
         };
-        self.context.error(format!(
+        self.device.context.error(format!(
             "out of memory: {} wanted, {room}: stop what else uses the GPU (`nvidia-smi` lists it), take fewer pictures at \
              once or fewer beams, or use --dtype bf16 or --device cpu",
             mebibytes(bytes)
@@ -170,9 +182,8 @@ impl GpuDriver {
 }
 
 impl Driver for GpuDriver {
-    fn new_stream(&self) -> Result<Arc<dyn Driver>> {
-        let (context, modules) = (self.context.clone(), self.modules.clone());
-        Ok(Arc::new(GpuDriver::new(context, modules, self.properties.clone())?))
+    fn lock_cooperative(&self) -> MutexGuard<'_, ()> {
+        self.context.lock_cooperative()
     }
 
     fn properties(&self) -> &Properties {
@@ -181,6 +192,20 @@ impl Driver for GpuDriver {
 
     fn memory(&self) -> Result<(usize, usize)> {
         self.context.memory()
+    }
+
+    fn new_stream(&self) -> Result<Arc<dyn Stream>> {
+        Ok(Arc::new(GpuStream::new(self.clone())?))
+    }
+}
+
+impl Stream for GpuStream {
+    fn driver(&self) -> Arc<dyn Driver> {
+        Arc::new(self.device.clone())
+    }
+
+    fn properties(&self) -> &Properties {
+        &self.device.properties
     }
 
     fn allocate(&self, bytes: usize) -> Result<DevicePtr> {
@@ -215,9 +240,10 @@ impl Driver for GpuDriver {
 
     fn mapped_host(&self, words: usize) -> Result<MappedHostBuffer> {
         self.bind("an allocation")?;
-        let memory = Pinned::new(&self.context, words.max(1) * size_of::<u32>())?;
+        let memory = Pinned::new(&self.device.context, words.max(1) * size_of::<u32>())?;
         let device = memory.on_device()?;
-        let start = NonNull::new(memory.address(0).cast()).ok_or_else(|| self.context.error("no host memory"))?;
+        let start =
+            NonNull::new(memory.address(0).cast()).ok_or_else(|| self.device.context.error("no host memory"))?;
         let stream = self.stream.clone();
         let release = Box::new(move || {
             // A kernel may still be looking at it.
@@ -246,31 +272,31 @@ impl Driver for GpuDriver {
     }
 
     unsafe fn copy(&self, to: DevicePtr, from: DevicePtr, bytes: usize) -> Result<()> {
-        self.context.bind()?;
+        self.device.context.bind()?;
         if bytes == 0 {
             return Ok(());
         }
         // SAFETY: the caller's promise.
         let result = unsafe { sys::cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, self.stream.raw) };
-        self.context.check("copying on the device", result)
+        self.device.context.check("copying on the device", result)
     }
 
     unsafe fn memset(&self, to: DevicePtr, byte: u8, bytes: usize) -> Result<()> {
-        self.context.bind()?;
+        self.device.context.bind()?;
         if bytes == 0 {
             return Ok(());
         }
         // SAFETY: the caller's promise.
         let result = unsafe { sys::cuMemsetD8Async(to.0, byte, bytes, self.stream.raw) };
-        self.context.check("filling memory", result)
+        self.device.context.check("filling memory", result)
     }
 
     unsafe fn launch(&self, kernel: &'static KernelInfo, launch: Launch, params: &[u8]) -> Result<()> {
-        self.context.bind()?;
+        self.device.context.bind()?;
         let Launch { grid: [x, y, z], shared_bytes, cooperative } = launch;
-        let function = self.modules.functions.get(kernel.index).copied();
-        let function = function.ok_or_else(|| self.context.error(format!("no kernel {}", kernel.name)))?;
-        self.context.note_launch(kernel);
+        let function = self.device.modules.functions.get(kernel.index).copied();
+        let function = function.ok_or_else(|| self.device.context.error(format!("no kernel {}", kernel.name)))?;
+        self.device.context.note_launch(kernel);
         let mut argument = [params.as_ptr().cast::<c_void>().cast_mut()];
         let (argument, stream, threads) = (argument.as_mut_ptr(), self.stream.raw, kernel.threads);
         // SAFETY: the caller's promise; the kernel takes one argument of as many bytes, which are copied before this
@@ -288,9 +314,9 @@ impl Driver for GpuDriver {
         let together = if cooperative { ", all at once" } else { "" };
         let what = format!(
             "launching {}: {x} x {y} x {z} blocks of {threads} threads{together}, {shared_bytes} bytes of shared memory of at most {}",
-            kernel.name, self.properties.shared_per_block
+            kernel.name, self.device.properties.shared_per_block
         );
-        self.context.check(&what, result)
+        self.device.context.check(&what, result)
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -305,17 +331,17 @@ impl Driver for GpuDriver {
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: a live stream.
         let result = unsafe { sys::cuStreamBeginCapture_v2(self.stream.raw, mode) };
-        self.context.check("beginning a graph", result)?;
+        self.device.context.check("beginning a graph", result)?;
         self.capturing.store(true, Ordering::Relaxed);
         Ok(())
     }
 
     fn end_capture(&self) -> Result<Graph> {
         if !self.capturing.swap(false, Ordering::Relaxed) {
-            return Err(self.context.error("no graph is being captured"));
+            return Err(self.device.context.error("no graph is being captured"));
         }
         let (mut graph, mut raw) = (null_mut(), null_mut());
-        let entered = self.context.bind();
+        let entered = self.device.context.bind();
         // SAFETY: a live stream; writes one handle, or null.
         let ended = unsafe { sys::cuStreamEndCapture(self.stream.raw, &mut graph) };
         for pointer in std::mem::take(&mut *lock(&self.freed)) {
@@ -323,42 +349,46 @@ impl Driver for GpuDriver {
             unsafe { self.stream.free_async(pointer) };
         }
         entered?;
-        self.context.check("ending a graph", ended)?;
+        self.device.context.check("ending a graph", ended)?;
         // SAFETY: the graph was just made; writes one handle.
         let made = unsafe { sys::cuGraphInstantiateWithFlags(&mut raw, graph, 0) };
         // SAFETY: nobody else has the graph, and what was instantiated is a copy.
         let _ = unsafe { sys::cuGraphDestroy(graph) };
-        self.context.check("preparing a graph", made)?;
-        let recording = GraphExec { context: self.context.clone(), raw };
+        self.device.context.check("preparing a graph", made)?;
+        let recording = GraphExec { context: self.device.context.clone(), raw };
         // SAFETY: both are alive.
         let uploaded = unsafe { sys::cuGraphUpload(recording.raw, self.stream.raw) };
-        self.context.check("preparing a graph", uploaded)?;
+        self.device.context.check("preparing a graph", uploaded)?;
         Ok(Graph(Box::new(recording)))
     }
 
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {
         self.bind("a graph")?;
-        let recording = graph.0.downcast_ref::<GraphExec>().filter(|r| Arc::ptr_eq(&r.context, &self.context));
-        let recording = recording.ok_or_else(|| self.context.error("not my graph"))?;
+        let recording = graph.0.downcast_ref::<GraphExec>().filter(|r| Arc::ptr_eq(&r.context, &self.device.context));
+        let recording = recording.ok_or_else(|| self.device.context.error("not my graph"))?;
         // SAFETY: both are alive; the caller's promise for the memory.
         let result = unsafe { sys::cuGraphLaunch(recording.raw, self.stream.raw) };
-        self.context.check("starting a graph", result)
+        self.device.context.check("starting a graph", result)
     }
 
     fn record_event(&self) -> Result<Event> {
         self.bind("an event")?;
-        let mark = StreamEvent::new(&self.context, true)?;
+        let mark = StreamEvent::new(&self.device.context, true)?;
         mark.record(&self.stream)?;
         Ok(Event(Box::new(mark)))
     }
 
+    fn wait_event(&self, event: &Event) -> Result<()> {
+        self.bind("an event")?;
+        let event = self.raw_event(event)?;
+        // SAFETY: both are alive.
+        let result = unsafe { sys::cuStreamWaitEvent(self.stream.raw, event, 0) };
+        self.device.context.check("waiting for an event", result)
+    }
+
     fn elapsed(&self, from: &Event, to: &Event) -> Result<f32> {
         self.bind("waiting")?;
-        let mark = |event: &'_ Event| -> Result<sys::CUevent> {
-            let mark = event.0.downcast_ref::<StreamEvent>().filter(|mark| Arc::ptr_eq(&mark.context, &self.context));
-            mark.map(|mark| mark.raw).ok_or_else(|| self.context.error("not my event"))
-        };
-        let (from, to, mut milliseconds) = (mark(from)?, mark(to)?, 0.0);
+        let (from, to, mut milliseconds) = (self.raw_event(from)?, self.raw_event(to)?, 0.0);
         // SAFETY: both are alive and recorded; writes one number.
         let result = unsafe {
             match sys::cuEventSynchronize(to) {
@@ -366,12 +396,12 @@ impl Driver for GpuDriver {
                 failed => failed,
             }
         };
-        self.context.check("waiting for the device", result)?;
+        self.device.context.check("waiting for the device", result)?;
         Ok(milliseconds)
     }
 }
 
-impl Drop for GpuDriver {
+impl Drop for GpuStream {
     /// Everything below goes by itself, once no work is under way.
     fn drop(&mut self) {
         if self.capturing.load(Ordering::Relaxed) {

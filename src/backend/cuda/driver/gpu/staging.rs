@@ -1,11 +1,11 @@
 //! Copies between the host's ordinary memory and the device, by way of pinned memory, which the device reads and writes
-//! by itself while the host goes on.
+//! by itself while the host continues.
 
 use std::sync::Arc;
 
 use cudarc::driver::sys;
 
-use super::context::{Context, Pinned, Stream, StreamEvent};
+use super::context::{Context, Pinned, RawStream, StreamEvent};
 use crate::Result;
 use crate::backend::cuda::driver::DevicePtr;
 
@@ -39,7 +39,7 @@ impl Upload {
     ///
     /// # Safety
     /// The range is allocated.
-    pub(super) unsafe fn write(&mut self, stream: &Stream, to: DevicePtr, mut from: &[u8]) -> Result<()> {
+    pub(super) unsafe fn write(&mut self, stream: &RawStream, to: DevicePtr, mut from: &[u8]) -> Result<()> {
         let mut to = to;
         while !from.is_empty() {
             if self.used == SLOT {
@@ -60,7 +60,7 @@ impl Upload {
     }
 
     /// Goes on to the next slot, which is free once its copies are done.
-    fn turn(&mut self, stream: &Stream) -> Result<()> {
+    fn turn(&mut self, stream: &RawStream) -> Result<()> {
         self.slots[self.current].done.record(stream)?;
         let next = (self.current + 1) % SLOTS;
         self.slots[next].done.wait()?;
@@ -83,7 +83,7 @@ impl Download {
     ///
     /// # Safety
     /// The range is allocated.
-    pub(super) unsafe fn read(&mut self, stream: &Stream, from: DevicePtr, to: &mut [u8]) -> Result<()> {
+    pub(super) unsafe fn read(&mut self, stream: &RawStream, from: DevicePtr, to: &mut [u8]) -> Result<()> {
         for (index, part) in to.chunks_mut(SLOT).enumerate() {
             let (target, source) = (self.memory.address(0), from.offset(index * SLOT));
             // SAFETY: the caller's promise; `part` is no longer than the pinned memory.

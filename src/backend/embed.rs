@@ -1,0 +1,60 @@
+//! embed: rows of tables. One form adds a word and a position (decoder), the other stacks rows of several tables as
+//! columns (vocoder: unit, pitch, speaker).
+
+use super::{Device, ensure};
+use crate::Result;
+use crate::cost::Cost;
+
+/// Embedding lookups.
+pub trait Embed: Device {
+    /// Row `ids[r]` of `table` (V, C) plus row `positions[r]` of `position` (P, C), for every r: (R, C).
+    fn embed(
+        &self,
+        table: &Self::Matrix,
+        position: &Self::Matrix,
+        ids: &[u32],
+        positions: &[u32],
+    ) -> Result<Self::Tensor>;
+    /// Columns of stacked tables: column s of the result (sum of widths, S) holds row `ids[s]` of each table in turn.
+    fn embed_frames(&self, tables: &[(&Self::Matrix, &[u32])]) -> Result<Self::Tensor>;
+}
+
+fn check_ids<D: Device>(device: &D, op: &'static str, table: &D::Matrix, ids: &[u32]) -> Result<()> {
+    let [rows, _] = device.matrix_shape(table);
+    match ids.iter().find(|&&id| id as usize >= rows) {
+        Some(id) => ensure(false, op, || format!("id {id} of a table of {rows} rows")),
+        None => Ok(()),
+    }
+}
+
+/// An error unless both tables are as wide and every id names a row of its table.
+pub(crate) fn check<D: Device>(
+    device: &D,
+    table: &D::Matrix,
+    position: &D::Matrix,
+    ids: &[u32],
+    positions: &[u32],
+) -> Result<()> {
+    let (words, places) = (device.matrix_shape(table)[1], device.matrix_shape(position)[1]);
+    ensure(words == places && ids.len() == positions.len(), "embed", || {
+        format!("tables of {words} and {places} columns, {} ids, {} positions", ids.len(), positions.len())
+    })?;
+    check_ids(device, "embed", table, ids)?;
+    check_ids(device, "embed", position, positions)
+}
+
+/// The frames S; an error unless every table has as many ids, each the number of a row.
+pub(crate) fn check_frames<D: Device>(device: &D, tables: &[(&D::Matrix, &[u32])]) -> Result<usize> {
+    let frames = tables.first().map_or(0, |(_, ids)| ids.len());
+    for (table, ids) in tables {
+        ensure(ids.len() == frames, "embed_frames", || format!("{} ids for {frames} frames", ids.len()))?;
+        check_ids(device, "embed_frames", table, ids)?;
+    }
+    Ok(frames)
+}
+
+/// Cost of writing (rows, channels) f32 from `tables` tables with elements of `element` bytes.
+pub fn cost(rows: usize, channels: usize, tables: usize, element: usize) -> Cost {
+    let elements = (rows * channels) as f64;
+    Cost { flops: elements, bytes: elements * (4 + tables * element) as f64 }
+}

@@ -1,0 +1,37 @@
+//! The end of the program from outside: what is temporary is removed before a signal ends it. `SIGKILL` and a loss of power
+//! cannot be answered, and leave `.im2sp-*`.
+
+/// Prepares for signals. Without a thread to spare they do what they always do.
+#[cfg(unix)]
+pub fn prepare() {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ};
+
+    // A file larger than the limit is an error of the write instead of the end of the program.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
+    let ignored = ignored();
+    // What is ignored stays ignored: nohup, and a shell's commands in the background.
+    let answered: Vec<i32> =
+        [SIGINT, SIGTERM, SIGHUP, SIGQUIT].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0).collect();
+    let _ = std::thread::Builder::new().name("im2sp-signal".into()).spawn(move || {
+        let Ok(mut signals) = signal_hook::iterator::Signals::new(answered) else { return };
+        if let Some(signal) = signals.forever().next() {
+            im2sp::files::remove_unfinished();
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+    });
+}
+
+/// Signals that the process was started to ignore, a bit each; none where the system does not say.
+#[cfg(unix)]
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
+}
+
+/// There are no signals.
+#[cfg(not(unix))]
+pub fn prepare() {}

@@ -1,0 +1,54 @@
+//! The threads that compute. Where a limit allows fewer than there are processors (`ulimit -u`, a pids cgroup), the
+//! program works with fewer, down to one.
+
+use std::io;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use im2sp::{Error, Result};
+use rayon::{ThreadBuilder, ThreadPoolBuilder};
+
+/// Threads left for reading images, decoding, speaking and signals, as far as the limit allows.
+const OTHERS: usize = 8;
+
+/// Starts as many threads of rayon's global pool as there may be.
+///
+/// # Errors
+/// If there may be no thread at all.
+pub fn start() -> Result<()> {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let wanted =
+        std::env::var("RAYON_NUM_THREADS").ok().and_then(|count| count.parse().ok()).filter(|&count| count > 0);
+    let wanted = wanted.unwrap_or(processors);
+    // The pool can be built only once, so the threads are there before it is: each waits for a worker to become, and
+    // those that get none end.
+    let (send, workers) = channel::<ThreadBuilder>();
+    let workers = Arc::new(Mutex::new(workers));
+    let mut refused = None;
+    let mut started = 0;
+    while started < wanted + OTHERS && refused.is_none() {
+        let workers = workers.clone();
+        match thread::Builder::new().name("im2sp-compute".into()).spawn(move || become_worker(&workers)) {
+            Ok(_) => started += 1,
+            Err(error) => refused = Some(error),
+        }
+    }
+    let fail = |problem: String| Error::Device { device: "cpu".into(), problem };
+    if let (0, Some(error)) = (started, refused) {
+        return Err(fail(format!("no thread can be started ({error}): raise the limit (ulimit -u, pids.max)")));
+    }
+    let count = wanted.min(started.saturating_sub(OTHERS).max(1));
+    ThreadPoolBuilder::new()
+        .num_threads(count)
+        .spawn_handler(|worker| send.send(worker).map_err(|_| io::Error::other("it has ended")))
+        .build_global()
+        .map_err(|error| fail(format!("its threads cannot be started: {error}")))
+}
+
+fn become_worker(workers: &Mutex<Receiver<ThreadBuilder>>) {
+    let worker = workers.lock().unwrap_or_else(PoisonError::into_inner).recv();
+    if let Ok(worker) = worker {
+        worker.run();
+    }
+}

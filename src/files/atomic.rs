@@ -1,0 +1,152 @@
+//! A file that appears whole or not at all: written under a temporary name next to its destination and renamed there.
+//! A destination that a rename cannot replace (a mount point, a file in a folder without write permission) is written
+//! in place; so are devices, pipes and open descriptors, after everything is known.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::{NamedTempFile, SpooledTempFile};
+
+use super::{Unfinished, names_descriptor, refused};
+use crate::{Error, Result};
+
+/// Bytes that a file without a temporary name next to its destination keeps in memory before it takes a disk.
+const SPOOL_BYTES: usize = 1 << 26;
+
+/// A file on its way to its destination. Dropping it before [`AtomicFile::commit`] leaves nothing behind.
+pub struct AtomicFile {
+    /// As the caller named it, for errors.
+    name: PathBuf,
+    /// The destination, links followed.
+    destination: PathBuf,
+    staging: Staging,
+}
+
+/// Where the bytes wait.
+enum Staging {
+    /// In the folder of the destination, to be renamed.
+    Beside(NamedTempFile, Unfinished),
+    /// In memory or in the system's folder for temporary files, to be copied into the destination.
+    Spooled(SpooledTempFile),
+}
+
+impl AtomicFile {
+    /// Begins a file that is to be at `path`. A link to a file is followed.
+    ///
+    /// # Errors
+    /// If `path` is a folder, or its folder is missing or takes no new file and `path` is no file that can be written.
+    pub fn create(path: &Path) -> Result<AtomicFile> {
+        let file = |destination: PathBuf, staging| AtomicFile { name: path.to_owned(), destination, staging };
+        let spooled = || Staging::Spooled(SpooledTempFile::new(SPOOL_BYTES));
+        let fail = || Error::io("write", path);
+        match fs::metadata(path) {
+            Ok(about) if about.is_dir() => {
+                Err(refused("write", path, ErrorKind::IsADirectory, "it is a folder: add a file name"))
+            }
+            Ok(about) if !about.is_file() || names_descriptor(path) => Ok(file(path.to_owned(), spooled())),
+            Ok(_) => {
+                let destination = fs::canonicalize(path).map_err(fail())?;
+                let staging = match beside(&destination) {
+                    Err(error) if cannot_rename(&error) && File::options().append(true).open(path).is_ok() => spooled(),
+                    other => other.map_err(fail())?,
+                };
+                Ok(file(destination, staging))
+            }
+            Err(_) => Ok(file(path.to_owned(), beside(path).map_err(fail())?)),
+        }
+    }
+
+    /// Gives the file its name.
+    pub fn commit(self) -> Result<()> {
+        let destination = &self.destination;
+        let done = match self.staging {
+            Staging::Beside(file, _unfinished) => match file.persist(destination) {
+                Err(failed) if cannot_rename(&failed.error) && destination.is_file() => {
+                    overwrite(destination, &mut failed.file.as_file())
+                }
+                other => other.map(drop).map_err(|failed| failed.error),
+            },
+            Staging::Spooled(mut file) if destination.is_file() && !names_descriptor(destination) => {
+                overwrite(destination, &mut file)
+            }
+            // A descriptor goes on where it is: its file may hold something already.
+            Staging::Spooled(mut file) => File::options().append(true).open(destination).and_then(|mut device| {
+                file.rewind()?;
+                io::copy(&mut file, &mut device)?;
+                device.flush()
+            }),
+        };
+        done.map_err(Error::io("write", &self.name))
+    }
+
+    fn staged(&mut self) -> &mut dyn ReadWriteSeek {
+        match &mut self.staging {
+            Staging::Beside(file, _) => file,
+            Staging::Spooled(file) => file,
+        }
+    }
+}
+
+trait ReadWriteSeek: Read + Write + Seek {}
+impl<T: Read + Write + Seek> ReadWriteSeek for T {}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.staged().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.staged().flush()
+    }
+}
+
+impl Seek for AtomicFile {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.staged().seek(to)
+    }
+}
+
+/// A file with a temporary name in the folder of `path`.
+fn beside(path: &Path) -> io::Result<Staging> {
+    if path.file_name().is_none() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "this is no file name"));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if matches!(folder.try_exists(), Ok(false)) {
+        let problem = format!("the folder {} does not exist: create it first", folder.display());
+        return Err(io::Error::new(ErrorKind::NotFound, problem));
+    }
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".im2sp-");
+    #[cfg(unix)]
+    {
+        // As an ordinary new file: whatever the umask leaves. The default would be readable by its owner only.
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    let (file, unfinished) = Unfinished::create(|| builder.tempfile_in(folder), NamedTempFile::path)?;
+    Ok(Staging::Beside(file, unfinished))
+}
+
+/// Whether the destination may still be written in place after a rename, or the file to be renamed, failed like this.
+fn cannot_rename(error: &io::Error) -> bool {
+    use ErrorKind::{CrossesDevices, PermissionDenied, ReadOnlyFilesystem, ResourceBusy};
+    matches!(error.kind(), CrossesDevices | PermissionDenied | ReadOnlyFilesystem | ResourceBusy)
+}
+
+/// Copies all of `source` over the file at `path`. Where that fails, its old content comes back, if it can be read;
+/// otherwise it is left empty rather than half written.
+fn overwrite(path: &Path, source: &mut (impl Read + Seek)) -> io::Result<()> {
+    let old = fs::read(path).unwrap_or_default();
+    let mut file = File::options().write(true).open(path)?;
+    source.rewind()?;
+    let copied = io::copy(source, &mut file).and_then(|length| file.set_len(length)).and_then(|()| file.flush());
+    if copied.is_err() {
+        let restored = file.rewind().and_then(|()| file.write_all(&old));
+        let length = if restored.is_ok() { old.len() as u64 } else { 0 };
+        // The first error is the one to report.
+        let _ = file.set_len(length);
+    }
+    copied
+}
