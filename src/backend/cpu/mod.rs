@@ -3,9 +3,9 @@
 
 mod argmax;
 mod attention;
+mod attention_decode;
 mod beam_candidates;
 mod buffer;
-mod attention_decode;
 mod conv;
 mod conv1d;
 mod conv_transpose1d;
