@@ -1,5 +1,6 @@
-//! `im2sp bench`: how long each stage of a caption takes, what it had to do, and which share of the machine's measured
-//! peaks that is. Every figure comes from captions made by [`Engine::caption`], the path that users take.
+//! `im2sp bench`: the time of each stage of a caption, its cost, and its share of the machine's measured peaks. Every figure comes from captions made by [`Engine::caption`], the path that users take.
+
+mod in_flight;
 
 use std::time::Instant;
 
@@ -7,12 +8,19 @@ use serde::Serialize;
 
 use crate::backend::Peaks;
 use crate::backend::cpu::Cpu;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+use crate::backend::cuda::Cuda;
 use crate::cost::{self, Cost};
 use crate::generate::GenerateOptions;
 use crate::image::Image;
-use crate::{CaptionOptions, Engine, Error, Result, Timings};
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+use crate::tensor::DType;
+use crate::{CaptionOptions, Device, Engine, Error, Result, Timings};
 
-/// What to measure.
+pub use in_flight::run as run_in_flight;
+pub use in_flight::{InFlightOptions, InFlightReport, Throughput};
+
+/// Extent of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BenchOptions {
     /// Units of a caption; one that ends by itself may be shorter.
@@ -49,7 +57,7 @@ pub struct Report {
     pub device: String,
     /// Type of the weights.
     pub dtype: &'static str,
-    /// What the model is.
+    /// Description of the model.
     pub model: String,
     /// Units of each caption.
     pub units: usize,
@@ -57,14 +65,20 @@ pub struct Report {
     pub seconds: f64,
     /// Captions timed.
     pub repeat: usize,
-    /// What the machine does at most; `None` on a device whose peaks `im2sp doctor` measures.
+    /// Measured peaks of the machine; `None` where they could not be measured, as on the emulator.
     pub peaks: Option<Peaks>,
     /// The stages in their order, and the whole.
     pub rows: Vec<Row>,
 }
 
-/// Captions `image` once to warm up, then `repeat` times.
-pub fn run(engine: &Engine, image: &Image, options: BenchOptions, told: &mut dyn FnMut(usize)) -> Result<Report> {
+/// Captions `image` once to warm up, then `repeat` times. `device` is the engine's, whose peaks are measured.
+pub fn run(
+    engine: &Engine,
+    device: Device,
+    image: &Image,
+    options: BenchOptions,
+    on_progress: &mut dyn FnMut(usize),
+) -> Result<Report> {
     if options.units == 0 || options.repeat == 0 {
         return Err(Error::Option { option: "units", problem: "and repeat must be at least 1".into() });
     }
@@ -78,7 +92,7 @@ pub fn run(engine: &Engine, image: &Image, options: BenchOptions, told: &mut dyn
     let mut runs = Vec::with_capacity(options.repeat);
     let mut samples = 0;
     for n in 0..options.repeat {
-        told(n);
+        on_progress(n);
         let clock = Instant::now();
         let mut timings = engine.caption(image, &CaptionOptions { no_audio: true, ..caption })?.timings;
         if known > 1 {
@@ -87,8 +101,7 @@ pub fn run(engine: &Engine, image: &Image, options: BenchOptions, told: &mut dyn
         }
         runs.push((timings, clock.elapsed().as_secs_f64() * 1e3));
     }
-    let on_cpu = engine.memory().is_none();
-    let peaks = on_cpu.then(|| Cpu.peaks());
+    let peaks = peaks(engine, device)?;
     let steps = warm.tokens.len().saturating_sub(1);
     Ok(Report {
         commit: env!("IM2SP_COMMIT"),
@@ -103,7 +116,23 @@ pub fn run(engine: &Engine, image: &Image, options: BenchOptions, told: &mut dyn
     })
 }
 
-/// The stages of every run, with what each has to do.
+/// Peaks of the engine's device.
+#[cfg_attr(not(any(feature = "cuda", feature = "emulator")), allow(unused_variables, clippy::unnecessary_wraps))]
+fn peaks(engine: &Engine, device: Device) -> Result<Option<Peaks>> {
+    if engine.memory().is_none() {
+        return Ok(Some(Cpu.peaks()));
+    }
+    #[cfg(any(feature = "cuda", feature = "emulator"))]
+    {
+        let cuda = Cuda::new(device.driver()?, DType::BF16)?;
+        if !cuda.is_emulated() {
+            return cuda.peaks().map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// The stages of every run, with the cost of each.
 fn rows(engine: &Engine, runs: &[(Timings, f64)], steps: usize, samples: usize, peaks: Option<Peaks>) -> Vec<Row> {
     let (config, types) = (engine.config(), engine.precisions());
     let on_cpu = engine.memory().is_none();
@@ -141,6 +170,13 @@ fn row(stage: &'static str, times: impl Iterator<Item = f64>, cost: Cost, peaks:
     Row { stage, median, least, most, flops: cost.flops, bytes: cost.bytes, share }
 }
 
+impl Row {
+    /// Whether the stage took less time than its measured peaks allow, which is an error of measurement.
+    pub fn is_impossible(&self) -> bool {
+        self.share.is_some_and(|share| share > 1.0)
+    }
+}
+
 impl Report {
     /// The table for people.
     pub fn table(&self) -> String {
@@ -166,25 +202,29 @@ impl Report {
                 amount => format!("{:.1}", amount / row.median / 1e6),
             };
             let share = row.share.map_or("-".into(), |share| format!("{:.0} %", share * 100.0));
+            let mark = if row.is_impossible() { " !" } else { "" };
             let range = format!("{:.2} - {:.2}", row.least, row.most);
             out += &format!(
-                "{:<20} {:>10.2} {range:>20} {:>12} {:>12} {share:>8}\n",
+                "{:<20} {:>10.2} {range:>20} {:>12} {:>12} {share:>8}{mark}\n",
                 row.stage,
                 row.median,
                 rate(row.flops),
                 rate(row.bytes)
             );
         }
-        match self.peaks {
-            Some(Peaks { flops, bytes }) => {
-                out + &format!(
-                    "\nceilings measured here: {:.0} GFLOP/s, {:.1} GB/s; share is that of the one that binds\n",
-                    flops / 1e9,
-                    bytes / 1e9
-                )
-            }
-            None => out + "\nceilings of this device: im2sp doctor\n",
+        if let Some(Peaks { flops, bytes }) = self.peaks {
+            let (flops, bytes) = (flops / 1e9, bytes / 1e9);
+            out += &format!(
+                "\npeaks measured here: {flops:.0} GFLOP/s, {bytes:.1} GB/s; share is of the one that binds\n"
+            );
         }
+        for row in self.rows.iter().filter(|row| row.is_impossible()) {
+            out += &format!(
+                "\n! {}: more than the measured peak. The time or the peak is wrong: do not quote this figure.\n",
+                row.stage
+            );
+        }
+        out
     }
 
     /// The latency budget as a picture: one bar, a stretch for each stage.
@@ -222,4 +262,31 @@ impl Report {
 
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_over_the_peak_is_marked() {
+        let peaks = Some(Peaks { bytes: 1e9, flops: 1e12 });
+        let cost = Cost { flops: 1e12, bytes: 1.0 };
+        let rows =
+            vec![row("vision", [500.0].into_iter(), cost, peaks), row("prefill", [2000.0].into_iter(), cost, peaks)];
+        let report = Report {
+            commit: "",
+            device: "a device".into(),
+            dtype: "f32",
+            model: "a model".into(),
+            units: 1,
+            seconds: 1.0,
+            repeat: 1,
+            peaks,
+            rows,
+        };
+        let table = report.table();
+        assert!(table.contains("200 % !") && table.contains("! vision: more than the measured peak"), "{table}");
+        assert!(table.contains("50 %\n") && !table.contains("! prefill"), "{table}");
+    }
 }

@@ -1,6 +1,5 @@
 //! `im2sp bench --in-flight N`: images a second when N captions are decoded together, units only and with sound.
 
-use std::fmt::Write as _;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -161,11 +160,11 @@ impl InFlightReport {
             "{device}, weights {dtype}: {model}\n{in_flight} captions in flight, {images} images, commit {commit}\n\n{:<12} {:>9} {:>8} {:>9}",
             "", "images/s", "units", "sound s"
         );
-        STAGES.iter().for_each(|(name, _)| drop(write!(out, " {name:>10}")));
+        STAGES.iter().for_each(|(name, _)| out += &format!(" {name:>10}"));
         for run in runs {
             let Throughput { kind, images_per_second, units, seconds_of_sound, stages } = run;
-            drop(write!(out, "\n{kind:<12} {images_per_second:>9.1} {units:>8.1} {seconds_of_sound:>9.2}"));
-            stages.iter().for_each(|(_, milliseconds)| drop(write!(out, " {milliseconds:>10.2}")));
+            out += &format!("\n{kind:<12} {images_per_second:>9.1} {units:>8.1} {seconds_of_sound:>9.2}");
+            stages.iter().for_each(|(_, milliseconds)| out += &format!(" {milliseconds:>10.2}"));
         }
         out + "\n\nstages: mean milliseconds of a caption; stages of different captions overlap\n"
     }
