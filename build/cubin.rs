@@ -19,7 +19,8 @@ pub struct Code {
 /// Every kernel of a cubin.
 pub fn kernels(cubin: &[u8]) -> Result<Vec<Code>, String> {
     let number = |at: usize, len: usize| -> Result<u64, String> {
-        let bytes = cubin.get(at..at + len).ok_or_else(|| format!("a cubin of {} bytes ends too early", cubin.len()))?;
+        let bytes =
+            cubin.get(at..at + len).ok_or_else(|| format!("a cubin of {} bytes ends too early", cubin.len()))?;
         Ok(bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte)))
     };
     if cubin.get(..5) != Some(b"\x7fELF\x02") {

@@ -254,7 +254,8 @@ fn write_tables(nvcc: &Nvcc, stems: &[String], out: &Path, fatbins: &Path) -> Re
         nvcc.version,
         stems.len()
     );
-    let mut report = format!("nvcc {}\n{:<60} {:<8} registers  stack  spills     code\n", nvcc.version, "kernel", "for");
+    let mut report =
+        format!("nvcc {}\n{:<60} {:<8} registers  stack  spills     code\n", nvcc.version, "kernel", "for");
     for stem in stems {
         let log = fatbins.join(format!("{stem}.log"));
         let said = std::fs::read_to_string(&log).map_err(|e| format!("{}: {e}", log.display()))?;

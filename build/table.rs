@@ -206,7 +206,8 @@ impl Table {
     /// The params of a tile's kernel.
     fn params_of(&self, tile: &TileLine) -> Result<&str, String> {
         let kernel = self.kernels.iter().find(|kernel| kernel.name == tile.kernel && kernel.file == tile.file);
-        let kernel = kernel.ok_or_else(|| format!("{}: TILE({}): no such KERNEL in this file", tile.file, tile.kernel))?;
+        let kernel =
+            kernel.ok_or_else(|| format!("{}: TILE({}): no such KERNEL in this file", tile.file, tile.kernel))?;
         Ok(&kernel.params)
     }
 }

@@ -170,7 +170,11 @@ fn products_use_tensor_cores_and_asynchronous_copies_in_little_code() {
     }
     let attention = sass.iter().filter(|code| code.kernel == "attention_forward_bf16");
     for code in attention {
-        assert!([HMMA, LDSM, LDGSTS].iter().all(|&opcode| code.count(opcode) > 0), "attention on {}", code.architecture);
+        assert!(
+            [HMMA, LDSM, LDGSTS].iter().all(|&opcode| code.count(opcode) > 0),
+            "attention on {}",
+            code.architecture
+        );
     }
 }
 
