@@ -12,10 +12,6 @@ use crate::generate::GenerateOptions;
 use crate::image::Image;
 use crate::{CaptionOptions, Engine, Error, Result, Timings};
 
-/// Some ten milliseconds of multiply-adds, and a read of 512 MB: more than the last cache of most processors.
-const ROUNDS: usize = 1 << 22;
-const ELEMENTS: usize = 1 << 27;
-
 /// What to measure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BenchOptions {
@@ -93,7 +89,7 @@ pub fn run(engine: &Engine, image: &Image, options: BenchOptions, told: &mut dyn
         runs.push((timings, clock.elapsed().as_secs_f64() * 1e3));
     }
     let on_cpu = engine.memory().is_none();
-    let peaks = on_cpu.then(|| Cpu.peaks(ROUNDS, ELEMENTS));
+    let peaks = on_cpu.then(|| Cpu.peaks());
     let steps = warm.tokens.len().saturating_sub(1);
     Ok(Report {
         commit: env!("IM2SP_COMMIT"),

@@ -51,7 +51,7 @@ fn a_decode_step_allocates_nothing() {
     let converted = tempfile::tempdir().expect("a folder");
     let output = converted.path().join("int8");
     convert(&eight_bits(&output), &mut |_, _| {}).expect("eight bits");
-    let load = |dtype| LoadOptions { device: Device::Cpu, dtype };
+    let load = |dtype| LoadOptions { device: Device::Cpu, dtype, ..LoadOptions::default() };
     let engines = [
         Engine::embedded_with(load(Some(DType::F32))),
         Engine::embedded_with(load(Some(DType::BF16))),

@@ -25,7 +25,8 @@ fn device() -> Device {
 }
 
 fn engine(device: Device, dtype: DType) -> Engine {
-    Engine::embedded_with(LoadOptions { device, dtype: Some(dtype) }).unwrap_or_else(|error| panic!("{error}"))
+    Engine::embedded_with(LoadOptions { device, dtype: Some(dtype), ..LoadOptions::default() })
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Drawings in the spirit of the model's scenes: a noisy ground, and one to three discs and boxes.
@@ -123,7 +124,8 @@ fn the_published_size_speaks_as_on_the_cpu() {
     let options = CaptionOptions { generate, ..Default::default() };
     let picture = pictures(1).remove(0);
     let [expected, actual] = [Device::Cpu, device()].map(|device| {
-        let engine = Engine::random_with(LoadOptions { device, dtype: Some(DType::BF16) }).expect("an engine");
+        let engine = Engine::random_with(LoadOptions { device, dtype: Some(DType::BF16), ..LoadOptions::default() })
+            .expect("an engine");
         let caption = engine.caption(&picture, &options).expect("a caption");
         let spoken = engine.speak(&(0..50).collect::<Vec<u32>>(), None).expect("a second of sound");
         (caption, spoken.samples)
@@ -407,7 +409,7 @@ fn threads_and_engines_beside_each_other_say_what_each_alone_would() {
 
 #[test]
 fn a_device_index_that_does_not_exist_is_an_error() {
-    let options = LoadOptions { device: Device::Cuda(99), dtype: None };
+    let options = LoadOptions { device: Device::Cuda(99), ..LoadOptions::default() };
     let error = Engine::embedded_with(options).map(|_| ()).expect_err("there are no hundred GPUs").to_string();
     assert!(error.contains("cuda:99"), "{error}");
 }

@@ -1,30 +1,57 @@
-//! Every kernel on the emulated device, by the test tables that `im2sp doctor` runs on a GPU: three orders of threads, bit
-//! for bit the same, within the tolerance of the CPU form.
-#![cfg(feature = "emulator")]
+//! Every kernel on the device that IM2SP_TEST_DEVICE names ("cuda:0"); otherwise on the emulator and on every GPU of this
+//! machine. The emulator takes three orders of threads, bit for bit the same, with every access to memory checked; a GPU the
+//! shapes of real models too. IM2SP_OP selects operations, as `im2sp doctor --op` does.
+#![cfg(any(feature = "cuda", feature = "emulator"))]
 
-use std::sync::Arc;
-
+use im2sp::Device;
 use im2sp::backend::cuda::Cuda;
-use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
-use im2sp::conformance::{Harness, OPERATIONS, Size};
+use im2sp::conformance::{Harness, OpFilter, Size, operations};
 use im2sp::tensor::DType;
 
-fn check(dtype: DType) {
-    let cuda = Cuda::new(Arc::new(EmulatedDriver::new(4 << 30)), dtype).expect("the emulator is always there");
-    let filter = std::env::var("IM2SP_OP").unwrap_or_default();
-    let mut harness = Harness::new(&cuda, Size::Ragged);
-    harness.all(&filter).unwrap_or_else(|error| panic!("{error}"));
-    let failed: Vec<String> = harness.outcomes.iter().filter(|o| !o.passed()).map(|o| format!("{o:?}")).collect();
-    assert!(failed.is_empty(), "{} of {} cases:\n{}", failed.len(), harness.outcomes.len(), failed.join("\n"));
-    assert!(harness.outcomes.len() >= OPERATIONS.iter().filter(|(op, _)| op.contains(&filter)).count());
+fn devices() -> Vec<Device> {
+    if let Ok(name) = std::env::var("IM2SP_TEST_DEVICE") {
+        return vec![name.parse().unwrap_or_else(|problem| panic!("IM2SP_TEST_DEVICE: {name}: {problem}"))];
+    }
+    let mut devices = Vec::new();
+    #[cfg(feature = "emulator")]
+    devices.push(Device::Emulator);
+    #[cfg(feature = "cuda")]
+    match im2sp::backend::cuda::driver::gpu::probe() {
+        Ok(found) => devices.extend(found.into_iter().map(|(index, _)| Device::Cuda(index))),
+        Err(error) => println!("left out: {error}"),
+    }
+    devices
+}
+
+fn run_all(dtype: DType) {
+    let ops: OpFilter = std::env::var("IM2SP_OP").unwrap_or_default().parse().expect("IM2SP_OP");
+    for device in devices() {
+        let max_size = if matches!(device, Device::Cuda(_)) { Size::Real } else { Size::Ragged };
+        let cuda = device.driver().and_then(|driver| Cuda::new(driver, dtype));
+        let cuda = cuda.unwrap_or_else(|error| panic!("{device}: {error}"));
+        let mut harness = Harness::new(&cuda, max_size);
+        let lost = harness.run(|op| ops.takes(op)).err();
+        let failed: Vec<String> = harness.outcomes.iter().filter(|o| !o.passed()).map(|o| format!("{o:?}")).collect();
+        let count = harness.outcomes.len();
+        assert!(
+            lost.is_none() && failed.is_empty(),
+            "{device}: {lost:?}, {} of {count}:\n{}",
+            failed.len(),
+            failed.join("\n")
+        );
+        for op in operations().into_iter().filter(|op| ops.takes(op)) {
+            assert!(harness.outcomes.iter().any(|outcome| outcome.op == op), "{device}: no case of {op} was run");
+        }
+        println!("{device}, {}: {count} cases", dtype.name());
+    }
 }
 
 #[test]
 fn every_operation_in_f32() {
-    check(DType::F32);
+    run_all(DType::F32);
 }
 
 #[test]
 fn every_operation_in_bf16() {
-    check(DType::BF16);
+    run_all(DType::BF16);
 }

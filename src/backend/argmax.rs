@@ -2,6 +2,7 @@
 
 use super::{Device, ensure};
 use crate::Result;
+use crate::cost::Cost;
 
 /// Argmax over rows.
 pub trait Argmax: Device {
@@ -13,4 +14,9 @@ pub trait Argmax: Device {
 /// An error unless rows have columns.
 pub(crate) fn check<D: Device>(device: &D, x: &D::Tensor) -> Result<()> {
     ensure(device.shape(x)[1] > 0, "argmax", || "rows have no columns".into())
+}
+
+/// Cost over `rows` rows of `columns` f32.
+pub fn cost(rows: usize, columns: usize) -> Cost {
+    Cost { flops: 0.0, bytes: (4 * rows * columns) as f64 }
 }

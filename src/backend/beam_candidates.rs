@@ -2,6 +2,7 @@
 
 use super::{Device, ensure};
 use crate::Result;
+use crate::cost::Cost;
 
 /// One way to extend one hypothesis of an image.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,4 +36,9 @@ pub(crate) fn check<D: Device>(device: &D, logits: &D::Tensor, scores: &[f32], i
     ensure(fits, "beam_candidates", || {
         format!("logits ({rows}, {vocabulary}), {} scores, images of {images:?} rows", scores.len())
     })
+}
+
+/// Cost over logits (rows, vocabulary) in f32: a difference, an exponential and two sums for each.
+pub fn cost(rows: usize, vocabulary: usize) -> Cost {
+    Cost { flops: (4 * rows * vocabulary) as f64, bytes: (4 * rows * vocabulary) as f64 }
 }

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use super::{Device, GraphId, LayerNormWeights, Linear, LinearWeights, ensure};
 use crate::Result;
+use crate::cost::Cost;
 
 /// Sizes of a key-value cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,5 +155,32 @@ pub trait Decode: Linear {
     ) -> Option<Result<Vec<Vec<u32>>>> {
         let _ = (decoder, cache, limit, on_token);
         None
+    }
+}
+
+/// Cost of one layer's `attention_decode` for `rows` rows that see `tokens` generated tokens each, their own included, with
+/// elements of `element` bytes: rows of one image share the reads of its prefix.
+pub fn attention_cost(shape: CacheShape, rows: usize, tokens: usize, element: usize) -> Cost {
+    let CacheShape { heads, head_size, images, prefix, .. } = shape;
+    let width = heads * head_size;
+    Cost {
+        flops: (4 * rows * (prefix + tokens) * width) as f64,
+        bytes: (2 * (images * prefix + rows * tokens) * width * element) as f64,
+    }
+}
+
+/// Cost of the products of `steps` decode steps of `rows` rows: layers of `hidden` channels with elements of `layer` bytes,
+/// the output (vocabulary, C) with elements of `output` bytes, read once a step.
+pub fn steps_cost(
+    shape: CacheShape,
+    [hidden, vocabulary]: [usize; 2],
+    [rows, steps]: [usize; 2],
+    [layer, output]: [usize; 2],
+) -> Cost {
+    let width = shape.heads * shape.head_size;
+    let (layers, words) = (shape.layers * width * (4 * width + 2 * hidden), vocabulary * width);
+    Cost {
+        flops: (2 * steps * rows * (layers + words)) as f64,
+        bytes: (steps * (layers * layer + words * output)) as f64,
     }
 }

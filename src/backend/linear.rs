@@ -58,8 +58,12 @@ pub(crate) fn check<D: Device>(
     })
 }
 
-/// Cost of (M, K) times (K, N): activations of `activation` bytes, weights of `weight` bytes an element.
-pub fn cost([m, n, k]: [usize; 3], activation: usize, weight: usize) -> Cost {
-    let (m, n, k) = (m as f64, n as f64, k as f64);
-    Cost { flops: 2.0 * m * n * k, bytes: (m * k + m * n) * activation as f64 + n * k * weight as f64 }
+/// Cost of (M, K) times (K, N) with `operands` of the result's shape added to it: activations of `activation` bytes, weights
+/// of `weight` bytes an element, f32 biases.
+pub fn cost([m, n, k]: [usize; 3], operands: usize, activation: usize, weight: usize) -> Cost {
+    let activations = m * k + m * n * (1 + operands);
+    Cost {
+        flops: 2.0 * m as f64 * n as f64 * k as f64,
+        bytes: (activations * activation + n * k * weight + n * size_of::<f32>()) as f64,
+    }
 }

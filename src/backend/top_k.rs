@@ -2,6 +2,7 @@
 
 use super::{Device, ensure};
 use crate::Result;
+use crate::cost::Cost;
 
 /// A value of a row and its column.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,4 +23,9 @@ pub trait TopK: Device {
 pub(crate) fn check<D: Device>(device: &D, x: &D::Tensor, count: usize) -> Result<()> {
     let [_, columns] = device.shape(x);
     ensure(count <= columns, "top_k", || format!("{count} of {columns} columns"))
+}
+
+/// Cost over `rows` rows of `columns` f32, with `count` values and columns of each.
+pub fn cost(rows: usize, columns: usize, count: usize) -> Cost {
+    Cost { flops: 0.0, bytes: (4 * rows * columns + 8 * rows * count) as f64 }
 }

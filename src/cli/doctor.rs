@@ -1,28 +1,49 @@
-//! `im2sp doctor`: does every kernel compute on this device what it should, and how fast?
+//! `im2sp doctor`: does every operation compute on this device what it should, and how fast?
 
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use im2sp::{Device, Result};
+use im2sp::conformance::{Case, Diagnosis, DoctorOptions, Event, OpFilter, Size, examine, operations};
+use im2sp::{Device, Error, Result};
 
-/// Examine a GPU: its peaks, and every kernel against the CPU
+use super::progress::Bar;
+use super::{print_json, print_line};
+
+/// Examine a device: its peaks, and every operation against the CPU
 ///
-/// Runs every operation's test table on the device and compares with the CPU form: error, allowed error, time, and the
-/// share of the device's measured peak. Exit status 1 if anything is wrong.
+/// Runs every operation's table of cases on the device and compares with the CPU form: error, allowed error, time, and the
+/// share of the device's measured peak. The CPU itself is timed only. An operation that fails is reported, and the others are
+/// run; only a device that does not answer any more ends the examination. Exit status 1 if anything is wrong.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  im2sp doctor                                 every operation on the first GPU
+  im2sp doctor --op =linear --no-timing        one operation, without times
+  im2sp doctor --timing-only --json            times only, one JSON object a line
+  im2sp doctor --device cpu --op attention     times of the CPU")]
 pub struct Doctor {
-    /// Device to examine: cuda or cuda:N
+    /// Device to examine: cpu, cuda or cuda:N
     #[arg(long, default_value = "cuda", value_name = "DEVICE")]
     device: Device,
-    /// Only operations whose name contains this
+    /// Only operations whose name contains this; =NAME for exactly one
     #[arg(long, default_value = "", value_name = "NAME")]
-    op: String,
+    op: OpFilter,
     /// Largest cases to run
     #[arg(long, default_value = "real", value_name = "SIZE")]
     size: MaxSize,
-    /// Print one JSON object on standard output
+    /// Compare results only; may run in several processes
+    #[arg(long, conflicts_with = "timing_only")]
+    no_timing: bool,
+    /// Time the cases of real models only, without comparing results
+    #[arg(long)]
+    timing_only: bool,
+    /// Print one JSON object a line on standard output, as results come: the device, each case, the summary
     #[arg(long)]
     json: bool,
+    /// Print the names of all operations and exit
+    #[arg(long)]
+    list: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -37,35 +58,74 @@ enum MaxSize {
 
 impl Doctor {
     /// Examines and prints.
-    #[cfg(any(feature = "cuda", feature = "emulator"))]
     pub fn run(self) -> Result<ExitCode> {
-        use im2sp::conformance::{DoctorOptions, Size, examine};
-        let max_size = match self.size {
-            MaxSize::Small => Size::Small,
-            MaxSize::Ragged => Size::Ragged,
-            MaxSize::Real => Size::Real,
-        };
-        let options = DoctorOptions { device: self.device, operation: &self.op, max_size };
-        let mut bar = super::progress::Bar::new();
-        let mut count = 0;
-        let diagnosis = examine(options, &mut |op| {
-            count += 1;
-            bar.show(op, count, count + 1);
-        })?;
-        drop(bar);
-        if self.json {
-            super::print_json(&diagnosis.json())?;
-        } else {
-            super::print_line(diagnosis.table().trim_end())?;
+        if self.list {
+            operations().iter().try_for_each(print_line)?;
+            return Ok(ExitCode::SUCCESS);
         }
-        Ok(if diagnosis.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        let options = DoctorOptions {
+            device: self.device,
+            ops: self.op,
+            max_size: match self.size {
+                MaxSize::Small => Size::Small,
+                MaxSize::Ragged => Size::Ragged,
+                MaxSize::Real => Size::Real,
+            },
+            compare: !self.timing_only,
+            time: !self.no_timing,
+        };
+        let mut status = Status::new();
+        let mut written = Ok(());
+        let diagnosis = examine(&options, &mut |event| {
+            let line = match event {
+                Event::Device(device, peaks) => Diagnosis::device_json(device, peaks),
+                Event::Case(op, case) => return status.show(op, case),
+                Event::Outcome(outcome, share) => outcome.json(share),
+            };
+            if self.json && written.is_ok() {
+                written = print_json(&line);
+            }
+        })?;
+        drop(status);
+        written?;
+        match self.json {
+            true => print_json(&diagnosis.summary_json())?,
+            false => print_line(diagnosis.table().trim_end())?,
+        }
+        match (&diagnosis.lost, diagnosis.passed()) {
+            (Some(lost), _) => Err(Error::Device { device: self.device.to_string(), problem: lost.clone() }),
+            (None, true) => Ok(ExitCode::SUCCESS),
+            (None, false) => Ok(ExitCode::FAILURE),
+        }
+    }
+}
+
+/// The operation and case that is running, on standard error: a bar on a terminal, else a line for each operation and for
+/// each of the large cases, which take long.
+struct Status {
+    bar: Option<Bar>,
+    shown: String,
+}
+
+impl Status {
+    fn new() -> Status {
+        Status { bar: std::io::stderr().is_terminal().then(Bar::new), shown: String::new() }
     }
 
-    /// There is nothing to examine.
-    #[cfg(not(any(feature = "cuda", feature = "emulator")))]
-    pub fn run(self) -> Result<ExitCode> {
-        let _ = (self.op, self.size, self.json);
-        let problem = "this im2sp was built without kernels for GPUs: build it with --features cuda";
-        Err(im2sp::Error::Device { device: self.device.to_string(), problem: problem.into() })
+    fn show(&mut self, op: &str, case: &Case) {
+        let heading = format!("{op} {}", case.dtype.name());
+        if let Some(bar) = &mut self.bar {
+            let at = operations().iter().position(|known| *known == op).unwrap_or(0);
+            return bar.show(&format!("{heading}: {}", case.name), at as u64, operations().len() as u64);
+        }
+        // A closed standard error costs no result.
+        let mut err = std::io::stderr().lock();
+        if heading != self.shown {
+            let _ = writeln!(err, "{heading}");
+        }
+        if case.size == Size::Real {
+            let _ = writeln!(err, "  {}", case.name);
+        }
+        self.shown = heading;
     }
 }

@@ -1,170 +1,393 @@
-//! `im2sp doctor`: what a device is, what it does at max, and whether every operation computes on it what it should.
+//! `im2sp doctor`: a device, its measured peaks, and whether every operation computes on it what it should.
+
+use std::fmt::Write;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Harness, Outcome, Size, Timing};
-use crate::backend::Peaks;
-use crate::backend::cuda::Cuda;
-use crate::tensor::DType;
+use super::{Case, Deviation, Harness, Outcome, Progress, Size, TestBackend, Timing, Verdict, operations};
+use crate::backend::cpu::Cpu;
+use crate::backend::{Device as _, Peaks};
+use crate::cost::Cost;
 use crate::{Device, Result};
 
-/// Times that a case is timed.
-const TIMED: usize = 20;
+/// Runs of a case that are timed: at most, and at least however long they take.
+const RUNS: std::ops::RangeInclusive<usize> = 3..=20;
+/// Time after which a case has been timed often enough.
+const ENOUGH: Duration = Duration::from_millis(300);
 
-/// What to examine.
-#[derive(Clone, Copy, Debug)]
-pub struct DoctorOptions<'a> {
-    /// The device.
-    pub device: Device,
-    /// Only operations whose name contains this.
-    pub operation: &'a str,
-    /// Larger cases are left out.
-    pub max_size: Size,
+/// Operations by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum OpFilter {
+    /// Every operation.
+    #[default]
+    All,
+    /// Those whose name contains this.
+    Containing(String),
+    /// Exactly this one.
+    Only(String),
 }
 
-/// What was found.
+impl OpFilter {
+    /// Whether this operation is meant.
+    pub fn takes(&self, op: &str) -> bool {
+        match self {
+            OpFilter::All => true,
+            OpFilter::Containing(part) => op.contains(part.as_str()),
+            OpFilter::Only(name) => op == name,
+        }
+    }
+}
+
+impl FromStr for OpFilter {
+    type Err = String;
+
+    /// `=NAME` is exactly that operation, `NAME` all whose name contains it.
+    fn from_str(text: &str) -> std::result::Result<OpFilter, String> {
+        let filter = match text.strip_prefix('=') {
+            Some(name) => OpFilter::Only(name.into()),
+            None if text.is_empty() => OpFilter::All,
+            None => OpFilter::Containing(text.into()),
+        };
+        match operations().iter().any(|op| filter.takes(op)) {
+            true => Ok(filter),
+            false => Err(format!("no such operation; there are {}", operations().join(", "))),
+        }
+    }
+}
+
+/// What to examine.
+#[derive(Clone, Debug)]
+pub struct DoctorOptions {
+    /// The device.
+    pub device: Device,
+    /// Operations that are run.
+    pub ops: OpFilter,
+    /// Larger cases are left out.
+    pub max_size: Size,
+    /// Compare results with the CPU form. Nothing is compared on the CPU itself.
+    pub compare: bool,
+    /// Measure peaks, and time cases of the shapes of real models. Nothing is timed on the emulator.
+    pub time: bool,
+}
+
+/// Findings, as they come.
+pub enum Event<'e> {
+    /// The device is open: its properties, and its peaks if they were measured.
+    Device(&'e Value, Option<Peaks>),
+    /// A case begins.
+    Case(&'static str, &'e Case),
+    /// It has ended; with its share of the peak that binds it.
+    Outcome(&'e Outcome, Option<f64>),
+}
+
+/// Everything that was found.
 #[derive(Clone, Debug)]
 pub struct Diagnosis {
     /// Name, multiprocessors, memory and so on.
     pub device: Value,
-    /// What it does at most.
-    pub peaks: Peaks,
-    /// Every case, in f32 and in bf16.
+    /// Measured peaks.
+    pub peaks: Option<Peaks>,
+    /// Whether times are those of inputs in memory, and so have a share of the peaks; a CPU's caches may go beyond them.
+    pub cold: bool,
+    /// Every case.
     pub outcomes: Vec<Outcome>,
+    /// Why the examination ended early: the device does not answer any more.
+    pub lost: Option<String>,
 }
 
-/// Examines a device; `told` hears of each operation before it runs.
-pub fn examine(options: DoctorOptions<'_>, told: &mut dyn FnMut(&'static str)) -> Result<Diagnosis> {
-    let driver = options.device.driver()?;
-    let properties = driver.properties().clone();
-    let (free, total) = driver.memory()?;
-    let device = json!({
-        "name": properties.name,
-        "multiprocessors": properties.multiprocessors,
-        "capability": format!("{}.{}", properties.capability.0, properties.capability.1),
-        "memory": total,
-        "free": free,
-        "l2": properties.l2,
-        "shared_per_block": properties.shared_per_block,
-        "cooperative": properties.cooperative,
-        "kernels": crate::backend::cuda::kernels::ALL.len(),
-        "images": images(),
-        "commit": env!("IM2SP_COMMIT"),
-    });
-    let emulated = is_emulated(&*driver);
-    let bf16 = Cuda::new(driver.clone(), DType::BF16)?;
-    // What a GPU does in a moment takes an emulator hours.
-    let (bytes, repeats) = if emulated { (1 << 20, 4) } else { (1 << 30, 4096) };
-    let peaks = bf16.peaks(bytes, repeats)?;
-    let mut outcomes = Vec::new();
-    for cuda in [Cuda::new(driver, DType::F32)?, bf16] {
-        let mut timer = median;
-        let mut harness = match emulated {
-            true => Harness::new(&cuda, options.max_size),
-            false => Harness::timed(&cuda, options.max_size, &mut timer)?,
-        };
-        for &(op, check) in super::OPERATIONS.iter().filter(|(op, _)| op.contains(options.operation)) {
-            told(op);
-            harness.operation(op, check)?;
-        }
-        outcomes.extend(harness.outcomes);
+/// Examines a device; `tell` is called with each finding.
+///
+/// # Errors
+/// If the device cannot be opened. An operation's error is an outcome.
+pub fn examine(options: &DoctorOptions, tell: &mut dyn FnMut(Event<'_>)) -> Result<Diagnosis> {
+    match options.device {
+        Device::Cpu => examine_cpu(options, tell),
+        #[cfg(any(feature = "cuda", feature = "emulator"))]
+        _ => on_cuda::examine(options, tell),
+        #[cfg(not(any(feature = "cuda", feature = "emulator")))]
+        device => Err(crate::Error::Device {
+            device: device.to_string(),
+            problem:
+                "this im2sp was built without kernels for GPUs: build it with --features cuda, or use --device cpu"
+                    .into(),
+        }),
     }
-    Ok(Diagnosis { device, peaks, outcomes })
 }
 
-/// Seconds of the middle one of some runs.
+fn examine_cpu(options: &DoctorOptions, tell: &mut dyn FnMut(Event<'_>)) -> Result<Diagnosis> {
+    let device = json!({ "name": Cpu.name(), "commit": env!("IM2SP_COMMIT") });
+    let mut diagnosis = Diagnosis { device, peaks: None, cold: false, outcomes: Vec::new(), lost: None };
+    diagnosis.begin(&Cpu, options, tell);
+    diagnosis.run(&Cpu, options, tell);
+    Ok(diagnosis)
+}
+
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod on_cuda {
+    use super::*;
+    use crate::backend::cuda::Cuda;
+    use crate::tensor::DType;
+
+    pub fn examine(options: &DoctorOptions, tell: &mut dyn FnMut(Event<'_>)) -> Result<Diagnosis> {
+        let driver = options.device.driver()?;
+        let properties = driver.properties().clone();
+        let (free, total) = driver.memory()?;
+        let device = json!({
+            "name": properties.name,
+            "multiprocessors": properties.multiprocessors,
+            "capability": format!("{}.{}", properties.capability.0, properties.capability.1),
+            "memory": total,
+            "free": free,
+            "l2": properties.l2,
+            "shared_per_block": properties.shared_per_block,
+            "cooperative": properties.cooperative,
+            "kernels": crate::backend::cuda::kernels::ALL.len(),
+            "images": if cfg!(feature = "cuda") { "sm_80, sm_90a, PTX of compute_80" } else { "none" },
+            "commit": env!("IM2SP_COMMIT"),
+        });
+        let mut diagnosis = Diagnosis { device, peaks: None, cold: true, outcomes: Vec::new(), lost: None };
+        let mut options = options.clone();
+        {
+            let bf16 = Cuda::new(driver.clone(), DType::BF16)?;
+            // Its clock would measure the host.
+            options.time &= !bf16.is_emulated();
+            diagnosis.begin(&bf16, &options, tell);
+        }
+        for dtype in [DType::F32, DType::BF16] {
+            match Cuda::new(driver.clone(), dtype) {
+                Ok(cuda) => diagnosis.run(&cuda, &options, tell),
+                Err(error) => diagnosis.lost = Some(error.to_string()),
+            }
+            if diagnosis.lost.is_some() {
+                break;
+            }
+        }
+        Ok(diagnosis)
+    }
+}
+
+/// Seconds of the middle one of some runs, after one that is not timed.
 fn median(timing: Timing<'_>) -> Result<f64> {
-    let mut times = (0..TIMED).map(|_| (timing.run)()).collect::<Result<Vec<_>>>()?;
+    (timing.run)()?;
+    let (clock, mut times) = (Instant::now(), Vec::new());
+    while times.len() < *RUNS.end() && (times.len() < *RUNS.start() || clock.elapsed() < ENOUGH) {
+        times.push((timing.run)()?);
+    }
     times.sort_by(f64::total_cmp);
-    Ok(times[TIMED / 2])
-}
-
-fn images() -> &'static str {
-    if cfg!(feature = "cuda") { "sm_80, sm_90a, PTX of compute_80" } else { "none" }
-}
-
-#[cfg(feature = "emulator")]
-fn is_emulated(driver: &dyn crate::backend::cuda::driver::Driver) -> bool {
-    driver.emulator().is_some()
-}
-
-#[cfg(not(feature = "emulator"))]
-fn is_emulated(_: &dyn crate::backend::cuda::driver::Driver) -> bool {
-    false
+    Ok(times[times.len() / 2])
 }
 
 impl Diagnosis {
-    /// Cases that did not compute what they should.
+    /// Measures the peaks. Without them there are no shares, and the examination has failed.
+    fn begin<B: TestBackend>(&mut self, backend: &B, options: &DoctorOptions, tell: &mut dyn FnMut(Event<'_>)) {
+        let peaks = options.time.then(|| backend.measure_peaks()).transpose();
+        self.peaks = *peaks.as_ref().unwrap_or(&None);
+        tell(Event::Device(&self.device, self.peaks));
+        if let Err(error) = peaks {
+            let outcome = Outcome {
+                op: "peak",
+                case: "copy and products".into(),
+                dtype: backend.dtype(),
+                verdict: Verdict::Failed(error.to_string()),
+                microseconds: None,
+                cost: Cost::default(),
+            };
+            tell(Event::Outcome(&outcome, None));
+            self.outcomes.push(outcome);
+        }
+    }
+
+    fn run<B: TestBackend>(&mut self, backend: &B, options: &DoctorOptions, tell: &mut dyn FnMut(Event<'_>)) {
+        let mut timer = median;
+        let peaks = self.peaks.filter(|_| self.cold);
+        let mut observer = |progress: Progress<'_>| match progress {
+            Progress::Case(op, case) => tell(Event::Case(op, case)),
+            Progress::Outcome(outcome) => {
+                tell(Event::Outcome(outcome, peaks.and_then(|peaks| outcome.share(&peaks))));
+            }
+        };
+        let mut harness = Harness::new(backend, options.max_size).observed(&mut observer);
+        if !options.compare {
+            harness = harness.not_compared();
+        }
+        let timed = if options.time { harness.timed(Size::Real, &mut timer) } else { Ok(harness) };
+        let done = timed.and_then(|mut harness| {
+            let done = harness.run(|op| options.ops.takes(op));
+            self.outcomes.append(&mut harness.outcomes);
+            done
+        });
+        self.lost = done.err().map(|error| error.to_string());
+    }
+
+    /// Cases that did not compute what they should, or did not end.
     pub fn failed(&self) -> usize {
         self.outcomes.iter().filter(|outcome| !outcome.passed()).count()
     }
 
-    /// Share of the peak that binds a case; none where it was not timed.
-    fn share(&self, outcome: &Outcome) -> Option<f64> {
-        let floor = (outcome.cost.bytes / self.peaks.bytes).max(outcome.cost.flops / self.peaks.flops);
-        outcome.microseconds.filter(|_| floor > 0.0).map(|time| floor * 1e6 / time)
+    /// Whether nothing is wrong.
+    pub fn passed(&self) -> bool {
+        self.failed() == 0 && self.lost.is_none()
     }
 
-    /// One object with everything.
-    pub fn json(&self) -> Value {
-        let cases: Vec<Value> = self
-            .outcomes
-            .iter()
-            .map(|o| {
-                json!({
-                    "op": o.op, "case": o.case, "dtype": o.dtype, "passed": o.passed(),
-                    "error": finite(o.error), "allowed": o.allowed, "microseconds": o.microseconds,
-                    "flops": o.cost.flops, "bytes": o.cost.bytes, "share": self.share(o),
-                })
-            })
-            .collect();
-        json!({
-            "device": self.device,
-            "peaks": {"bytes": self.peaks.bytes, "flops": self.peaks.flops},
-            "failed": self.failed(),
-            "cases": cases,
-        })
+    fn share(&self, outcome: &Outcome) -> Option<f64> {
+        self.peaks.filter(|_| self.cold).and_then(|peaks| outcome.share(&peaks))
+    }
+
+    /// Cases that took less time than the peaks allow: faults of the measurement.
+    pub fn faults(&self) -> usize {
+        self.outcomes.iter().filter(|outcome| self.share(outcome).is_some_and(|share| share > 1.0)).count()
+    }
+
+    /// The device, as the first line of the report in JSON.
+    pub fn device_json(device: &Value, peaks: Option<Peaks>) -> Value {
+        json!({ "device": device, "peaks": peaks })
+    }
+
+    /// The end of the report in JSON.
+    pub fn summary_json(&self) -> Value {
+        json!({ "examined": self.outcomes.len(), "failed": self.failed(), "faults": self.faults(), "lost": self.lost })
     }
 
     /// The table for people.
     pub fn table(&self) -> String {
-        let text = |name: &str| self.device[name].to_string().trim_matches('"').to_string();
-        let gib = |name: &str| self.device[name].as_f64().unwrap_or(0.0) / f64::from(1 << 30);
-        let mut out = format!(
-            "{}: compute capability {}, {} multiprocessors, {:.1} of {:.1} GiB free\n{} kernels; images: {}; commit {}\n\
-             peaks: copy {:.0} GB/s, bf16 mma {:.1} TFLOP/s\n\n{:<17} {:<5} {:<46} {:>9} {:>9} {:>10} {:>6}\n",
-            text("name"),
-            text("capability"),
-            text("multiprocessors"),
-            gib("free"),
-            gib("memory"),
-            text("kernels"),
-            text("images"),
-            text("commit"),
-            self.peaks.bytes / 1e9,
-            self.peaks.flops / 1e12,
-            "operation",
-            "type",
-            "case",
-            "error",
-            "allowed",
-            "us",
-            "share"
+        let mut out = self.head();
+        let _ = writeln!(
+            out,
+            "\n{:<17} {:<5} {:<46} {:>9} {:>9} {:>10} {:>6}",
+            "operation", "type", "case", "error", "allowed", "us", "share"
         );
-        for o in &self.outcomes {
-            let time = o.microseconds.map_or("-".into(), |us| format!("{us:.1}"));
-            let share = self.share(o).map_or("-".into(), |share| format!("{:.0} %", share * 100.0));
-            let mark = if o.passed() { "" } else { "  WRONG" };
-            out += &format!(
-                "{:<17} {:<5} {:<46} {:>9.1e} {:>9.1e} {time:>10} {share:>6}{mark}\n",
-                o.op, o.dtype, o.case, o.error, o.allowed
+        for outcome in &self.outcomes {
+            out += &self.row(outcome);
+        }
+        let _ = writeln!(out, "\n{} of {} cases are wrong", self.failed(), self.outcomes.len());
+        if self.faults() > 0 {
+            let _ = writeln!(
+                out,
+                "{} cases took less time than the peaks allow (marked !): the measurement is at fault",
+                self.faults()
             );
         }
-        out + &format!("\n{} of {} cases are wrong\n", self.failed(), self.outcomes.len())
+        if let Some(lost) = &self.lost {
+            let _ = writeln!(out, "not all cases were run: {lost}");
+        }
+        out
+    }
+
+    fn head(&self) -> String {
+        let text = |name: &str| self.device[name].to_string().trim_matches('"').to_string();
+        let gib = |name: &str| self.device[name].as_f64().unwrap_or(0.0) / f64::from(1 << 30);
+        let mut out = text("name");
+        if self.device["multiprocessors"].is_u64() {
+            let _ = write!(
+                out,
+                ": compute capability {}, {} multiprocessors, {:.1} of {:.1} GiB free\n{} kernels; images: {}",
+                text("capability"),
+                text("multiprocessors"),
+                gib("free"),
+                gib("memory"),
+                text("kernels"),
+                text("images"),
+            );
+        }
+        let _ = writeln!(out, "; commit {}", text("commit"));
+        if let Some(Peaks { bytes, flops }) = self.peaks {
+            let _ = writeln!(out, "peaks: {:.0} GB/s, {:.2} TFLOP/s", bytes / 1e9, flops / 1e12);
+        }
+        out
+    }
+
+    fn row(&self, outcome: &Outcome) -> String {
+        let (error, allowed, mark) = match &outcome.verdict {
+            Verdict::Passed(Deviation { error, allowed }) => (format!("{error:.1e}"), format!("{allowed:.1e}"), ""),
+            Verdict::Wrong(Deviation { error, allowed }) => {
+                (format!("{error:.1e}"), format!("{allowed:.1e}"), "  WRONG")
+            }
+            Verdict::Failed(_) => ("-".into(), "-".into(), "  FAILED: "),
+            Verdict::Timed => ("-".into(), "-".into(), ""),
+        };
+        let problem = if let Verdict::Failed(problem) = &outcome.verdict { problem.as_str() } else { "" };
+        let time = outcome.microseconds.map_or("-".into(), |us| format!("{us:.1}"));
+        let share = self
+            .share(outcome)
+            .map_or("-".into(), |share| format!("{:.0} %{}", share * 100.0, if share > 1.0 { " !" } else { "" }));
+        let (op, dtype, case) = (outcome.op, outcome.dtype.name(), &outcome.case);
+        format!("{op:<17} {dtype:<5} {case:<46} {error:>9} {allowed:>9} {time:>10} {share:>6}{mark}{problem}\n")
     }
 }
 
-/// JSON has no infinity.
-fn finite(v: f32) -> Option<f32> {
-    v.is_finite().then_some(v)
+impl Outcome {
+    /// One line of the report in JSON.
+    pub fn json(&self, share: Option<f64>) -> Value {
+        let mut line = json!({
+            "op": self.op, "case": self.case, "dtype": self.dtype.name(), "passed": self.passed(),
+            "microseconds": self.microseconds, "flops": self.cost.flops, "bytes": self.cost.bytes, "share": share,
+        });
+        if let Verdict::Passed(Deviation { error, allowed }) | Verdict::Wrong(Deviation { error, allowed }) =
+            self.verdict
+        {
+            // JSON has no infinity.
+            line["error"] = error.is_finite().then_some(error).into();
+            line["allowed"] = allowed.into();
+        }
+        if let Verdict::Failed(problem) = &self.verdict {
+            line["problem"] = problem.as_str().into();
+        }
+        if share.is_some_and(|share| share > 1.0) {
+            line["fault"] = "took less time than the peaks allow: the measurement is at fault".into();
+        }
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::DType;
+
+    #[test]
+    fn operations_are_named_in_part_or_exactly() {
+        let takes = |filter: &str| -> Vec<&str> {
+            let filter: OpFilter = filter.parse().unwrap_or_else(|error| panic!("{error}"));
+            operations().into_iter().filter(|op| filter.takes(op)).collect()
+        };
+        assert_eq!(takes("linear"), ["linear", "linear_decode"]);
+        assert_eq!(takes("=linear"), ["linear"]);
+        assert_eq!(takes(""), operations());
+        for unknown in ["=line", "convolution", "="] {
+            let error = OpFilter::from_str(unknown).expect_err("no such operation");
+            assert!(operations().iter().all(|op| error.contains(op)), "{error}");
+        }
+    }
+
+    /// 2 MFLOP and 1 MB at 1 TFLOP/s and 1 TB/s take 2 us at least.
+    #[test]
+    fn a_share_above_the_peak_is_a_fault_of_the_measurement() {
+        let outcome = |microseconds| Outcome {
+            op: "linear",
+            case: "a".into(),
+            dtype: DType::BF16,
+            verdict: Verdict::Passed(Deviation { error: 0.0, allowed: 0.0 }),
+            microseconds,
+            cost: Cost { flops: 2e6, bytes: 1e6 },
+        };
+        let mut diagnosis = Diagnosis {
+            device: json!({ "name": "a", "commit": "b" }),
+            peaks: Some(Peaks { bytes: 1e12, flops: 1e12 }),
+            cold: true,
+            outcomes: vec![outcome(Some(4.0)), outcome(None), outcome(Some(1.0))],
+            lost: None,
+        };
+        let table = diagnosis.table();
+        assert!(table.contains("  50 %\n") && table.contains("200 % !\n"), "{table}");
+        assert!(table.contains("1 cases took less time than the peaks allow"), "{table}");
+        assert_eq!((diagnosis.faults(), diagnosis.failed(), diagnosis.passed()), (1, 0, true));
+        let peaks = Peaks { bytes: 1e12, flops: 1e12 };
+        let json = |outcome: &Outcome| outcome.json(outcome.share(&peaks));
+        assert!(json(&diagnosis.outcomes[2])["fault"].is_string() && json(&diagnosis.outcomes[0])["fault"].is_null());
+        // In a CPU's caches more than the peak is no fault.
+        diagnosis.cold = false;
+        assert!(!diagnosis.table().contains('%') && diagnosis.faults() == 0);
+    }
 }

@@ -1,232 +1,290 @@
-//! Runs the cases of the tables on a device and collects how they went.
+//! Runs cases on a backend and collects how they went. An error or a panic of one case is its outcome, and the next case runs;
+//! only a device that does not answer any more ends the run.
 
-use super::{difference, largest, round_bf16, tolerance, tolerance_bf16};
-use crate::backend::cuda::{Cuda, Tensor};
-use crate::backend::prelude::*;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::{Case, Expected, Inputs, OpCheck, Outcome, Output, Prepared, Size, TestBackend, Verdict, ops};
 use crate::cost::Cost;
-use crate::tensor::DType;
 use crate::{Error, Result};
-
-/// A function that checks all cases of one operation.
-pub type OpCheck = fn(&mut Harness<'_>) -> Result<()>;
-
-/// Every operation that a device has, and its table.
-pub const OPERATIONS: &[(&str, OpCheck)] = &[
-    ("argmax", super::ops::argmax::check),
-    ("attention", super::ops::attention::check),
-    ("beam_candidates", super::ops::beam_candidates::check),
-    ("cache", super::ops::cache::check),
-    ("conv1d", super::ops::conv1d::check),
-    ("conv_transpose1d", super::ops::conv_transpose1d::check),
-    ("decode_greedy", super::ops::decode_greedy::check),
-    ("embed", super::ops::embed::check),
-    ("layer_norm", super::ops::layer_norm::check),
-    ("linear", super::ops::linear::check_sequences),
-    ("linear_decode", super::ops::linear::check_steps),
-    ("patch_embed", super::ops::patch_embed::check),
-    ("top_k", super::ops::top_k::check),
-    ("transpose", super::ops::transpose::check),
-];
-
-/// Sizes of the cases that a harness runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Size {
-    /// Small enough for a sanitizer that slows a kernel down a thousandfold.
-    Small,
-    /// Ragged shapes around every tile size; what an emulator does in seconds.
-    Ragged,
-    /// The shapes of real models.
-    Real,
-}
-
-/// What is expected of one case.
-pub struct Case {
-    /// Its shape, for people.
-    pub name: String,
-    /// Small, ragged or real.
-    pub size: Size,
-    /// Terms of the longest sum.
-    pub length: usize,
-    /// The exact results: the CPU form in f32 on inputs as the device holds them.
-    pub expected: Vec<f32>,
-    /// The same with the roundings to bf16 that the kernel makes in between; empty if it makes none.
-    pub rounded: Vec<f32>,
-    /// Results have to be equal to the last bit: whole numbers.
-    pub exact: bool,
-    /// Operations and bytes.
-    pub cost: Cost,
-}
-
-/// How one case went.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Outcome {
-    /// The operation.
-    pub op: &'static str,
-    /// The case.
-    pub case: String,
-    /// Type the device computes in.
-    pub dtype: &'static str,
-    /// Largest difference.
-    pub error: f32,
-    /// The largest that is allowed.
-    pub allowed: f32,
-    /// Time of one run, where it was asked for.
-    pub microseconds: Option<f64>,
-    /// Operations and bytes.
-    pub cost: Cost,
-}
-
-impl Outcome {
-    /// Whether the device computed what it should.
-    pub fn passed(&self) -> bool {
-        self.error <= self.allowed
-    }
-}
 
 /// A case that can be timed.
 pub struct Timing<'t> {
     /// The operation.
     pub op: &'static str,
     /// The case.
-    pub case: &'t str,
-    /// Type the device computes in.
-    pub dtype: &'static str,
-    /// Operations and bytes.
-    pub cost: Cost,
-    /// Seconds of one run on the device's own clock; nothing of its inputs is left in the L2 from the run before.
+    pub case: &'t Case,
+    /// Seconds of one run on the device's own clock.
     pub run: &'t dyn Fn() -> Result<f64>,
 }
 
-/// Times a case as often as it wants to, and says how many seconds it took.
+/// Times a case as often as it wants to, and returns seconds.
 pub type Timer<'a> = &'a mut dyn FnMut(Timing<'_>) -> Result<f64>;
 
-/// Runs cases on a device and collects how they went.
-pub struct Harness<'a> {
-    /// The device.
-    pub cuda: &'a Cuda,
-    /// Larger cases are left out.
-    pub max: Size,
-    /// The outcomes so far.
-    pub outcomes: Vec<Outcome>,
-    op: &'static str,
-    timer: Option<Timer<'a>>,
-    /// What is overwritten before a run is timed: twice the L2.
-    flushed: Option<Tensor>,
+/// Something that happens in a harness.
+pub enum Progress<'p> {
+    /// A case begins.
+    Case(&'static str, &'p Case),
+    /// It has ended.
+    Outcome(&'p Outcome),
 }
 
-impl<'a> Harness<'a> {
-    /// A harness of cases up to this size, for correctness only.
-    pub fn new(cuda: &'a Cuda, max: Size) -> Harness<'a> {
-        Harness { cuda, max, outcomes: Vec::new(), op: "", timer: None, flushed: None }
+/// Hears of the progress.
+pub type Observer<'a> = &'a mut dyn FnMut(Progress<'_>);
+
+/// Runs cases on a backend.
+pub struct Harness<'a, B: TestBackend> {
+    /// The backend under test.
+    pub backend: &'a B,
+    /// The outcomes so far.
+    pub outcomes: Vec<Outcome>,
+    max_size: Size,
+    compared: bool,
+    timer: Option<Timer<'a>>,
+    /// Cases of at least this size are timed.
+    min_timed: Size,
+    flush: Option<B::Tensor>,
+    observer: Option<Observer<'a>>,
+    op: &'static str,
+}
+
+impl<'a, B: TestBackend> Harness<'a, B> {
+    /// A harness for cases up to this size, which compares results where the backend is not the CPU form itself.
+    pub fn new(backend: &'a B, max_size: Size) -> Harness<'a, B> {
+        Harness {
+            backend,
+            outcomes: Vec::new(),
+            max_size,
+            compared: B::COMPARED,
+            timer: None,
+            min_timed: Size::Real,
+            flush: None,
+            observer: None,
+            op: "",
+        }
     }
 
-    /// One that hands every case to `timer` too.
-    pub fn timed(cuda: &'a Cuda, max: Size, timer: Timer<'a>) -> Result<Harness<'a>> {
-        let words = cuda.stream().properties().l2 / 2;
-        let flushed = Some(cuda.upload([1, words], &vec![0.0; words])?);
-        Ok(Harness { timer: Some(timer), flushed, ..Harness::new(cuda, max) })
+    /// Also hands every case of at least `min_size` to `timer`.
+    pub fn timed(self, min_size: Size, timer: Timer<'a>) -> Result<Harness<'a, B>> {
+        Ok(Harness { timer: Some(timer), min_timed: min_size, flush: self.backend.flush_buffer()?, ..self })
     }
 
-    /// Runs every case of the operations whose name contains `filter`.
-    pub fn all(&mut self, filter: &str) -> Result<()> {
-        OPERATIONS.iter().filter(|(op, _)| op.contains(filter)).try_for_each(|&(op, check)| self.operation(op, check))
+    /// Leaves out the comparison, and the cases that are not timed with it.
+    pub fn not_compared(self) -> Harness<'a, B> {
+        Harness { compared: false, ..self }
+    }
+
+    /// Also tells `observer` of each case and outcome.
+    pub fn observed(self, observer: Observer<'a>) -> Harness<'a, B> {
+        Harness { observer: Some(observer), ..self }
+    }
+
+    /// Runs every case of the operations that `wanted` names.
+    ///
+    /// # Errors
+    /// If the device is lost; the outcomes so far stay.
+    pub fn run(&mut self, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        ops::table().into_iter().filter(|(op, _)| wanted(op)).try_for_each(|(op, check)| self.operation(op, check))
     }
 
     /// Runs every case of one operation.
-    pub fn operation(&mut self, op: &'static str, check: OpCheck) -> Result<()> {
+    ///
+    /// # Errors
+    /// If the device is lost.
+    pub fn operation(&mut self, op: &'static str, check: OpCheck<B>) -> Result<()> {
         self.op = op;
-        // Inputs, too, lie in memory of just their size.
-        self.cuda.poison(true);
-        let done = check(self);
-        self.cuda.poison(false);
-        done
+        check(self)
     }
 
-    /// Whether the device stores sequences in bf16.
-    pub fn is_bf16(&self) -> bool {
-        self.cuda.dtype() == DType::BF16
-    }
-
-    /// Values as the device will hold them.
-    pub fn stored(&self, values: Vec<f32>) -> Vec<f32> {
-        if self.is_bf16() { values.into_iter().map(round_bf16).collect() } else { values }
-    }
-
-    /// Runs a case whose result is a tensor in the type of the device's sequences, or in f32 where `f32_result`.
-    pub fn case(&mut self, case: Case, f32_result: bool, run: &dyn Fn(&Cuda) -> Result<Tensor>) -> Result<()> {
-        let cuda = self.cuda;
-        let stored = self.is_bf16() && !f32_result;
-        self.compare(case, stored, &|| cuda.download(&run(cuda)?), &|| run(cuda).map(drop))
-    }
-
-    /// Runs a case whose f32 results the host receives.
-    pub fn values(&mut self, case: Case, run: &dyn Fn(&Cuda) -> Result<Vec<f32>>) -> Result<()> {
-        let cuda = self.cuda;
-        self.compare(case, false, &|| run(cuda), &|| run(cuda).map(drop))
-    }
-
-    /// Runs a case whose results are whole numbers, which are compared exactly.
-    pub fn ids(&mut self, mut case: Case, run: &dyn Fn(&Cuda) -> Result<Vec<u32>>) -> Result<()> {
-        case.exact = true;
-        self.values(case, &|cuda| Ok(run(cuda)?.into_iter().map(|id| id as f32).collect()))
-    }
-
-    /// Compares what `read` returns, stored in bf16 where `stored`, and times `run`.
-    fn compare(
-        &mut self,
-        case: Case,
-        stored: bool,
-        read: &dyn Fn() -> Result<Vec<f32>>,
-        run: &dyn Fn() -> Result<()>,
-    ) -> Result<()> {
-        let allowed = match (case.exact, stored) {
-            (true, _) => 0.0,
-            (_, true) => tolerance_bf16(case.length, &case.expected, &case.rounded),
-            (_, false) => tolerance(case.length, largest(&case.expected)),
-        };
-        let (cuda, op) = (self.cuda, self.op);
-        let named = |error: Error| Error::shape(op, format!("{}: {error}", case.name));
-        let results = self.run_all_schedules(case.size, read).map_err(named)?;
-        let mut error = difference(&results[0], &case.expected);
-        // The order of threads, or a second run, must not change a bit.
-        if results.iter().any(|r| r.iter().zip(&results[0]).any(|(a, b)| a.to_bits() != b.to_bits())) {
-            error = f32::INFINITY;
+    /// Runs a case, if its size is wanted: puts its inputs on the backend with `prepare`, compares and times.
+    ///
+    /// # Errors
+    /// If the device is lost.
+    pub fn case<'c>(&mut self, case: Case, prepare: impl FnOnce(&Inputs) -> Result<Prepared<'c, B>>) -> Result<()> {
+        if !self.wants(&case) {
+            return Ok(());
         }
-        cuda.poison(false);
-        let dtype = if self.is_bf16() { "bf16" } else { "f32" };
-        let (case, cost) = (&case.name, case.cost);
-        let flushed = &self.flushed;
-        let run = || seconds(cuda, flushed.as_ref(), run);
-        let timer = self.timer.as_mut();
-        let time = timer.map(|timer| timer(Timing { op, case, dtype, cost, run: &run })).transpose();
-        let microseconds = time.map_err(named)?.map(|seconds| seconds * 1e6);
-        cuda.poison(true);
-        let case = case.clone();
-        self.outcomes.push(Outcome { op, case, dtype, error, allowed, microseconds, cost });
+        self.tell(Progress::Case(self.op, &case));
+        let inputs = Inputs::new(self.op, &case.name);
+        // Inputs, too, lie in memory of just their size.
+        self.backend.poison(true);
+        let attempt = catch_unwind(AssertUnwindSafe(|| self.attempt(&case, prepare(&inputs)?)));
+        self.backend.poison(false);
+        let problem = match attempt {
+            Ok(Ok(done)) => return self.note(case, done),
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => format!("panicked: {}", text_of(&*panic)),
+        };
+        self.note(case, (Verdict::Failed(problem.clone()), None))?;
+        self.backend.alive().map_err(|error| Error::Device {
+            device: self.backend.name(),
+            problem: format!("does not answer any more after {}: {problem} ({error})", self.op),
+        })
+    }
+
+    fn wants(&self, case: &Case) -> bool {
+        case.size <= self.max_size && (self.compared || self.times(case))
+    }
+
+    fn times(&self, case: &Case) -> bool {
+        let Cost { flops, bytes } = case.cost;
+        let costs = flops.max(bytes) > 0.0 && flops <= B::MAX_TIMED_FLOPS;
+        self.timer.is_some() && costs && case.size >= self.min_timed
+    }
+
+    fn attempt(&mut self, case: &Case, prepared: Prepared<'_, B>) -> Result<(Verdict, Option<f64>)> {
+        let Prepared { run, expected } = prepared;
+        let verdict = if self.compared { self.compare(case.size, &*run, expected)? } else { Verdict::Timed };
+        self.backend.poison(false);
+        if !self.times(case) {
+            return Ok((verdict, None));
+        }
+        let (backend, op, flush) = (self.backend, self.op, self.flush.as_ref());
+        let run = || {
+            // The flush also takes a device so long that the launches of the run are waiting when it ends.
+            flush.map_or(Ok(()), |buffer| backend.flush_l2(buffer))?;
+            let start = backend.record_event()?;
+            run()?;
+            let end = backend.record_event()?;
+            Ok(backend.elapsed(&start, &end)? * 1e-3)
+        };
+        let seconds = self.timer.as_mut().map(|timer| timer(Timing { op, case, run: &run })).transpose()?;
+        Ok((verdict, seconds.map(|seconds| seconds * 1e6)))
+    }
+
+    /// Compares the results of all schedules with each other and the first with what is expected.
+    fn compare<'c>(
+        &self,
+        size: Size,
+        run: &dyn Fn() -> Result<Output<B>>,
+        expected: impl FnOnce() -> Result<Expected<'c>>,
+    ) -> Result<Verdict> {
+        let backend = self.backend;
+        // Checking every access takes an emulator too long for the largest cases.
+        let results = backend.run_all_schedules(size < Size::Real, &|| match run()? {
+            Output::Tensor(tensor) => backend.download(&tensor),
+            Output::Values(values) => Ok(values),
+        })?;
+        let Some((first, others)) = results.split_first() else {
+            return Err(Error::shape(self.op, "nothing was run"));
+        };
+        // The order of threads, or a second run, must not change a bit.
+        let differs = |other: &Vec<f32>| other.iter().zip(first).position(|(a, b)| a.to_bits() != b.to_bits());
+        if let Some((run, at)) = others.iter().enumerate().find_map(|(n, other)| Some((n + 2, differs(other)?))) {
+            return Ok(Verdict::Failed(format!("run {run} gives other bits than run 1, first in value {at}")));
+        }
+        let deviation = expected()?.compare(first)?;
+        Ok(match deviation.error <= deviation.allowed {
+            true => Verdict::Passed(deviation),
+            false => Verdict::Wrong(deviation),
+        })
+    }
+
+    fn note(&mut self, case: Case, (verdict, microseconds): (Verdict, Option<f64>)) -> Result<()> {
+        let Case { name, dtype, cost, .. } = case;
+        let outcome = Outcome { op: self.op, case: name, dtype, verdict, microseconds, cost };
+        self.tell(Progress::Outcome(&outcome));
+        self.outcomes.push(outcome);
         Ok(())
     }
 
-    /// The result under every order of threads that the device can be made to take, and but for the largest cases with
-    /// every access to memory checked; twice on a GPU.
-    #[cfg_attr(not(feature = "emulator"), allow(unused_variables))]
-    fn run_all_schedules(&self, size: Size, run: &dyn Fn() -> Result<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
-        #[cfg(feature = "emulator")]
-        if let Some(emulator) = self.cuda.stream().driver().emulator() {
-            return emulator.run_all_schedules(size < Size::Real, run);
+    fn tell(&mut self, progress: Progress<'_>) {
+        if let Some(observer) = &mut self.observer {
+            observer(progress);
         }
-        Ok(vec![run()?, run()?])
     }
 }
 
-/// Seconds of a run between two events. The flush before it leaves the L2 without its inputs, and takes the device so long
-/// that the launches of the run are waiting when it ends.
-fn seconds(cuda: &Cuda, flushed: Option<&Tensor>, run: &dyn Fn() -> Result<()>) -> Result<f64> {
-    let stream = cuda.stream();
-    if let Some(flushed) = flushed {
-        cuda.flush_l2(flushed)?;
+/// Message of a panic.
+fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {
+    let owned = panic.downcast_ref::<String>().map(String::as_str);
+    owned.or(panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Cpu;
+    use crate::tensor::DType;
+
+    fn case(name: &str, size: Size) -> Case {
+        Case { name: name.into(), dtype: DType::F32, size, cost: Cost { flops: 1.0, bytes: 1.0 } }
     }
-    let start = stream.record_event()?;
-    run()?;
-    let end = stream.record_event()?;
-    Ok(f64::from(stream.elapsed(&start, &end)?) * 1e-3)
+
+    fn values(value: f32) -> Result<Output<Cpu>> {
+        Ok(Output::Values(vec![value]))
+    }
+
+    fn one<'c>() -> Result<Expected<'c>> {
+        Ok(Expected::Exact(vec![1.0]))
+    }
+
+    /// Everything that can happen to a case, in turn.
+    fn check(harness: &mut Harness<'_, Cpu>) -> Result<()> {
+        harness.case(case("right", Size::Small), |_| Prepared::new(|| values(1.0), one))?;
+        harness.case(case("wrong", Size::Small), |_| Prepared::new(|| values(1.5), one))?;
+        harness.case(case("no inputs", Size::Small), |_| Err(Error::shape("inputs", "too large")))?;
+        harness.case(case("an error", Size::Small), |_| Prepared::new(|| Err(Error::shape("op", "refused")), one))?;
+        harness.case(case("a panic", Size::Small), |_| Prepared::new(|| panic!("out of {}", "bounds"), one))?;
+        harness.case(case("nothing to compare with", Size::Small), |_| {
+            Prepared::new(|| values(1.0), || Err(Error::shape("reference", "missing")))
+        })?;
+        let runs = std::cell::Cell::new(0.0);
+        harness
+            .case(case("other bits", Size::Small), |_| Prepared::new(|| values(runs.replace(runs.get() + 1.0)), one))?;
+        harness.case(case("too large", Size::Real), |_| panic!("not wanted"))?;
+        harness.case(case("the last", Size::Ragged), |_| Prepared::new(|| values(1.0), one))
+    }
+
+    fn verdicts(harness: &Harness<'_, Cpu>) -> Vec<(String, Verdict)> {
+        harness.outcomes.iter().map(|outcome| (outcome.case.clone(), outcome.verdict.clone())).collect()
+    }
+
+    #[test]
+    fn whatever_happens_to_a_case_is_its_outcome_and_the_next_runs() -> Result<()> {
+        let mut seen = Vec::new();
+        let mut observer = |progress: Progress<'_>| match progress {
+            Progress::Case(op, case) => seen.push(format!("{op}: {}", case.name)),
+            Progress::Outcome(outcome) => seen.push(format!("{} {}", outcome.case, outcome.passed())),
+        };
+        let mut harness = Harness { compared: true, ..Harness::new(&Cpu, Size::Ragged).observed(&mut observer) };
+        harness.operation("op", check)?;
+        let failed = |problem: &str| Verdict::Failed(problem.into());
+        let deviation = |error| super::super::Deviation { error, allowed: 0.0 };
+        let expected = [
+            ("right", Verdict::Passed(deviation(0.0))),
+            ("wrong", Verdict::Wrong(deviation(0.5))),
+            ("no inputs", failed("inputs: too large")),
+            ("an error", failed("op: refused")),
+            ("a panic", failed("panicked: out of bounds")),
+            ("nothing to compare with", failed("reference: missing")),
+            ("other bits", failed("run 2 gives other bits than run 1, first in value 0")),
+            ("the last", Verdict::Passed(deviation(0.0))),
+        ];
+        assert_eq!(verdicts(&harness), expected.map(|(case, verdict)| (case.to_string(), verdict)));
+        drop(harness);
+        assert_eq!(seen[..4], ["op: right", "right true", "op: wrong", "wrong false"]);
+        assert_eq!(seen.len(), 16);
+        Ok(())
+    }
+
+    #[test]
+    fn only_what_is_timed_is_run_where_nothing_is_compared() -> Result<()> {
+        let (mut timed, mut untimed) = (Vec::new(), case("of no cost", Size::Real));
+        untimed.cost = Cost::default();
+        let mut timer = |timing: Timing<'_>| {
+            timed.push(timing.case.name.clone());
+            (timing.run)()
+        };
+        let mut harness = Harness::new(&Cpu, Size::Real).timed(Size::Real, &mut timer)?;
+        harness.case(case("real", Size::Real), |_| Prepared::new(|| values(0.0), || panic!("not wanted")))?;
+        harness.case(case("small", Size::Small), |_| panic!("not wanted"))?;
+        harness.case(untimed, |_| panic!("not wanted"))?;
+        let huge = Case { cost: Cost { flops: 1e12, bytes: 1.0 }, ..case("huge", Size::Real) };
+        harness.case(huge, |_| panic!("not wanted"))?;
+        assert_eq!(verdicts(&harness), [("real".to_string(), Verdict::Timed)]);
+        assert!(harness.outcomes[0].microseconds.is_some());
+        drop(harness);
+        assert_eq!(timed, ["real"]);
+        Ok(())
+    }
 }

@@ -1,17 +1,17 @@
-//! Conformance of a device: the table of cases of every operation, run by the emulator, by the tests on a GPU and by `im2sp
-//! doctor`. Each case is computed by the device and by the CPU form, on fresh random inputs, into poisoned memory.
+//! Conformance of a backend: a table of cases of every operation, run by the tests on the emulator and on GPUs, by `im2sp
+//! doctor` and by `benches/ops.rs`. A device computes each case into poisoned memory and is compared with the CPU form; the CPU,
+//! which is that form, is timed only.
 
-#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod case;
 mod doctor;
-#[cfg(any(feature = "cuda", feature = "emulator"))]
 mod harness;
-#[cfg(any(feature = "cuda", feature = "emulator"))]
 mod ops;
+mod test_backend;
 mod tolerance;
 
-pub use tolerance::{difference, largest, round_bf16, tolerance, tolerance_bf16};
-
-#[cfg(any(feature = "cuda", feature = "emulator"))]
-pub use doctor::{Diagnosis, DoctorOptions, examine};
-#[cfg(any(feature = "cuda", feature = "emulator"))]
-pub use harness::{Case, Harness, OPERATIONS, OpCheck, Outcome, Size, Timer, Timing};
+pub use case::{Case, Deviation, Expected, Inputs, Outcome, Output, Prepared, Size, Verdict};
+pub use doctor::{Diagnosis, DoctorOptions, Event, OpFilter, examine};
+pub use harness::{Harness, Observer, Progress, Timer, Timing};
+pub use ops::{OpCheck, operations};
+pub use test_backend::TestBackend;
+pub use tolerance::{difference, largest, round_bf16, stored, tolerance, tolerance_bf16};

@@ -33,6 +33,9 @@ pub struct LoadOptions {
     pub device: Device,
     /// Type of the weight matrices in memory; `None` leaves them as stored. Sums are always f32.
     pub dtype: Option<DType>,
+    /// Reads the weights into memory instead of mapping their files. A mapped file must not change while it is used: one
+    /// that is rewritten in place ends the program.
+    pub no_mmap: bool,
 }
 
 /// How a picture is captioned.
@@ -162,12 +165,12 @@ impl Engine {
     /// If a file is missing or malformed, a tensor is missing, superfluous or of another shape than `config.json` says,
     /// or the device cannot be used.
     pub fn load(directory: impl AsRef<Path>, device: Device) -> Result<Engine> {
-        Engine::load_with(directory, LoadOptions { device, dtype: None })
+        Engine::load_with(directory, LoadOptions { device, ..LoadOptions::default() })
     }
 
     /// As [`Engine::load`], with every option.
     pub fn load_with(directory: impl AsRef<Path>, options: LoadOptions) -> Result<Engine> {
-        Engine::new(ModelFiles::open(directory.as_ref())?, options)
+        Engine::new(ModelFiles::open_with(directory.as_ref(), !options.no_mmap)?, options)
     }
 
     /// The model that is compiled into this crate. It describes drawn scenes of coloured shapes and nothing else.

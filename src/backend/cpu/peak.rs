@@ -11,12 +11,21 @@ use crate::backend::Peaks;
 
 /// Runs of which the fastest counts.
 const RUNS: usize = 5;
+/// Multiply-adds of 12 registers in each thread: some ten milliseconds.
+const ROUNDS: usize = 1 << 22;
+/// Values that are read: 512 MB, more than the last cache of most processors.
+const ELEMENTS: usize = 1 << 27;
 /// Sums at a time: more than the latency of a multiply-add can hide, fewer than 16 registers.
 const CHAINS: usize = 12;
 
 impl Cpu {
+    /// Measured peaks of all threads together.
+    pub fn peaks(&self) -> Peaks {
+        self.peaks_of(ROUNDS, ELEMENTS)
+    }
+
     /// Measures with `rounds` multiply-adds of 12 registers and a read of `elements` f32, shared by all threads.
-    pub fn peaks(&self, rounds: usize, elements: usize) -> Peaks {
+    fn peaks_of(&self, rounds: usize, elements: usize) -> Peaks {
         let values = vec![1.0; elements];
         let threads = rayon::current_num_threads();
         let share = elements.div_ceil(threads).max(1);
@@ -100,7 +109,7 @@ mod tests {
             assert_eq!(sum, len as f32);
         }
         for (rounds, elements) in [(100, 1), (10_000, 100_003)] {
-            let Peaks { flops, bytes } = Cpu.peaks(rounds, elements);
+            let Peaks { flops, bytes } = Cpu.peaks_of(rounds, elements);
             assert!(flops.is_finite() && flops > 0.0 && bytes.is_finite() && bytes > 0.0);
         }
     }

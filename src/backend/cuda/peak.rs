@@ -15,8 +15,14 @@ const FLOPS: f64 = 16.0 * 2.0 * 16.0 * 8.0 * 16.0;
 const THREADS: usize = 256;
 
 impl Cuda {
+    /// Measured peaks, with a copy of 1 GiB and some milliseconds of products. On the emulator, whose clock measures the host,
+    /// with less.
+    pub fn peaks(&self) -> Result<Peaks> {
+        if self.is_emulated() { self.peaks_of(1 << 20, 4) } else { self.peaks_of(1 << 30, 4096) }
+    }
+
     /// Measures with a copy of `bytes` and with `repeats` rounds of products in every warp.
-    pub fn peaks(&self, bytes: usize, repeats: usize) -> Result<Peaks> {
+    fn peaks_of(&self, bytes: usize, repeats: usize) -> Result<Peaks> {
         let words = bytes / size_of::<f32>();
         let from = self.empty([1, words], DType::F32, Layout::Rows)?;
         let to = self.empty([1, words], DType::F32, Layout::Rows)?;
@@ -40,19 +46,27 @@ impl Cuda {
         Ok(Peaks { bytes: 2.0 * copied as f64 / copy, flops: flops / product })
     }
 
+    /// Whether the host runs the kernels.
+    pub fn is_emulated(&self) -> bool {
+        #[cfg(feature = "emulator")]
+        return self.stream.driver().emulator().is_some();
+        #[cfg(not(feature = "emulator"))]
+        false
+    }
+
     fn get(&self, x: &super::Tensor) -> Result<Vec<f32>> {
         crate::backend::Device::download(self, x)
     }
 
     /// Seconds of the fastest run.
     fn fastest(&self, run: &dyn Fn() -> Result<()>) -> Result<f64> {
-        let mut least = f64::INFINITY;
+        let mut min = f64::INFINITY;
         for _ in 0..RUNS {
             let start = self.stream.record_event()?;
             run()?;
             let end = self.stream.record_event()?;
-            least = least.min(f64::from(self.stream.elapsed(&start, &end)?) * 1e-3);
+            min = min.min(f64::from(self.stream.elapsed(&start, &end)?) * 1e-3);
         }
-        Ok(least)
+        Ok(min)
     }
 }

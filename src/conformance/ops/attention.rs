@@ -1,12 +1,11 @@
 //! Cases of attention.
 
 use crate::Result;
-use crate::backend::AttentionShape;
+use crate::backend::attention::{self, AttentionShape};
 use crate::backend::cpu::Cpu;
 use crate::backend::prelude::*;
-use crate::conformance::{Case, Harness, Size, round_bf16};
-use crate::cost::Cost;
-use crate::random::Random;
+use crate::conformance::{Case, Expected, Harness, Output, Prepared, Size, TestBackend, round_bf16, stored};
+use crate::tensor::DType;
 
 /// Batch, tokens, heads, head size, prefix; and how large queries and keys are.
 const SHAPES: &[([usize; 5], f32, Size)] = &[
@@ -28,40 +27,38 @@ const SHAPES: &[([usize; 5], f32, Size)] = &[
 ];
 
 /// Against the CPU form; in bf16 also against the plain computation that rounds what the kernel rounds.
-pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
-    let max = harness.max;
-    for &([batch, tokens, heads, size_of_head, prefix], scale, size) in SHAPES.iter().filter(|shape| shape.2 <= max) {
-        let mut random = Random::new((tokens * 7 + heads) as u64);
-        let (rows, width) = (batch * tokens, heads * size_of_head);
-        let mut qkv = random.values(rows * 3 * width);
-        for row in qkv.chunks_exact_mut(3 * width) {
-            row[..2 * width].iter_mut().for_each(|v| *v *= scale);
-        }
-        let qkv = harness.stored(qkv);
+pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
+    let (backend, dtype) = (harness.backend, harness.backend.dtype());
+    for &([batch, tokens, heads, head_size, prefix], scale, size) in SHAPES {
         let shape = AttentionShape { batch, tokens, heads, prefix };
-        let expected = Cpu.download(&Cpu.attention(&Cpu.upload([rows, 3 * width], &qkv)?, shape)?)?;
-        let rounded =
-            if harness.is_bf16() && size < Size::Real { plain(&qkv, shape, size_of_head) } else { expected.clone() };
-        let element = harness.cuda.dtype().size() as f64;
-        let pairs = (batch * heads * tokens * tokens) as f64;
-        let case = Case {
-            name: format!("{batch}x{tokens}x{heads}x{size_of_head} after {prefix} of {scale}"),
-            size,
-            // Scores of so many products go through an exponential.
-            length: (size_of_head + tokens) * (1.0 + scale * scale) as usize,
-            expected,
-            rounded,
-            exact: false,
-            cost: Cost { flops: 4.0 * pairs * size_of_head as f64, bytes: 4.0 * (rows * width) as f64 * element },
-        };
-        let x = harness.cuda.sequence([rows, 3 * width], &qkv)?;
-        harness.case(case, false, &|cuda| cuda.attention(&x, shape))?;
+        let (rows, width) = (batch * tokens, heads * head_size);
+        let name = format!("{batch}x{tokens}x{heads}x{head_size} after {prefix} of {scale}");
+        let case = Case { name, dtype, size, cost: attention::cost(shape, head_size, dtype.size()) };
+        harness.case(case, |inputs| {
+            let mut qkv = inputs.values(rows * 3 * width);
+            for row in qkv.chunks_exact_mut(3 * width).filter(|_| scale != 1.0) {
+                row[..2 * width].iter_mut().for_each(|v| *v *= scale);
+            }
+            let qkv = stored(dtype, qkv);
+            let x = backend.sequence([rows, 3 * width], &qkv)?;
+            let run = move || Ok(Output::Tensor(backend.attention(&x, shape)?));
+            Prepared::new(run, move || {
+                let plain = dtype == DType::BF16 && size < Size::Real;
+                Ok(Expected::Close {
+                    values: Cpu.download(&Cpu.attention(&Cpu.upload([rows, 3 * width], &qkv)?, shape)?)?,
+                    rounded: if plain { rounded(&qkv, shape, head_size) } else { Vec::new() },
+                    // Scores of so many products go through an exponential.
+                    terms: (head_size + tokens) * (1.0 + scale * scale) as usize,
+                    stored: dtype,
+                })
+            })
+        })?;
     }
     Ok(())
 }
 
 /// The definition, with probabilities and results rounded to bf16.
-fn plain(qkv: &[f32], shape: AttentionShape, size: usize) -> Vec<f32> {
+fn rounded(qkv: &[f32], shape: AttentionShape, size: usize) -> Vec<f32> {
     let AttentionShape { batch, tokens, heads, prefix } = shape;
     let width = heads * size;
     let at = |row: usize, part: usize, head: usize| &qkv[row * 3 * width + part * width + head * size..][..size];

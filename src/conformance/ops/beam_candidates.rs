@@ -1,14 +1,14 @@
 //! Cases of beam_candidates.
 
 use crate::Result;
-use crate::backend::BeamCandidate;
+use crate::backend::beam_candidates::{self, BeamCandidate};
 use crate::backend::cpu::Cpu;
 use crate::backend::prelude::*;
-use crate::conformance::{Case, Harness, Size, tolerance};
+use crate::conformance::{Case, Expected, Harness, Inputs, Output, Prepared, Size, TestBackend};
 use crate::cost::Cost;
-use crate::random::Random;
+use crate::tensor::DType;
 
-/// Rows of each picture, vocabulary, candidates.
+/// Rows of each image, vocabulary, candidates.
 const SHAPES: &[(&[usize], usize, usize, Size)] = &[
     (&[1], 1, 1, Size::Small),
     (&[1, 2], 5, 4, Size::Small),
@@ -23,84 +23,145 @@ const SHAPES: &[(&[usize], usize, usize, Size)] = &[
     (&[4; 8], 30_522, 8, Size::Real),
 ];
 
-fn scores(pictures: &[Vec<BeamCandidate>]) -> Vec<f32> {
-    pictures.iter().flatten().map(|candidate| candidate.score).collect()
+/// Largest logit of a row.
+const TOP: f32 = 8.0;
+/// Distance of the best logits of a row; an image's rows share it out.
+const STEP: f32 = 0.5;
+/// Width of the logits below the best ones.
+const SPREAD: f32 = 8.0;
+
+/// Logits (rows, vocabulary) and the scores so far.
+struct Scores {
+    images: &'static [usize],
+    vocabulary: usize,
+    logits: Vec<f32>,
+    so_far: Vec<f32>,
+}
+
+impl Scores {
+    /// Sums of the backend may differ from those of the CPU form by rounding. So the best `count + 1` texts of an image, one
+    /// more than are wanted, lie on a grid: those of a row `STEP` apart, and the grids of an image's rows in between each
+    /// other, since the scores so far take back each row's own sum. With `ties` all rows are equal.
+    fn new(inputs: &Inputs, images: &'static [usize], vocabulary: usize, count: usize, ties: bool) -> Scores {
+        let rows: usize = images.iter().sum();
+        let best = vocabulary.min(count + 1);
+        let below = TOP - STEP * best as f32;
+        let mut logits: Vec<f32> =
+            inputs.values(rows * vocabulary).into_iter().map(|v| below - SPREAD * (v + 1.0)).collect();
+        let places = inputs.below(rows * best, vocabulary);
+        for (row, places) in logits.chunks_exact_mut(vocabulary).zip(places.chunks_exact(best)) {
+            let mut taken = Vec::new();
+            for (n, &place) in places.iter().enumerate() {
+                // The next one that is free.
+                let place = (place..vocabulary).chain(0..place).find(|place| !taken.contains(place)).unwrap_or(place);
+                taken.push(place);
+                row[place] = TOP - STEP * n as f32;
+            }
+        }
+        let mut so_far = Vec::new();
+        let first = logits[..vocabulary.min(logits.len())].to_vec();
+        for &texts in images {
+            for text in 0..texts {
+                let row = &mut logits[so_far.len() * vocabulary..][..vocabulary];
+                if ties {
+                    row.copy_from_slice(&first);
+                }
+                let sum = row.iter().map(|&v| f64::from(v - TOP).exp()).sum::<f64>().ln() as f32;
+                // The best text is in a row of the middle.
+                let turn = (text + texts / 2) % texts;
+                so_far.push(if ties { -7.5 } else { sum - 20.0 - STEP * turn as f32 / texts as f32 });
+            }
+        }
+        Scores { images, vocabulary, logits, so_far }
+    }
+
+    fn rows(&self) -> usize {
+        self.so_far.len()
+    }
+
+    fn on<B: Backend>(&self, backend: &B) -> Result<B::Tensor> {
+        backend.upload([self.rows(), self.vocabulary], &self.logits)
+    }
+
+    fn expected(&self, count: usize) -> Result<Vec<Vec<BeamCandidate>>> {
+        Cpu.beam_candidates(&self.on(&Cpu)?, &self.so_far, self.images, count)
+    }
+}
+
+fn scores(images: &[Vec<BeamCandidate>]) -> Vec<f32> {
+    images.iter().flatten().map(|candidate| candidate.score).collect()
 }
 
 /// Rows and tokens in turn.
-fn places(pictures: &[Vec<BeamCandidate>]) -> Vec<u32> {
-    pictures.iter().flatten().flat_map(|candidate| [candidate.row as u32, candidate.token]).collect()
+fn places(images: &[Vec<BeamCandidate>]) -> Vec<u32> {
+    images.iter().flatten().flat_map(|candidate| [candidate.row as u32, candidate.token]).collect()
 }
 
-/// Against the CPU form. Its sums may differ from the device's by rounding, so inputs are drawn until no two neighbours
-/// among the candidates are so close that rounding could exchange them. Equal rows tie exactly on both sides.
-pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
-    let mut random = Random::new(36);
-    let (cuda, max) = (harness.cuda, harness.max);
-    for &(pictures, vocabulary, count, size) in SHAPES.iter().filter(|shape| shape.3 <= max) {
-        let rows: usize = pictures.iter().sum();
+/// Against the CPU form: scores within the tolerance, rows and tokens exactly; and the last image without the others.
+pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
+    let backend = harness.backend;
+    for &(images, vocabulary, count, size) in SHAPES {
         for ties in [false, true] {
-            let (mut logits, mut so_far);
-            let expected = loop {
-                logits = random.values(rows * vocabulary).iter().map(|v| v * 8.0).collect::<Vec<_>>();
-                so_far = random.values(rows).iter().map(|v| v * 4.0 - 20.0).collect::<Vec<_>>();
-                if ties {
-                    let first = logits[..vocabulary.min(logits.len())].to_vec();
-                    logits.chunks_exact_mut(vocabulary).for_each(|row| row.copy_from_slice(&first));
-                    so_far.fill(-7.5);
-                }
-                let x = Cpu.upload([rows, vocabulary], &logits)?;
-                // One more shows whether the last is clear.
-                let mut expected = Cpu.beam_candidates(&x, &so_far, pictures, count + 1)?;
-                let blurred = 2.0 * tolerance(vocabulary, 32.0);
-                if ties || expected.iter().all(|best| best.windows(2).all(|w| w[0].score - w[1].score > blurred)) {
-                    expected.iter_mut().for_each(|best| best.truncate(count));
-                    break expected;
-                }
-            };
-            let x = cuda.upload([rows, vocabulary], &logits)?;
-            let case = |what: &str, expected: Vec<f32>| Case {
-                name: format!("{count} of {pictures:?}x{vocabulary}{}, {what}", if ties { ", ties" } else { "" }),
-                size,
-                length: vocabulary,
-                expected,
-                rounded: Vec::new(),
-                exact: false,
-                cost: Cost { flops: (4 * rows * vocabulary) as f64, bytes: (4 * rows * vocabulary) as f64 },
-            };
-            let run = || cuda.beam_candidates(&x, &so_far, pictures, count);
-            harness.values(case("scores", scores(&expected)), &|_| Ok(scores(&run()?)))?;
-            let ids = places(&expected).into_iter().map(|id| id as f32).collect();
-            harness.ids(case("places", ids), &|_| Ok(places(&run()?)))?;
-            alone(harness, &logits, vocabulary, &so_far, pictures, count, size)?;
+            let shape = format!("{count} of {}x{vocabulary}{}", rows_of(images), if ties { ", ties" } else { "" });
+            let case = |what: &str, cost| Case { name: format!("{shape}, {what}"), dtype: DType::F32, size, cost };
+            let inputs = Inputs::new("beam_candidates", &shape);
+            let drawn = Scores::new(&inputs, images, vocabulary, count, ties);
+            let drawn = &drawn;
+            harness.case(case("scores", beam_candidates::cost(drawn.rows(), vocabulary)), |_| {
+                let x = drawn.on(backend)?;
+                let run =
+                    move || Ok(Output::Values(scores(&backend.beam_candidates(&x, &drawn.so_far, images, count)?)));
+                Prepared::new(run, move || Ok(Expected::close(scores(&drawn.expected(count)?), vocabulary, DType::F32)))
+            })?;
+            harness.case(case("places", Cost::default()), |_| {
+                let x = drawn.on(backend)?;
+                let run =
+                    move || Ok(Output::ids(&places(&backend.beam_candidates(&x, &drawn.so_far, images, count)?)));
+                Prepared::new(run, move || Ok(Expected::ids(&places(&drawn.expected(count)?))))
+            })?;
+            let Some((&texts, others)) = images.split_last() else { continue };
+            let first: usize = others.iter().sum();
+            // The same bits.
+            harness.case(case("the last alone", Cost::default()), |_| {
+                let x = backend.upload([texts, vocabulary], &drawn.logits[first * vocabulary..])?;
+                let all = drawn.on(backend)?;
+                let so_far = &drawn.so_far[first..];
+                let run = move || Ok(Output::Values(scores(&backend.beam_candidates(&x, so_far, &[texts], count)?)));
+                Prepared::new(run, move || {
+                    let last = backend.beam_candidates(&all, &drawn.so_far, images, count)?.pop().unwrap_or_default();
+                    Ok(Expected::Exact(scores(&[last])))
+                })
+            })?;
         }
     }
     Ok(())
 }
 
-/// The last picture without its neighbours: the same bits.
-fn alone(
-    harness: &mut Harness<'_>,
-    logits: &[f32],
-    vocabulary: usize,
-    so_far: &[f32],
-    pictures: &[usize],
-    count: usize,
-    size: Size,
-) -> Result<()> {
-    let (cuda, Some((&texts, before))) = (harness.cuda, pictures.split_last()) else { return Ok(()) };
-    let first: usize = before.iter().sum();
-    let x = cuda.upload([texts, vocabulary], &logits[first * vocabulary..])?;
-    let together = cuda.upload([first + texts, vocabulary], logits)?;
-    let last = cuda.beam_candidates(&together, so_far, pictures, count)?.pop().unwrap_or_default();
-    let case = Case {
-        name: format!("{count} of {pictures:?}x{vocabulary}, the last alone"),
-        size,
-        length: vocabulary,
-        expected: scores(&[last]),
-        rounded: Vec::new(),
-        exact: true,
-        cost: Cost::default(),
-    };
-    harness.values(case, &|cuda| Ok(scores(&cuda.beam_candidates(&x, &so_far[first..], &[texts], count)?)))
+/// Rows of each image, for people.
+fn rows_of(images: &[usize]) -> String {
+    match images {
+        [first, _, ..] if images.iter().all(|texts| texts == first) => format!("{}x{first}", images.len()),
+        _ => format!("{images:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::tolerance;
+
+    /// No rounding within the tolerance exchanges two of the best texts, or the last of them with the next.
+    #[test]
+    fn best_texts_are_clear() -> Result<()> {
+        for &(images, vocabulary, count, _) in SHAPES {
+            let inputs = Inputs::new("beam_candidates", &format!("{images:?}x{vocabulary}"));
+            let drawn = Scores::new(&inputs, images, vocabulary, count, false);
+            for best in drawn.expected(count + 1)? {
+                let close = best.windows(2).find(|w| w[0].score - w[1].score <= 2.0 * tolerance(vocabulary, 32.0));
+                assert!(close.is_none(), "{images:?}x{vocabulary}: {close:?}");
+                assert!(best.iter().all(|candidate| candidate.score.abs() <= 32.0));
+            }
+        }
+        Ok(())
+    }
 }

@@ -2,18 +2,19 @@
 
 use std::ops::Range;
 
+use super::host;
 use crate::Result;
+use crate::backend::conv1d::{self, ConvActivation, ConvEpilogue};
 use crate::backend::cpu::Cpu;
-use crate::backend::cuda::Cuda;
 use crate::backend::prelude::*;
-use crate::backend::{ConvActivation, ConvEpilogue};
-use crate::conformance::{Case, Harness, Size};
+use crate::conformance::{Case, Expected, Harness, Inputs, Output, Prepared, Size, TestBackend, stored};
 use crate::cost::Cost;
-use crate::random::Random;
-use crate::tensor::HostTensor;
+use crate::tensor::DType;
 
 /// C in, C out, taps, S, dilation.
-const SHAPES: &[([usize; 5], Size)] = &[
+type Shape = [usize; 5];
+
+const SHAPES: &[(Shape, Size)] = &[
     ([1, 1, 1, 1, 1], Size::Small),
     ([8, 16, 3, 5, 1], Size::Small),
     ([16, 1, 7, 20, 1], Size::Small),
@@ -44,16 +45,18 @@ struct Around {
 }
 
 const PLAIN: Around = Around { slope: 1.0, residual: false, activation: ConvActivation::None, sum: false, scale: 1.0 };
+const AROUND: [Around; 4] = [
+    PLAIN,
+    Around { slope: 0.1, residual: true, sum: true, scale: 0.5, ..PLAIN },
+    Around { slope: 0.01, activation: ConvActivation::Tanh, ..PLAIN },
+    Around { activation: ConvActivation::Relu, ..PLAIN },
+];
 
-fn epilogue<'a, B: Backend>(
-    around: Around,
-    residual: (&'a B::Tensor, usize),
-    sum: &'a B::Tensor,
-) -> ConvEpilogue<'a, B> {
+fn epilogue<'a, B: Backend>(around: Around, residual: &'a B::Tensor, sum: &'a B::Tensor) -> ConvEpilogue<'a, B> {
     let Around { slope, activation, scale, .. } = around;
     ConvEpilogue {
         slope,
-        residual: around.residual.then_some(residual),
+        residual: around.residual.then_some((residual, 0)),
         activation,
         sum: around.sum.then_some(sum),
         scale,
@@ -61,18 +64,12 @@ fn epilogue<'a, B: Backend>(
 }
 
 /// Against the CPU form; a cut of a sequence, and some columns of a result, against the whole.
-pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
-    let max = harness.max;
-    for &(shape, size) in SHAPES.iter().filter(|shape| shape.1 <= max) {
-        let arounds = [
-            PLAIN,
-            Around { slope: 0.1, residual: true, sum: true, scale: 0.5, ..PLAIN },
-            Around { slope: 0.01, activation: ConvActivation::Tanh, ..PLAIN },
-            Around { activation: ConvActivation::Relu, ..PLAIN },
-        ];
-        let count = if size == Size::Real { 2 } else { arounds.len() };
-        for around in arounds.into_iter().take(count) {
-            one(harness, shape, size, around)?;
+pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
+    for &(shape, size) in SHAPES {
+        // Larger ones need not be computed four times over.
+        let count = if size == Size::Real { 2 } else { AROUND.len() };
+        for around in AROUND.into_iter().take(count) {
+            whole(harness, shape, size, around)?;
         }
         if size < Size::Real {
             cut(harness, shape, size)?;
@@ -82,116 +79,91 @@ pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
     Ok(())
 }
 
-fn one(
-    harness: &mut Harness<'_>,
-    [inputs, outputs, taps, frames, dilation]: [usize; 5],
-    size: Size,
-    around: Around,
-) -> Result<()> {
-    let mut random = Random::new((inputs * 31 + frames) as u64);
-    let x = harness.stored(random.values(inputs * frames));
-    let weight = harness.stored(random.values(outputs * inputs * taps));
-    let bias = random.values(outputs);
-    let (residual, sum) =
-        (harness.stored(random.values(outputs * frames)), harness.stored(random.values(outputs * frames)));
-    let (weight, bias) = (host(&[outputs, inputs, taps], weight)?, host(&[outputs], bias)?);
-    let put = |values: &[f32]| Cpu.upload([outputs, frames], values);
-    // The device rounds what the leaky ReLU gives.
-    let leaky: Vec<f32> = harness.stored(x.iter().map(|&v| v.max(v * around.slope)).collect());
-    let expected = Cpu.conv1d(
-        &Cpu.upload([inputs, frames], &leaky)?,
-        &Cpu.conv_weights(&weight, &bias)?,
-        dilation,
-        0..frames,
-        epilogue::<Cpu>(Around { slope: 1.0, ..around }, (&put(&residual)?, 0), &put(&sum)?),
-    )?;
-    let element = harness.cuda.dtype().size() as f64;
-    let case = Case {
-        name: format!(
-            "{inputs}x{outputs}x{taps} over {frames}, dilation {dilation}, slope {} {:?}",
-            around.slope, around.activation
-        ),
-        size,
-        length: inputs * taps,
-        expected: Cpu.download(&expected)?,
-        rounded: Vec::new(),
-        exact: false,
-        cost: Cost {
-            flops: 2.0 * (inputs * outputs * taps * frames) as f64,
-            bytes: ((inputs + outputs) * frames) as f64 * element,
-        },
-    };
-    let cuda = harness.cuda;
-    let kernel = cuda.conv_weights(&weight, &bias)?;
-    let x = cuda.sequence([inputs, frames], &x)?;
-    let (residual, sum) = (cuda.sequence([outputs, frames], &residual)?, cuda.sequence([outputs, frames], &sum)?);
-    harness.case(case, outputs == 1, &|cuda| {
-        cuda.conv1d(&x, &kernel, dilation, 0..frames, epilogue::<Cuda>(around, (&residual, 0), &sum))
+fn whole<B: TestBackend>(harness: &mut Harness<'_, B>, shape: Shape, size: Size, around: Around) -> Result<()> {
+    let (backend, dtype) = (harness.backend, harness.backend.dtype());
+    let [inputs, outputs, taps, frames, dilation] = shape;
+    let Around { slope, activation, .. } = around;
+    let operands = usize::from(around.residual) + usize::from(around.sum);
+    let cost = conv1d::cost([inputs, outputs, taps], frames, operands, dtype.size());
+    let name = format!("{inputs}x{outputs}x{taps} over {frames}, dilation {dilation}, slope {slope} {activation:?}");
+    harness.case(Case { name, dtype, size, cost }, |drawn| {
+        let sequence = |channels: usize| stored(dtype, drawn.values(channels * frames));
+        let (x, residual, sum) = (sequence(inputs), sequence(outputs), sequence(outputs));
+        let weight = host(&[outputs, inputs, taps], stored(dtype, drawn.values(outputs * inputs * taps)))?;
+        let bias = host(&[outputs], drawn.values(outputs))?;
+        let on_device = backend.conv_weights(&weight, &bias)?;
+        let put = |channels: usize, values: &[f32]| backend.sequence([channels, frames], values);
+        let tensors = [put(inputs, &x)?, put(outputs, &residual)?, put(outputs, &sum)?];
+        let run = move || {
+            let [x, residual, sum] = &tensors;
+            let epilogue = epilogue(around, residual, sum);
+            Ok(Output::Tensor(backend.conv1d(x, &on_device, dilation, 0..frames, epilogue)?))
+        };
+        Prepared::new(run, move || {
+            // The device rounds what the leaky ReLU gives.
+            let leaky = stored(dtype, x.into_iter().map(|v| v.max(v * slope)).collect());
+            let put = |values: &[f32]| Cpu.upload([outputs, frames], values);
+            let (residual, sum) = (put(&residual)?, put(&sum)?);
+            let epilogue = epilogue::<Cpu>(Around { slope: 1.0, ..around }, &residual, &sum);
+            let weights = Cpu.conv_weights(&weight, &bias)?;
+            let y = Cpu.conv1d(&Cpu.upload([inputs, frames], &leaky)?, &weights, dilation, 0..frames, epilogue)?;
+            // Samples of sound, of one channel, stay f32.
+            let stored = if outputs == 1 { DType::F32 } else { dtype };
+            Ok(Expected::close(Cpu.download(&y)?, inputs * taps, stored))
+        })
     })
 }
 
-fn host(shape: &[usize], values: Vec<f32>) -> Result<HostTensor> {
-    HostTensor::from_f32(shape, values).ok_or_else(|| crate::Error::shape("check", "weights"))
+fn random_weights<B: Backend>(backend: &B, drawn: &Inputs, shape: [usize; 3]) -> Result<B::ConvWeights> {
+    let weight = host(&shape, drawn.values(shape.iter().product()))?;
+    backend.conv_weights(&weight, &host(&shape[..1], drawn.values(shape[0]))?)
 }
 
-fn random_kernel(cuda: &Cuda, random: &mut Random, shape: [usize; 3]) -> Result<<Cuda as Device>::ConvWeights> {
-    let weight = host(&shape, random.values(shape.iter().product()))?;
-    cuda.conv_weights(&weight, &host(&shape[..1], random.values(shape[0]))?)
+/// The first `count` columns.
+fn first(values: &[f32], columns: usize, count: usize) -> Vec<f32> {
+    values.chunks_exact(columns).flat_map(|row| row[..count].to_vec()).collect()
 }
 
 /// The first half alone gives the bits that it gives within the whole, as far as the margin allows.
-fn cut(harness: &mut Harness<'_>, [inputs, outputs, taps, frames, dilation]: [usize; 5], size: Size) -> Result<()> {
-    let mut random = Random::new(99);
-    let cuda = harness.cuda;
-    let kernel = random_kernel(cuda, &mut random, [outputs, inputs, taps])?;
-    let x = random.values(inputs * frames);
+fn cut<B: TestBackend>(harness: &mut Harness<'_, B>, shape: Shape, size: Size) -> Result<()> {
+    let (backend, dtype) = (harness.backend, harness.backend.dtype());
+    let [inputs, outputs, taps, frames, dilation] = shape;
     let half = frames.div_ceil(2);
     let known = half.saturating_sub((taps - 1) * dilation);
     if known == 0 {
         return Ok(());
     }
-    let first = |rows: usize, columns: usize, values: &[f32], count: usize| -> Vec<f32> {
-        (0..rows).flat_map(|row| values[row * columns..][..count].to_vec()).collect()
-    };
-    let plain = ConvEpilogue::default;
-    let whole = cuda.conv1d(&cuda.sequence([inputs, frames], &x)?, &kernel, dilation, 0..frames, plain())?;
-    let case = Case {
-        name: format!("{inputs}x{outputs}x{taps} over {frames}, cut at {half}"),
-        size,
-        length: 1,
-        expected: first(outputs, frames, &cuda.download(&whole)?, known),
-        rounded: Vec::new(),
-        exact: true,
-        cost: Cost::default(),
-    };
-    let part = cuda.sequence([inputs, half], &first(inputs, frames, &x, half))?;
-    harness.case(case, true, &|cuda| {
-        let y = cuda.download(&cuda.conv1d(&part, &kernel, dilation, 0..half, plain())?)?;
-        cuda.upload([outputs, known], &first(outputs, half, &y, known))
+    let name = format!("{inputs}x{outputs}x{taps} over {frames}, cut at {half}");
+    harness.case(Case { name, dtype, size, cost: Cost::default() }, |drawn| {
+        let weights = random_weights(backend, drawn, [outputs, inputs, taps])?;
+        let x = drawn.values(inputs * frames);
+        let part = backend.sequence([inputs, half], &first(&x, frames, half))?;
+        let of = move |x: &B::Tensor, frames: usize| {
+            let y = backend.conv1d(x, &weights, dilation, 0..frames, ConvEpilogue::default())?;
+            Ok::<_, crate::Error>(first(&backend.download(&y)?, frames, known))
+        };
+        let whole = of(&backend.sequence([inputs, frames], &x)?, frames)?;
+        Prepared::new(move || Ok(Output::Values(of(&part, half)?)), move || Ok(Expected::Exact(whole)))
     })
 }
 
 /// Columns from the middle have the bits that they have in the whole, with a residual that is as long as the whole.
-fn columns(harness: &mut Harness<'_>, [inputs, outputs, taps, frames, dilation]: [usize; 5], size: Size) -> Result<()> {
-    let mut random = Random::new(98);
-    let cuda = harness.cuda;
-    let kernel = random_kernel(cuda, &mut random, [outputs, inputs, taps])?;
-    let x = cuda.sequence([inputs, frames], &random.values(inputs * frames))?;
-    let residual = cuda.sequence([outputs, frames], &random.values(outputs * frames))?;
-    let some = |columns: Range<usize>| {
-        let residual = Some((&residual, columns.start));
-        cuda.conv1d(&x, &kernel, dilation, columns, ConvEpilogue { slope: 0.1, residual, ..Default::default() })
-    };
-    let whole = cuda.download(&some(0..frames)?)?;
+fn columns<B: TestBackend>(harness: &mut Harness<'_, B>, shape: Shape, size: Size) -> Result<()> {
+    let (backend, dtype) = (harness.backend, harness.backend.dtype());
+    let [inputs, outputs, taps, frames, dilation] = shape;
     let middle = frames / 3..frames - frames / 4;
-    let case = Case {
-        name: format!("{inputs}x{outputs}x{taps} over {frames}, columns {middle:?}"),
-        size,
-        length: 1,
-        expected: whole.chunks_exact(frames).flat_map(|row| row[middle.clone()].to_vec()).collect(),
-        rounded: Vec::new(),
-        exact: true,
-        cost: Cost::default(),
-    };
-    harness.case(case, outputs == 1, &|_| some(middle.clone()))
+    let name = format!("{inputs}x{outputs}x{taps} over {frames}, columns {middle:?}");
+    harness.case(Case { name, dtype, size, cost: Cost::default() }, |drawn| {
+        let weights = random_weights(backend, drawn, [outputs, inputs, taps])?;
+        let x = backend.sequence([inputs, frames], &drawn.values(inputs * frames))?;
+        let residual = backend.sequence([outputs, frames], &drawn.values(outputs * frames))?;
+        let some = move |columns: Range<usize>| {
+            let residual = Some((&residual, columns.start));
+            let epilogue = ConvEpilogue { slope: 0.1, residual, ..Default::default() };
+            backend.conv1d(&x, &weights, dilation, columns, epilogue)
+        };
+        let whole = backend.download(&some(0..frames)?)?;
+        let part = whole.chunks_exact(frames).flat_map(|row| row[middle.clone()].to_vec()).collect();
+        Prepared::new(move || Ok(Output::Tensor(some(middle.clone())?)), move || Ok(Expected::Exact(part)))
+    })
 }

@@ -1,15 +1,16 @@
 //! Cases of conv_transpose1d.
 
+use super::host;
+use crate::Result;
+use crate::backend::conv_transpose1d;
 use crate::backend::cpu::Cpu;
 use crate::backend::prelude::*;
-use crate::conformance::{Case, Harness, Size};
-use crate::cost::Cost;
-use crate::random::Random;
-use crate::tensor::HostTensor;
-use crate::{Error, Result};
+use crate::conformance::{Case, Expected, Harness, Output, Prepared, Size, TestBackend, stored};
 
 /// C in, C out, taps, stride, S.
-const SHAPES: &[([usize; 5], Size)] = &[
+type Shape = [usize; 5];
+
+const SHAPES: &[(Shape, Size)] = &[
     ([1, 1, 1, 1, 1], Size::Small),
     ([8, 4, 4, 2, 3], Size::Small),
     ([3, 5, 11, 5, 4], Size::Small),
@@ -25,38 +26,28 @@ const SHAPES: &[([usize; 5], Size)] = &[
 ];
 
 /// Against the CPU form.
-pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
-    let max = harness.max;
-    for &([inputs, outputs, taps, stride, frames], size) in SHAPES.iter().filter(|shape| shape.1 <= max) {
+pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
+    let (backend, dtype) = (harness.backend, harness.backend.dtype());
+    for &(shape, size) in SHAPES {
         for slope in [1.0, 0.1] {
-            let mut random = Random::new((inputs * 31 + frames) as u64);
-            let x = harness.stored(random.values(inputs * frames));
-            let weight = harness.stored(random.values(inputs * outputs * taps));
-            let host = |shape: &[usize], values: Vec<f32>| {
-                HostTensor::from_f32(shape, values).ok_or_else(|| Error::shape("check", "weights"))
-            };
-            let weight = host(&[inputs, outputs, taps], weight)?;
-            let bias = host(&[outputs], random.values(outputs))?;
-            let leaky: Vec<f32> = harness.stored(x.iter().map(|&v| v.max(v * slope)).collect());
-            let kernel = Cpu.conv_transpose_weights(&weight, &bias, stride)?;
-            let expected = Cpu.conv_transpose1d(&Cpu.upload([inputs, frames], &leaky)?, &kernel, 1.0)?;
-            let element = harness.cuda.dtype().size() as f64;
-            let case = Case {
-                name: format!("{inputs}x{outputs}x{taps} stride {stride} over {frames}, slope {slope}"),
-                size,
-                length: inputs * taps.div_ceil(stride),
-                expected: Cpu.download(&expected)?,
-                rounded: Vec::new(),
-                exact: false,
-                cost: Cost {
-                    flops: 2.0 * (inputs * outputs * taps * frames) as f64,
-                    bytes: ((inputs + outputs * stride) * frames) as f64 * element,
-                },
-            };
-            let cuda = harness.cuda;
-            let kernel = cuda.conv_transpose_weights(&weight, &bias, stride)?;
-            let x = cuda.sequence([inputs, frames], &x)?;
-            harness.case(case, false, &|cuda| cuda.conv_transpose1d(&x, &kernel, slope))?;
+            let [inputs, outputs, taps, stride, frames] = shape;
+            let name = format!("{inputs}x{outputs}x{taps} stride {stride} over {frames}, slope {slope}");
+            let cost = conv_transpose1d::cost([inputs, outputs, taps, stride], frames, dtype.size());
+            harness.case(Case { name, dtype, size, cost }, |drawn| {
+                let x = stored(dtype, drawn.values(inputs * frames));
+                let weight = host(&[inputs, outputs, taps], stored(dtype, drawn.values(inputs * outputs * taps)))?;
+                let bias = host(&[outputs], drawn.values(outputs))?;
+                let weights = backend.conv_transpose_weights(&weight, &bias, stride)?;
+                let on_device = backend.sequence([inputs, frames], &x)?;
+                let run = move || Ok(Output::Tensor(backend.conv_transpose1d(&on_device, &weights, slope)?));
+                Prepared::new(run, move || {
+                    // The device rounds what the leaky ReLU gives.
+                    let leaky = stored(dtype, x.into_iter().map(|v| v.max(v * slope)).collect());
+                    let weights = Cpu.conv_transpose_weights(&weight, &bias, stride)?;
+                    let y = Cpu.conv_transpose1d(&Cpu.upload([inputs, frames], &leaky)?, &weights, 1.0)?;
+                    Ok(Expected::close(Cpu.download(&y)?, inputs * taps.div_ceil(stride), dtype))
+                })
+            })?;
         }
     }
     Ok(())

@@ -1,18 +1,16 @@
-//! Cases of decode_greedy: the whole loop in one launch, in every type of weights, with one to eight texts, some of which end
+//! Cases of decode_greedy: the whole loop in one launch, in every type of weights, with one to eight rows, some of which end
 //! before the others.
 
 use std::ops::ControlFlow;
+use std::rc::Rc;
 
+use super::host;
 use crate::backend::cpu::Cpu;
+use crate::backend::decode::{self, CacheRow, CacheShape, DecoderWeights, Occupancy, TransformerLayer};
 use crate::backend::prelude::*;
-use crate::backend::{
-    Activation, CacheRow, CacheShape, DecoderWeights, LayerNormWeights, LinearWeights, Occupancy, TopValue,
-    TransformerLayer,
-};
-use crate::conformance::{Case, Harness, Size};
-use crate::cost::Cost;
-use crate::random::Random;
-use crate::tensor::{DType, HostTensor, Quantized};
+use crate::backend::{Activation, LayerNormWeights, LinearWeights};
+use crate::conformance::{Case, Deviation, Expected, Harness, Inputs, Output, Prepared, Size, TestBackend, stored};
+use crate::tensor::{DType, HostTensor, Quantized, fp8};
 use crate::{Error, Result};
 
 /// Layers, heads (of 64), hidden channels, vocabulary, image tokens, rows, limit.
@@ -46,10 +44,9 @@ struct HostLinear(HostTensor, Vec<f32>);
 /// A norm's weights and biases (C).
 struct HostNorm(Vec<f32>, Vec<f32>);
 
-/// A decoder and what its pictures give each layer.
+/// A decoder and its images' tokens.
 struct Host {
     shape: CacheShape,
-    limit: usize,
     layers: Vec<([HostLinear; 4], [HostNorm; 2])>,
     output: HostLinear,
     position: HostTensor,
@@ -67,57 +64,44 @@ struct Loaded<B: Backend> {
     cache: B::KvCache,
 }
 
-fn tensor(shape: &[usize], values: Vec<f32>) -> Result<HostTensor> {
-    HostTensor::from_f32(shape, values).ok_or_else(|| Error::shape("decode_greedy", format!("no weights {shape:?}")))
+/// A matrix (n, k) in this type.
+fn matrix([n, k]: [usize; 2], values: Vec<f32>, dtype: DType) -> Result<HostTensor> {
+    let weight = host(&[n, k], values)?;
+    if dtype != DType::F8E4M3 {
+        return Ok(weight.to_dtype(dtype));
+    }
+    let eight = fp8::quantize(&weight).map(|(codes, scales)| Quantized { codes, scales });
+    eight.and_then(HostTensor::from_quantized).ok_or_else(|| Error::shape("decode_greedy", "no fp8 matrix"))
 }
 
 impl Host {
-    /// Weights of about the size that keeps what passes at one; those of the layers in `dtype`, the others as wide as they
-    /// are beside such.
-    fn new(harness: &Harness<'_>, dims: [usize; 7], dtype: DType, random: &mut Random) -> Result<Host> {
+    /// Weights of about the size that keeps what passes at one; those of the layers in `dtype`, the others in `wide`.
+    fn new(inputs: &Inputs, dims: [usize; 7], dtype: DType, wide: DType) -> Result<Host> {
         let [layers, heads, hidden, vocabulary, prefix, images, limit] = dims;
         let width = heads * HEAD_SIZE;
-        let wide = harness.cuda.dtype();
-        let mut matrix = |n: usize, k: usize, size: f32, dtype: DType| {
-            let values = random.values(n * k).into_iter().map(|v| v * size).collect();
-            let weight = tensor(&[n, k], values)?;
-            if dtype != DType::F8E4M3 {
-                return Ok::<_, Error>(weight.to_dtype(dtype));
-            }
-            let eight = crate::tensor::fp8::quantize(&weight).map(|(codes, scales)| Quantized { codes, scales });
-            eight.and_then(HostTensor::from_quantized).ok_or_else(|| Error::shape("decode_greedy", "no matrix"))
+        let linear = |n: usize, k: usize| {
+            let weight = matrix([n, k], inputs.scaled(n * k, (3.0 / k as f32).sqrt()), dtype)?;
+            Ok::<_, Error>(HostLinear(weight, inputs.scaled(n, 0.125)))
         };
-        let mut vectors = Random::new(width as u64);
-        let mut linear = |n: usize, k: usize| {
-            let weight = matrix(n, k, (3.0 / k as f32).sqrt(), dtype)?;
-            Ok::<_, Error>(HostLinear(weight, vectors.values(n).iter().map(|v| v / 8.0).collect()))
+        let norm = || {
+            let weight = inputs.scaled(width, 0.25).iter().map(|v| 1.0 + v).collect();
+            HostNorm(weight, inputs.scaled(width, 0.25))
         };
-        let mut matrices = Vec::new();
-        for _ in 0..layers {
+        let layer = |_| {
             let four =
                 [linear(3 * width, width)?, linear(width, width)?, linear(hidden, width)?, linear(width, hidden)?];
-            matrices.push(four);
-        }
-        let mut norm = || {
-            let weight = vectors.values(width).iter().map(|v| 1.0 + v / 4.0).collect();
-            HostNorm(weight, vectors.values(width).iter().map(|v| v / 4.0).collect())
+            Ok((four, [norm(), norm()]))
         };
-        let layers: Vec<_> = matrices.into_iter().map(|four| (four, [norm(), norm()])).collect();
         Ok(Host {
-            shape: CacheShape {
-                layers: layers.len(),
-                heads,
-                head_size: HEAD_SIZE,
-                images,
-                prefix,
-                max_new_tokens: limit,
-            },
-            limit,
+            shape: CacheShape { layers, heads, head_size: HEAD_SIZE, images, prefix, max_new_tokens: limit },
+            layers: (0..layers).map(layer).collect::<Result<_>>()?,
+            output: HostLinear(
+                matrix([vocabulary, width], inputs.scaled(vocabulary * width, WORD), wide)?,
+                inputs.values(vocabulary),
+            ),
+            position: matrix([limit, width], inputs.scaled(limit * width, POSITION), wide)?,
             embedding_norm: norm(),
-            layers,
-            output: HostLinear(matrix(vocabulary, width, WORD, wide)?, vectors.values(vocabulary)),
-            position: matrix(limit, width, POSITION, wide)?,
-            tokens: Vec::new(),
+            tokens: stored(wide, inputs.scaled(images * prefix * width, IMAGE)),
         })
     }
 
@@ -130,7 +114,7 @@ impl Host {
             Ok(LayerNormWeights { weight: vector(&host.0)?, bias: vector(&host.1)?, eps: EPS })
         };
         let (mut layers, mut cache) = (Vec::new(), backend.kv_cache(self.shape)?);
-        let pictures: Vec<usize> = (0..self.shape.images).collect();
+        let images: Vec<usize> = (0..self.shape.images).collect();
         let width = self.shape.heads * HEAD_SIZE;
         for (n, ([qkv, out, fc1, fc2], [attention, mlp])) in self.layers.iter().enumerate() {
             let layer = TransformerLayer {
@@ -142,7 +126,7 @@ impl Host {
                 mlp_norm: norm(mlp)?,
             };
             let x = backend.upload([self.shape.images * self.shape.prefix, width], &self.tokens)?;
-            backend.prefill_qkv(&mut cache, &pictures, n, &x, &layer.qkv)?;
+            backend.prefill_qkv(&mut cache, &images, n, &x, &layer.qkv)?;
             layers.push(layer);
         }
         Ok(Loaded {
@@ -153,32 +137,11 @@ impl Host {
             cache,
         })
     }
-
-    /// The loop on the CPU, an operation at a time: tokens of every row, and whether rounding could have changed one.
-    fn expected(&self, eos: u32, blur: f32) -> Result<(Vec<Vec<u32>>, bool)> {
-        let mut on = self.load(&Cpu)?;
-        let mut rows = vec![vec![BOS]; self.shape.images];
-        let start: Vec<_> = (0..rows.len()).map(|image| CacheRow { image, parent: None }).collect();
-        Cpu.kv_reorder(&mut on.cache, &start)?;
-        let mut blurred = false;
-        for _ in 1..self.limit {
-            let ids: Vec<u32> = rows.iter().map(|row| row[row.len() - 1]).collect();
-            for (row, best) in rows.iter_mut().zip(on.step(&ids)?) {
-                // A row that has ended goes on unheard.
-                if row.last() != Some(&eos) {
-                    let gap = best.get(1).map_or(f32::INFINITY, |next| best[0].value - next.value);
-                    blurred |= gap < blur * best[0].value.abs().max(1.0);
-                    row.push(best[0].column);
-                }
-            }
-        }
-        Ok((rows, blurred))
-    }
 }
 
 impl Loaded<Cpu> {
-    /// The two likeliest tokens of every row after `ids`.
-    fn step(&mut self, ids: &[u32]) -> Result<Vec<Vec<TopValue>>> {
+    /// Logits of every row after `ids`.
+    fn step(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         let positions = Cpu.kv_append(&mut self.cache)?.to_vec();
         let x = Cpu.embed(&self.output.weight, &self.position, ids, &positions)?;
         let mut x = Cpu.layer_norm(&x, &self.embedding_norm)?;
@@ -191,9 +154,65 @@ impl Loaded<Cpu> {
             let y = Cpu.linear_decode(&hidden, &layer.fc2, Activation::None, Some(&y))?;
             x = Cpu.layer_norm(&y, &layer.mlp_norm)?;
         }
-        let logits = Cpu.linear_decode(&x, &self.output, Activation::None, None)?;
-        Cpu.top_k(&logits, 2)
+        Cpu.download(&Cpu.linear_decode(&x, &self.output, Activation::None, None)?)
     }
+
+    /// Logits of every row after each of the tokens that `next` gives from (step, row, its logits) on; the first are `BOS`.
+    fn steps(&mut self, rows: usize, steps: usize, mut next: impl FnMut(usize, usize, &[f32]) -> u32) -> Result<()> {
+        let start: Vec<_> = (0..rows).map(|image| CacheRow { image, parent: None }).collect();
+        Cpu.kv_reorder(&mut self.cache, &start)?;
+        let mut ids = vec![BOS; rows];
+        for step in 0..steps {
+            let logits = self.step(&ids)?;
+            let vocabulary = logits.len() / rows;
+            for (row, id) in ids.iter_mut().enumerate() {
+                *id = next(step, row, &logits[row * vocabulary..][..vocabulary]);
+            }
+        }
+        Ok(())
+    }
+
+    /// The token that ends rows: one that the first row gives in the midst of its text, or after that.
+    fn ending(&mut self, rows: usize, limit: usize) -> Result<u32> {
+        let mut ending = NEVER;
+        self.steps(rows, limit - 1, |step, row, logits| {
+            let id = best(logits).0;
+            if row == 0 && step + 1 >= limit / 2 && id != BOS && ending == NEVER {
+                ending = id;
+            }
+            id
+        })?;
+        Ok(ending)
+    }
+
+    /// How far the tokens of a loop are from being the likeliest ones after the tokens before: the largest distance of a
+    /// chosen logit from the best, as a share of that. Infinite if a row does not begin or end as it should.
+    fn distance(&mut self, rows: &[Vec<u32>], eos: u32, limit: usize) -> Result<f32> {
+        let ends_well = |row: &Vec<u32>| {
+            let early = row.iter().position(|&id| id == eos).map_or(limit, |at| at + 1);
+            row.first() == Some(&BOS) && row.len() == early
+        };
+        let vocabulary = Cpu.shape(&self.output.bias)[1];
+        let known = |row: &Vec<u32>| row.iter().all(|&id| (id as usize) < vocabulary);
+        if !rows.iter().all(|row| ends_well(row) && known(row)) {
+            return Ok(f32::INFINITY);
+        }
+        let mut distance = 0.0f32;
+        self.steps(rows.len(), limit - 1, |step, row, logits| {
+            // A row that has ended goes through the remaining steps unheeded.
+            let Some(&id) = rows[row].get(step + 1) else { return BOS };
+            let (_, likeliest) = best(logits);
+            distance = distance.max((likeliest - logits[id as usize]) / likeliest.abs().max(1.0));
+            id
+        })?;
+        Ok(distance)
+    }
+}
+
+/// The likeliest token and its logit.
+fn best(logits: &[f32]) -> (u32, f32) {
+    let better = |best: (u32, f32), (id, &logit): (usize, &f32)| if logit > best.1 { (id as u32, logit) } else { best };
+    logits.iter().enumerate().fold((0, f32::NEG_INFINITY), better)
 }
 
 impl<B: Backend> Loaded<B> {
@@ -208,6 +227,23 @@ impl<B: Backend> Loaded<B> {
             occupancy,
         }
     }
+
+    /// The loop; tokens of each row.
+    fn decode(&self, backend: &B, eos: u32, limit: usize, images: usize) -> Result<Vec<Vec<u32>>> {
+        let mut seen = vec![vec![BOS]; images];
+        let on_token = &mut |row: usize, tokens: &[u32]| {
+            seen[row] = tokens.to_vec();
+            ControlFlow::Continue(())
+        };
+        // The blocks that there are change nothing.
+        let occupancy = if images.is_multiple_of(2) { Occupancy::Shared } else { Occupancy::Whole };
+        let rows = backend.decode_greedy(&self.decoder(eos, occupancy), &self.cache, limit, on_token);
+        let rows = rows.ok_or_else(|| Error::shape("decode_greedy", "the kernel does not take this shape"))??;
+        match seen == rows {
+            true => Ok(rows),
+            false => Err(Error::shape("decode_greedy", format!("reported {seen:?}, returned {rows:?}"))),
+        }
+    }
 }
 
 /// Rows of `limit` tokens, one after the other; what a row does not have is `NEVER`.
@@ -215,67 +251,42 @@ fn padded(rows: &[Vec<u32>], limit: usize) -> Vec<u32> {
     rows.iter().flat_map(|row| row.iter().copied().chain(std::iter::repeat(NEVER)).take(limit)).collect()
 }
 
-/// Against the CPU's steps, whose weights are exactly the device's. Where keys and values are stored in bf16, pictures are
-/// drawn until no choice of a token is so close that this rounding could change it.
-pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
-    let max = harness.max;
-    if !harness.cuda.stream().properties().cooperative {
-        return Ok(());
-    }
-    let types: &[DType] = if harness.is_bf16() { &[DType::BF16, DType::F8E4M3] } else { &[DType::F32] };
-    for &(dims, size) in SHAPES.iter().filter(|shape| shape.1 <= max) {
-        for &dtype in types {
-            one(harness, dims, dtype, size)?;
+/// The rows that `padded` took.
+fn unpadded(values: &[f32], limit: usize) -> Vec<Vec<u32>> {
+    let row = |row: &[f32]| row.iter().map(|&id| id as u32).take_while(|&id| id != NEVER).collect();
+    values.chunks_exact(limit).map(row).collect()
+}
+
+/// Against the CPU's steps, whose weights are exactly the device's: after the tokens that the device has chosen before, each
+/// of its tokens is the CPU's likeliest, or as close to it as rounding.
+pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
+    let (backend, wide) = (harness.backend, harness.backend.dtype());
+    for &(dims, size) in SHAPES {
+        for dtype in backend.greedy_dtypes() {
+            let [layers, heads, hidden, vocabulary, prefix, images, limit] = dims;
+            let width = heads * HEAD_SIZE;
+            let name = format!("{} {layers} layers of {width}/{hidden}, {images} rows after {prefix}", dtype.name());
+            // Of texts that do not end.
+            let shape = CacheShape { layers, heads, head_size: HEAD_SIZE, images, prefix, max_new_tokens: limit };
+            let cost =
+                decode::steps_cost(shape, [hidden, vocabulary], [images, limit - 1], [dtype.size(), wide.size()]);
+            harness.case(Case { name, dtype, size, cost }, |inputs| {
+                let drawn = Rc::new(Host::new(inputs, dims, dtype, wide)?);
+                let on_device = drawn.load(backend)?;
+                // Long texts never end, and timed ones take all steps.
+                let eos = match limit < HEAD_SIZE && size < Size::Real {
+                    true => drawn.load(&Cpu)?.ending(images, limit)?,
+                    false => NEVER,
+                };
+                let run = move || Ok(Output::ids(&padded(&on_device.decode(backend, eos, limit, images)?, limit)));
+                Prepared::new(run, move || {
+                    Ok(Expected::judged(move |values| {
+                        let error = drawn.load(&Cpu)?.distance(&unpadded(values, limit), eos, limit)?;
+                        Ok(Deviation { error, allowed: BLUR[usize::from(wide == DType::BF16)] })
+                    }))
+                })
+            })?;
         }
     }
     Ok(())
-}
-
-fn one(harness: &mut Harness<'_>, dims: [usize; 7], dtype: DType, size: Size) -> Result<()> {
-    let [layers, heads, hidden, vocabulary, prefix, images, limit] = dims;
-    let mut random = Random::new((100 * vocabulary + prefix) as u64);
-    let blur = BLUR[usize::from(harness.is_bf16())];
-    let width = heads * HEAD_SIZE;
-    let mut host = Host::new(harness, dims, dtype, &mut random)?;
-    let free = loop {
-        host.tokens = random.values(images * prefix * width).iter().map(|v| v * IMAGE).collect();
-        host.tokens = harness.stored(host.tokens);
-        let (free, blurred) = host.expected(NEVER, blur)?;
-        if !blurred {
-            break free;
-        }
-    };
-    // What the first row says in the midst of its text, or after that, ends every row that says it; but long texts run on.
-    let late = free[0][limit / 2..].iter().copied().find(|&token| token != BOS);
-    let eos = late.filter(|_| limit < HEAD_SIZE).unwrap_or(NEVER);
-    let (expected, _) = host.expected(eos, blur)?;
-    let steps = expected.iter().map(Vec::len).max().unwrap_or(1) - 1;
-    let weights = layers * width * (4 * width + 2 * hidden);
-    let bytes = weights * dtype.size() + vocabulary * width * harness.cuda.dtype().size();
-    let case = Case {
-        name: format!("{} {layers} layers of {width}/{hidden}, {images} rows after {prefix}", dtype.name()),
-        size,
-        length: width,
-        expected: padded(&expected, limit).into_iter().map(|id| id as f32).collect(),
-        rounded: Vec::new(),
-        exact: true,
-        cost: Cost {
-            flops: 2.0 * (steps * images * (weights + vocabulary * width)) as f64,
-            bytes: (steps * bytes) as f64,
-        },
-    };
-    let on = host.load(harness.cuda)?;
-    // Which blocks there are changes nothing.
-    let occupancy = if images % 2 == 0 { Occupancy::Shared } else { Occupancy::Whole };
-    harness.ids(case, &|cuda| {
-        let mut heard = vec![vec![BOS]; images];
-        let told = &mut |row: usize, tokens: &[u32]| {
-            heard[row] = tokens.to_vec();
-            ControlFlow::Continue(())
-        };
-        let rows = cuda.decode_greedy(&on.decoder(eos, occupancy), &on.cache, limit, told);
-        let rows = rows.ok_or_else(|| Error::shape("decode_greedy", "the kernel does not take this shape"))??;
-        // Who listened knows the same.
-        if heard == rows { Ok(padded(&rows, limit)) } else { Err(Error::shape("decode_greedy", format!("{heard:?}"))) }
-    })
 }

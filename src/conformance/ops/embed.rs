@@ -1,12 +1,12 @@
 //! Cases of embed and embed_frames.
 
+use super::host;
+use crate::Result;
 use crate::backend::cpu::Cpu;
+use crate::backend::embed;
 use crate::backend::prelude::*;
-use crate::conformance::{Case, Harness, Size};
-use crate::cost::Cost;
-use crate::random::Random;
-use crate::tensor::HostTensor;
-use crate::{Error, Result};
+use crate::conformance::{Case, Expected, Harness, Inputs, Output, Prepared, Size, TestBackend, stored};
+use crate::tensor::{DType, HostTensor};
 
 /// Rows of the result, words, positions, channels.
 const SUMS: &[(usize, usize, usize, usize, Size)] = &[
@@ -34,45 +34,51 @@ const JOINED: &[(usize, Tables, Size)] = &[
     (500, &[(200, 128), (32, 128), (200, 128)], Size::Real),
 ];
 
-fn host(rows: usize, columns: usize, values: &[f32]) -> Result<HostTensor> {
-    HostTensor::from_f32(&[rows, columns], values.to_vec()).ok_or_else(|| Error::shape("embed", "no such table"))
+/// A table as a backend of this type holds it.
+fn table(inputs: &Inputs, rows: usize, channels: usize, dtype: DType) -> Result<HostTensor> {
+    host(&[rows, channels], stored(dtype, inputs.values(rows * channels)))
+}
+
+fn ids(inputs: &Inputs, count: usize, rows: usize) -> Vec<u32> {
+    inputs.below(count, rows).into_iter().map(|id| id as u32).collect()
 }
 
 /// Against the CPU form; both only add two values or none, so every bit is the same.
-pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
-    let mut random = Random::new(33);
-    let (cuda, max) = (harness.cuda, harness.max);
-    let element = cuda.dtype().size() as f64;
-    for &(rows, words, positions, channels, size) in SUMS.iter().filter(|shape| shape.4 <= max) {
-        let (table, place) =
-            (harness.stored(random.values(words * channels)), harness.stored(random.values(positions * channels)));
-        let ids: Vec<u32> = (0..rows).map(|_| random.below(words) as u32).collect();
-        let places: Vec<u32> = (0..rows).map(|_| random.below(positions) as u32).collect();
-        let (table, place) = (host(words, channels, &table)?, host(positions, channels, &place)?);
-        let (on_cpu, at) = (Cpu.matrix(table.clone())?, Cpu.matrix(place.clone())?);
-        let expected = Cpu.download(&Cpu.embed(&on_cpu, &at, &ids, &places)?)?;
-        let (table, place) = (cuda.matrix(table)?, cuda.matrix(place)?);
-        let elements = (rows * channels) as f64;
-        let cost = Cost { flops: elements, bytes: elements * (2.0 * element + 4.0) };
+pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
+    let (backend, dtype) = (harness.backend, harness.backend.dtype());
+    for &(rows, words, positions, channels, size) in SUMS {
         let name = format!("{rows} of {words}+{positions}x{channels}");
-        let case = Case { name, size, length: 1, expected, rounded: Vec::new(), exact: true, cost };
-        harness.case(case, true, &|cuda| cuda.embed(&table, &place, &ids, &places))?;
+        harness.case(Case { name, dtype, size, cost: embed::cost(rows, channels, 2, dtype.size()) }, |inputs| {
+            let (word, position) = (table(inputs, words, channels, dtype)?, table(inputs, positions, channels, dtype)?);
+            let (at, places) = (ids(inputs, rows, words), ids(inputs, rows, positions));
+            let (words, positions) = (backend.matrix(word.clone())?, backend.matrix(position.clone())?);
+            let (also_at, also_places) = (at.clone(), places.clone());
+            let run = move || Ok(Output::Tensor(backend.embed(&words, &positions, &at, &places)?));
+            Prepared::new(run, move || {
+                let y = Cpu.embed(&Cpu.matrix(word)?, &Cpu.matrix(position)?, &also_at, &also_places)?;
+                Ok(Expected::Exact(Cpu.download(&y)?))
+            })
+        })?;
     }
-    for &(frames, shapes, size) in JOINED.iter().filter(|shape| shape.2 <= max) {
-        let (mut host_tables, mut device_tables, mut ids) = (Vec::new(), Vec::new(), Vec::new());
-        for &(rows, channels) in shapes {
-            let table = host(rows, channels, &harness.stored(random.values(rows * channels)))?;
-            host_tables.push(Cpu.matrix(table.clone())?);
-            device_tables.push(cuda.matrix(table)?);
-            ids.push((0..frames).map(|_| random.below(rows) as u32).collect::<Vec<_>>());
-        }
-        let ids = || ids.iter().map(Vec::as_slice);
-        let expected = Cpu.download(&Cpu.embed_frames(&host_tables.iter().zip(ids()).collect::<Vec<_>>())?)?;
-        let elements = expected.len() as f64;
-        let cost = Cost { flops: 0.0, bytes: 2.0 * elements * element };
+    for &(frames, shapes, size) in JOINED {
+        let channels = shapes.iter().map(|shape| shape.1).sum();
         let name = format!("{frames} columns of {shapes:?}");
-        let case = Case { name, size, length: 1, expected, rounded: Vec::new(), exact: true, cost };
-        harness.case(case, false, &|cuda| cuda.embed_frames(&device_tables.iter().zip(ids()).collect::<Vec<_>>()))?;
+        harness.case(Case { name, dtype, size, cost: embed::cost(frames, channels, 1, dtype.size()) }, |inputs| {
+            let (mut on_cpu, mut on_device) = (Vec::new(), Vec::new());
+            for &(rows, channels) in shapes {
+                let (table, ids) = (table(inputs, rows, channels, dtype)?, ids(inputs, frames, rows));
+                on_device.push((backend.matrix(table.clone())?, ids.clone()));
+                on_cpu.push((Cpu.matrix(table)?, ids));
+            }
+            Prepared::new(
+                move || Ok(Output::Tensor(joined(backend, &on_device)?)),
+                move || Ok(Expected::Exact(Cpu.download(&joined(&Cpu, &on_cpu)?)?)),
+            )
+        })?;
     }
     Ok(())
+}
+
+fn joined<B: Backend>(backend: &B, tables: &[(B::Matrix, Vec<u32>)]) -> Result<B::Tensor> {
+    backend.embed_frames(&tables.iter().map(|(table, ids)| (table, ids.as_slice())).collect::<Vec<_>>())
 }

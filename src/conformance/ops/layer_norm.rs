@@ -1,12 +1,10 @@
 //! Cases of layer_norm.
 
 use crate::Result;
-use crate::backend::LayerNormWeights;
 use crate::backend::cpu::Cpu;
+use crate::backend::layer_norm::{self, LayerNormWeights};
 use crate::backend::prelude::*;
-use crate::conformance::{Case, Harness, Size};
-use crate::cost::Cost;
-use crate::random::Random;
+use crate::conformance::{Case, Expected, Harness, Output, Prepared, Size, TestBackend, stored};
 
 /// Rows, channels, and how large the values are.
 const SHAPES: &[(usize, usize, f32, Size)] = &[
@@ -17,43 +15,35 @@ const SHAPES: &[(usize, usize, f32, Size)] = &[
     (7, 192, 1.0, Size::Ragged),
     (2, 1016, 1.0, Size::Ragged),
     (3, 1030, 1e4, Size::Ragged),
+    (1, 768, 1.0, Size::Real),
     (257, 1024, 1.0, Size::Real),
     (197, 768, 1.0, Size::Real),
     (64 * 257, 1024, 1.0, Size::Real),
 ];
+const EPS: f32 = 1e-5;
+
+fn norm<B: Backend>(backend: &B, weight: &[f32], bias: &[f32]) -> Result<LayerNormWeights<B>> {
+    let vector = |values: &[f32]| backend.upload([1, values.len()], values);
+    Ok(LayerNormWeights { weight: vector(weight)?, bias: vector(bias)?, eps: EPS })
+}
 
 /// Against the CPU form.
-pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
-    let mut random = Random::new(31);
-    let max = harness.max;
-    for &(rows, channels, scale, size) in SHAPES.iter().filter(|shape| shape.3 <= max) {
-        let x = harness.stored(random.values(rows * channels).iter().map(|v| v * scale + 0.5).collect());
-        let (weight, bias) = (random.values(channels), random.values(channels));
-        let eps = 1e-5;
-        let reference = LayerNormWeights::<Cpu> {
-            weight: Cpu.upload([1, channels], &weight)?,
-            bias: Cpu.upload([1, channels], &bias)?,
-            eps,
-        };
-        let expected = Cpu.download(&Cpu.layer_norm(&Cpu.upload([rows, channels], &x)?, &reference)?)?;
-        let cuda = harness.cuda;
-        let norm = LayerNormWeights {
-            weight: cuda.upload([1, channels], &weight)?,
-            bias: cuda.upload([1, channels], &bias)?,
-            eps,
-        };
-        let x = cuda.sequence([rows, channels], &x)?;
-        let elements = (rows * channels) as f64;
-        let case = Case {
-            name: format!("{rows}x{channels} of {scale:e}"),
-            size,
-            length: channels,
-            expected,
-            rounded: Vec::new(),
-            exact: false,
-            cost: Cost { flops: 8.0 * elements, bytes: 2.0 * elements * cuda.dtype().size() as f64 },
-        };
-        harness.case(case, false, &|cuda| cuda.layer_norm(&x, &norm))?;
+pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
+    let (backend, dtype) = (harness.backend, harness.backend.dtype());
+    for &(rows, channels, scale, size) in SHAPES {
+        let name = format!("{rows}x{channels} of {scale:e}");
+        harness.case(Case { name, dtype, size, cost: layer_norm::cost(rows, channels, dtype.size()) }, |inputs| {
+            let mut x = inputs.scaled(rows * channels, scale);
+            x.iter_mut().for_each(|v| *v += 0.5);
+            let x = stored(dtype, x);
+            let (weight, bias) = (inputs.values(channels), inputs.values(channels));
+            let on_device = (backend.sequence([rows, channels], &x)?, norm(backend, &weight, &bias)?);
+            let run = move || Ok(Output::Tensor(backend.layer_norm(&on_device.0, &on_device.1)?));
+            Prepared::new(run, move || {
+                let y = Cpu.layer_norm(&Cpu.upload([rows, channels], &x)?, &norm(&Cpu, &weight, &bias)?)?;
+                Ok(Expected::close(Cpu.download(&y)?, channels, dtype))
+            })
+        })?;
     }
     Ok(())
 }

@@ -1,17 +1,17 @@
 //! Cases of linear and linear_decode.
 
+use std::cell::{Cell, OnceCell};
+
+use super::host;
 use crate::backend::cpu::Cpu;
-use crate::backend::cuda::linear::{TILES, is_aligned, linear_tiled};
-use crate::backend::cuda::{Cuda, Tensor};
+use crate::backend::linear::{self, Activation, LinearWeights};
 use crate::backend::prelude::*;
-use crate::backend::{Activation, LinearWeights};
-use crate::conformance::{Case, Harness, Size};
+use crate::conformance::{Case, Expected, Harness, Inputs, Output, Prepared, Size, TestBackend, stored};
 use crate::cost::Cost;
-use crate::random::Random;
-use crate::tensor::HostTensor;
+use crate::tensor::{DType, HostTensor, Quantized, int8};
 use crate::{Error, Result};
 
-/// What a case computes, besides its values.
+/// A product of x (rows, depth) and weights (columns, depth).
 #[derive(Clone, Copy)]
 struct Shape {
     rows: usize,
@@ -24,7 +24,7 @@ const fn shape(rows: usize, depth: usize, columns: usize, size: Size) -> Shape {
     Shape { rows, depth, columns, size }
 }
 
-/// Every tile shape takes these: edges in rows, columns and depth, more k_tiles than stages.
+/// Every tile shape takes these: edges in rows, columns and depth, more tiles of depth than stages.
 const TILED: &[Shape] = &[
     shape(1, 8, 1, Size::Small),
     shape(3, 24, 40, Size::Small),
@@ -76,7 +76,7 @@ const STEPS: &[(usize, usize, Size)] = &[
 /// Rows of decode steps: around every number of rows that a block takes.
 const STEP_ROWS: [usize; 10] = [1, 2, 3, 7, 8, 9, 16, 33, 64, 65];
 
-/// All epilogues of the trait.
+/// All epilogues.
 const EPILOGUES: [(Activation, bool); 6] = [
     (Activation::None, false),
     (Activation::None, true),
@@ -86,193 +86,313 @@ const EPILOGUES: [(Activation, bool); 6] = [
     (Activation::QuickGelu, true),
 ];
 
+/// Rows of decode steps that are timed.
+const TIMED_ROWS: [usize; 3] = [1, 8, 64];
+/// Products of more operations are computed with one epilogue only.
+const LARGE: f64 = 2e10;
+
 /// What is computed, and from which kind of values.
 #[derive(Clone, Copy)]
 struct Kind {
     /// Decode steps keep f32 rows.
-    step: bool,
+    decode: bool,
+    /// Type of the weights.
+    dtype: DType,
     activation: Activation,
     residual: bool,
     /// Size of the values of x; 0 for whole numbers, whose results are exact.
     scale: f32,
 }
 
-/// The inputs of a case on the device, and what they should give.
-struct Inputs {
-    x: Tensor,
-    layer: LinearWeights<Cuda>,
-    residual: Option<Tensor>,
-    expected: Vec<f32>,
+impl Kind {
+    fn is_whole(self) -> bool {
+        self.scale == 0.0
+    }
+
+    /// Activations as the backend holds them.
+    fn held(self, values: Vec<f32>) -> Vec<f32> {
+        stored(self.activations(), values)
+    }
+
+    fn activations(self) -> DType {
+        if self.decode { DType::F32 } else { self.dtype }
+    }
+
+    fn values(self, inputs: &Inputs, len: usize) -> Vec<f32> {
+        if self.is_whole() { inputs.whole(len) } else { inputs.scaled(len, self.scale) }
+    }
 }
 
-/// Random inputs, and the results of the CPU form.
-fn inputs(harness: &Harness<'_>, random: &mut Random, shape: Shape, kind: Kind) -> Result<Inputs> {
+fn cost(shape: Shape, kind: Kind) -> Cost {
     let Shape { rows, depth, columns, .. } = shape;
-    let whole = kind.scale == 0.0;
-    let mut values = |len: usize, scale: f32| match whole {
-        true => random.whole(len),
-        false => random.values(len).iter().map(|v| v * scale).collect(),
-    };
-    let kept = |values: Vec<f32>| if kind.step { values } else { harness.stored(values) };
-    let x = match whole && kind.step {
+    linear::cost([rows, columns, depth], usize::from(kind.residual), kind.activations().size(), kind.dtype.size())
+}
+
+/// Weights and biases of a layer, drawn when the first case needs them and then used by others.
+struct Layer<B: Backend> {
+    /// As the backend holds them, in f32.
+    weight: HostTensor,
+    bias: Vec<f32>,
+    /// Copies that take turns.
+    on_device: Vec<LinearWeights<B>>,
+    turn: Cell<usize>,
+}
+
+impl<B: TestBackend> Layer<B> {
+    fn new(backend: &B, shape: Shape, kind: Kind) -> Result<Layer<B>> {
+        let Shape { depth, columns, .. } = shape;
+        let inputs = Inputs::new("linear", &format!("{depth}x{columns} of {:e}", kind.scale));
+        let values = if kind.is_whole() { inputs.whole(columns * depth) } else { inputs.values(columns * depth) };
+        let weight = host(&[columns, depth], stored(kind.dtype, values))?;
+        let bias = kind.values(&inputs, columns);
+        let copies = if kind.decode { backend.cold_copies(kind.dtype.size() * columns * depth) } else { 1 };
+        let copy = |_| {
+            // Clones of a tensor share their memory.
+            let own = if copies > 1 { host(&[columns, depth], weight.to_f32().to_vec())? } else { weight.clone() };
+            let weight = backend.matrix(in_dtype(&own, kind.dtype)?)?;
+            Ok(LinearWeights { weight, bias: backend.upload([1, columns], &bias)? })
+        };
+        let on_device = (0..copies).map(copy).collect::<Result<_>>()?;
+        Ok(Layer { weight, bias, on_device, turn: Cell::new(0) })
+    }
+
+    /// The copy whose turn it is.
+    fn next(&self) -> &LinearWeights<B> {
+        let turn = self.turn.replace((self.turn.get() + 1) % self.on_device.len());
+        &self.on_device[turn]
+    }
+
+    fn on_cpu(&self) -> Result<LinearWeights<Cpu>> {
+        Ok(LinearWeights {
+            weight: Cpu.matrix(self.weight.clone())?,
+            bias: Cpu.upload([1, self.bias.len()], &self.bias)?,
+        })
+    }
+}
+
+/// Weights in the type that a matrix is made of.
+fn in_dtype(weight: &HostTensor, dtype: DType) -> Result<HostTensor> {
+    match dtype {
+        DType::I8 => int8::quantize(weight)
+            .and_then(|(codes, scales)| HostTensor::from_quantized(Quantized { codes, scales }))
+            .ok_or_else(|| Error::shape("linear", "no int8 matrix")),
+        _ => Ok(weight.to_dtype(dtype)),
+    }
+}
+
+/// What `cell` holds, made by `make` the first time.
+fn shared<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    match cell.get() {
+        Some(value) => Ok(value),
+        None => make().map(|value| cell.get_or_init(|| value)),
+    }
+}
+
+fn upload<B: TestBackend>(backend: &B, kind: Kind, shape: [usize; 2], values: &[f32]) -> Result<B::Tensor> {
+    if kind.decode { backend.upload(shape, values) } else { backend.sequence(shape, values) }
+}
+
+fn run<B: TestBackend>(
+    backend: &B,
+    kind: Kind,
+    tile: Option<&str>,
+    x: &B::Tensor,
+    layer: &LinearWeights<B>,
+    residual: Option<&B::Tensor>,
+) -> Result<B::Tensor> {
+    match tile {
+        Some(tile) => backend.linear_tiled(tile, x, layer, kind.activation, residual),
+        None if kind.decode => backend.linear_decode(x, layer, kind.activation, residual),
+        None => backend.linear(x, layer, kind.activation, residual),
+    }
+}
+
+/// Random x and residual on the backend, and the CPU form's result.
+fn prepared<'c, B: TestBackend>(
+    backend: &'c B,
+    inputs: &Inputs,
+    shape: Shape,
+    kind: Kind,
+    tile: Option<&'static str>,
+    layer: &'c Layer<B>,
+) -> Result<Prepared<'c, B>> {
+    let Shape { rows, depth, columns, .. } = shape;
+    let mut x = kind.held(kind.values(inputs, rows * depth));
+    if kind.is_whole() && kind.decode {
         // More bits than a bf16 has.
-        true => values(rows * depth, 1.0).iter().zip(values(rows * depth, 1.0)).map(|(a, b)| 257.0 * a + b).collect(),
-        false => kept(values(rows * depth, kind.scale)),
-    };
-    let weight = harness.stored(values(columns * depth, 1.0));
-    let bias = values(columns, kind.scale);
-    let residual = kind.residual.then(|| kept(values(rows * columns, kind.scale)));
-    let matrix = || {
-        let matrix = HostTensor::from_f32(&[columns, depth], weight.clone());
-        matrix.ok_or_else(|| Error::shape("linear", format!("no weights of ({columns}, {depth})")))
-    };
-    let upload_cpu = |rows, columns, values: &[f32]| Cpu.upload([rows, columns], values);
-    let reference = LinearWeights::<Cpu> { weight: Cpu.matrix(matrix()?)?, bias: upload_cpu(1, columns, &bias)? };
-    let added = residual.as_ref().map(|r| upload_cpu(rows, columns, r)).transpose()?;
-    let expected = Cpu.linear(&upload_cpu(rows, depth, &x)?, &reference, kind.activation, added.as_ref())?;
-    let expected = Cpu.download(&expected)?;
-    let cuda = harness.cuda;
-    let upload =
-        |shape, values: &[f32]| if kind.step { cuda.upload(shape, values) } else { cuda.sequence(shape, values) };
-    Ok(Inputs {
-        x: upload([rows, depth], &x)?,
-        layer: LinearWeights { weight: cuda.matrix(matrix()?)?, bias: cuda.upload([1, columns], &bias)? },
-        residual: residual.map(|r| upload([rows, columns], &r)).transpose()?,
-        // Sums of whole numbers are exact, and rounded once when they are stored.
-        expected: if whole { kept(expected) } else { expected },
+        x.iter_mut().zip(inputs.whole(rows * depth)).for_each(|(x, more)| *x = 257.0 * *x + more);
+    }
+    let residual = kind.residual.then(|| kind.held(kind.values(inputs, rows * columns)));
+    let on_device = upload(backend, kind, [rows, depth], &x)?;
+    let added = residual.as_ref().map(|r| upload(backend, kind, [rows, columns], r)).transpose()?;
+    let again = move || Ok(Output::Tensor(run(backend, kind, tile, &on_device, layer.next(), added.as_ref())?));
+    Prepared::new(again, move || {
+        let added = residual.map(|r| Cpu.upload([rows, columns], &r)).transpose()?;
+        let x = Cpu.upload([rows, depth], &x)?;
+        let y = Cpu.download(&Cpu.linear(&x, &layer.on_cpu()?, kind.activation, added.as_ref())?)?;
+        // With bf16 weights a step multiplies the 16 leading bits of its rows, which errs like a sum of 64 values.
+        let terms = if kind.decode && kind.dtype == DType::BF16 { depth.max(64) } else { depth };
+        Ok(match kind.is_whole() {
+            // Sums of whole numbers are exact, and rounded once when they are stored.
+            true => Expected::Exact(kind.held(y)),
+            false => Expected::close(y, terms, kind.activations()),
+        })
     })
 }
 
-/// A case of these inputs.
-fn case(name: String, shape: Shape, kind: Kind, harness: &Harness<'_>, expected: &[f32]) -> Case {
+fn case(what: &str, shape: Shape, kind: Kind, cost: Cost) -> Case {
     let Shape { rows, depth, columns, size } = shape;
-    let (m, n, k) = (rows as f64, columns as f64, depth as f64);
-    let width = harness.cuda.dtype().size() as f64;
-    let activations = if kind.step { 4.0 } else { width };
-    let residual = f64::from(u8::from(kind.residual));
-    Case {
-        name: format!("{rows}x{depth}x{columns} {name} {:?}{}", kind.activation, if kind.residual { " +" } else { "" }),
-        size,
-        // With bf16 weights a step multiplies the 16 leading bits of its rows, which errs like a sum of 64 values.
-        length: if kind.step && harness.is_bf16() { depth.max(64) } else { depth },
-        expected: expected.to_vec(),
-        rounded: Vec::new(),
-        exact: kind.scale == 0.0,
-        cost: Cost {
-            flops: 2.0 * m * n * k,
-            bytes: width * n * k + activations * (m * k + m * n * (1.0 + residual)) + 4.0 * n,
-        },
-    }
+    let residual = if kind.residual { " +" } else { "" };
+    let name = format!("{rows}x{depth}x{columns} {what} {:?}{residual}", kind.activation);
+    Case { name, dtype: kind.dtype, size, cost }
 }
 
-/// Whole sequences against the CPU form: every tile shape with every epilogue, and what the launcher chooses.
-pub(in crate::conformance) fn check_sequences(harness: &mut Harness<'_>) -> Result<()> {
-    let mut random = Random::new(41);
-    let (cuda, max) = (harness.cuda, harness.max);
-    for tile in &TILES {
-        for (index, &shape) in TILED.iter().filter(|shape| shape.size <= max).enumerate() {
-            if !tile.takes(cuda.dtype(), is_aligned(cuda.dtype(), shape.depth)) {
-                continue;
-            }
-            let (activation, residual) = EPILOGUES[index % EPILOGUES.len()];
-            let kinds = [(Activation::None, index % 2 == 0, 0.0), (activation, residual, 1.0)];
-            for (activation, residual, scale) in kinds {
-                let kind = Kind { step: false, activation, residual, scale };
-                let Inputs { x, layer, residual, expected } = inputs(harness, &mut random, shape, kind)?;
-                let case = case(tile.name.into(), shape, kind, harness, &expected);
-                harness
-                    .case(case, false, &|cuda| linear_tiled(cuda, &x, &layer, activation, residual.as_ref(), tile))?;
+/// Activations are not exact; and of a few large values all may lie in a tail that is nearly 0, where the tolerance, which is
+/// relative to the largest, has nothing to measure.
+fn is_measurable(shape: Shape, kind: Kind) -> bool {
+    let tail = kind.scale > 1.0 && shape.rows * shape.columns < 64;
+    kind.activation == Activation::None || !(kind.is_whole() || tail)
+}
+
+/// Whole sequences against the CPU form: every tile with every epilogue, and the tile that the launcher chooses.
+pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
+    let (backend, dtype) = (harness.backend, harness.backend.dtype());
+    for (index, &shape) in TILED.iter().enumerate() {
+        let (activation, residual) = EPILOGUES[index % EPILOGUES.len()];
+        for (activation, residual, scale) in [(Activation::None, index % 2 == 0, 0.0), (activation, residual, 1.0)] {
+            let kind = Kind { decode: false, dtype, activation, residual, scale };
+            let layer = OnceCell::new();
+            for tile in backend.linear_tiles(shape.depth) {
+                harness.case(case(tile, shape, kind, Cost::default()), |inputs| {
+                    let layer = shared(&layer, || Layer::new(backend, shape, kind))?;
+                    prepared(backend, inputs, shape, kind, Some(tile), layer)
+                })?;
             }
         }
     }
-    for &shape in CHOSEN.iter().filter(|shape| shape.size <= max) {
-        // The large ones need not be computed six times over.
-        let epilogues = if shape.size == Size::Real { &EPILOGUES[1..5] } else { &EPILOGUES };
+    for (index, &shape) in CHOSEN.iter().enumerate() {
+        let one = index % EPILOGUES.len();
+        let plain = Kind { decode: false, dtype, activation: Activation::None, residual: false, scale: 1.0 };
+        let epilogues = match shape.size {
+            Size::Real if cost(shape, plain).flops > LARGE => &EPILOGUES[one..=one],
+            // The large ones need not be computed six times over.
+            Size::Real => &EPILOGUES[1..5],
+            _ => &EPILOGUES,
+        };
         let scales = if shape.size == Size::Real { &[1.0][..] } else { &[1.0, 0.0, 1e4] };
-        for (activation, residual, scale) in
-            epilogues.iter().flat_map(|&(a, r)| scales.iter().map(move |&scale| (a, r, scale)))
-        {
-            // Activations are not exact; and of a few large values all may lie in a tail that is nearly 0, where the
-            // tolerance, which is relative to the largest, has nothing to measure.
-            let tail = scale > 1.0 && shape.rows * shape.columns < 64;
-            if activation != Activation::None && (scale == 0.0 || tail) {
-                continue;
+        for &scale in scales {
+            let layer = OnceCell::new();
+            for &(activation, residual) in epilogues {
+                let kind = Kind { activation, residual, scale, ..plain };
+                if !is_measurable(shape, kind) {
+                    continue;
+                }
+                harness.case(case(&format!("of {scale:e}"), shape, kind, cost(shape, kind)), |inputs| {
+                    let layer = shared(&layer, || Layer::new(backend, shape, kind))?;
+                    prepared(backend, inputs, shape, kind, None, layer)
+                })?;
             }
-            let kind = Kind { step: false, activation, residual, scale };
-            let Inputs { x, layer, residual, expected } = inputs(harness, &mut random, shape, kind)?;
-            let case = case(format!("of {scale:e}"), shape, kind, harness, &expected);
-            harness.case(case, false, &|cuda| cuda.linear(&x, &layer, activation, residual.as_ref()))?;
         }
     }
-    independence(harness, &mut random)
+    independence(harness)
 }
 
 /// Decode steps against the CPU form: every number of rows, every epilogue; and every row alone against the same row among
 /// others.
-pub(in crate::conformance) fn check_steps(harness: &mut Harness<'_>) -> Result<()> {
-    let mut random = Random::new(42);
-    let max = harness.max;
-    let mut epilogues = EPILOGUES.into_iter().cycle();
-    for &(depth, columns, size) in STEPS.iter().filter(|shape| shape.2 <= max) {
-        for rows in STEP_ROWS.into_iter().filter(|&rows| size != Size::Small || rows < 4) {
-            let shape = Shape { rows, depth, columns, size };
-            let tail = rows * columns < 64;
-            let scaled = if tail { (Activation::None, true) } else { epilogues.next().unwrap_or(EPILOGUES[0]) };
-            let (activation, residual) = epilogues.next().unwrap_or(EPILOGUES[0]);
-            let kinds =
-                [(Activation::None, rows % 2 == 0, 0.0), (activation, residual, 1.0), (scaled.0, scaled.1, 1e4)];
-            for (activation, residual, scale) in kinds {
-                let kind = Kind { step: true, activation, residual, scale };
-                let Inputs { x, layer, residual, expected } = inputs(harness, &mut random, shape, kind)?;
-                let case = case(format!("of {scale:e}"), shape, kind, harness, &expected);
-                harness.case(case, true, &|cuda| cuda.linear_decode(&x, &layer, activation, residual.as_ref()))?;
+pub(super) fn check_decode<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
+    let backend = harness.backend;
+    for dtype in backend.step_dtypes() {
+        for (index, &(depth, columns, size)) in STEPS.iter().enumerate() {
+            for (turn, scale) in [0.0, 1.0, 1e4].into_iter().enumerate() {
+                let layer = OnceCell::new();
+                for (n, rows) in STEP_ROWS.into_iter().enumerate().filter(|&(_, rows)| size != Size::Small || rows < 4)
+                {
+                    let shape = Shape { rows, depth, columns, size };
+                    let (activation, residual) = EPILOGUES[(index + turn + n) % EPILOGUES.len()];
+                    let mut kind = Kind { decode: true, dtype, activation, residual, scale };
+                    if !is_measurable(shape, kind) {
+                        kind.activation = Activation::None;
+                    }
+                    let timed = scale == 1.0 && TIMED_ROWS.contains(&rows);
+                    let cost = if timed { cost(shape, kind) } else { Cost::default() };
+                    harness.case(case(&format!("of {scale:e}"), shape, kind, cost), |inputs| {
+                        let layer = shared(&layer, || Layer::new(backend, shape, kind))?;
+                        prepared(backend, inputs, shape, kind, None, layer)
+                    })?;
+                }
             }
-        }
-        if size >= Size::Ragged {
-            step_independence(harness, &mut random, shape(65, depth, columns, size))?;
+            if size >= Size::Ragged {
+                decode_independence(harness, shape(65, depth, columns, size), dtype)?;
+            }
         }
     }
     Ok(())
+}
+
+/// Rows together, and their results.
+struct Together<B: Backend> {
+    layer: Layer<B>,
+    x: Vec<f32>,
+    on_device: B::Tensor,
+    y: Vec<f32>,
+}
+
+impl<B: TestBackend> Together<B> {
+    fn new(backend: &B, inputs: &Inputs, shape: Shape, kind: Kind) -> Result<Together<B>> {
+        let layer = Layer::new(backend, shape, kind)?;
+        let x = kind.held(kind.values(inputs, shape.rows * shape.depth));
+        let on_device = upload(backend, kind, [shape.rows, shape.depth], &x)?;
+        let y = backend.download(&run(backend, kind, None, &on_device, layer.next(), None)?)?;
+        Ok(Together { layer, x, on_device, y })
+    }
+
+    /// Rows of x and of the result.
+    fn rows(&self, shape: Shape, rows: std::ops::Range<usize>) -> (&[f32], &[f32]) {
+        let Shape { depth, columns, .. } = shape;
+        (&self.x[rows.start * depth..rows.end * depth], &self.y[rows.start * columns..rows.end * columns])
+    }
 }
 
 /// The first rows of a step are the same to the last bit, however many follow.
-fn step_independence(harness: &mut Harness<'_>, random: &mut Random, shape: Shape) -> Result<()> {
-    let cuda = harness.cuda;
-    let kind = Kind { step: true, activation: Activation::Gelu, residual: false, scale: 1.0 };
-    let Inputs { x, layer, .. } = inputs(harness, random, shape, kind)?;
-    let all = cuda.download(&cuda.linear_decode(&x, &layer, kind.activation, None)?)?;
-    let values = cuda.download(&x)?;
+fn decode_independence<B: TestBackend>(harness: &mut Harness<'_, B>, shape: Shape, dtype: DType) -> Result<()> {
+    let backend = harness.backend;
+    let kind = Kind { decode: true, dtype, activation: Activation::Gelu, residual: false, scale: 1.0 };
+    let together = OnceCell::new();
     for rows in [1, 8, 9, 16, 17, 64] {
-        let first = cuda.upload([rows, shape.depth], &values[..rows * shape.depth])?;
         let name = format!("as of {} rows", shape.rows);
-        let exact = Kind { scale: 0.0, ..kind };
-        let case = case(name, Shape { rows, ..shape }, exact, harness, &all[..rows * shape.columns]);
-        harness.case(case, true, &|cuda| cuda.linear_decode(&first, &layer, kind.activation, None))?;
+        harness.case(case(&name, Shape { rows, ..shape }, kind, Cost::default()), |inputs| {
+            let together = shared(&together, || Together::new(backend, inputs, shape, kind))?;
+            let (x, y) = together.rows(shape, 0..rows);
+            let first = backend.upload([rows, shape.depth], x)?;
+            let again = move || Ok(Output::Tensor(run(backend, kind, None, &first, together.layer.next(), None)?));
+            Prepared::new(again, move || Ok(Expected::Exact(y.to_vec())))
+        })?;
     }
     Ok(())
 }
 
-/// A row's result is the same to the last bit for every tile shape, alone and among others.
-fn independence(harness: &mut Harness<'_>, random: &mut Random) -> Result<()> {
-    let (cuda, shape) = (harness.cuda, shape(150, 328, 136, Size::Ragged));
-    if shape.size > harness.max {
-        return Ok(());
+/// A row's result is the same to the last bit for every tile, alone and among others.
+fn independence<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
+    let (backend, dtype, shape) = (harness.backend, harness.backend.dtype(), shape(150, 328, 136, Size::Ragged));
+    let kind = Kind { decode: false, dtype, activation: Activation::Gelu, residual: false, scale: 1.0 };
+    let cell = OnceCell::new();
+    for tile in backend.linear_tiles(shape.depth) {
+        harness.case(case(&format!("as chosen, {tile}"), shape, kind, Cost::default()), |inputs| {
+            let all = shared(&cell, || Together::new(backend, inputs, shape, kind))?;
+            let again =
+                move || Ok(Output::Tensor(run(backend, kind, Some(tile), &all.on_device, all.layer.next(), None)?));
+            Prepared::new(again, move || Ok(Expected::Exact(all.y.clone())))
+        })?;
     }
-    let kind = Kind { step: false, activation: Activation::Gelu, residual: false, scale: 1.0 };
-    let Inputs { x, layer, .. } = inputs(harness, random, shape, kind)?;
-    let all = cuda.download(&cuda.linear(&x, &layer, kind.activation, None)?)?;
-    let exact = Kind { scale: 0.0, ..kind };
-    let aligned = is_aligned(cuda.dtype(), shape.depth);
-    for tile in TILES.iter().filter(|tile| tile.takes(cuda.dtype(), aligned)) {
-        let case = case(format!("as chosen, {}", tile.name), shape, exact, harness, &all);
-        harness.case(case, false, &|cuda| linear_tiled(cuda, &x, &layer, kind.activation, None, tile))?;
-    }
-    let rows = cuda.download(&x)?;
     for row in [0, 31, 64, 149] {
-        let alone = cuda.sequence([1, shape.depth], &rows[row * shape.depth..][..shape.depth])?;
-        let expected = &all[row * shape.columns..][..shape.columns];
-        let case = case(format!("row {row} alone"), Shape { rows: 1, ..shape }, exact, harness, expected);
-        harness.case(case, false, &|cuda| cuda.linear(&alone, &layer, kind.activation, None))?;
+        let one = Shape { rows: 1, ..shape };
+        harness.case(case(&format!("row {row} alone"), one, kind, Cost::default()), |inputs| {
+            let all = shared(&cell, || Together::new(backend, inputs, shape, kind))?;
+            let (x, y) = all.rows(shape, row..row + 1);
+            let alone = backend.sequence([1, shape.depth], x)?;
+            let again = move || Ok(Output::Tensor(run(backend, kind, None, &alone, all.layer.next(), None)?));
+            Prepared::new(again, move || Ok(Expected::Exact(y.to_vec())))
+        })?;
     }
     Ok(())
 }

@@ -1,15 +1,53 @@
-//! Cases of every operation, one file each.
+//! Cases of every operation, one file each: `check` runs them in a harness, `cost` counts an operation.
 
-pub(super) mod argmax;
-pub(super) mod attention;
-pub(super) mod beam_candidates;
-pub(super) mod cache;
-pub(super) mod conv1d;
-pub(super) mod conv_transpose1d;
-pub(super) mod decode_greedy;
-pub(super) mod embed;
-pub(super) mod layer_norm;
-pub(super) mod linear;
-pub(super) mod patch_embed;
-pub(super) mod top_k;
-pub(super) mod transpose;
+mod argmax;
+mod attention;
+mod attention_decode;
+mod beam_candidates;
+mod conv1d;
+mod conv_transpose1d;
+mod decode_greedy;
+mod embed;
+mod layer_norm;
+mod linear;
+mod patch_embed;
+mod top_k;
+mod transpose;
+
+use super::{Harness, TestBackend};
+use crate::backend::cpu::Cpu;
+use crate::tensor::HostTensor;
+use crate::{Error, Result};
+
+/// A function that runs all cases of one operation.
+pub type OpCheck<B> = fn(&mut Harness<'_, B>) -> Result<()>;
+
+/// Every operation and its cases.
+pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 14] {
+    [
+        ("argmax", argmax::check),
+        ("attention", attention::check),
+        ("attention_decode", attention_decode::check),
+        ("beam_candidates", beam_candidates::check),
+        ("conv1d", conv1d::check),
+        ("conv_transpose1d", conv_transpose1d::check),
+        ("decode_greedy", decode_greedy::check),
+        ("embed", embed::check),
+        ("layer_norm", layer_norm::check),
+        ("linear", linear::check),
+        ("linear_decode", linear::check_decode),
+        ("patch_embed", patch_embed::check),
+        ("top_k", top_k::check),
+        ("transpose", transpose::check),
+    ]
+}
+
+/// Names of all operations.
+pub fn operations() -> [&'static str; 14] {
+    table::<Cpu>().map(|(op, _)| op)
+}
+
+/// Weights on the host.
+fn host(shape: &[usize], values: Vec<f32>) -> Result<HostTensor> {
+    HostTensor::from_f32(shape, values).ok_or_else(|| Error::shape("weights", format!("no values of shape {shape:?}")))
+}

@@ -1,15 +1,15 @@
 //! Cases of patch_embed.
 
+use super::host;
 use crate::Result;
 use crate::backend::cpu::Cpu;
-use crate::backend::cuda::Cuda;
+use crate::backend::patch_embed;
 use crate::backend::prelude::*;
-use crate::conformance::{Case, Harness, Size, round_bf16};
+use crate::conformance::{Case, Expected, Harness, Inputs, Output, Prepared, Size, TestBackend, round_bf16, stored};
 use crate::cost::Cost;
-use crate::random::Random;
-use crate::tensor::HostTensor;
+use crate::tensor::DType;
 
-/// Pictures and how they are cut.
+/// Images and how they are cut.
 #[derive(Clone, Copy)]
 struct Shape {
     batch: usize,
@@ -18,6 +18,7 @@ struct Shape {
     channels: usize,
 }
 
+/// Batch, side, patch, channels.
 const SHAPES: &[([usize; 4], Size)] = &[
     ([1, 1, 1, 1], Size::Small),
     ([2, 6, 3, 5], Size::Small),
@@ -37,11 +38,25 @@ const SHAPES: &[([usize; 4], Size)] = &[
 
 /// Values of one case.
 #[derive(Clone)]
-struct Inputs {
+struct Values {
     pixels: Vec<f32>,
     class: Vec<f32>,
     weight: Vec<f32>,
     position: Vec<f32>,
+}
+
+/// The same on a backend.
+struct Loaded<B: Backend> {
+    pixels: B::Tensor,
+    class: B::Tensor,
+    weight: B::Matrix,
+    position: B::Matrix,
+}
+
+impl<B: Backend> Loaded<B> {
+    fn run(&self, backend: &B, patch: usize) -> Result<B::Tensor> {
+        backend.patch_embed(&self.pixels, &self.weight, &self.class, &self.position, patch)
+    }
 }
 
 impl Shape {
@@ -53,103 +68,107 @@ impl Shape {
         3 * self.patch * self.patch
     }
 
-    fn run<B: Backend>(self, backend: &B, x: &Inputs) -> Result<impl Fn(&B) -> Result<B::Tensor> + use<B>> {
+    fn load<B: Backend>(self, backend: &B, values: &Values) -> Result<Loaded<B>> {
+        let matrix = |rows: usize, values: &[f32]| backend.matrix(host(&[rows, values.len() / rows], values.to_vec())?);
+        Ok(Loaded {
+            pixels: backend.upload([self.batch, 3 * self.side * self.side], &values.pixels)?,
+            class: backend.upload([1, self.channels], &values.class)?,
+            weight: matrix(self.channels, &values.weight)?,
+            position: matrix(self.tokens(), &values.position)?,
+        })
+    }
+
+    fn on_cpu(self, values: &Values) -> Result<Vec<f32>> {
+        Cpu.download(&self.load(&Cpu, values)?.run(&Cpu, self.patch)?)
+    }
+
+    fn case(self, what: &str, dtype: DType, size: Size) -> Case {
         let Shape { batch, side, patch, channels } = self;
-        let matrix = |rows: usize, values: &[f32]| {
-            let host = HostTensor::from_f32(&[rows, values.len() / rows.max(1)], values.to_vec());
-            backend.matrix(host.ok_or_else(|| crate::Error::shape("patch_embed", "no such weights"))?)
+        let cost = patch_embed::cost([batch, self.tokens(), channels, patch], dtype.size());
+        let cost = if what.is_empty() { cost } else { Cost::default() };
+        let name = format!("{batch} of {side}x{side} in {patch}x{patch}, {channels} channels{what}");
+        Case { name, dtype, size, cost }
+    }
+
+    fn values(self, inputs: &Inputs, dtype: DType) -> Values {
+        let Shape { batch, side, channels, .. } = self;
+        Values {
+            pixels: inputs.values(batch * 3 * side * side),
+            class: inputs.values(channels),
+            weight: stored(dtype, inputs.values(channels * self.depth())),
+            position: stored(dtype, inputs.values(self.tokens() * channels)),
+        }
+    }
+
+    /// Sparse whole numbers, so that every sum is one that bf16 holds.
+    fn whole(self, inputs: &Inputs) -> Values {
+        let Shape { batch, side, channels, .. } = self;
+        let few = |len: usize, one_in: usize, max: usize| -> Vec<f32> {
+            let value = |(chosen, n): (usize, usize)| if chosen == 0 { n as f32 - max as f32 } else { 0.0 };
+            inputs.below(len, one_in).into_iter().zip(inputs.below(len, 2 * max + 1)).map(value).collect()
         };
-        let (weight, position) = (matrix(channels, &x.weight)?, matrix(self.tokens(), &x.position)?);
-        let pixels = backend.upload([batch, 3 * side * side], &x.pixels)?;
-        let class = backend.upload([1, channels], &x.class)?;
-        Ok(move |backend: &B| backend.patch_embed(&pixels, &weight, &class, &position, patch))
-    }
-
-    fn on_cpu(self, x: &Inputs) -> Result<Vec<f32>> {
-        Cpu.download(&self.run(&Cpu, x)?(&Cpu)?)
-    }
-
-    fn case(self, what: &str, size: Size, element: usize) -> Case {
-        let Shape { batch, side, patch, channels } = self;
-        let (tokens, depth) = (self.tokens(), self.depth());
-        Case {
-            name: format!("{batch} of {side}x{side} in {patch}x{patch}, {channels} channels{what}"),
-            size,
-            length: depth,
-            expected: Vec::new(),
-            rounded: Vec::new(),
-            exact: false,
-            cost: Cost {
-                flops: 2.0 * (batch * (tokens - 1) * channels * depth) as f64,
-                bytes: (batch * 12 * side * side + element * channels * (depth + (batch + 1) * tokens)) as f64,
-            },
+        Values {
+            pixels: few(batch * 3 * side * side, 2, 3),
+            class: few(channels, 1, 8),
+            weight: few(channels * self.depth(), 2 + self.depth() / 16, 3),
+            position: few(self.tokens() * channels, 1, 8),
         }
     }
 }
 
-/// Against the CPU form; with whole numbers whose sums bf16 holds, to the last bit; and each picture alone.
-pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
-    let (cuda, max) = (harness.cuda, harness.max);
-    let element = cuda.dtype().size();
-    for &([batch, side, patch, channels], size) in SHAPES.iter().filter(|shape| shape.1 <= max) {
+/// Against the CPU form; with whole numbers whose sums bf16 holds, to the last bit; and each image alone.
+pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
+    let (backend, dtype) = (harness.backend, harness.backend.dtype());
+    for &([batch, side, patch, channels], size) in SHAPES {
         let shape = Shape { batch, side, patch, channels };
-        let mut random = Random::new((side * 31 + channels) as u64);
-        let (depth, tokens) = (shape.depth(), shape.tokens());
-        let x = Inputs {
-            pixels: random.values(batch * 3 * side * side),
-            class: random.values(channels),
-            weight: harness.stored(random.values(channels * depth)),
-            position: harness.stored(random.values(tokens * channels)),
-        };
-        let expected = shape.on_cpu(&x)?;
-        // Tensor cores take pixels as bf16.
-        let rounded = match harness.is_bf16() && patch % 2 == 0 {
-            true => {
-                let pixels = x.pixels.iter().map(|&v| round_bf16(v)).collect();
-                shape.on_cpu(&Inputs { pixels, ..x.clone() })?
-            }
-            false => Vec::new(),
-        };
-        let run = shape.run(cuda, &x)?;
-        harness.case(Case { expected, rounded, ..shape.case("", size, element) }, false, &run)?;
-        if size != Size::Real {
-            exactly(harness, shape, size, &mut random)?;
-            alone(harness, shape, size, &x)?;
+        harness.case(shape.case("", dtype, size), |inputs| {
+            let values = shape.values(inputs, dtype);
+            let on_device = shape.load(backend, &values)?;
+            Prepared::new(
+                move || Ok(Output::Tensor(on_device.run(backend, patch)?)),
+                move || {
+                    let exact = shape.on_cpu(&values)?;
+                    // Tensor cores take pixels as bf16.
+                    let rounded = match dtype == DType::BF16 && patch % 2 == 0 {
+                        true => {
+                            let pixels = values.pixels.iter().map(|&v| round_bf16(v)).collect();
+                            shape.on_cpu(&Values { pixels, ..values })?
+                        }
+                        false => Vec::new(),
+                    };
+                    Ok(Expected::Close { values: exact, rounded, terms: shape.depth(), stored: dtype })
+                },
+            )
+        })?;
+        if size == Size::Real {
+            continue;
         }
+        harness.case(shape.case(", whole numbers", dtype, size), |inputs| {
+            let values = shape.whole(inputs);
+            let on_device = shape.load(backend, &values)?;
+            Prepared::new(
+                move || Ok(Output::Tensor(on_device.run(backend, patch)?)),
+                move || Ok(Expected::Exact(shape.on_cpu(&values)?)),
+            )
+        })?;
+        alone(harness, shape, size)?;
     }
     Ok(())
 }
 
-/// Sparse whole numbers, so that every sum is one that bf16 holds.
-fn exactly(harness: &mut Harness<'_>, shape: Shape, size: Size, random: &mut Random) -> Result<()> {
-    let Shape { batch, side, channels, .. } = shape;
-    let mut few = |len: usize, one_in: usize, max: usize| -> Vec<f32> {
-        (0..len)
-            .map(|_| match random.below(one_in) {
-                0 => random.below(2 * max + 1) as f32 - max as f32,
-                _ => 0.0,
-            })
-            .collect()
-    };
-    let x = Inputs {
-        pixels: few(batch * 3 * side * side, 2, 3),
-        class: few(channels, 1, 8),
-        weight: few(channels * shape.depth(), 2 + shape.depth() / 16, 3),
-        position: few(shape.tokens() * channels, 1, 8),
-    };
-    let expected = shape.on_cpu(&x)?;
-    let run = shape.run(harness.cuda, &x)?;
-    harness.case(Case { expected, exact: true, ..shape.case(", whole numbers", size, 0) }, false, &run)
-}
-
-/// The last picture without its neighbours, and so perhaps in other tiles: the same bits.
-fn alone(harness: &mut Harness<'_>, shape: Shape, size: Size, x: &Inputs) -> Result<()> {
+/// The last image without its neighbours, and so perhaps in other tiles: the same bits.
+fn alone<B: TestBackend>(harness: &mut Harness<'_, B>, shape: Shape, size: Size) -> Result<()> {
+    let (backend, dtype) = (harness.backend, harness.backend.dtype());
     let Some(before) = shape.batch.checked_sub(1) else { return Ok(()) };
-    let cuda: &Cuda = harness.cuda;
-    let together = cuda.download(&shape.run(cuda, x)?(cuda)?)?;
-    let one = Shape { batch: 1, ..shape };
-    let last = Inputs { pixels: x.pixels[before * 3 * shape.side * shape.side..].to_vec(), ..x.clone() };
-    let expected = together[before * shape.tokens() * shape.channels..].to_vec();
-    let run = one.run(cuda, &last)?;
-    harness.case(Case { expected, exact: true, ..one.case(", the last alone", size, 0) }, false, &run)
+    harness.case(shape.case(", the last alone", dtype, size), |inputs| {
+        let values = shape.values(inputs, dtype);
+        let together = backend.download(&shape.load(backend, &values)?.run(backend, shape.patch)?)?;
+        let pixels = values.pixels[before * 3 * shape.side * shape.side..].to_vec();
+        let alone = Shape { batch: 1, ..shape }.load(backend, &Values { pixels, ..values })?;
+        let expected = together[before * shape.tokens() * shape.channels..].to_vec();
+        Prepared::new(
+            move || Ok(Output::Tensor(alone.run(backend, shape.patch)?)),
+            move || Ok(Expected::Exact(expected)),
+        )
+    })
 }

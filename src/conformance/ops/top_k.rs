@@ -1,12 +1,11 @@
 //! Cases of top_k.
 
 use crate::Result;
-use crate::backend::TopValue;
 use crate::backend::cpu::Cpu;
 use crate::backend::prelude::*;
-use crate::conformance::{Case, Harness, Size};
-use crate::cost::Cost;
-use crate::random::Random;
+use crate::backend::top_k::{self, TopValue};
+use crate::conformance::{Case, Expected, Harness, Output, Prepared, Size, TestBackend};
+use crate::tensor::DType;
 
 /// Rows, columns, and how many are wanted.
 const SHAPES: &[(usize, usize, usize, Size)] = &[
@@ -29,27 +28,24 @@ fn flat(rows: Vec<Vec<TopValue>>) -> Vec<f32> {
 }
 
 /// Against the CPU form; every other case has many ties.
-pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
-    let mut random = Random::new(35);
-    let max = harness.max;
-    for &(rows, columns, count, size) in SHAPES.iter().filter(|shape| shape.3 <= max) {
+pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
+    let backend = harness.backend;
+    for &(rows, columns, count, size) in SHAPES {
         for ties in [false, true] {
-            let mut x = random.values(rows * columns);
-            if ties {
-                x.iter_mut().for_each(|v| *v = if *v < 0.5 { f32::NEG_INFINITY } else { (*v - 0.75).signum() * 0.0 });
-            }
-            let expected = flat(Cpu.top_k(&Cpu.upload([rows, columns], &x)?, count)?);
-            let x = harness.cuda.upload([rows, columns], &x)?;
-            let case = Case {
-                name: format!("{count} of {rows}x{columns}{}", if ties { ", ties" } else { "" }),
-                size,
-                length: 1,
-                expected,
-                rounded: Vec::new(),
-                exact: true,
-                cost: Cost { flops: 0.0, bytes: (4 * rows * columns + 8 * rows * count) as f64 },
-            };
-            harness.values(case, &|cuda| Ok(flat(cuda.top_k(&x, count)?)))?;
+            let name = format!("{count} of {rows}x{columns}{}", if ties { ", ties" } else { "" });
+            let case = Case { name, dtype: DType::F32, size, cost: top_k::cost(rows, columns, count) };
+            harness.case(case, |inputs| {
+                let mut x = inputs.values(rows * columns);
+                if ties {
+                    let few = |v: f32| if v < 0.5 { f32::NEG_INFINITY } else { (v - 0.75).signum() * 0.0 };
+                    x.iter_mut().for_each(|v| *v = few(*v));
+                }
+                let on_device = backend.upload([rows, columns], &x)?;
+                Prepared::new(
+                    move || Ok(Output::Values(flat(backend.top_k(&on_device, count)?))),
+                    move || Ok(Expected::Exact(flat(Cpu.top_k(&Cpu.upload([rows, columns], &x)?, count)?))),
+                )
+            })?;
         }
     }
     Ok(())

@@ -3,9 +3,8 @@
 use crate::Result;
 use crate::backend::cpu::Cpu;
 use crate::backend::prelude::*;
-use crate::conformance::{Case, Harness, Size};
-use crate::cost::Cost;
-use crate::random::Random;
+use crate::backend::transpose;
+use crate::conformance::{Case, Expected, Harness, Output, Prepared, Size, TestBackend, stored};
 
 /// Rows and columns.
 const SHAPES: &[(usize, usize, Size)] = &[
@@ -24,25 +23,19 @@ const SHAPES: &[(usize, usize, Size)] = &[
 ];
 
 /// Against the CPU form.
-pub(in crate::conformance) fn check(harness: &mut Harness<'_>) -> Result<()> {
-    let mut random = Random::new(32);
-    let max = harness.max;
-    for &(rows, columns, size) in SHAPES.iter().filter(|shape| shape.2 <= max) {
-        let x = harness.stored(random.values(rows * columns));
-        let expected = Cpu.download(&Cpu.transpose(&Cpu.upload([rows, columns], &x)?)?)?;
-        let cuda = harness.cuda;
-        let x = cuda.sequence([rows, columns], &x)?;
-        let elements = (rows * columns) as f64;
-        let case = Case {
-            name: format!("{rows}x{columns}"),
-            size,
-            length: 1,
-            expected,
-            rounded: Vec::new(),
-            exact: true,
-            cost: Cost { flops: 0.0, bytes: 2.0 * elements * cuda.dtype().size() as f64 },
-        };
-        harness.case(case, false, &|cuda| cuda.row_major(&cuda.transpose(&x)?))?;
+pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
+    let (backend, dtype) = (harness.backend, harness.backend.dtype());
+    for &(rows, columns, size) in SHAPES {
+        let case =
+            Case { name: format!("{rows}x{columns}"), dtype, size, cost: transpose::cost(rows, columns, dtype.size()) };
+        harness.case(case, |inputs| {
+            let x = stored(dtype, inputs.values(rows * columns));
+            let on_device = backend.sequence([rows, columns], &x)?;
+            let run = move || Ok(Output::Tensor(backend.row_major(backend.transpose(&on_device)?)?));
+            Prepared::new(run, move || {
+                Ok(Expected::Exact(Cpu.download(&Cpu.transpose(&Cpu.upload([rows, columns], &x)?)?)?))
+            })
+        })?;
     }
     Ok(())
 }
