@@ -5,7 +5,7 @@
 //            at position t lies at (t, s), s its own slot, while anyone reads it. A row that continues another finds the
 //            first ancestor_len[r] positions of its sequence in the slots that a table (positions, R) names, later ones in
 //            its own. So nothing is copied when beams change places. Sequences differ in length: a row's newest unit stands
-//            at positions[r]. All in bf16 or f32; qkv (R, 3*H*D) and y (R, H*D) f32. What changes from step to step is in
+//            at positions[r]. All in bf16 or f32; qkv (R, 3*H*D) and y (R, H*D) f32. All that changes from step to step is in
 //            tables: with the same params and grid, a captured launch serves every step of as many rows
 // Numerics:  f32; splits depend on the lengths only, so a row does not depend on its neighbours
 // Requires:  D <= 256

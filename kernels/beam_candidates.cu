@@ -22,7 +22,7 @@ struct BeamCandidatesParams {
 };
 SIZE_OF(BeamCandidatesParams, 40);
 
-// What turns a logit of a row into a score.
+// The terms that make a score of a logit of a row.
 struct BeamRow {
     float most;
     float log_sum;

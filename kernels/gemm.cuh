@@ -14,8 +14,8 @@
 // the values from (row, k) on, zeros where there are none; k is a multiple of the values in 16 bytes. Those of A may change
 // values between shared memory and product, where TRANSFORMS says so: a convolution's leaky ReLU.
 //
-// Epilogues finish sums: out.store<ROLLED>(row, column, values), which leaves out what lies outside of C. What is short is
-// done by unrolled code, straight from registers. Where out.rolled(), sums first go to shared memory, so that long code
+// Epilogues finish sums: out.store<ROLLED>(row, column, values), which leaves out elements outside of C. Short work is done
+// by unrolled code, straight from registers. Where out.rolled(), sums first go to shared memory, so that long code
 // (activations, divisions, single elements) stands once in the kernel, in a loop: code that has to be fetched for one tile
 // costs more than it computes. Either way results are the same.
 //

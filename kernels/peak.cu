@@ -1,4 +1,4 @@
-// peak: what the tensor cores do at most through mma.sync, for shares of it. No memory is touched until the end.
+// peak: the most that the tensor cores do through mma.sync, the reference for shares of it. No memory is touched until the end.
 // Tensors:   y: one f32 for each thread, so that nothing is left out as unused
 // Tiling:    a warp keeps sixteen independent sums in registers and adds the same product to each, again and again
 // Roofline:  2 * 16 * 8 * 16 operations for each mma

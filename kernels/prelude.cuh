@@ -76,7 +76,7 @@ DEVICE void fence_device() { __threadfence(); }
 DEVICE unsigned atomic_add(unsigned* at, unsigned v) { return atomicAdd(at, v); }
 DEVICE unsigned atomic_exchange(unsigned* at, unsigned v) { return atomicExch(at, v); }
 
-// Loads and stores that order what stands after, or before, them for the whole device.
+// Loads that order all later accesses, and stores that order all earlier ones, for the whole device.
 DEVICE unsigned load_acquire(const unsigned* at) {
     unsigned v;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
@@ -110,7 +110,7 @@ DEVICE unsigned host_load(const unsigned* at) {
 DEVICE void host_store(unsigned* at, unsigned v) {
     asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory");
 }
-// What was stored before is seen before this.
+// The same, after everything that was stored before it.
 DEVICE void host_store_release(unsigned* at, unsigned v) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory");
 }
@@ -158,8 +158,8 @@ DEVICE float warp_max(float v) {
     return v;
 }
 
-// All blocks of a cooperative launch meet: what any of their threads did before is seen by all after. `counter` is a word of
-// device memory that is zero before its first use, and ready for the next after each: the arrivals of a round add up to its
+// Waits for all blocks of a cooperative launch: what any of their threads did before is visible to all after. `counter` is a
+// word of device memory that is zero before its first use, and ready for the next after each: the arrivals of a round add up to its
 // highest bit, which therefore changes once a round, when the last block has come.
 DEVICE void grid_barrier(unsigned* counter, unsigned blocks) {
     constexpr unsigned ROUND = 0x80000000u;

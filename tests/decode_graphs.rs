@@ -2,12 +2,13 @@
 //! their memory for the next cache of the same shape.
 #![cfg(feature = "emulator")]
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use im2sp::backend::cuda::Cuda;
 use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
 use im2sp::backend::prelude::*;
-use im2sp::backend::{CacheRow, Device as _};
+use im2sp::backend::{CacheRow, Device as _, Occupancy};
 use im2sp::config::DecoderConfig;
 use im2sp::model::decoder::Decoder;
 use im2sp::model::loader::Loader;
@@ -32,12 +33,16 @@ type Scenario = Vec<Vec<CacheRow>>;
 
 impl Device {
     fn new(dtype: DType) -> Device {
-        let emulator = Arc::new(EmulatedDriver::new(1 << 30));
+        Device::with(dtype, EmulatedDriver::new(1 << 30), [64, 2])
+    }
+
+    /// A decoder of a width and so many heads.
+    fn with(dtype: DType, driver: EmulatedDriver, [width, heads]: [usize; 2]) -> Device {
+        let emulator = Arc::new(driver);
         let cuda = Cuda::new(emulator.clone(), dtype).expect("a backend");
         let mut config = random::published();
         (config.vision.layers, config.vocoder) = (0, None);
-        config.decoder =
-            DecoderConfig { width: 64, layers: 2, heads: 2, mlp: 96, max_positions: 200, ..config.decoder };
+        config.decoder = DecoderConfig { width, layers: 2, heads, mlp: 96, max_positions: 200, ..config.decoder };
         let mut files = random::files(config.clone(), dtype).expect("weights");
         let mut loader = Loader { backend: &cuda, store: &mut files.captioner, dtype: Some(dtype) };
         let decoder = Decoder::load(&mut loader, &config.decoder).expect("a decoder");
@@ -203,4 +208,62 @@ fn memory_that_waits_is_no_obstacle() {
     device.cuda.upload([1, words], &vec![0.0; words]).expect("memory");
     device.cuda.poison(false);
     device.run(2, &steady(2, 5)).expect("steps");
+}
+
+/// Rows of tokens, BOS first.
+type Tokens = Vec<Vec<u32>>;
+
+impl Device {
+    /// The caches of `images` images, before the first token.
+    fn prefilled(&self, images: usize, limit: usize) -> <Cuda as Decode>::KvCache {
+        let width = self.decoder.config().width;
+        let tokens = Random::new(9).values(images * PREFIX * width);
+        let tokens = self.cuda.sequence([images * PREFIX, width], &tokens).expect("image tokens");
+        self.decoder.prefill(&self.cuda, &tokens, images, limit).expect("a cache")
+    }
+
+    /// The greedy loop in one launch, where the device takes it.
+    fn greedy_loop(&self, images: usize, limit: usize) -> Option<Tokens> {
+        let cache = self.prefilled(images, limit);
+        let on_token = &mut |_: usize, _: &[u32]| ControlFlow::Continue(());
+        let tokens = self.cuda.decode_greedy(&self.decoder.greedy(Occupancy::Whole), &cache, limit, on_token);
+        tokens.map(|tokens| tokens.expect("tokens"))
+    }
+
+    /// The same by steps, past the ends of rows.
+    fn greedy_steps(&self, images: usize, limit: usize, bos: u32) -> Tokens {
+        let mut cache = self.prefilled(images, limit);
+        let start: Vec<_> = (0..images).map(|image| CacheRow { image, parent: None }).collect();
+        self.cuda.kv_reorder(&mut cache, &start).expect("rows");
+        let mut rows = vec![vec![bos]; images];
+        let mut ids = vec![bos; images];
+        for _ in 1..limit {
+            let logits = self.decoder.step(&self.cuda, &mut cache, &ids).expect("logits");
+            self.cuda.argmax(&logits, &mut ids).expect("ids");
+            rows.iter_mut().zip(&ids).for_each(|(row, &id)| row.push(id));
+        }
+        rows
+    }
+}
+
+/// Where shared memory is short, the greedy loop refuses before it launches anything, and steps choose the same tokens.
+#[test]
+fn the_greedy_loop_gives_way_to_steps_where_shared_memory_is_short() {
+    let (images, limit) = (8, 6);
+    for (dtype, short) in [(DType::F32, 64 << 10), (DType::BF16, 56 << 10)] {
+        let roomy = Device::with(dtype, EmulatedDriver::new(1 << 30), [128, 2]);
+        let tokens = roomy.greedy_loop(images, limit).expect("a loop that fits");
+        let driver = EmulatedDriver::with_properties(1 << 30, |properties| properties.shared_per_block = short);
+        let small = Device::with(dtype, driver, [128, 2]);
+        let before = small.emulator.launches();
+        drop(small.prefilled(images, limit));
+        let prefill = small.emulator.launches() - before;
+        assert_eq!(small.greedy_loop(images, limit), None, "{dtype:?}");
+        assert_eq!(small.emulator.launches(), before + 2 * prefill, "{dtype:?}: the loop was launched");
+        let steps = small.greedy_steps(images, limit, tokens[0][0]);
+        for (row, (looped, stepped)) in tokens.iter().zip(&steps).enumerate() {
+            assert!(looped.len() > 1, "{dtype:?}, row {row}");
+            assert_eq!(looped[..], stepped[..looped.len()], "{dtype:?}, row {row}");
+        }
+    }
 }

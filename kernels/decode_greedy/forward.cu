@@ -103,13 +103,13 @@ template <int BATCH> DEVICE bool all_ended(const DecodeGreedyParams& p, const Bl
     return true;
 }
 
-// What the phases of a block share.
+// State that the phases of a block share.
 template <typename T, int BATCH> struct Loop {
     const DecodeGreedyParams& p;
     Scratch scratch;
     unsigned char* slots;
     float* x;       // (BATCH, C) planes: input of the layer's products, kept for the residual
-    float* hidden;  // (BATCH, C) planes of what attention gives, then (BATCH, F)
+    float* hidden;  // (BATCH, C) planes of attention's result, then (BATCH, F)
     int next;       // phase whose weights are copied next
     int slot;       // of the phase at hand
 

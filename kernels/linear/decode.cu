@@ -222,7 +222,7 @@ template <int TILES, int ROW_TILES, int AHEAD, bool ALIGNED> struct MmaRows {
             } else {
                 eight_values(x, tile, k);
             }
-            // x = high + low, but for what is beyond the 16 leading bits.
+            // x = high + low, to its 16 leading bits.
             uint32_t high[4], low[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {

@@ -11,7 +11,7 @@
 //            k_tiles of 128 bytes through a ring of stages in shared memory; fragments are loaded a step ahead of the
 //            products. The activation is a parameter, not a kernel
 // Roofline:  2 M N K operations. Bound by the tensor cores once both M and N are some hundreds; mma.sync reaches about
-//            62 % of what wgmma does on sm_90
+//            62 % of the rate of wgmma on sm_90
 // Measured:  NVIDIA H200, driver 580.159.04, commit 449c6ab (the same tiles and mainloop, each activation a kernel of its
 //            own; not yet measured since): `im2sp doctor --op =linear` (cold L2, lightly contended), rows x K x columns:
 //            bf16 257x1024x1024 in 14.9 us, 257x1024x3072 in 22.2, 257x1024x4096 in 25.5, 257x4096x1024 in 42.4,

@@ -106,8 +106,7 @@ impl ConvWeights {
     ) -> Result<(&'static Kernel<ConvolutionParams>, Launch)> {
         // Chunks of 16 bytes of channels: eight in bf16, four in f32.
         let aligned = (self.inputs * cuda.dtype.size()).is_multiple_of(16);
-        let multiprocessors = cuda.stream.properties().multiprocessors;
-        let tile = tiles::fastest(tiles, cuda.dtype, aligned, [rows, self.columns], multiprocessors);
+        let tile = tiles::fastest(tiles, cuda.dtype, aligned, [rows, self.columns], cuda.stream.properties());
         let tile = tile.ok_or_else(|| Error::shape("conv1d", format!("no tiles for {:?}", cuda.dtype)))?;
         Ok((tile.kernel, Launch::blocks(tile.count(rows, self.columns)).shared_bytes(tile.shared_bytes)))
     }

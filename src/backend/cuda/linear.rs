@@ -1,6 +1,6 @@
 //! Launches kernels/linear/forward.cu and kernels/linear/decode.cu.
 
-use super::driver::{DevicePtr, Launch};
+use super::driver::{DevicePtr, Launch, Properties};
 use super::kernels::{self, LinearDecodeParams, LinearParams};
 use super::tiles::{self, Tile};
 use super::{Cuda, Layout, LinearWeights, Tensor, ensure, int, pointer_of};
@@ -10,8 +10,9 @@ use crate::tensor::DType;
 
 /// Bytes of the addresses that vectors are read from.
 const VECTOR: usize = 16;
-/// A tile for whole sequences.
+/// A tile for whole sequences, and one for decode steps.
 pub(crate) type ForwardTile = Tile<LinearParams>;
+type DecodeTile = Tile<LinearDecodeParams>;
 
 /// Bytes of a k_tile of a weight row, the unit in which the sums of a decode step are shared out.
 const K_TILE_BYTES: usize = 128;
@@ -32,20 +33,15 @@ pub(crate) fn is_aligned(dtype: DType, k: usize) -> bool {
 }
 
 /// The tile that keeps the busiest multiprocessor busy for the shortest time.
-fn tile_for(
-    dtype: DType,
-    rows: usize,
-    columns: usize,
-    k: usize,
-    multiprocessors: usize,
-) -> Option<&'static ForwardTile> {
-    tiles::fastest(&TILES, dtype, is_aligned(dtype, k), [rows, columns], multiprocessors)
+fn tile_for(dtype: DType, [rows, columns, k]: [usize; 3], device: &Properties) -> Option<&'static ForwardTile> {
+    tiles::fastest(&TILES, dtype, is_aligned(dtype, k), [rows, columns], device)
 }
 
 /// The tile for the rows of a decode step: the weights are read once for each block of rows.
-fn decode_tile_for(dtype: DType, rows: usize, k: usize) -> Option<&'static Tile<LinearDecodeParams>> {
-    let aligned = is_aligned(dtype, k);
-    let usable = kernels::LINEAR_DECODE_FORWARD_TILES.iter().filter(|tile| tile.takes(dtype, aligned));
+fn decode_tile_for(dtype: DType, rows: usize, k: usize, device: &Properties) -> Option<&'static DecodeTile> {
+    let fits =
+        |tile: &&DecodeTile| tile.takes(dtype, is_aligned(dtype, k)) && tile.shared_bytes <= device.shared_per_block;
+    let usable = kernels::LINEAR_DECODE_FORWARD_TILES.iter().filter(fits);
     usable.min_by_key(|tile| rows.div_ceil(tile.rows) * tile.time)
 }
 
@@ -123,8 +119,7 @@ pub(super) fn linear_split(cuda: &Cuda, x: &Tensor, layer: &LinearWeights<Cuda>,
 
 fn best_tile(cuda: &Cuda, x: &Tensor, layer: &LinearWeights<Cuda>) -> Result<&'static ForwardTile> {
     let weight = &layer.weight.tensor;
-    let multiprocessors = cuda.stream.properties().multiprocessors;
-    let tile = tile_for(weight.dtype, x.rows, weight.rows, x.columns, multiprocessors);
+    let tile = tile_for(weight.dtype, [x.rows, weight.rows, x.columns], cuda.stream.properties());
     tile.ok_or_else(|| crate::Error::shape("linear", format!("weights in {:?}", weight.dtype)))
 }
 
@@ -194,7 +189,7 @@ pub(super) fn linear_decode(
     check(op, x, layer, residual)?;
     let weight = &layer.weight.tensor;
     let (rows, columns, k) = (x.rows, weight.rows, x.columns);
-    let tile = decode_tile_for(weight.dtype, rows, k);
+    let tile = decode_tile_for(weight.dtype, rows, k, cuda.stream.properties());
     let tile = tile.ok_or_else(|| crate::Error::shape(op, format!("weights in {:?}", weight.dtype)))?;
     let x = cuda.rows_of(x, DType::F32)?;
     let bias = cuda.rows_of(&layer.bias, DType::F32)?;
@@ -320,34 +315,41 @@ mod tests {
         }
     }
 
-    /// One image's 257 tokens do not fill tiles of 128 rows; large products do.
+    /// Shared memory of a block of an H100 or H200, and of a GeForce of the generations around it.
+    const LARGE: usize = 227 << 10;
+    const SMALL: usize = 99 << 10;
+
+    /// One image's 257 tokens do not fill tiles of 128 rows; large products do, where there is room for their stages.
     #[test]
     fn tiles_follow_the_shape() {
-        let chosen = |rows, columns, k| tile_for(DType::BF16, rows, columns, k, 132).unwrap().name;
-        assert_eq!(chosen(4096, 4096, 4096), "128x256");
-        assert_eq!(chosen(257, 3072, 1024), "64x128");
-        assert_eq!(chosen(257, 1024, 4096), "64x64");
-        assert_eq!(chosen(257, 768, 3072), "32x64");
-        assert_eq!(chosen(257, 1024, 1001), "64x64_unaligned");
-        assert_eq!(tile_for(DType::F32, 4096, 4096, 4096, 132).unwrap().name, "128x128");
-        assert_eq!(tile_for(DType::F32, 1, 1, 3, 132).unwrap().name, "64x64_unaligned");
+        let chosen = |dtype, shape, shared| tile_for(dtype, shape, &tiles::device(132, shared)).unwrap().name;
+        for (shape, name) in [
+            ([4096, 4096, 4096], "128x256"),
+            ([257, 3072, 1024], "64x128"),
+            ([257, 1024, 4096], "64x64"),
+            ([257, 768, 3072], "32x64"),
+            ([257, 1024, 1001], "64x64_unaligned"),
+        ] {
+            assert_eq!(chosen(DType::BF16, shape, LARGE), name, "{shape:?}");
+        }
+        assert_eq!(chosen(DType::BF16, [4096; 3], SMALL), "128x128");
+        assert_eq!(chosen(DType::F32, [4096; 3], LARGE), "128x128");
+        assert_eq!(chosen(DType::F32, [1, 1, 3], LARGE), "64x64_unaligned");
     }
 
-    /// The smallest block that takes all rows, or the largest there is.
+    /// The smallest block that takes all rows, or the largest that fits.
     #[test]
     fn decode_tiles_follow_the_rows() {
-        for (dtype, k, expected) in [
-            (
-                DType::BF16,
-                768,
-                [(1, "r8"), (8, "r8"), (9, "r16"), (16, "r16"), (17, "r64"), (64, "r64"), (1000, "r64")],
-            ),
-            (DType::F32, 768, [(1, "r8"), (8, "r8"), (9, "r64"), (16, "r64"), (17, "r64"), (64, "r64"), (1000, "r64")]),
-        ] {
-            for (rows, name) in expected {
-                assert_eq!(decode_tile_for(dtype, rows, k).unwrap().name, name, "{rows} rows in {dtype:?}");
-            }
-            assert_eq!(decode_tile_for(dtype, 64, 769).unwrap().name, "r8_unaligned");
+        let chosen =
+            |dtype, rows, k, shared| decode_tile_for(dtype, rows, k, &tiles::device(132, shared)).unwrap().name;
+        for (rows, bf16, f32) in [(1, "r8", "r8"), (8, "r8", "r8"), (9, "r16", "r64"), (16, "r16", "r64")] {
+            assert_eq!([chosen(DType::BF16, rows, 768, LARGE), chosen(DType::F32, rows, 768, LARGE)], [bf16, f32]);
+        }
+        for rows in [17, 64, 1000] {
+            assert_eq!(chosen(DType::BF16, rows, 768, LARGE), "r64");
+            assert_eq!(chosen(DType::BF16, rows, 768, SMALL), "r16");
+            assert_eq!(chosen(DType::F32, rows, 768, SMALL), "r64");
+            assert_eq!(chosen(DType::BF16, rows, 769, LARGE), "r8_unaligned");
         }
     }
 }

@@ -57,9 +57,8 @@ pub(super) fn patch_embed(
     int(OP, batch * tokens)?;
     let patches = batch * (tokens - 1);
     // With an even P, pixels are read in pairs and weights in fours.
-    let multiprocessors = cuda.stream.properties().multiprocessors;
-    let tiles = &kernels::PATCH_EMBED_FORWARD_TILES;
-    let tile = tiles::fastest(tiles, cuda.dtype, patch.is_multiple_of(2), [patches, channels], multiprocessors);
+    let (tiles, device) = (&kernels::PATCH_EMBED_FORWARD_TILES, cuda.stream.properties());
+    let tile = tiles::fastest(tiles, cuda.dtype, patch.is_multiple_of(2), [patches, channels], device);
     let tile = tile.ok_or_else(|| Error::shape(OP, format!("no tiles for {:?}", cuda.dtype)))?;
     let launch = Launch::blocks(tile.count(patches, channels)).shared_bytes(tile.shared_bytes);
     // SAFETY: the shapes were checked; no patch beyond the last, no channel beyond C and no value beyond K is read or

@@ -1,6 +1,6 @@
 //! Tile shapes of the kernels, as the TILE lines next to the kernels declare them, and the choice among them.
 
-use super::driver::Kernel;
+use super::driver::{Kernel, Properties};
 use crate::tensor::DType;
 
 /// A tile shape, or another form of a kernel that is chosen by the size of its work.
@@ -49,14 +49,29 @@ impl<P> Tile<P> {
     }
 }
 
-/// The tile that keeps the busiest multiprocessor busy for the shortest time; of equal ones the first.
+/// The tile that keeps the busiest multiprocessor busy for the shortest time; of equal ones the first. None where the device
+/// has too little shared memory for any.
 pub(super) fn fastest<P>(
     tiles: &'static [Tile<P>],
     dtype: DType,
     aligned: bool,
     [rows, columns]: [usize; 2],
-    multiprocessors: usize,
+    device: &Properties,
 ) -> Option<&'static Tile<P>> {
-    let usable = tiles.iter().filter(|tile| tile.takes(dtype, aligned));
-    usable.min_by_key(|tile| tile.busy_time(rows, columns, multiprocessors.max(1)))
+    let usable = tiles.iter().filter(|tile| tile.takes(dtype, aligned) && tile.shared_bytes <= device.shared_per_block);
+    usable.min_by_key(|tile| tile.busy_time(rows, columns, device.multiprocessors.max(1)))
+}
+
+/// Properties that the choice of tiles depends on, for tests.
+#[cfg(test)]
+pub(super) fn device(multiprocessors: usize, shared_per_block: usize) -> Properties {
+    Properties {
+        name: "a device".into(),
+        multiprocessors,
+        capability: (9, 0),
+        memory: 1 << 30,
+        cooperative: true,
+        l2: 50 << 20,
+        shared_per_block,
+    }
 }

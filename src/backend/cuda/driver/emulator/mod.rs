@@ -94,16 +94,22 @@ impl EmulatedDriver {
 
     /// A device with `memory` bytes and so many multiprocessors, on which no result depends.
     pub fn with_multiprocessors(memory: usize, multiprocessors: usize) -> EmulatedDriver {
+        EmulatedDriver::with_properties(memory, |properties| properties.multiprocessors = multiprocessors)
+    }
+
+    /// A device with `memory` bytes and other properties than usual: fewer multiprocessors, less shared memory.
+    pub fn with_properties(memory: usize, change: impl FnOnce(&mut Properties)) -> EmulatedDriver {
         trap::catch();
-        let properties = Properties {
+        let mut properties = Properties {
             name: "emulator".into(),
-            multiprocessors,
+            multiprocessors: 4,
             capability: (8, 0),
             memory,
             cooperative: true,
             l2: 1 << 20,
             shared_per_block: 163 << 10,
         };
+        change(&mut properties);
         EmulatedDriver {
             machine: Arc::new(Machine {
                 properties,
