@@ -147,10 +147,11 @@ alone timing 75 ./im2sp doctor --size "$size" --timing-only --json
 for dtype in bf16 f32; do
   alone "bench-$dtype" 45 ./im2sp bench --random --device cuda --dtype "$dtype" --units 100 --json
 done
+alone bulk 60 ./im2sp bench --random --device cuda --dtype bf16 --units 100 --in-flight 64 --json
 
 if command -v python3 > /dev/null; then
   alone peers 140 python3 gpu.py --doctor "$out"/doctor-*.out --timing "$out/timing.out" --bench "$out"/bench-*.out \
-    --out "$out" --seconds 125
+    --bulk "$out/bulk.out" --out "$out" --seconds 125
 else
   skip peers 'python3 is not installed'
 fi

@@ -97,6 +97,19 @@ def bench(paths):
     return reports
 
 
+def bulk(paths):
+    """The runs of the reports of `im2sp bench --in-flight N --json`, as results.json has them."""
+    rows = []
+    for path in paths:
+        for report in read(path):
+            for run in report.get("runs", ()):
+                if isinstance(run, dict) and run.get("images_per_second"):
+                    row = {"model": report.get("model"), "dtype": report.get("dtype"), "in_flight": report.get("in_flight")}
+                    row |= {"images": report["images"], "audio": run.get("kind") == "with sound"}
+                    rows.append(row | {"seconds": report["images"] / run["images_per_second"], "stages": run.get("stages")})
+    return rows
+
+
 def frames(report, hop=320, rate=16000):
     """Frames of the vocoder in a report of `im2sp bench`."""
     return round(report["seconds"] * rate / hop)

@@ -1,6 +1,6 @@
 """im2sp and PyTorch on the same GPU: what im2sp measured, and the same work by this machine's PyTorch.
 
-    python gpu.py --doctor doctor-*.jsonl --timing timing.jsonl --bench bench-*.json --out FOLDER [--seconds 120]
+    python gpu.py --doctor doctor-*.jsonl --timing timing.jsonl --bench bench-*.json --bulk bulk.json --out FOLDER
 
 Operations: those of `im2sp doctor` and PyTorch's (cuBLAS, scaled_dot_product_attention, cuDNN) at the same shapes, both
 with a cold L2 and by the device's clock. One caption: `im2sp bench` and transformers' GIT with a PyTorch vocoder
@@ -72,15 +72,19 @@ class Results:
         head, outcomes = cases.doctor(arguments.doctor)
         timed_head, self.cases = cases.doctor(arguments.timing)
         facts = timed_head.get("device") or head.get("device") or {}
-        benches = cases.bench(arguments.bench)
+        benches, bulk = cases.bench(arguments.bench), cases.bulk(arguments.bulk)
         timed = [case for case in self.cases if case.get("microseconds")]
         self.all = {
             "date": time.strftime("%Y-%m-%d"),
             "commit": facts.get("commit") or next((report["commit"] for report in benches), "unknown"),
             "machine": machine(facts),
             "device": facts.get("name") or next((report["device"] for report in benches), "unknown"),
-            "commands": {"bench": "im2sp bench --random --device cuda --dtype DTYPE --units N --json",
-                         "operations": "im2sp doctor --timing-only --json", "script": "scripts/gpu-check.sh"},
+            "commands": {
+                "bench": "im2sp bench --random --device cuda --dtype DTYPE --units N --json",
+                "bulk": "im2sp bench --random --device cuda --dtype bf16 --units N --in-flight N --json",
+                "operations": "im2sp doctor --timing-only --json",
+                "script": "bash gpu-check.sh",
+            },
             "remarks": {
                 "pytorch_operations": "PyTorch at the same shapes, cold L2, between CUDA events, the faster of calls and CUDA graph replay; medians.",
                 "pytorch_pipeline": "transformers GIT-large and the PyTorch vocoder, random weights, as many units and as much sound as im2sp, pixels already on the device; medians.",
@@ -92,6 +96,7 @@ class Results:
             },
             "peaks": timed_head.get("peaks"),
             "bench": benches,
+            "bulk": bulk,
             "operations": [operation(case) for case in timed],
             "pytorch_operations": [],
             "pytorch_pipeline": [],
@@ -100,11 +105,12 @@ class Results:
         if arguments.tiny:
             self.all["tiny"] = True
         sources = [("doctor", arguments.doctor, outcomes), ("timing", arguments.timing, timed), ("bench", arguments.bench, benches)]
+        sources.append(("bulk", arguments.bulk, bulk))
         for what, paths, read in sources:
             for path in paths:
                 if not cases.read(path):
                     self.all["problems"].append(f"{what}: {path} is empty or cannot be read")
-            if not read:
+            if paths and not read:
                 self.all["problems"].append(f"{what}: nothing was measured")
         self.write()
 
@@ -375,6 +381,7 @@ def main():
     parser.add_argument("--doctor", nargs="*", default=[], help="reports of `im2sp doctor --no-timing --json`")
     parser.add_argument("--timing", nargs="*", default=[], help="reports of `im2sp doctor --timing-only --json`")
     parser.add_argument("--bench", nargs="*", default=[], help="reports of `im2sp bench --json`")
+    parser.add_argument("--bulk", nargs="*", default=[], help="reports of `im2sp bench --in-flight N --json`")
     parser.add_argument("--out", required=True, help="folder for results.json")
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])

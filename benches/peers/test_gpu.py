@@ -84,6 +84,12 @@ class Files(unittest.TestCase):
         report = cases.bench([self.file("bench", json.dumps(old))])[0]
         self.assertEqual(report["rows"], BENCH["rows"])
 
+    def test_a_bulk_report_gives_a_row_for_each_run(self):
+        runs = [{"kind": kind, "images_per_second": rate} for kind, rate in (("units only", 200.0), ("with sound", 100.0))]
+        report = {"model": "m", "dtype": "bf16", "in_flight": 64, "images": 300, "runs": [*runs, {"kind": "broken"}]}
+        rows = cases.bulk([self.file("bulk", json.dumps(report)), self.file("no", "{}")])
+        self.assertEqual([(row["audio"], row["seconds"]) for row in rows], [(False, 1.5), (True, 3.0)])
+
     def test_both_sides_make_as_much_sound(self):
         self.assertEqual(cases.frames(BENCH) * 320 / 16000, BENCH["seconds"])
 
