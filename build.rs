@@ -1,10 +1,14 @@
 //! Records the commit the crate is built from, so that every figure can name it, and builds the kernels: feature `cuda`
 //! with nvcc for GPUs, feature `emulator` with the C++ compiler for the host.
 
+use std::path::Path;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
+#[cfg(feature = "cuda")]
+#[path = "build/cubin.rs"]
+mod cubin;
 #[cfg(feature = "emulator")]
 #[path = "build/emulator.rs"]
 mod emulator;
@@ -28,17 +32,23 @@ fn main() {
 /// The commit, or "unknown" without a git checkout.
 fn record_commit() {
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=.git/HEAD");
-    println!("cargo:rerun-if-changed=.git/refs/heads");
-    let commit = Command::new("git")
-        .args(["rev-parse", "--short=12", "HEAD"])
-        .output()
-        .ok()
-        .filter(|output| output.status.success())
-        .and_then(|output| String::from_utf8(output.stdout).ok())
-        .unwrap_or_default();
-    let commit = if commit.trim().is_empty() { "unknown" } else { commit.trim() };
+    let branch = git(&["rev-parse", "--symbolic-full-name", "HEAD"]).unwrap_or_default();
+    for file in ["HEAD", branch.as_str(), "packed-refs"] {
+        // In a worktree they lie elsewhere; and a file that is not there would count as changed at every build.
+        let path = git(&["rev-parse", "--git-path", file]).filter(|path| !file.is_empty() && Path::new(path).is_file());
+        if let Some(path) = path {
+            println!("cargo:rerun-if-changed={path}");
+        }
+    }
+    let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".into());
     println!("cargo:rustc-env=IM2SP_COMMIT={commit}");
+}
+
+/// What git prints, if it succeeds and prints anything.
+fn git(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
+    let text = String::from_utf8(output.stdout).ok()?.trim().to_string();
+    (!text.is_empty()).then_some(text)
 }
 
 /// Writes the table that `backend::cuda::kernels` includes, then compiles.

@@ -20,7 +20,8 @@ fn device() -> Device {
 
 /// The model in the binary: what a stream costs, and what it is for.
 fn embedded(criterion: &mut Criterion) {
-    let engine = Engine::embedded_with(LoadOptions { device: device(), dtype: None }).expect("the embedded model");
+    let engine =
+        Engine::embedded_with(LoadOptions { device: device(), ..LoadOptions::default() }).expect("the embedded model");
     let (image, options) = (Image::open(SCENE).expect("the picture"), CaptionOptions::default());
     let mut group = criterion.benchmark_group("latency/embedded");
     group.bench_function("whole", |b| b.iter(|| engine.caption(&image, &options).expect("a caption")));
@@ -77,7 +78,7 @@ fn process(criterion: &mut Criterion) {
 fn published(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("latency/published");
     for dtype in [DType::F32, DType::BF16] {
-        let load = LoadOptions { device: device(), dtype: Some(dtype) };
+        let load = LoadOptions { device: device(), dtype: Some(dtype), ..LoadOptions::default() };
         let engine = Engine::random_with(load).expect("random weights");
         let side = engine.config().image.size;
         let rgb = (0..side * side * 3).map(|i| (i * 7919 % 251) as u8).collect();

@@ -47,7 +47,7 @@ fn measure(
 }
 
 fn all(criterion: &mut Criterion) {
-    let load = LoadOptions { device: device(), dtype: None };
+    let load = LoadOptions { device: device(), ..LoadOptions::default() };
     let embedded = Engine::embedded_with(load).expect("the embedded model");
     let widths = [0, 1, 4, 8, 16, 64];
     let units = CaptionOptions { no_audio: true, ..Default::default() };

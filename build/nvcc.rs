@@ -1,8 +1,8 @@
 //! Compiles the kernel files with nvcc: one fatbin a file, with machine code for Ampere and Hopper and PTX that the driver
 //! of any later GPU compiles when it is loaded. No GPU and no driver are needed for that.
 //!
-//! Beside the fatbins, in OUT_DIR/fatbins, stay the PTX, what nvcc said, and `report.txt` with the registers and spills of
-//! every kernel; fatbins.rs is the table that `backend::cuda::driver::gpu::fatbins` includes. A file is compiled again when it, a header,
+//! OUT_DIR/fatbins also holds the PTX, the messages of nvcc, the instructions of every kernel (`.sass`) and `report.txt` with
+//! its registers, spills and bytes of code; fatbins.rs is the table that `backend::cuda::driver::gpu::fatbins` includes. A file is compiled again when it, a header,
 //! the flags or nvcc changed; what was compiled waits in target/kernels for the next profile or set of features.
 
 use std::fmt::Write as _;
@@ -12,6 +12,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::cubin;
 use super::table::{kernel_files, stem};
 
 /// The oldest nvcc whose fatbins are tested, and whose release names the driver that loads them.
@@ -32,7 +33,9 @@ const FLAGS: &[&str] = &[
 const VARIABLES: &[&str] = &["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"];
 
 /// Parts of a fatbin that are kept.
-const PARTS: [&str; 4] = ["fatbin", "compute_80.ptx", "compute_90a.ptx", "log"];
+const PARTS: [&str; 5] = ["fatbin", "compute_80.ptx", "compute_90a.ptx", "log", "sass"];
+/// Machine code on its way into a fatbin, and its architecture.
+const CUBINS: [(&str, &str); 2] = [("compute_80.sm_80.cubin", "sm_80"), ("compute_90a.cubin", "sm_90a")];
 /// Images kept of a file, the last one made among them: a few branches, not a history.
 const KEPT: usize = 4;
 
@@ -51,6 +54,7 @@ struct Resources {
     registers: u32,
     stack: u32,
     spills: u32,
+    code: usize,
 }
 
 /// Compiles what changed and writes the table of fatbins.
@@ -127,6 +131,16 @@ fn run(nvcc: &Nvcc, folder: &Path, file: &Path, into: &Path) -> Result<(), Strin
     let problem = |e: std::io::Error| format!("{}: {e}", into.display());
     std::fs::write(into.join("log"), said.as_bytes()).map_err(problem)?;
     let name = file.file_stem().unwrap_or_default().to_string_lossy();
+    let mut sass = String::new();
+    for (cubin, architecture) in CUBINS {
+        let path = into.join(format!("{name}.{cubin}"));
+        let code = std::fs::read(&path).map_err(|e| e.to_string()).and_then(|bytes| cubin::kernels(&bytes));
+        for cubin::Code { kernel, bytes, opcodes } in code.map_err(|e| format!("{}: {e}", path.display()))? {
+            let opcodes: String = opcodes.iter().map(|(opcode, count)| format!(" {opcode:#x}={count}")).collect();
+            writeln!(sass, "{kernel} {architecture} {bytes}{opcodes}").map_err(|e| e.to_string())?;
+        }
+    }
+    std::fs::write(into.join("sass"), sass).map_err(problem)?;
     for kept in std::fs::read_dir(into).map_err(problem)? {
         let kept = kept.map_err(problem)?.path();
         let part = kept.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -163,7 +177,7 @@ fn forget(store: &Path, stem: &str) {
 /// Hash of everything a fatbin depends on apart from its own file.
 fn common_hash(folder: &Path, nvcc: &Nvcc) -> Result<u64, String> {
     let mut hasher = DefaultHasher::new();
-    (FLAGS, &nvcc.version).hash(&mut hasher);
+    (FLAGS, PARTS, &nvcc.version).hash(&mut hasher);
     for name in VARIABLES {
         println!("cargo:rerun-if-env-changed={name}");
         std::env::var_os(name).hash(&mut hasher);
@@ -240,26 +254,36 @@ fn write_tables(nvcc: &Nvcc, stems: &[String], out: &Path, fatbins: &Path) -> Re
         nvcc.version,
         stems.len()
     );
-    let mut report = format!("nvcc {}\n{:<60} {:<8} registers  stack  spills\n", nvcc.version, "kernel", "for");
+    let mut report =
+        format!("nvcc {}\n{:<60} {:<8} registers  stack  spills     code\n", nvcc.version, "kernel", "for");
     for stem in stems {
         let log = fatbins.join(format!("{stem}.log"));
         let said = std::fs::read_to_string(&log).map_err(|e| format!("{}: {e}", log.display()))?;
         for line in said.lines().filter(|line| line.contains("warning") || line.contains("Performance Loss")) {
             println!("cargo:warning={line}");
         }
-        let resources = resources(&said).map_err(|problem| format!("{}: {problem}", log.display()))?;
+        let mut resources = resources(&said).map_err(|problem| format!("{}: {problem}", log.display()))?;
+        let sass = fatbins.join(format!("{stem}.sass"));
+        let code = std::fs::read_to_string(&sass).map_err(|e| format!("{}: {e}", sass.display()))?;
+        for resources in &mut resources {
+            let line = code.lines().find_map(|line| {
+                line.strip_prefix(&format!("{} {} ", resources.kernel, resources.architecture))?.split(' ').next()
+            });
+            let bytes = line.and_then(|bytes| bytes.parse().ok());
+            resources.code = bytes.ok_or_else(|| format!("{}: no code of {}", sass.display(), resources.kernel))?;
+        }
         let entry = format!(
             "Fatbin {{ file: {stem:?}, fatbin: &Aligned(*include_bytes!(concat!(env!(\"OUT_DIR\"), \"/fatbins/{stem}.fatbin\"))).0, \
              resources: &["
         );
         rust.push_str(&entry);
-        for Resources { kernel, architecture, registers, stack, spills } in &resources {
+        for Resources { kernel, architecture, registers, stack, spills, code } in &resources {
             write!(
                 rust,
                 "Resources {{ kernel: {kernel:?}, architecture: {architecture:?}, registers: {registers}, stack: {stack}, \
-                 spills: {spills} }}, "
+                 spills: {spills}, code: {code} }}, "
             )
-            .and_then(|()| writeln!(report, "{kernel:<60} {architecture:<8} {registers:>9}  {stack:>5}  {spills:>6}"))
+            .and_then(|()| writeln!(report, "{kernel:<60} {architecture:<8} {registers:>9}  {stack:>5}  {spills:>6}  {code:>7}"))
             .map_err(|e| e.to_string())?;
         }
         rust.push_str("] },\n");

@@ -12,10 +12,32 @@ pub struct KernelLine {
     pub threads: u32,
 }
 
+/// A TILE line.
+struct TileLine {
+    file: String,
+    kernel: String,
+    /// Rows and columns of a block.
+    size: [usize; 2],
+    shared_bytes: usize,
+    time: usize,
+    evidence: String,
+}
+
+/// The name of a kernel with a TILE line, `linear_forward_64x128_bf16`, in parts.
+struct TileName<'a> {
+    /// `linear_forward`.
+    table: &'a str,
+    /// `64x128`, or `64x64_unaligned`.
+    geometry: &'a str,
+    /// `bf16`.
+    dtype: &'a str,
+}
+
 /// Declarations of the kernel files.
 #[derive(Default)]
 pub struct Table {
     pub kernels: Vec<KernelLine>,
+    tiles: Vec<TileLine>,
     /// Name, fields (name, Rust type).
     structs: Vec<(String, Vec<(String, String)>)>,
     sizes: Vec<(String, usize)>,
@@ -66,6 +88,13 @@ impl Table {
                 let [name, bytes] = parts[..] else { return Err(at("expected SIZE_OF(Type, bytes);")) };
                 let bytes = bytes.parse().map_err(|_| at("the size must be a number"))?;
                 self.sizes.push((name.to_string(), bytes));
+            } else if let Some(rest) = line.strip_prefix("TILE(") {
+                let mut declaration = rest.to_string();
+                while !declaration.ends_with(");") {
+                    let (_, next) = lines.next().ok_or_else(|| at("a TILE line must end in );"))?;
+                    declaration.push_str(next);
+                }
+                self.tiles.push(parse_tile(file, &declaration).map_err(|e| at(&e))?);
             } else if let Some(rest) = line.strip_prefix("KERNEL(") {
                 let parts: Vec<&str> = rest.split(')').next().unwrap_or("").split(',').map(str::trim).collect();
                 let [name, params, threads, _] = parts[..] else {
@@ -98,6 +127,7 @@ impl Table {
                 .map_err(|e| e.to_string())?;
         }
         self.rust_kernels(&mut out)?;
+        self.rust_tiles(&mut out)?;
         Ok(out)
     }
 
@@ -140,6 +170,108 @@ impl Table {
         add("];\n".into());
         Ok(())
     }
+}
+
+impl Table {
+    /// A table for each operation, its tiles in the order of their lines.
+    fn rust_tiles(&self, out: &mut String) -> Result<(), String> {
+        let mut written: Vec<&str> = Vec::new();
+        for tile in &self.tiles {
+            let table = tile_name(&tile.kernel)?.table;
+            if written.contains(&table) {
+                continue;
+            }
+            written.push(table);
+            let (mut rows, mut params) = (Vec::new(), None);
+            for tile in &self.tiles {
+                let name = tile_name(&tile.kernel)?;
+                if name.table == table {
+                    params = Some(self.params_of(tile)?);
+                    rows.push(rust_tile(tile, &name)?);
+                }
+            }
+            let (constant, file, params) = (table.to_uppercase(), &tile.file, params.unwrap_or_default());
+            write!(
+                out,
+                "/// Tiles of {table}, as {file} declares them.\npub static {constant}_TILES: [Tile<{params}>; {}] = \
+                 [\n{}];\n",
+                rows.len(),
+                rows.concat()
+            )
+            .map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// The params of a tile's kernel.
+    fn params_of(&self, tile: &TileLine) -> Result<&str, String> {
+        let kernel = self.kernels.iter().find(|kernel| kernel.name == tile.kernel && kernel.file == tile.file);
+        let kernel =
+            kernel.ok_or_else(|| format!("{}: TILE({}): no such KERNEL in this file", tile.file, tile.kernel))?;
+        Ok(&kernel.params)
+    }
+}
+
+/// `linear_forward_64x128_bf16, Tile64x128, 64, 128, 73728, 144, "not yet measured");`
+fn parse_tile(file: &str, line: &str) -> Result<TileLine, String> {
+    let parts: Vec<&str> = line.trim_end_matches(");").splitn(7, ',').map(str::trim).collect();
+    let [kernel, _, rows, columns, shared_bytes, time, evidence] = parts[..] else {
+        return Err("expected TILE(kernel, Type, rows, columns, shared bytes, time, \"evidence\");".into());
+    };
+    let number = |text: &str| text.parse::<usize>().map_err(|_| format!("{text} must be a number"));
+    let evidence = evidence.strip_prefix('"').and_then(|text| text.strip_suffix('"')).filter(|text| !text.is_empty());
+    let evidence = evidence.ok_or("the evidence must be a text: a figure, or \"not yet measured\"")?.to_string();
+    let size = [number(rows)?, number(columns)?];
+    let tile = TileLine {
+        file: file.to_string(),
+        kernel: kernel.to_string(),
+        size,
+        shared_bytes: number(shared_bytes)?,
+        time: number(time)?,
+        evidence,
+    };
+    let geometry = tile_name(kernel)?.geometry.split('_').next().unwrap_or("");
+    let named = match geometry.split_once('x') {
+        Some((rows, columns)) => [number(rows)?, number(columns)?] == size,
+        None => number(&geometry[1..])? == size[0],
+    };
+    if named { Ok(tile) } else { Err(format!("{geometry} are not {} rows of {} columns", size[0], size[1])) }
+}
+
+/// Splits a name at its geometry: `64x128`, `r16` or `b4`.
+fn tile_name(kernel: &str) -> Result<TileName<'_>, String> {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let is_geometry = |part: &str| match part.split_once('x') {
+        Some((rows, columns)) => digits(rows) && digits(columns),
+        None => part.strip_prefix(['r', 'b']).is_some_and(digits),
+    };
+    let mut start = 0;
+    for part in kernel.split('_') {
+        if is_geometry(part)
+            && start > 0
+            && let Some((geometry, dtype)) = kernel[start..].rsplit_once('_')
+        {
+            return Ok(TileName { table: &kernel[..start - 1], geometry, dtype });
+        }
+        start += part.len() + 1;
+    }
+    Err(format!("{kernel} does not name a geometry (64x128, r16, b4) and a type"))
+}
+
+fn rust_tile(tile: &TileLine, name: &TileName<'_>) -> Result<String, String> {
+    let dtype = match name.dtype {
+        "bf16" => "BF16",
+        "f32" => "F32",
+        "fp8" => "F8E4M3",
+        other => return Err(format!("{}: no type is called {other}", tile.kernel)),
+    };
+    let TileLine { kernel, size: [rows, columns], shared_bytes, time, evidence, .. } = tile;
+    Ok(format!(
+        "    Tile {{ name: {:?}, dtype: DType::{dtype}, rows: {rows}, columns: {columns}, shared_bytes: {shared_bytes}, \
+         time: {time}, evidence: {evidence:?}, kernel: &{} }},\n",
+        name.geometry,
+        kernel.to_uppercase()
+    ))
 }
 
 /// `    const float* x;  // (M, C)` as ("x", "DevicePtr"); `None` for a comment or an empty line.

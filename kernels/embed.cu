@@ -4,7 +4,8 @@
 // Numerics:  f32 sums of two values; joined rows are copies
 // Requires:  ids inside of their tables; C % 4 == 0 for vectors, otherwise single elements
 // Roofline:  R * C elements of each table, 4 * R * C bytes written: memory-bound, and a launch's latency for a decode step
-// Measured:  not yet measured
+// Measured:  NVIDIA H200, driver 580.159.04, commit 449c6ab: `im2sp doctor --op =embed` (cold L2, lightly contended), with
+//            the upload of the ids: 1 row of 768 in bf16 in 7.1 us
 #include "prelude.cuh"
 
 namespace {

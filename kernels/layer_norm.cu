@@ -5,7 +5,9 @@
 // Numerics:  f32 throughout, two passes over values kept in registers; deterministic, each row on its own
 // Requires:  nothing; rows of C % 8 == 0, 16-byte aligned, of up to 1024 values are read once, as vectors
 // Roofline:  2 * M * C elements moved: memory-bound
-// Measured:  not yet measured
+// Measured:  NVIDIA H200, driver 580.159.04, commit 449c6ab: `im2sp doctor --op =layer_norm` (cold L2, lightly contended):
+//            bf16 257x1024 in 6.5 us, 16448x1024 in 23.6 (2.85 TB/s, 67 % of a copy's there); f32 16448x1024 in 43.3 (3.11
+//            TB/s). ncu, `im2sp bench --random --dtype bf16 --units 50`: bf16 257x1024 in 4.3 us
 #include "prelude.cuh"
 
 namespace {

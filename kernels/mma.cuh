@@ -1,4 +1,5 @@
-// mma: tensor-core tiles and asynchronous copies, one named function per PTX instruction.
+// mma: tensor-core products and asynchronous copies, one named function per PTX instruction; and the layout of operands in
+// shared memory that these need.
 //
 // Fragments of mma_m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"), with g = lane / 4 and t = lane % 4:
 //   a[0] (g, 2t..2t+1)  a[1] (g+8, 2t..)  a[2] (g, 2t+8..)  a[3] (g+8, 2t+8..)     16 x 16, row-major
@@ -6,7 +7,7 @@
 //   d[0] (g, 2t)  d[1] (g, 2t+1)  d[2] (g+8, 2t)  d[3] (g+8, 2t+1)                 16 x 8
 // ldmatrix: lane l names row l % 8 of 8x8 matrix l / 8; register i of a lane gets (g, 2t..2t+1) of matrix i, or of its
 // transpose. A is loaded with matrices (rows 0-7, k 0-7), (rows 8-15, k 0-7), (rows 0-7, k 8-15), (rows 8-15, k 8-15).
-// The place for wgmma and the tensor memory accelerator (sm_90a) is beside these.
+// wgmma and the tensor memory accelerator (sm_90a) belong here too, once there are kernels for them.
 #pragma once
 
 #include "prelude.cuh"
@@ -93,5 +94,30 @@ DEVICE void cp_async_commit() { emulator_context->copies->group++; }
 template <int N> DEVICE void cp_async_wait() { emulator_copies_wait(N); }
 
 #endif
+
+// ---- operands in shared memory: rows of 128 bytes, 64 bf16 or 32 f32 values of k. The eight chunk16s (16 bytes each) of a
+// row are exchanged by an exclusive or with a few bits of the row, so that neither copies nor reads meet in a bank.
+
+constexpr int ROW_BYTES = 128;
+constexpr int CHUNKS = 8;  // chunk16s of a row
+
+template <typename T> constexpr int K_TILE = ROW_BYTES / int(sizeof(T));
+template <typename T> constexpr int CHUNK_VALUES = 16 / int(sizeof(T));
+
+// Which chunk16 of a row in shared memory holds chunk16 0. Eight rows that are read at once have eight different answers.
+struct ConsecutiveRows {  // rows r, r + 1, ... r + 7
+    DEVICE static int of(int row) { return row & 7; }
+};
+template <int RUN> struct ColumnsOfFragment {  // rows r, r + 1, r + RUN, r + RUN + 1, ... r + 3 RUN + 1
+    static_assert(RUN == 8 || RUN == 4, "a power of two of columns");
+    DEVICE static int of(int row) { return (row / (RUN / 2) & 6) | (row & 1); }
+};
+struct EveryEighthRow {  // rows r, r + 8, ... r + 56
+    DEVICE static int of(int row) { return row >> 3 & 7; }
+};
+
+template <typename Swizzle> DEVICE int chunk16_offset(int row, int chunk) {
+    return row * ROW_BYTES + (chunk ^ Swizzle::of(row)) * 16;
+}
 
 }  // namespace

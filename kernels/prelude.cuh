@@ -1,6 +1,6 @@
 // prelude: what every kernel file includes first. The only header that knows CUDA from the emulator.
 //
-// How a kernel is declared (kernels/build/table.rs reads these lines and makes the typed Rust table from them):
+// How a kernel is declared (build/table.rs reads these lines and makes the typed Rust table from them):
 //
 //   struct LayerNormParams {       one field a line: pointers, int, unsigned, float, long long; no implicit padding
 //       const float* x;
@@ -10,6 +10,11 @@
 //   SIZE_OF(LayerNormParams, 16);  asserted here and in Rust; also for shared-memory structs, as SIZE_OF_<NAME> in Rust
 //   KERNEL(layer_norm_forward_f32, LayerNormParams, 256, 1) { ... params.x ... }
 //                                  name, params, threads of a block, blocks wanted on each multiprocessor
+//   TILE(linear_forward_64x128_bf16, Tile64x128, 64, 128, 73728, 144, "not yet measured");
+//                                  a row of the tile table of an operation, here LINEAR_FORWARD_TILES in Rust: kernel, the
+//                                  type with M, N and Shared, rows and columns of a block, bytes of its shared memory, its
+//                                  relative time, and the figure that justifies it. The kernel's name says the geometry
+//                                  again: 64x128; r16 for a block of 16 rows; b4 for a batch of 4
 //
 // KERNEL lines stand at file scope, one line each, unindented. Blocks are one-dimensional; grids have up to three
 // dimensions. Shared memory is always dynamic: `Shared& s = shared_memory<Shared>();`, its size given by the launcher.
@@ -123,6 +128,9 @@ DEVICE uint4 load_streaming(const void* at) {
 #endif
 
 #define SIZE_OF(Type, bytes) static_assert(sizeof(Type) == (bytes), #Type)
+
+#define TILE(kernel, Type, rows, columns, shared_bytes, time, evidence) \
+    static_assert(Type::M == (rows) && Type::N == (columns) && sizeof(Type::Shared) == (shared_bytes), #kernel)
 
 namespace {
 

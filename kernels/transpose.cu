@@ -5,7 +5,8 @@
 // Numerics:  exact
 // Requires:  nothing; bf16 moves in pairs if both M and N are even
 // Roofline:  2 * M * N elements moved: memory-bound
-// Measured:  not yet measured
+// Measured:  NVIDIA H200, driver 580.159.04, commit 449c6ab: `im2sp doctor --op =transpose` (cold L2, lightly contended):
+//            32000x512 in f32 in 42.1 us (3.11 TB/s, 73 % of a copy's there), in bf16 in 27.4 (2.40 TB/s)
 #include "prelude.cuh"
 
 namespace {

@@ -63,29 +63,36 @@ step() {
   fi
   ((limit > longest)) && limit=$longest
   ((limit > left)) && limit=$left
-  timeout --kill-after=$GRACE "$limit" "$@" > "$out/$name.out" 2> "$out/$name.log" < /dev/null &
-  pid=$!
-  local end=$((SECONDS + limit + GRACE + 2))
-  while kill -0 $pid 2>/dev/null && ((SECONDS < end)); do sleep 0.1; done
-  if kill -0 $pid 2>/dev/null; then
-    status='timed out'
-    code='cannot be killed'
-    disown $pid
-  else
-    wait $pid 2>/dev/null
-    code=$?
-    case $code in
-      0) status=passed ;;
-      124 | 137) status='timed out' ;;
-      *) status=failed ;;
-    esac
-  fi
+  # Without bash's own words on jobs that were killed.
+  {
+    timeout --kill-after=$GRACE "$limit" "$@" > "$out/$name.out" 2> "$out/$name.log" < /dev/null &
+    pid=$!
+    local end=$((SECONDS + limit + GRACE + 2))
+    while kill -0 $pid && ((SECONDS < end)); do sleep 0.1; done
+    if kill -0 $pid; then
+      status='timed out'
+      code='cannot be killed'
+      disown $pid
+    else
+      wait $pid
+      code=$?
+      case $code in
+        0) status=passed ;;
+        124 | 137) status='timed out' ;;
+        *) status=failed ;;
+      esac
+    fi
+  } 2> /dev/null
   local took remark=''
   took=$(awk "BEGIN {printf \"%.1f\", $EPOCHREALTIME - $began}")
-  [ "$status" = passed ] || remark="$code: $(tail -n 1 "$out/$name.log" | cut -c 1-160)"
+  # Of doctor its cases count, of everything else the last words.
   local wrong
   wrong=$(grep -c '"passed": *false' "$out/$name.out")
-  ((wrong)) && remark="$wrong cases are wrong; $remark"
+  if ((wrong)); then
+    remark="$wrong cases failed $(grep -m 1 -o '"problem": *"[^"]*"' "$out/$name.out" | cut -c 1-120)"
+  elif [ "$status" != passed ]; then
+    remark="$code: $(tail -n 1 "$out/$name.log" | cut -c 1-120)"
+  fi
   note "$name" "$status" "$took" "$remark"
 }
 

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 /// The value of `format` this version reads and writes.
 pub const FORMAT: &str = "im2sp-1";
 
+/// Largest side of a resized image, in pixels.
+const MAX_RESIZE: usize = 4096;
+
 /// A whole model: what `config.json` holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,16 +32,92 @@ pub struct ModelConfig {
     pub vocoder: Option<VocoderConfig>,
 }
 
-/// How a picture becomes pixels (B, 3, size, size): the CLIP processor.
+/// Image preprocessing: resize, centre crop, scale and normalise to pixels (B, 3, size, size). Fields that a plain CLIP
+/// processor does not need have its values when absent and are not written then.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageConfig {
-    /// The short side is resized to this many pixels and the centre square of it is kept.
+    /// Side of the square that the vision transformer takes, in pixels: the centre of the resized image.
     pub size: usize,
-    /// Subtracted from values in 0..1, per channel R, G, B.
+    /// Geometry of the resize.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub resize: Resize,
+    /// Side that the resize gives, at least `size`; absent, it is `size`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resize_to: Option<usize>,
+    /// Filter of the resize.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub filter: Filter,
+    /// Factor of every byte before `mean` and `std`.
+    #[serde(default = "bytes_to_unit", skip_serializing_if = "is_bytes_to_unit")]
+    pub scale: f64,
+    /// Subtracted from scaled values, per channel R, G, B.
     pub mean: [f32; 3],
-    /// Divisor of the difference.
+    /// Divisor of the difference, per channel.
     pub std: [f32; 3],
+}
+
+/// Geometry of a resize.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resize {
+    /// The short side gets the size; the aspect ratio stays (CLIP).
+    #[default]
+    ShortSide,
+    /// Both sides get the size, whatever the aspect ratio was (ViT, BLIP).
+    Square,
+}
+
+/// Filter of a resize; antialiased as Pillow's, but for `Nearest`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Filter {
+    /// The source pixel at each output's centre.
+    Nearest,
+    /// Mean over the source area.
+    Box,
+    /// Linear interpolation.
+    Bilinear,
+    /// Hamming window, between bilinear and bicubic in sharpness.
+    Hamming,
+    /// Cubic convolution with a = -0.5.
+    #[default]
+    Bicubic,
+    /// Sinc windowed to three lobes.
+    Lanczos,
+}
+
+impl ImageConfig {
+    /// The CLIP processor for squares of `size` pixels, with the statistics of CLIP's training images.
+    pub fn clip(size: usize) -> ImageConfig {
+        ImageConfig {
+            size,
+            resize: Resize::ShortSide,
+            resize_to: None,
+            filter: Filter::Bicubic,
+            scale: bytes_to_unit(),
+            mean: [0.48145466, 0.4578275, 0.40821073],
+            std: [0.26862954, 0.2613026, 0.2757771],
+        }
+    }
+
+    /// Side that the resize gives, in pixels.
+    pub fn resized(&self) -> usize {
+        self.resize_to.unwrap_or(self.size)
+    }
+}
+
+/// Factor that takes bytes to 0..1.
+fn bytes_to_unit() -> f64 {
+    1.0 / 255.0
+}
+
+fn is_bytes_to_unit(scale: &f64) -> bool {
+    *scale == bytes_to_unit()
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A CLIP-style pre-LN vision transformer with a class token and quick GELU.
@@ -136,7 +215,7 @@ impl ModelConfig {
             return wrong("format", format!("is {:?}, this version reads {FORMAT:?}: convert again", self.format));
         }
         let sizes = [
-            ("image.size", self.image.size, 4096),
+            ("image.size", self.image.size, MAX_RESIZE),
             ("vision.patch", self.vision.patch, 1024),
             ("vision.width", self.vision.width, 1 << 14),
             ("vision.layers", self.vision.layers, 512),
@@ -166,6 +245,13 @@ impl ModelConfig {
             if !width.is_multiple_of(heads) {
                 return wrong(field, format!("{heads} does not divide the width {width}"));
             }
+        }
+        if self.image.resized() < self.image.size || self.image.resized() > MAX_RESIZE {
+            let problem = format!("is {}, expected {} to {MAX_RESIZE}", self.image.resized(), self.image.size);
+            return wrong("image.resize_to", problem);
+        }
+        if !self.image.scale.is_finite() || self.image.scale <= 0.0 {
+            return wrong("image.scale", format!("is {}, expected a positive number", self.image.scale));
         }
         if !self.image.std.iter().all(|s| s.is_finite() && *s > 0.0) || !self.image.mean.iter().all(|m| m.is_finite()) {
             return wrong("image.std", "mean and std must be finite and std positive".into());

@@ -4,6 +4,7 @@
 
 mod atomic;
 mod identity;
+mod mistaken;
 mod unfinished;
 
 use std::fs::File;
@@ -14,6 +15,7 @@ use crate::{Error, Result};
 
 pub use atomic::AtomicFile;
 pub use identity::{FileId, names_descriptor};
+pub use mistaken::mistaken_content;
 pub use unfinished::{Unfinished, remove_unfinished};
 
 /// The content of the file at `path`, which may hold at most `max` bytes.

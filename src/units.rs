@@ -49,8 +49,8 @@ pub fn spoken(tokens: &[u32]) -> Vec<u32> {
     speakable(&cut_at_eos(tokens).iter().map(|&token| to_unit(token)).collect::<Vec<_>>())
 }
 
-/// Where the published evaluation scripts end a row, its BOS removed; to compare with their numbers only. They search
-/// for EOS between two spaces, and cut off the last character when they do not find it.
+/// The part of a row, its BOS removed, before the end that the published evaluation scripts find; to compare with their
+/// numbers only. They search for EOS between two spaces, and cut off the last character when they do not find it.
 pub fn reference_truncation(tokens: &[u32]) -> Vec<i64> {
     let joined = tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
     let end = joined.find(&format!(" {EOS} ")).unwrap_or(joined.len().saturating_sub(1));

@@ -272,7 +272,7 @@ fn tensors_that_do_not_fit_are_named() {
     });
     assert!(said.contains("output.weight") && said.contains("tied"), "{said}");
     let said = convert_changed(|tensors| {
-        tensors.insert("model.blocks.0.norm.weight".into(), HostTensor::from_f32(&[1], vec![0.0]).unwrap());
+        tensors.insert("blocks.0.norm.weight".into(), HostTensor::from_f32(&[1], vec![0.0]).unwrap());
     });
     assert!(said.contains("image-unit model, not supported yet"), "{said}");
 }
@@ -336,4 +336,206 @@ fn a_written_model_reads_back_and_an_embedded_one_too() {
     assert!(ModelFiles::open(&second).unwrap_err().to_string().contains("vocoder.safetensors"));
     fs::copy(golden("git/config.json"), second.join("config.json")).unwrap();
     assert!(ModelFiles::open(&second).unwrap_err().to_string().contains("config.json"));
+}
+
+/// Copies the golden Hugging Face directory to `folder` with `change` applied to its config.json.
+fn copy_git(folder: &Path, change: impl FnOnce(&mut serde_json::Value)) {
+    fs::create_dir_all(folder).unwrap();
+    fs::copy(golden("git/model.safetensors"), folder.join("model.safetensors")).unwrap();
+    let mut config = serde_json::from_str(&fs::read_to_string(golden("git/config.json")).unwrap()).unwrap();
+    change(&mut config);
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+}
+
+/// Converts `source`; the report, or the error.
+fn converted(source: &Path) -> Result<im2sp::weights::ConvertReport, String> {
+    let output = tempfile::tempdir().unwrap();
+    let options = options(source, &output.path().join("model"));
+    convert(&options, &mut |_, _| {}).map_err(|error| error.to_string())
+}
+
+#[test]
+fn other_tokens_at_the_ends_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("git");
+    let generation = source.join("generation_config.json");
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    for (field, value, fits) in [
+        ("bos_token_id", "101", true),
+        ("bos_token_id", "5", false),
+        ("eos_token_id", "102", true),
+        ("eos_token_id", "[102]", true),
+        ("eos_token_id", "32", false),
+        ("eos_token_id", "[102, 32]", false),
+        ("eos_token_id", "[]", false),
+        ("eos_token_id", "null", true),
+        ("forced_bos_token_id", "null", true),
+        ("forced_bos_token_id", "7", false),
+        ("suppress_tokens", "[3]", false),
+    ] {
+        let check = |file: &str| match converted(&source) {
+            Ok(_) => assert!(fits, "{field}: {value}"),
+            Err(said) => assert!(!fits && said.contains(&format!("{file}: {field}: is ")), "{said}"),
+        };
+        copy_git(&source, |config| config[field] = json(value));
+        let _ = fs::remove_file(&generation);
+        check("git/config.json");
+        // Where there is a generation_config.json, transformers 5 looks nowhere else.
+        fs::write(&generation, "{\"bos_token_id\": 101, \"eos_token_id\": 102}").unwrap();
+        assert!(converted(&source).is_ok(), "{field}: {value}");
+        copy_git(&source, |_| {});
+        fs::write(&generation, serde_json::json!({ field: json(value) }).to_string()).unwrap();
+        check("git/generation_config.json");
+    }
+}
+
+#[test]
+fn a_model_for_videos_describes_one_image() {
+    let folder = tempfile::tempdir().unwrap();
+    for spelling in ["temporal", "temperal"] {
+        let source = folder.path().join(spelling);
+        copy_git(&source, |config| config["num_image_with_embedding"] = 6.into());
+        let stored = safetensors::open(&golden("git/model.safetensors")).unwrap();
+        let mut tensors: Vec<_> = stored.into_iter().map(|(name, tensor)| (name, tensor.load().unwrap())).collect();
+        let frame = |n| (format!("git.img_{spelling}_embedding.{n}"), HostTensor::from_f32(&[1, 1, 8], vec![1.0; 8]));
+        tensors.extend((0..6).map(frame).map(|(name, tensor)| (name, tensor.unwrap())));
+        let entry = |(name, tensor): &(String, HostTensor)| Entry {
+            name: name.clone(),
+            shape: tensor.shape().to_vec(),
+            dtype: tensor.dtype(),
+        };
+        let mut writer =
+            Writer::create(&source.join("model.safetensors"), tensors.iter().map(entry).collect()).unwrap();
+        tensors.iter().for_each(|(name, tensor)| writer.write(name, tensor).unwrap());
+        writer.finish().unwrap();
+        let output = folder.path().join("model");
+        let options = ConvertOptions { force: true, ..options(&source, &output) };
+        let report = convert(&options, &mut |_, _| {}).unwrap();
+        assert_eq!(report.left_aside, (0..6).map(|n| frame(n).0).collect::<Vec<_>>());
+        assert_captioner(ModelFiles::open(&output).unwrap().captioner, "git");
+    }
+}
+
+#[test]
+fn configurations_are_read_as_python_writes_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("git");
+    copy_git(&source, |_| {});
+    let path = source.join("config.json");
+    let plain = fs::read_to_string(&path).unwrap();
+    let with = |field: &str, value: &str| format!("\u{feff}{{\"{field}\": {value}, {}", plain.trim_start_matches('{'));
+    for value in ["NaN", "Infinity", "-Infinity"] {
+        fs::write(&path, with("initializer_factor", value)).unwrap();
+        assert!(converted(&source).is_ok(), "{value}");
+        let used = plain.replace("\"layer_norm_eps\":1e-12", &format!("\"layer_norm_eps\":{value}"));
+        assert_ne!(used, plain);
+        fs::write(&path, used).unwrap();
+        let said = converted(&source).unwrap_err();
+        assert!(said.contains("config.json: layer_norm_eps: is null, NaN or infinite"), "{said}");
+    }
+    for (field, value, words) in [
+        ("vision_config", "3", "vision_config: is no object"),
+        ("hidden_size", "\"many\"", "hidden_size: invalid type"),
+        ("hidden_act", "\"gelu_new\"", "hidden_act: is \"gelu_new\""),
+    ] {
+        copy_git(&source, |config| config[field] = serde_json::from_str(value).unwrap());
+        let said = converted(&source).unwrap_err();
+        assert!(said.contains(&format!("config.json: {words}")), "{said}");
+    }
+    // The vocoder's: no durations where their parameters are empty.
+    let vocoder = folder.path().join("g.pt");
+    fs::copy(golden("vocoder/g_old.pt"), &vocoder).unwrap();
+    let published = fs::read_to_string(golden("vocoder/config.json")).unwrap();
+    for empty in ["{}", "null", "false"] {
+        let mut changed: serde_json::Value = serde_json::from_str(&published).unwrap();
+        changed["dur_predictor_params"] = serde_json::from_str(empty).unwrap();
+        let changed = changed.to_string().replacen('{', "{\"fmax\": Infinity, ", 1);
+        fs::write(folder.path().join("config.json"), changed).unwrap();
+        let output = folder.path().join("model");
+        let plain = ConvertOptions { force: true, ..options(&golden("reference.ckpt"), &output) };
+        let options = ConvertOptions { vocoder: Some(vocoder.clone()), ..plain };
+        let said = convert(&options, &mut |_, _| {}).unwrap_err().to_string();
+        assert!(said.contains("g.pt: dur_predictor.") && said.contains("not part of any model"), "{said}");
+    }
+}
+
+#[test]
+fn an_image_processor_is_found_where_transformers_looks() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("git");
+    copy_git(&source, |_| {});
+    let mean = |source: &Path| converted(source).map(|report| report.config.image.mean[0]);
+    let write = |name: &str, text: &str| fs::write(source.join(name), text).unwrap();
+    assert_eq!(mean(&source), Ok(0.48145466));
+    write("preprocessor_config.json", r#"{"image_mean": [0.25, 0.5, 0.5]}"#);
+    assert_eq!(mean(&source), Ok(0.25));
+    write("processor_config.json", r#"{"processor_class": "GitProcessor"}"#);
+    assert_eq!(mean(&source), Ok(0.25));
+    write("processor_config.json", r#"{"image_processor": {"image_mean": 0.75}}"#);
+    assert_eq!(mean(&source), Ok(0.75));
+    // A weights file of the directory comes with the rest of it.
+    let whole = converted(&source).unwrap().config;
+    fs::rename(source.join("model.safetensors"), source.join("model.fp16.safetensors")).unwrap();
+    assert_eq!(converted(&source.join("model.fp16.safetensors")).unwrap().config, whole);
+    let said = mean(&source).unwrap_err();
+    assert!(said.contains("give the weights file itself"), "{said}");
+    write("adapter_config.json", "{}");
+    assert!(mean(&source).unwrap_err().contains("LoRA"));
+}
+
+#[test]
+fn files_that_are_something_else_are_named() {
+    const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1626000000\n";
+    const PAGE: &str = "<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></head></html>";
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("config.json"), fs::read_to_string(golden("vocoder/config.json")).unwrap()).unwrap();
+    let vocoder = |path: PathBuf| {
+        let plain = options(&golden("reference.ckpt"), &at("model"));
+        convert(&ConvertOptions { vocoder: Some(path), ..plain }, &mut |_, _| {}).unwrap_err().to_string()
+    };
+    for (content, words) in [(POINTER, "git lfs pull"), (PAGE, "Google Drive")] {
+        fs::write(at("a.ckpt"), content).unwrap();
+        let said = converted(&at("a.ckpt")).unwrap_err();
+        assert!(said.contains("a.ckpt") && said.contains(words), "{said}");
+        let said = vocoder(at("a.ckpt"));
+        assert!(said.contains("a.ckpt") && said.contains(words), "{said}");
+        for name in ["model.safetensors", "config.json"] {
+            let source = at("git");
+            copy_git(&source, |_| {});
+            fs::write(source.join(name), content).unwrap();
+            let said = converted(&source).unwrap_err();
+            assert!(said.contains(name) && said.contains(words), "{said}");
+            let said = ModelFiles::open(&source).unwrap_err().to_string();
+            assert!(name != "config.json" || said.contains(words), "{said}");
+        }
+    }
+    let said = vocoder(at("missing.pt"));
+    assert!(said.contains("cannot read") && said.contains("missing.pt"), "{said}");
+    let said = vocoder(folder.path().to_owned());
+    assert!(said.contains("is a folder") && said.contains("checkpoint"), "{said}");
+    fs::remove_file(at("config.json")).unwrap();
+    fs::copy(golden("vocoder/g_old.pt"), at("g.pt")).unwrap();
+    let said = vocoder(at("g.pt"));
+    assert!(said.contains("config.json") && said.contains("--vocoder-config"), "{said}");
+    let said = converted(folder.path()).unwrap_err();
+    assert!(said.contains("without config.json"), "{said}");
+    let open = |path: &Path| ModelFiles::open(path).unwrap_err().to_string();
+    assert!(open(&golden("git")).contains("im2sp convert DIR"), "{}", open(&golden("git")));
+    assert!(open(&golden("vocoder")).contains("--vocoder"), "{}", open(&golden("vocoder")));
+    assert!(open(folder.path()).contains("config.json: file: is not there: make a model directory"));
+    assert!(open(&golden("reference.ckpt")).contains("make one with `im2sp convert`"));
+}
+
+#[test]
+fn weights_can_be_read_into_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("model");
+    convert(&options(&golden("git"), &output), &mut |_, _| {}).unwrap();
+    let files = ModelFiles::open_with(&output, false).unwrap();
+    // Rewritten in place, as a mapped file must never be.
+    let weights = output.join("captioner.safetensors");
+    let length = fs::metadata(&weights).unwrap().len();
+    fs::write(&weights, vec![0; length as usize]).unwrap();
+    assert_captioner(files.captioner, "git");
 }

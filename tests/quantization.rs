@@ -35,7 +35,7 @@ fn nine_in_ten_captions_keep_their_units() {
     let (known, unseen) = files.split_at(CALIBRATION);
     let unseen: Vec<Image> = unseen.iter().map(|file| Image::open(file).unwrap()).collect();
     assert_eq!(unseen.len(), 100);
-    let load = LoadOptions { device: Device::Cpu, dtype: Some(DType::F32) };
+    let load = LoadOptions { device: Device::Cpu, dtype: Some(DType::F32), ..LoadOptions::default() };
     let expected = units(&Engine::embedded_with(load).unwrap(), &unseen);
     assert!(expected.iter().all(|units| units.len() > 10), "they say something");
 

@@ -1,18 +1,25 @@
 // linear: a fully connected layer for whole sequences.
 // Math:      y = act(x weight^T + bias) + residual, act one of identity, GELU (erf), QuickGELU
 // Tensors:   x (M, K), weight (N, K), residual and y (M, N) row-major, all bf16 or all f32; bias (N) f32; residual may be
-//            null. Rows of packed query, key and value may go into a cache too: keys and values (pictures, H, P, D)
-// Numerics:  f32 sums; bf16 factors go through the tensor cores in steps of 16 values of k, f32 factors through fused
+//            null. Keys and values of packed rows of query, key and value may also be scattered to the heads of a KV cache:
+//            keys and values (images, H, P, D)
+// Numerics:  f32 sums; bf16 operands go through the tensor cores in steps of 16 values of k, f32 operands through fused
 //            multiply-adds. The order of additions is that of k, for every tile shape: a row's result depends neither on
 //            M nor on its place. The epilogue is f32, rounded once
 // Requires:  rows of x and weight of a multiple of 16 bytes, or the unaligned kernels
-// Tiling:    see the table below and the launcher's choice; each block walks K in slabs of 128 bytes through a ring of
-//            stages in shared memory (product.cuh), fragments are loaded a step ahead of the products
+// Tiling:    gemm.cuh; the launcher takes the tile of least time from the TILE table at the end. Each block walks K in
+//            k_tiles of 128 bytes through a ring of stages in shared memory; fragments are loaded a step ahead of the
+//            products. The activation is a parameter, not a kernel
 // Roofline:  2 M N K operations. Bound by the tensor cores once both M and N are some hundreds; mma.sync reaches about
-//            62% of what wgmma does on sm_90, so a tile for wgmma is the next step there
-// Measured:  not yet measured
-#include "linear/epilogue.cuh"
-#include "product.cuh"
+//            62 % of what wgmma does on sm_90
+// Measured:  NVIDIA H200, driver 580.159.04, commit 449c6ab (the same tiles and mainloop, each activation a kernel of its
+//            own; not yet measured since): `im2sp doctor --op =linear` (cold L2, lightly contended), rows x K x columns:
+//            bf16 257x1024x1024 in 14.9 us, 257x1024x3072 in 22.2, 257x1024x4096 in 25.5, 257x4096x1024 in 42.4,
+//            4112x1024x4096 in 150, 4096x4096x4096 in 397 (346 TFLOP/s, 56 % of the peak of mma.sync there); f32
+//            257x1024x3072 in 72.7 us, 4112x1024x4096 in 847 (41 TFLOP/s). ncu, `im2sp bench --random --dtype bf16 --units
+//            50`: 257x1024x3072 in 18.5 us, 257x1024x4096 with QuickGELU in 22.7, 257x4096x1024 in 40.3
+#include "gemm.cuh"
+#include "linear/activation.cuh"
 
 struct LinearParams {
     const void* x;
@@ -20,170 +27,142 @@ struct LinearParams {
     const float* bias;
     const void* residual;
     void* y;
-    void* keys;                // null, or where rows of packed query, key and value are split into heads
+    void* keys;              // null, or where rows of packed query, key and value are split into heads
     void* values;
-    const unsigned* pictures;  // (M / prefix): which picture each run of prefix rows is
+    const unsigned* images;  // (M / prefix): which image each run of prefix rows is
     int rows;
     int columns;
-    int depth;
+    int k;
     int prefix;
     int heads;
-    int unused;
+    int activation;  // ACTIVATION_*
 };
 SIZE_OF(LinearParams, 88);
 
 namespace {
 
-// Eight columns of a row: bias, activation, residual. Rows of N % 8 == 0 are read and written as vectors.
-template <typename T, typename Activation> struct LinearEpilogue {
+// Eight columns of a row: bias, activation, residual.
+template <typename T> struct LinearEpilogue {
+    static constexpr int RUN = 8;
     const LinearParams& params;
 
-    DEVICE void operator()(int row, int column, const float (&sums)[STORE_COLUMNS]) const {
+    DEVICE bool vectors() const { return params.columns % RUN == 0; }
+    DEVICE bool rolled() const { return params.activation != ACTIVATION_NONE || params.keys || !vectors(); }
+
+    template <bool ROLLED> DEVICE void store(int row, int column, const float (&sums)[RUN]) const {
         if (row >= params.rows || column >= params.columns) return;
         const int64_t at = int64_t(row) * params.columns + column;
         const T* residual = params.residual ? static_cast<const T*>(params.residual) + at : nullptr;
         T* y = static_cast<T*>(params.y) + at;
-        if (params.columns % STORE_COLUMNS == 0) {
-            vectors(params.bias + column, residual, y, sums);
-        } else {
-            values(params.bias + column, residual, y, sums, params.columns - column);
+        const bool whole = !ROLLED || vectors();
+        float v[RUN];
+        if (whole) load_run(v, params.bias + column);
+#pragma unroll
+        for (int i = 0; i < RUN; i++) {
+            if (!whole) v[i] = column + i < params.columns ? params.bias[column + i] : 0.0f;
+            v[i] += sums[i];
         }
-        if (!Activation::CHANGES && params.keys) split(row, column, y, min(STORE_COLUMNS, params.columns - column));
+        if (ROLLED) activate(params.activation, v);
+        if (whole) {
+            store_vectors(residual, y, v);
+        } else {
+#pragma unroll
+            for (int i = 0; i < RUN; i++) {
+                if (column + i < params.columns) y[i] = from_float<T>(residual ? v[i] + to_float(residual[i]) : v[i]);
+            }
+        }
+        if (ROLLED && params.keys) scatter_to_heads(row, column, y, v);
     }
 
   private:
-    // Keys and values of a row into their heads: what this thread has just written to y, from `column` on.
-    DEVICE void split(int row, int column, const T* y, int count) const {
+    DEVICE void store_vectors(const T* residual, T* y, float (&v)[RUN]) const {
+        float added[RUN] = {};
+        if (residual) load_run(added, residual);
+        // In f32 without a residual, a sum of -0 becomes 0.
+        if (residual || sizeof(T) == sizeof(float)) {
+#pragma unroll
+            for (int i = 0; i < RUN; i++) v[i] += added[i];
+        }
+        store_run(y, v);
+    }
+
+    // Keys and values of a row to their heads: `v`, which this thread has just written to y, from `column` on.
+    DEVICE void scatter_to_heads(int row, int column, const T* y, const float (&v)[RUN]) const {
         const int width = params.columns / 3, size = width / params.heads;
-        const int picture = int(params.pictures[row / params.prefix]), token = row % params.prefix;
+        const int image = int(params.images[row / params.prefix]), token = row % params.prefix;
         const auto place = [&](int c) {
             const int head = c % width / size;
             T* to = static_cast<T*>(c < 2 * width ? params.keys : params.values);
-            return to + ((int64_t(picture) * params.heads + head) * params.prefix + token) * size + c % size;
+            return to + ((int64_t(image) * params.heads + head) * params.prefix + token) * size + c % size;
         };
-        if (size % STORE_COLUMNS == 0) {
-            if (column >= width) copy_columns(y, place(column));
+        if (size % RUN == 0) {
+            if (column >= width) store_run(place(column), v);
             return;
         }
-        for (int i = 0; i < count; i++) {
+#pragma unroll 1
+        for (int i = 0; i < min(RUN, params.columns - column); i++) {
             if (column + i >= width) *place(column + i) = y[i];
-        }
-    }
-
-    DEVICE static void copy_columns(const T* from, T* to) {
-#pragma unroll
-        for (int i = 0; i < STORE_COLUMNS * int(sizeof(T)) / 16; i++) {
-            reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(from)[i];
-        }
-    }
-
-    DEVICE static void vectors(const float* bias, const bf16* residual, bf16* y, const float (&sums)[STORE_COLUMNS]) {
-        float v[STORE_COLUMNS];
-        activate(bias, sums, v);
-        if (residual) {
-            const uint4 r = *reinterpret_cast<const uint4*>(residual);
-            const uint32_t words[4] = {r.x, r.y, r.z, r.w};
-#pragma unroll
-            for (int i = 0; i < 4; i++) v[2 * i] += low_float(words[i]), v[2 * i + 1] += high_float(words[i]);
-        }
-        *reinterpret_cast<uint4*>(y) =
-            make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
-    }
-
-    DEVICE static void vectors(const float* bias, const float* residual, float* y, const float (&sums)[STORE_COLUMNS]) {
-        float v[STORE_COLUMNS];
-        activate(bias, sums, v);
-#pragma unroll
-        for (int i = 0; i < STORE_COLUMNS; i += 4) {
-            float4 r = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (residual) r = *reinterpret_cast<const float4*>(residual + i);
-            *reinterpret_cast<float4*>(y + i) = make_float4(v[i] + r.x, v[i + 1] + r.y, v[i + 2] + r.z, v[i + 3] + r.w);
-        }
-    }
-
-    DEVICE static void activate(const float* bias, const float (&sums)[STORE_COLUMNS], float (&v)[STORE_COLUMNS]) {
-        const float4 low = *reinterpret_cast<const float4*>(bias), high = *reinterpret_cast<const float4*>(bias + 4);
-        const float added[STORE_COLUMNS] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-        for (int i = 0; i < STORE_COLUMNS; i++) v[i] = Activation::of(sums[i] + added[i]);
-    }
-
-    DEVICE static void values(const float* bias, const T* residual, T* y, const float (&sums)[STORE_COLUMNS], int count) {
-#pragma unroll
-        for (int i = 0; i < STORE_COLUMNS; i++) {
-            if (i >= count) continue;
-            const float v = Activation::of(sums[i] + bias[i]);
-            y[i] = from_float<T>(residual ? v + to_float(residual[i]) : v);
         }
     }
 };
 
-template <typename Tile, typename Activation, template <typename> class Rows = AlignedRows>
-DEVICE void linear_forward(const LinearParams& params) {
+template <typename Tile, typename Rows> DEVICE void linear_forward(const LinearParams& params) {
     using T = typename Tile::Value;
-    const TilePlace place = tile_place<Tile>(params.rows, params.columns);
-    const Rows<T> x = {static_cast<const T*>(params.x), params.rows, params.depth};
-    const Rows<T> weight = {static_cast<const T*>(params.weight), params.columns, params.depth};
+    typename Tile::Shared& shared = shared_memory<typename Tile::Shared>();
+    const TileCoord at = tile_coord<Tile>(params.rows, params.columns);
+    const Rows x = {static_cast<const T*>(params.x), params.rows, params.k};
+    const Rows weight = {static_cast<const T*>(params.weight), params.columns, params.k};
     Tile tile;
-    tile.multiply(x, weight, place, params.depth);
-    tile.store(place, LinearEpilogue<T, Activation>{params});
+    tile.prefetch(shared, x, weight, at, params.k);
+    tile.clear();
+    tile.mainloop(shared, x, weight, at, params.k);
+    epilogue(tile, shared, at, LinearEpilogue<T>{params});
+}
+template <typename Tile> DEVICE void aligned(const LinearParams& params) {
+    linear_forward<Tile, AlignedRows<typename Tile::Value>>(params);
+}
+template <typename Tile> DEVICE void unaligned(const LinearParams& params) {
+    linear_forward<Tile, UnalignedRows<typename Tile::Value>>(params);
 }
 
 // bf16: rows and columns of a tile, warps down and across, stages.
-using Wide = MmaTile<128, 256, 2, 4, 3>;   // large products: the least traffic to shared memory; one block each
-using Square = MmaTile<128, 128, 2, 2, 3>; // two blocks on a multiprocessor, one at its epilogue beside one at its sums
-using Flat = MmaTile<64, 128, 2, 2, 3>;    // one picture's tokens times many columns
-using Small = MmaTile<64, 64, 2, 2, 4>;
-using Least = MmaTile<32, 64, 2, 2, 4>;    // one picture's tokens times few columns: enough blocks for all
-using LinearWideShared = Wide::Shared;
-using LinearSquareShared = Square::Shared;
-using LinearFlatShared = Flat::Shared;
-using LinearSmallShared = Small::Shared;
-using LinearLeastShared = Least::Shared;
+using Tile128x256 = MmaTile<128, 256, 2, 4, 3>;  // large products: the least traffic to shared memory; one block each
+using Tile128x128 = MmaTile<128, 128, 2, 2, 3>;  // two blocks on a multiprocessor: one's epilogue overlaps the other's sums
+using Tile64x128 = MmaTile<64, 128, 2, 2, 3>;    // one image's tokens times many columns
+using Tile64x64 = MmaTile<64, 64, 2, 2, 4>;
+using Tile32x64 = MmaTile<32, 64, 2, 2, 4>;      // one image's tokens times few columns: enough blocks for all
 // f32: the same, with lanes down a warp.
-using SquareF32 = FmaTile<128, 128, 4, 2, 4, 2>;
-using SmallF32 = FmaTile<64, 64, 2, 2, 8, 3>;
-using LinearSquareF32Shared = SquareF32::Shared;
-using LinearSmallF32Shared = SmallF32::Shared;
+using Tile128x128F32 = FmaTile<128, 128, 4, 2, 4, 2>;
+using Tile64x64F32 = FmaTile<64, 64, 2, 2, 8, 3>;
 
 }  // namespace
 
-SIZE_OF(LinearWideShared, 147456);
-SIZE_OF(LinearSquareShared, 98304);
-SIZE_OF(LinearFlatShared, 73728);
-SIZE_OF(LinearSmallShared, 65536);
-SIZE_OF(LinearLeastShared, 49152);
-SIZE_OF(LinearSquareF32Shared, 65536);
-SIZE_OF(LinearSmallF32Shared, 49152);
-
-// Grid: one block for each tile of y, in the order of tile_place. Shared memory: the tile's stages. A warp owns its part
-// of the tile (product.cuh).
-KERNEL(linear_forward_bias_wide_bf16, LinearParams, 256, 1) { linear_forward<Wide, Identity>(params); }
-KERNEL(linear_forward_bias_gelu_wide_bf16, LinearParams, 256, 1) { linear_forward<Wide, Gelu>(params); }
-KERNEL(linear_forward_bias_quick_gelu_wide_bf16, LinearParams, 256, 1) { linear_forward<Wide, QuickGelu>(params); }
-KERNEL(linear_forward_bias_square_bf16, LinearParams, 128, 2) { linear_forward<Square, Identity>(params); }
-KERNEL(linear_forward_bias_gelu_square_bf16, LinearParams, 128, 2) { linear_forward<Square, Gelu>(params); }
-KERNEL(linear_forward_bias_quick_gelu_square_bf16, LinearParams, 128, 2) { linear_forward<Square, QuickGelu>(params); }
-KERNEL(linear_forward_bias_flat_bf16, LinearParams, 128, 3) { linear_forward<Flat, Identity>(params); }
-KERNEL(linear_forward_bias_gelu_flat_bf16, LinearParams, 128, 3) { linear_forward<Flat, Gelu>(params); }
-KERNEL(linear_forward_bias_quick_gelu_flat_bf16, LinearParams, 128, 3) { linear_forward<Flat, QuickGelu>(params); }
-KERNEL(linear_forward_bias_small_bf16, LinearParams, 128, 3) { linear_forward<Small, Identity>(params); }
-KERNEL(linear_forward_bias_gelu_small_bf16, LinearParams, 128, 3) { linear_forward<Small, Gelu>(params); }
-KERNEL(linear_forward_bias_quick_gelu_small_bf16, LinearParams, 128, 3) { linear_forward<Small, QuickGelu>(params); }
-KERNEL(linear_forward_bias_least_bf16, LinearParams, 128, 4) { linear_forward<Least, Identity>(params); }
-KERNEL(linear_forward_bias_gelu_least_bf16, LinearParams, 128, 4) { linear_forward<Least, Gelu>(params); }
-KERNEL(linear_forward_bias_quick_gelu_least_bf16, LinearParams, 128, 4) { linear_forward<Least, QuickGelu>(params); }
-KERNEL(linear_forward_bias_square_f32, LinearParams, 256, 2) { linear_forward<SquareF32, Identity>(params); }
-KERNEL(linear_forward_bias_gelu_square_f32, LinearParams, 256, 2) { linear_forward<SquareF32, Gelu>(params); }
-KERNEL(linear_forward_bias_quick_gelu_square_f32, LinearParams, 256, 2) { linear_forward<SquareF32, QuickGelu>(params); }
-KERNEL(linear_forward_bias_small_f32, LinearParams, 128, 4) { linear_forward<SmallF32, Identity>(params); }
-KERNEL(linear_forward_bias_gelu_small_f32, LinearParams, 128, 4) { linear_forward<SmallF32, Gelu>(params); }
-KERNEL(linear_forward_bias_quick_gelu_small_f32, LinearParams, 128, 4) { linear_forward<SmallF32, QuickGelu>(params); }
+// Grid: one block for each tile of y, in the order of tile_coord. Shared memory: Shared of the tile. A warp owns its part of
+// the tile (gemm.cuh).
+KERNEL(linear_forward_128x256_bf16, LinearParams, 256, 1) { aligned<Tile128x256>(params); }
+KERNEL(linear_forward_128x128_bf16, LinearParams, 128, 2) { aligned<Tile128x128>(params); }
+KERNEL(linear_forward_64x128_bf16, LinearParams, 128, 3) { aligned<Tile64x128>(params); }
+KERNEL(linear_forward_64x64_bf16, LinearParams, 128, 3) { aligned<Tile64x64>(params); }
+KERNEL(linear_forward_32x64_bf16, LinearParams, 128, 4) { aligned<Tile32x64>(params); }
+KERNEL(linear_forward_128x128_f32, LinearParams, 256, 2) { aligned<Tile128x128F32>(params); }
+KERNEL(linear_forward_64x64_f32, LinearParams, 128, 4) { aligned<Tile64x64F32>(params); }
 
 // Grid and shared memory: as above, for any K.
-KERNEL(linear_forward_bias_unaligned_bf16, LinearParams, 128, 3) { linear_forward<Small, Identity, UnalignedRows>(params); }
-KERNEL(linear_forward_bias_gelu_unaligned_bf16, LinearParams, 128, 3) { linear_forward<Small, Gelu, UnalignedRows>(params); }
-KERNEL(linear_forward_bias_quick_gelu_unaligned_bf16, LinearParams, 128, 3) { linear_forward<Small, QuickGelu, UnalignedRows>(params); }
-KERNEL(linear_forward_bias_unaligned_f32, LinearParams, 128, 4) { linear_forward<SmallF32, Identity, UnalignedRows>(params); }
-KERNEL(linear_forward_bias_gelu_unaligned_f32, LinearParams, 128, 4) { linear_forward<SmallF32, Gelu, UnalignedRows>(params); }
-KERNEL(linear_forward_bias_quick_gelu_unaligned_f32, LinearParams, 128, 4) { linear_forward<SmallF32, QuickGelu, UnalignedRows>(params); }
+KERNEL(linear_forward_64x64_unaligned_bf16, LinearParams, 128, 3) { unaligned<Tile64x64>(params); }
+KERNEL(linear_forward_64x64_unaligned_f32, LinearParams, 128, 4) { unaligned<Tile64x64F32>(params); }
+
+// Geometries by which the launcher chooses; times are relative to each other.
+TILE(linear_forward_128x256_bf16, Tile128x256, 128, 256, 147456, 413,
+     "H200 at 449c6ab, doctor: 4096x4096x4096 in 397 us, 4112x1024x4096 in 150 us");
+TILE(linear_forward_128x128_bf16, Tile128x128, 128, 128, 98304, 207, "not yet measured");
+TILE(linear_forward_64x128_bf16, Tile64x128, 64, 128, 73728, 144,
+     "H200 at 449c6ab, doctor: 257x1024x3072 in 22.2 us, 257x1024x4096 in 25.5 us");
+TILE(linear_forward_64x64_bf16, Tile64x64, 64, 64, 65536, 96,
+     "H200 at 449c6ab, doctor: 257x1024x1024 in 14.9 us, 257x4096x1024 in 42.4 us");
+TILE(linear_forward_32x64_bf16, Tile32x64, 32, 64, 49152, 72,
+     "H200 at 449c6ab, doctor: 197x3072x768 in 25.4 us, 1000x768x203 in 12.3 us");
+TILE(linear_forward_64x64_unaligned_bf16, Tile64x64, 64, 64, 65536, 1000, "not yet measured");
+TILE(linear_forward_128x128_f32, Tile128x128F32, 128, 128, 65536, 2048, "H200 at 449c6ab, doctor: 4112x1024x4096 in 847 us");
+TILE(linear_forward_64x64_f32, Tile64x64F32, 64, 64, 49152, 768, "H200 at 449c6ab, doctor: 257x1024x3072 in 72.7 us");
+TILE(linear_forward_64x64_unaligned_f32, Tile64x64F32, 64, 64, 49152, 4000, "not yet measured");
+

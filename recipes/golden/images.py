@@ -1,10 +1,13 @@
 """Makes tests/golden/images: small test pictures of every kind, and what Pillow and transformers make of them.
 
+    apt-get install libjpeg-turbo-progs
     pip install -r recipes/golden/requirements.txt && python recipes/golden/images.py
 
-decode/NAME and decode/NAME.png         a picture file, and its pixels after convert("RGB")
-resize/WxH_to_S.in.png and .png         a picture, and the centre square of Pillow's bicubic resize, short side S
-clip/WxH_to_S.in.png and .f32           a picture, and the CLIP image processor's result, raw little-endian (3, S, S)
+decode/NAME and decode/NAME.png         an image file, and its pixels after convert("RGB")
+kinds/KIND.pack                         files of image_kinds.py with their pixels after exif_transpose and convert("RGB"):
+                                        name, file, width, height, RGB; 0 x 0 where Pillow refuses the file
+resize/WxH_to_S.in.png and .png         an image, and the centre square of Pillow's bicubic resize, short side S
+clip/WxH_to_S.in.png and .f32           an image, and the CLIP image processor's result, raw little-endian (3, S, S)
 
 The same seed gives the same pixels. The encoded bytes may change with the versions of the codec libraries.
 """
@@ -15,8 +18,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
+
 from transformers import CLIPImageProcessorPil
+
+import image_kinds
 
 OUT = Path(__file__).resolve().parents[2] / "tests" / "golden" / "images"
 RESIZE = [  # width, height, short side: down, up, neither, tall, wide, thin, one pixel
@@ -146,10 +152,47 @@ def decoded(name, data):
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
+def pack(path, files):
+    """Files with the pixels that Pillow gives, in one file."""
+    out = []
+    for name, data in files:
+        try:
+            width, height, rgb = pixels(data)
+        except (OSError, SyntaxError, ValueError):
+            width, height, rgb = 0, 0, b""
+        out += [struct.pack("<H", len(name)), name.encode(), struct.pack("<I", len(data)), data]
+        out += [struct.pack("<HH", width, height), rgb]
+    path.write_bytes(b"".join(out))
+
+
+def pixels(data):
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    return *image.size, image.tobytes()
+
+
+def kinds(rng):
+    """The packs of image_kinds.py."""
+    smooth = picture(rng, 35, 27).filter(ImageFilter.GaussianBlur(0.7))
+    wide = picture(rng, 45, 35).filter(ImageFilter.GaussianBlur(1))
+    small = picture(rng, 21, 14)
+    return {
+        "sampling": image_kinds.sampling_kinds(smooth),
+        "colour": image_kinds.colour_kinds(smooth),
+        "process": image_kinds.process_kinds(wide),
+        "sizes": image_kinds.size_kinds(picture, rng),
+        "ends": image_kinds.end_kinds(smooth),
+        "damaged": image_kinds.damaged_kinds(small.resize((40, 26))),
+        "containers": image_kinds.container_kinds(small),
+        "orientation": image_kinds.orientation_kinds(small),
+    }
+
+
 def main():
-    rng = np.random.default_rng(20250214)
-    for folder in ("decode", "resize", "clip"):
+    for folder in ("decode", "kinds", "resize", "clip"):
         (OUT / folder).mkdir(parents=True, exist_ok=True)
+    for name, files in kinds(np.random.default_rng(7)).items():
+        pack(OUT / "kinds" / f"{name}.pack", files)
+    rng = np.random.default_rng(20250214)
     for name, data in decode_cases(rng):
         (OUT / "decode" / name).write_bytes(data)
         save_png(decoded(name, data), OUT / "decode" / f"{name}.png")

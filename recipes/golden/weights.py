@@ -4,16 +4,27 @@
 
 Values follow from a seed (a name) and an index, so the expected captioner is a list of seeds, not a second copy of the
 data: see `values`. The vocoder's expected tensors, whose weight norm PyTorch folds, are a safetensors file.
-Made with PyTorch 2.15, transformers 5.23, safetensors 0.8.
+
+constructors*.ckpt, .safetensors   every constructor PyTorch and numpy put around a tensor, and what torch.load makes of it
+containers/*.ckpt                  containers that torch.load reads and torch.save does not write here; all hold
+containers/expected.safetensors    these tensors
+processors.json, .safetensors      image processors, and what the CPU form of each in transformers makes of two pictures
+
+Made with PyTorch 2.15, transformers 5.23, safetensors 0.8, numpy 2.4, Pillow 13.0.
 """
 
+import io
 import json
 import os
+import pickle
 import sys
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
 import torch
+import transformers
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -222,6 +233,165 @@ def vocoder(out):
     save_file({n: t.detach().contiguous() for n, t in old.state_dict().items()}, f"{out}/vocoder/expected.safetensors")
 
 
+class Tagged(torch.Tensor):
+    """A subclass that adds nothing to the data."""
+
+
+class Rebuilt:
+    """Pickles as a call of `function`, which PyTorch of today reads but no longer writes."""
+
+    def __init__(self, function, *arguments):
+        self.reduced = (function, arguments)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def constructors(out):
+    """A state dict with each constructor once, in pickle protocols 2 and 5."""
+
+    def attributed(tensor):
+        tensor.tag = {"lr": 0.1}
+        return tensor
+
+    matrix = lambda seed: fill(seed, 2, 3)
+    old = matrix("old")
+    state = {
+        "plain": matrix("plain"),
+        "transposed": matrix("transposed").t(),
+        "parameter": nn.Parameter(matrix("parameter")),
+        "parameter_with_attributes": attributed(nn.Parameter(matrix("parameter_with_attributes"))),
+        "tensor_with_attributes": attributed(matrix("tensor_with_attributes")),
+        "buffer": nn.Buffer(matrix("buffer")),
+        "subclass": matrix("subclass").as_subclass(Tagged),
+        "parameter_of_subclass": nn.Parameter(matrix("parameter_of_subclass").as_subclass(Tagged)),
+        "release_0_3": Rebuilt(torch._utils._rebuild_tensor, old.storage(), 0, (2, 3), (3, 1)),
+        "float8_e4m3": torch.arange(-6, 6, dtype=torch.float32).mul(3.5).to(torch.float8_e4m3fn),
+        "float8_e5m2": torch.arange(-6, 6, dtype=torch.float32).mul(3.5).to(torch.float8_e5m2),
+        "numpy_f2": matrix("numpy_f2").numpy().astype(np.float16),
+        "numpy_f4": matrix("numpy_f4").numpy(),
+        "numpy_f8": matrix("numpy_f8").numpy().astype(np.float64),
+        "numpy_fortran": np.asfortranarray(matrix("numpy_fortran").numpy()),
+        "numpy_big_endian": matrix("numpy_big_endian").numpy().astype(">f4"),
+        "numpy_strided": matrix("numpy_strided").numpy()[:, ::2],
+        "numpy_scalar_shape": np.array(0.25, np.float32),
+    }
+    for protocol in (2, 5):
+        path = f"{out}/constructors_{protocol}.ckpt"
+        torch.save({"state_dict": state, "epoch": 3}, path, pickle_protocol=protocol)
+        loaded = torch.load(path, weights_only=False)["state_dict"]
+        tensors = {
+            name: torch.from_numpy(np.array(value, "=f4", order="C")) if isinstance(value, np.ndarray)
+            else value.detach().as_subclass(torch.Tensor).float().contiguous()
+            for name, value in loaded.items()
+        }
+        save_file(tensors, f"{out}/constructors.safetensors")
+
+
+def containers(out):
+    """Archives that were written on a big-endian machine, zipped again, or saved with other pickles."""
+    out = f"{out}/containers"
+    os.makedirs(out, exist_ok=True)
+    kinds = dict(f2=torch.float16, f4=torch.float32, f8=torch.float64, bf16=torch.bfloat16)
+    state = {name: fill(name, 4, 5).to(dtype) for name, dtype in kinds.items()}
+    state["zeros"] = torch.zeros(40, 50)
+    whole = io.BytesIO()
+    torch.save({"state_dict": state}, whole)
+    records = zipfile.ZipFile(whole)
+    sizes = {f"archive/data/{i}": tensor.element_size() for i, tensor in enumerate(state.values())}
+
+    def write(name, method=zipfile.ZIP_STORED, root="archive/", change=lambda name, data: data):
+        with zipfile.ZipFile(f"{out}/{name}.ckpt", "w", method) as archive:
+            for record in records.namelist():
+                data = change(record, records.read(record))
+                # A fixed date, so that the bytes do not change from run to run.
+                archive.writestr(zipfile.ZipInfo(record.replace("archive/", root)), data, method)
+
+    def swapped(name, data):
+        if name == "archive/byteorder":
+            return b"big"
+        size = sizes.get(name)
+        return np.frombuffer(data, f"<u{size}").byteswap().tobytes() if size else data
+
+    write("big_endian", change=swapped)
+    write("deflated", zipfile.ZIP_DEFLATED)
+    write("deflated_other_root", zipfile.ZIP_DEFLATED, root="a b/c.d/")
+    torch.save({"state_dict": state}, f"{out}/protocol_1.ckpt", pickle_protocol=1)
+    legacy_of_big_endian(state, f"{out}/legacy_of_big_endian.ckpt")
+    save_file({name: tensor.float() for name, tensor in state.items()}, f"{out}/expected.safetensors")
+    for name in os.listdir(out):
+        # PyTorch wants its root without folders.
+        if name.endswith(".ckpt") and name != "deflated_other_root.ckpt":
+            loaded = torch.load(f"{out}/{name}", weights_only=name != "protocol_1.ckpt")["state_dict"]
+            assert all(torch.equal(loaded[key], tensor) for key, tensor in state.items()), name
+
+
+def legacy_of_big_endian(state, path):
+    """The legacy stream of a big-endian machine: its data is little-endian all the same."""
+    stream = io.BytesIO()
+    save_legacy({"state_dict": state}, stream)
+    stream.seek(0)
+    head = [pickle.load(stream) for _ in range(2)]
+    system = pickle.load(stream)
+    rest = stream.read()
+    system["little_endian"] = False
+    with open(path, "wb") as file:
+        for value in (*head, system):
+            pickle.dump(value, file, protocol=2)
+        file.write(rest)
+
+
+def processors(out):
+    """Image processors for squares of 10 pixels, and the pixels each gives for a wide and a tall picture."""
+    clip = dict(
+        image_processor_type="CLIPImageProcessor", do_resize=True, size={"shortest_edge": 10}, resample=3,
+        do_center_crop=True, crop_size={"height": 10, "width": 10}, do_rescale=True, rescale_factor=1 / 255,
+        do_normalize=True, image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711],
+    )
+    square = {"height": 10, "width": 10}
+    changes = {
+        "clip": {},
+        "mean": dict(image_mean=[0.1, 0.2, 0.3], image_std=[0.9, 0.8, 0.7]),
+        "mean_number": dict(image_mean=0.5, image_std=0.25),
+        "larger": dict(size={"shortest_edge": 13}),
+        "squash": dict(size=square, do_center_crop=False),
+        "squash_and_crop": dict(size={"height": 14, "width": 14}),
+        "numbers": dict(size=10, crop_size=10),
+        "no_normalize": dict(do_normalize=False),
+        "no_rescale": dict(do_rescale=False),
+        "no_rescale_no_normalize": dict(do_rescale=False, do_normalize=False),
+        "factor": dict(rescale_factor=1 / 127.5, image_mean=1.0, image_std=1.0),
+        "nulls": dict(do_normalize=None, image_mean=None, do_pad=True),
+        "blip": dict(image_processor_type="BlipImageProcessor", size=square, do_center_crop=None, crop_size=None),
+        "vit": dict(image_processor_type="ViTImageProcessorFast", size=10, resample=2, do_center_crop=None,
+                    crop_size=None, image_mean=[0.5] * 3, image_std=[0.5] * 3),
+        "deit": dict(image_processor_type="DeiTFeatureExtractor", size=12, crop_size=10),
+        **{f"filter_{n}": dict(resample=n) for n in range(6)},
+        **{f"filter_{n}_squash": dict(resample=n, size=square, do_center_crop=False) for n in range(6)},
+        "filter_0_up": dict(resample=0, size={"shortest_edge": 47}),
+        "filter_1_up": dict(resample=1, size={"shortest_edge": 47}),
+    }
+    y, x = np.mgrid[0:31, 0:43]
+    picture = np.stack([255 * x / 42, 255 * y / 30, 127 + 127 * np.sin((x + 2 * y) / 5)], axis=-1)
+    picture[(x // 7 + y // 9) % 3 == 0] = (10, 200, 90)
+    picture = picture.astype(np.uint8)
+    pictures = {"wide": picture[:23], "tall": picture[:, 5:19]}
+    configurations, pixels = {}, {}
+    for name, change in changes.items():
+        config = configurations[name] = {**clip, **change}
+        kind = config["image_processor_type"].removesuffix("Fast")
+        kind = kind.replace("FeatureExtractor", "ImageProcessor") + "Pil"
+        processor = getattr(transformers, kind).from_dict(dict(config))
+        for shape, picture in pictures.items():
+            values = processor(Image.fromarray(picture), return_tensors="np")["pixel_values"][0]
+            pixels[f"{name}/{shape}"] = torch.from_numpy(np.ascontiguousarray(values)).float()
+    for shape, picture in pictures.items():
+        pixels[f"picture/{shape}"] = torch.from_numpy(picture.copy()).float()
+    with open(f"{out}/processors.json", "w") as file:
+        json.dump(configurations, file, indent=1)
+    save_file(pixels, f"{out}/processors.safetensors")
+
+
 def main():
     out = sys.argv[1]
     os.makedirs(out, exist_ok=True)
@@ -232,6 +402,9 @@ def main():
     with open(f"{out}/expected.json", "w") as file:
         json.dump({"reference": listing, "git": hugging_face(out)}, file, separators=(",", ":"))
     vocoder(out)
+    constructors(out)
+    containers(out)
+    processors(out)
 
 
 if __name__ == "__main__":

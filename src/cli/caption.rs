@@ -39,7 +39,7 @@ Examples:
   im2sp caption scene.png --stream -o - --format pcm | aplay -t raw -f S16_LE -r 16000
   curl -s https://example.org/photo.jpg | im2sp caption - -o speech.wav
 
-JSON: a name that is not UTF-8 has its bytes under \"image_bytes\" or \"output_bytes\" besides.")]
+JSON: a name that is not UTF-8 has its bytes under \"image_bytes\" or \"output_bytes\" too.")]
 pub struct Caption {
     /// Images to caption, or directories of them; - is standard input
     #[arg(required = true, value_name = "IMAGE|DIR|-")]
@@ -87,7 +87,7 @@ struct Decoding {
     /// Beam scores are divided by the length to this power
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     length_penalty: f32,
-    /// When a beam search stops: at as many finished captions as beams (yes), by a heuristic (no), or exactly (never)
+    /// Stopping rule of a beam search: at as many finished captions as beams (yes), by a heuristic (no), or exactly (never)
     #[arg(long, default_value = "yes", value_name = "WHEN")]
     early_stopping: Early,
     /// Sample at this temperature instead of taking the likeliest unit

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use im2sp::tensor::DType;
+use im2sp::weights::store::list_names;
 use im2sp::weights::{ConvertOptions, convert};
 use im2sp::{CalibrateReport, Result, convert_calibrated};
 use serde_json::json;
@@ -15,10 +16,11 @@ use super::{print_json, print_line};
 
 /// Make a model directory from published checkpoints
 ///
-/// SRC is a captioner: the reference implementation's .ckpt, or a Hugging Face GIT directory (config.json with
-/// model.safetensors or pytorch_model.bin) whose vocabulary was replaced by speech units. The vocoder is a unit HiFi-GAN
-/// (CodeHiFiGAN) checkpoint. Reading a checkpoint executes nothing in it. SRC may also be a model directory, to be stored
-/// in another type; its vocoder comes along.
+/// SRC is a captioner: the reference implementation's .ckpt, a .safetensors file, or a Hugging Face GIT directory
+/// (config.json with model.safetensors or pytorch_model.bin) whose vocabulary was replaced by speech units. The vocoder is
+/// a unit HiFi-GAN (CodeHiFiGAN) checkpoint. Both are found under the names that DataParallel, torch.compile and trainers
+/// put before or around them; what is not part of the model is left aside. Reading a checkpoint executes nothing in it.
+/// SRC may also be a model directory, to be stored in another type; its vocoder comes along.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -28,7 +30,7 @@ Examples:
   im2sp convert models/git-large-coco --quantize fp8 --calibrate photos/ -o models/git-large-coco-fp8
   im2sp caption photo.jpg --weights models/git-large-coco -o speech.wav")]
 pub struct Convert {
-    /// The captioner: a checkpoint file, a Hugging Face directory or a model directory
+    /// The captioner: a checkpoint or safetensors file, a Hugging Face directory or a model directory
     #[arg(value_name = "SRC")]
     source: PathBuf,
     /// The vocoder's checkpoint; without one the model gives units but no sound
@@ -37,7 +39,7 @@ pub struct Convert {
     /// The vocoder's dimensions [default: config.json next to its checkpoint]
     #[arg(long, value_name = "JSON", requires = "vocoder")]
     vocoder_config: Option<PathBuf>,
-    /// A preprocessor_config.json with the picture's size, mean and std [default: that of SRC, or CLIP's]
+    /// How images become pixels: a preprocessor_config.json or processor_config.json [default: that of SRC, or CLIP's]
     #[arg(long, value_name = "JSON")]
     preprocessor: Option<PathBuf>,
     /// Type of everything but the norms in the result: bf16 halves the size and nearly the time of a decode step
@@ -111,6 +113,9 @@ impl Convert {
             None => (convert(&options, &mut |done, total| bar.show("convert", done >> 20, total >> 20))?, None),
         };
         drop(bar);
+        if let Some(names) = list_names(report.left_aside.iter()) {
+            note(format_args!("left aside, as not part of the model: {names}"));
+        }
         for problem in calibrated.iter().flat_map(|report| &report.unreadable) {
             note(format_args!("left out of the calibration: {problem}"));
         }
@@ -121,6 +126,7 @@ impl Convert {
                 "tensors": report.tensors,
                 "parameters": report.parameters,
                 "bytes": report.bytes,
+                "left_aside": report.left_aside,
                 "calibration": calibrated.as_ref().map(json_of),
             }))?;
         } else {

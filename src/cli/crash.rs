@@ -11,7 +11,7 @@ use super::print::print_error;
 /// The last panic: its place and message.
 static LAST: Mutex<String> = Mutex::new(String::new());
 
-/// Runs a command. A panic becomes an error of one line; `RUST_BACKTRACE=1` shows its trace besides. A panic that is caught
+/// Runs a command. A panic becomes an error of one line; `RUST_BACKTRACE=1` shows its trace too. A panic that is caught
 /// on the way, in a library that reads one file, is that file's error and nothing is printed for it here.
 pub fn report_panics(command: impl FnOnce() -> Result<ExitCode>) -> Result<ExitCode> {
     let default = panic::take_hook();

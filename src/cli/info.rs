@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use im2sp::Result;
+use im2sp::config::Resize;
 use im2sp::weights::directory::ModelFiles;
 use im2sp::weights::embedded;
 use serde_json::json;
@@ -51,9 +52,17 @@ impl Info {
             types.into_iter().map(|(name, bytes)| format!("{name} {:.1} MB", bytes as f64 / 1e6)).collect();
         print_line(format_args!("weights    {}", types.join(", ")))?;
         let (image, vision, decoder) = (&config.image, &config.vision, &config.decoder);
+        let resize = match image.resize {
+            Resize::ShortSide => "short side",
+            Resize::Square => "both sides",
+        };
         print_line(format_args!(
-            "image      {0}x{0} pixels, mean {1:?}, std {2:?}",
-            image.size, image.mean, image.std
+            "image      {0}x{0} pixels, {resize} resized to {1} ({2:?}), mean {3:?}, std {4:?}",
+            image.size,
+            image.resized(),
+            image.filter,
+            image.mean,
+            image.std
         ))?;
         print_line(format_args!(
             "vision     {} layers, {} channels, {} heads, patches of {}, {} tokens",

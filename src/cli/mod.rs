@@ -59,6 +59,9 @@ struct ModelArgs {
     /// Type of the weights in memory; auto leaves them as they are stored
     #[arg(long, default_value = "auto", value_name = "TYPE", help_heading = "Model")]
     dtype: Precision,
+    /// Read the weights into memory instead of mapping their files: for files that may be rewritten meanwhile
+    #[arg(long, help_heading = "Model")]
+    no_mmap: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -75,7 +78,7 @@ impl ModelArgs {
             Precision::F32 => Some(DType::F32),
             Precision::Bf16 => Some(DType::BF16),
         };
-        LoadOptions { device: self.device, dtype }
+        LoadOptions { device: self.device, dtype, no_mmap: self.no_mmap }
     }
 
     fn load_random(&self) -> Result<Engine> {

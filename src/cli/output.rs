@@ -1,4 +1,4 @@
-//! Where results go: files, standard output, pipes and devices; whole, or while they are being made.
+//! Places for results: files, standard output, pipes and devices; whole, or while they are being made.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -81,7 +81,7 @@ impl Destination {
 pub struct Written {
     /// Number of samples.
     pub samples: usize,
-    /// When the first of them were there.
+    /// Arrival of the first of them.
     pub first: Option<Instant>,
 }
 

@@ -108,7 +108,7 @@ impl TestBackend for Cpu {
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod on_cuda {
     use super::*;
-    use crate::backend::cuda::linear::{TILES, linear_tiled};
+    use crate::backend::cuda::linear::{TILES, is_aligned, linear_tiled};
     use crate::backend::cuda::{Cuda, Tensor};
 
     impl TestBackend for Cuda {
@@ -133,7 +133,11 @@ mod on_cuda {
         }
 
         fn linear_tiles(&self, depth: usize) -> Vec<&'static str> {
-            TILES.iter().filter(|tile| tile.takes(Cuda::dtype(self), depth)).map(|tile| tile.name).collect()
+            TILES
+                .iter()
+                .filter(|tile| tile.takes(Cuda::dtype(self), is_aligned(Cuda::dtype(self), depth)))
+                .map(|tile| tile.name)
+                .collect()
         }
 
         fn linear_tiled(
@@ -145,7 +149,9 @@ mod on_cuda {
             residual: Option<&Tensor>,
         ) -> Result<Tensor> {
             let [_, depth] = self.matrix_shape(&layer.weight);
-            let tile = TILES.iter().find(|known| known.name == tile && known.takes(Cuda::dtype(self), depth));
+            let tile = TILES.iter().find(|known| {
+                known.name == tile && known.takes(Cuda::dtype(self), is_aligned(Cuda::dtype(self), depth))
+            });
             let tile = tile.ok_or_else(|| Error::shape("linear", "no tile of this name"))?;
             linear_tiled(self, x, layer, activation, residual, tile)
         }

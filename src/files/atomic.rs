@@ -23,10 +23,10 @@ pub struct AtomicFile {
     staging: Staging,
 }
 
-/// Where the bytes wait.
+/// The bytes until the commit.
 enum Staging {
     /// In the folder of the destination, to be renamed.
-    Beside(NamedTempFile, Unfinished),
+    Sibling(NamedTempFile, Unfinished),
     /// In memory or in the system's folder for temporary files, to be copied into the destination.
     Spooled(SpooledTempFile),
 }
@@ -47,13 +47,13 @@ impl AtomicFile {
             Ok(about) if !about.is_file() || names_descriptor(path) => Ok(file(path.to_owned(), spooled())),
             Ok(_) => {
                 let destination = fs::canonicalize(path).map_err(fail())?;
-                let staging = match beside(&destination) {
+                let staging = match sibling(&destination) {
                     Err(error) if cannot_rename(&error) && File::options().append(true).open(path).is_ok() => spooled(),
                     other => other.map_err(fail())?,
                 };
                 Ok(file(destination, staging))
             }
-            Err(_) => Ok(file(path.to_owned(), beside(path).map_err(fail())?)),
+            Err(_) => Ok(file(path.to_owned(), sibling(path).map_err(fail())?)),
         }
     }
 
@@ -61,7 +61,7 @@ impl AtomicFile {
     pub fn commit(self) -> Result<()> {
         let destination = &self.destination;
         let done = match self.staging {
-            Staging::Beside(file, _unfinished) => match file.persist(destination) {
+            Staging::Sibling(file, _unfinished) => match file.persist(destination) {
                 Err(failed) if cannot_rename(&failed.error) && destination.is_file() => {
                     overwrite(destination, &mut failed.file.as_file())
                 }
@@ -70,7 +70,7 @@ impl AtomicFile {
             Staging::Spooled(mut file) if destination.is_file() && !names_descriptor(destination) => {
                 overwrite(destination, &mut file)
             }
-            // A descriptor goes on where it is: its file may hold something already.
+            // A descriptor is not rewound: its file may hold something already.
             Staging::Spooled(mut file) => File::options().append(true).open(destination).and_then(|mut device| {
                 file.rewind()?;
                 io::copy(&mut file, &mut device)?;
@@ -82,7 +82,7 @@ impl AtomicFile {
 
     fn staged(&mut self) -> &mut dyn ReadWriteSeek {
         match &mut self.staging {
-            Staging::Beside(file, _) => file,
+            Staging::Sibling(file, _) => file,
             Staging::Spooled(file) => file,
         }
     }
@@ -108,7 +108,7 @@ impl Seek for AtomicFile {
 }
 
 /// A file with a temporary name in the folder of `path`.
-fn beside(path: &Path) -> io::Result<Staging> {
+fn sibling(path: &Path) -> io::Result<Staging> {
     if path.file_name().is_none() {
         return Err(io::Error::new(ErrorKind::InvalidInput, "this is no file name"));
     }
@@ -126,7 +126,7 @@ fn beside(path: &Path) -> io::Result<Staging> {
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
     let (file, unfinished) = Unfinished::create(|| builder.tempfile_in(folder), NamedTempFile::path)?;
-    Ok(Staging::Beside(file, unfinished))
+    Ok(Staging::Sibling(file, unfinished))
 }
 
 /// Whether the destination may still be written in place after a rename, or the file to be renamed, failed like this.

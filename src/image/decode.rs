@@ -1,87 +1,119 @@
-//! From the bytes of a picture file to upright 8-bit RGB. The format is found in the content; the dimensions are checked
-//! before a pixel is decoded; a file that ends early is an error, not a half-grey picture.
+//! From the bytes of an image file to upright 8-bit RGB. The format is found in the content; the dimensions are checked
+//! before a pixel is decoded; a file that ends early is an error, not a half-grey image.
 //!
-//! What differs from Pillow's `convert("RGB")`, on purpose: 16-bit grey keeps its high byte, as 16-bit colour does in
-//! both (Pillow clips grey at 255, which turns almost every such picture white); an EXIF orientation is applied; the
-//! part of a GIF's screen that its first frame leaves uncovered is black.
+//! Pixels equal Pillow's `ImageOps.exif_transpose(image).convert("RGB")`, but for one difference on purpose: 16-bit grey
+//! keeps its high byte, as 16-bit colour does in both (Pillow clips grey at 255, which turns almost every such image
+//! white). Beyond Pillow, files are read whose pixels are all there though something around them is wrong.
 
+use std::cell::Cell;
 use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Once;
 
 use ::image::error::ImageError;
 use ::image::metadata::Orientation;
 use ::image::{ColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
 use rayon::prelude::*;
 
-use super::{Image, MAX_PIXELS, check_size};
+use super::sniff::{name_of, sniff};
+use super::{Image, MAX_PIXELS, bmp, check_size, gif, jpeg, orientation, png, webp};
 use crate::{Error, Result};
 
-/// What the decoders may allocate: a picture of [`MAX_PIXELS`] in 16-bit RGBA, and a quarter more to work in.
-const MAX_DECODER_BYTES: u64 = 10 * MAX_PIXELS;
+/// Most bytes that the decoders may allocate: an image of [`MAX_PIXELS`] in 16-bit RGBA, and a quarter more to work in.
+pub const MAX_DECODER_BYTES: u64 = 10 * MAX_PIXELS;
 
-/// A picture is turned in squares of this side, so that the cache lines of the source are used while they are near.
+/// An image is turned in squares of this side, so that the cache lines of the source are used while they are near.
 const TILE: usize = 32;
 
 /// As [`Image::decode`].
 pub(super) fn decode(bytes: &[u8], name: &Path) -> Result<Image> {
     let format = sniff(bytes).map_err(|problem| Error::image(name, problem))?;
-    let failed = |error| Error::image(name, explain(error, format));
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(MAX_DECODER_BYTES);
-    reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(failed)?;
-    let (width, height) = decoder.dimensions();
-    check_size(width.into(), height.into(), name)?;
-    if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
-        return Err(Error::image(name, damaged(format, "it ends before the picture does")));
-    }
-    // A broken orientation is no reason to refuse the picture.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let color = decoder.color_type();
-    let mut pixels = vec![0; width as usize * height as usize * usize::from(color.bytes_per_pixel())];
-    decoder.read_image(&mut pixels).map_err(failed)?;
-    let rgb = to_rgb(pixels, color)
-        .ok_or_else(|| Error::image(name, format!("has the colour type {color:?}: save it as 8-bit RGB")))?;
-    let (width, height, rgb) = upright(width as usize, height as usize, rgb, orientation);
-    Ok(Image { width, height, rgb })
+    let file = File { bytes, name, format };
+    contained(|| match format {
+        ImageFormat::Jpeg => decode_jpeg(&file),
+        ImageFormat::Png => png::decode(&file),
+        ImageFormat::WebP => webp::decode(&file),
+        ImageFormat::Gif => gif::decode(&file),
+        _ => bmp::decode(&file),
+    })
+    .unwrap_or_else(|| Err(file.damaged("the decoder failed on it")))
 }
 
-/// The format, from the first bytes; or what they are instead.
-fn sniff(bytes: &[u8]) -> std::result::Result<ImageFormat, String> {
-    use ImageFormat::{Bmp, Gif, Jpeg, Png, WebP};
-    if bytes.is_empty() {
-        return Err("is empty: give a JPEG, PNG, WebP, BMP or GIF file".into());
-    }
-    let what = match ::image::guess_format(bytes) {
-        Ok(format @ (Jpeg | Png | WebP | Bmp | Gif)) => return Ok(format),
-        Ok(other) => format!("a {} file", name_of(other)),
-        Err(_) if bytes.get(4..8) == Some(b"ftyp") => "a HEIC, AVIF or video file".into(),
-        Err(_) if bytes.starts_with(b"%PDF") => "a PDF file".into(),
-        Err(_) => "no picture this program knows".into(),
-    };
-    Err(format!("is {what}: give a JPEG, PNG, WebP, BMP or GIF file"))
+/// Runs `decode`. A panic in it, as decoders of damaged files have had, is `None`; nothing is printed.
+fn contained<T>(decode: impl FnOnce() -> T) -> Option<T> {
+    thread_local!(static CONTAINED: Cell<bool> = const { Cell::new(false) });
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !CONTAINED.try_with(Cell::get).unwrap_or(false) {
+                others(info);
+            }
+        }));
+    });
+    let before = CONTAINED.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(decode));
+    CONTAINED.set(before);
+    result.ok()
 }
 
-/// What a decoder's complaint means for the person who has the file.
-fn explain(error: ImageError, format: ImageFormat) -> String {
-    match error {
-        ImageError::Limits(_) => {
-            format!("needs more than {} MB to decode: scale it down first", MAX_DECODER_BYTES >> 20)
+/// A file to decode.
+pub struct File<'a> {
+    pub bytes: &'a [u8],
+    name: &'a Path,
+    format: ImageFormat,
+}
+
+impl File<'_> {
+    /// The error for a file that breaks its format.
+    pub fn damaged(&self, reason: impl std::fmt::Display) -> Error {
+        let (format, reason) = (name_of(self.format), one_line(&reason));
+        let problem = format!("is a {format} file that is cut off or damaged ({reason}): copy or download it again");
+        Error::image(self.name, problem)
+    }
+
+    /// The error for a file that uses a part of its format that is not supported.
+    pub fn unsupported(&self, part: impl std::fmt::Display) -> Error {
+        let (format, part) = (name_of(self.format), one_line(&part));
+        Error::image(self.name, format!("is a kind of {format} that cannot be read ({part}): save it as PNG"))
+    }
+
+    /// The error for a file that needs more than [`MAX_DECODER_BYTES`].
+    pub fn too_large(&self) -> Error {
+        let megabytes = MAX_DECODER_BYTES >> 20;
+        Error::image(self.name, format!("needs more than {megabytes} MB to decode: scale it down first"))
+    }
+
+    /// The meaning of a library's complaint for the person who has the file.
+    fn failed(&self, error: ImageError) -> Error {
+        match error {
+            ImageError::Limits(_) => self.too_large(),
+            ImageError::Unsupported(reason) => self.unsupported(reason),
+            other => self.damaged(other),
         }
-        ImageError::Unsupported(reason) => {
-            format!("is a kind of {} that cannot be read ({}): save it as PNG", name_of(format), one_line(&reason))
-        }
-        other => damaged(format, &one_line(&other)),
     }
-}
 
-fn damaged(format: ImageFormat, reason: &str) -> String {
-    format!("is a {} file that is cut off or damaged ({reason}): copy or download it again", name_of(format))
-}
+    /// Refuses dimensions beyond what an image may have.
+    pub fn check_size(&self, width: u64, height: u64) -> Result<()> {
+        check_size(width, height, self.name)
+    }
 
-fn name_of(format: ImageFormat) -> String {
-    format!("{format:?}").to_uppercase()
+    /// Decodes `bytes`, the file or what was made of it, by the library `image`: width, height and RGB.
+    pub fn by_library(&self, bytes: &[u8]) -> Result<(usize, usize, Vec<u8>)> {
+        let mut reader = ImageReader::with_format(Cursor::new(bytes), self.format);
+        let mut limits = Limits::default();
+        limits.max_alloc = Some(MAX_DECODER_BYTES);
+        reader.limits(limits);
+        let decoder = reader.into_decoder().map_err(|error| self.failed(error))?;
+        let (width, height) = decoder.dimensions();
+        self.check_size(width.into(), height.into())?;
+        let color = decoder.color_type();
+        let mut pixels = vec![0; width as usize * height as usize * usize::from(color.bytes_per_pixel())];
+        decoder.read_image(&mut pixels).map_err(|error| self.failed(error))?;
+        let rgb = to_rgb(pixels, color).ok_or_else(|| self.unsupported(format!("colour type {color:?}")))?;
+        Ok((width as usize, height as usize, rgb))
+    }
 }
 
 /// Some of the decoders end their messages with a line break.
@@ -89,35 +121,20 @@ fn one_line(message: &impl std::fmt::Display) -> String {
     message.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Whether the end-of-image marker follows the scans of a JPEG. The decoder itself fills what is missing with grey.
-fn jpeg_is_complete(bytes: &[u8]) -> bool {
-    const END: [u8; 2] = [0xFF, 0xD9];
-    if bytes.ends_with(&END) {
-        return true;
-    }
-    // Something follows the picture, or nothing ends it: walk over the segments, whose content may hold any byte.
-    let mut rest = bytes;
-    while let Some(at) = rest.iter().position(|&byte| byte == 0xFF) {
-        rest = &rest[at..];
-        match rest.get(1) {
-            Some(0xD9) => return true,
-            // Stuffing and restarts inside a scan, and markers that stand alone.
-            Some(0x00 | 0x01 | 0xD0..=0xD8) => rest = &rest[2..],
-            Some(0xFF) => rest = &rest[1..],
-            _ => match rest.get(2..4) {
-                Some(length) => {
-                    let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
-                    rest = rest.get(2 + length..).unwrap_or(&[]);
-                }
-                None => return false,
-            },
-        }
-    }
-    false
+fn decode_jpeg(file: &File) -> Result<Image> {
+    let failed = |failure| match failure {
+        jpeg::Failure::Damaged(reason) => file.damaged(reason),
+        jpeg::Failure::Unsupported(part) => file.unsupported(part),
+    };
+    let decoder = jpeg::Decoder::new(file.bytes).map_err(failed)?;
+    let (width, height) = decoder.dimensions();
+    file.check_size(width as u64, height as u64)?;
+    let rgb = decoder.decode().map_err(failed)?;
+    Ok(upright(width, height, rgb, orientation::of_jpeg(file.bytes)))
 }
 
 /// Pixels of any decoder as RGB; `None` for a colour type that none of them gives.
-fn to_rgb(mut pixels: Vec<u8>, color: ColorType) -> Option<Vec<u8>> {
+pub fn to_rgb(mut pixels: Vec<u8>, color: ColorType) -> Option<Vec<u8>> {
     /// High byte of a native-endian 16-bit sample.
     const HIGH: usize = if cfg!(target_endian = "little") { 1 } else { 0 };
     let grey = |pixels: &[u8], step: usize, at: usize| pixels.chunks_exact(step).flat_map(|p| [p[at]; 3]).collect();
@@ -154,13 +171,13 @@ fn keep(pixels: &mut Vec<u8>, step: usize, at: [usize; 3]) {
     pixels.shrink_to_fit();
 }
 
-/// Turns and mirrors a stored picture into the one to look at: its width, its height, its pixels.
-fn upright(width: usize, height: usize, rgb: Vec<u8>, orientation: Orientation) -> (usize, usize, Vec<u8>) {
+/// Turns and mirrors a stored image into the one to look at.
+pub fn upright(width: usize, height: usize, rgb: Vec<u8>, orientation: Orientation) -> Image {
     let (row, last) = (width as isize, (width * height) as isize - 1);
     let (right, bottom) = (row - 1, last - (row - 1));
     // The stored pixel of the corner at the top left, then the way to the next one in a row, and to the next row.
     let (corner, along, down) = match orientation {
-        Orientation::NoTransforms => return (width, height, rgb),
+        Orientation::NoTransforms => return Image { width, height, rgb },
         Orientation::FlipHorizontal => (right, -1, row),
         Orientation::Rotate180 => (last, -1, -row),
         Orientation::FlipVertical => (bottom, 1, -row),
@@ -183,5 +200,32 @@ fn upright(width: usize, height: usize, rgb: Vec<u8>, orientation: Orientation) 
             }
         }
     });
-    (width, height, turned)
+    Image { width, height, rgb: turned }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::contained;
+
+    #[test]
+    fn a_contained_panic_is_silent_and_others_are_not() {
+        static SEEN: AtomicUsize = AtomicUsize::new(0);
+        let ours = |info: &std::panic::PanicHookInfo| info.location().is_some_and(|at| at.file() == file!());
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if ours(info) {
+                SEEN.fetch_add(1, Ordering::Relaxed);
+            } else {
+                others(info);
+            }
+        }));
+        assert_eq!(contained(|| 1), Some(1));
+        assert_eq!(contained(|| -> i32 { panic!("a decoder fails") }), None);
+        assert_eq!(contained(|| contained(|| -> i32 { panic!("within another") })), Some(None));
+        assert_eq!(SEEN.load(Ordering::Relaxed), 0);
+        assert!(std::panic::catch_unwind(|| panic!("something else fails")).is_err());
+        assert_eq!(SEEN.load(Ordering::Relaxed), 1);
+    }
 }

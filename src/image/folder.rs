@@ -24,7 +24,7 @@ pub struct Listing {
     unreadable: BTreeMap<String, usize>,
     /// Numbers of files not named as images, by suffix; hidden ones are not counted.
     others: BTreeMap<String, usize>,
-    /// Files that macOS keeps beside others (`._NAME`): they hold attributes and no image.
+    /// Files of attributes that macOS adds to others (`._NAME`): they hold no image.
     apple_double: usize,
     /// Links whose target does not exist.
     dangling: usize,
@@ -85,7 +85,7 @@ impl Listing {
             reasons.push(format!("{count} not named as images ({suffixes})"));
         }
         for (count, what) in [
-            (self.apple_double, "with attributes that macOS keeps beside files (._*)"),
+            (self.apple_double, "with attributes that macOS adds to files (._*)"),
             (self.dangling, "that are broken links"),
             (self.folders, "that are folders"),
         ] {

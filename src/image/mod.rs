@@ -1,22 +1,29 @@
-//! Pictures: from the bytes of a JPEG, PNG, WebP, BMP or GIF file to 8-bit RGB, and from there to the normalised pixels
+//! Images: from the bytes of a JPEG, PNG, WebP, BMP or GIF file to 8-bit RGB, and from there to the normalised pixels
 //! a vision transformer takes. Colour profiles are ignored and an alpha channel is dropped, as in the reference
 //! pipeline; of an animation the first frame counts.
 
+mod bmp;
 mod decode;
 pub mod folder;
+mod gif;
+mod jpeg;
+mod orientation;
+mod png;
 mod resize;
+mod sniff;
+mod webp;
 
 use std::path::Path;
 
 use crate::{Error, Result, files};
 
-/// Most pixels of a picture, width times height.
+/// Most pixels of an image, width times height.
 pub const MAX_PIXELS: u64 = 1 << 27;
 
-/// Most bytes of a picture file.
+/// Most bytes of an image file.
 pub const MAX_FILE_BYTES: u64 = 1 << 29;
 
-/// An upright picture of at least one pixel: rows from the top, three bytes R, G, B per pixel.
+/// An upright image of at least one pixel: rows from the top, three bytes R, G, B per pixel.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Image {
     width: usize,
@@ -25,13 +32,13 @@ pub struct Image {
 }
 
 impl Image {
-    /// Reads and decodes the picture file at `path`. What kind of file it is stands in its content, not in its name.
+    /// Reads and decodes the image file at `path`. Its format is that of its content, whatever its name.
     pub fn open(path: impl AsRef<Path>) -> Result<Image> {
         let path = path.as_ref();
         Image::decode(&files::read_at_most(path, MAX_FILE_BYTES)?, path)
     }
 
-    /// Decodes the content of a picture file; `name` is what errors call it.
+    /// Decodes the content of an image file; `name` is what errors call it.
     pub fn decode(bytes: &[u8], name: &Path) -> Result<Image> {
         decode::decode(bytes, name)
     }
@@ -41,7 +48,7 @@ impl Image {
         let name = Path::new("<memory>");
         check_size(width as u64, height as u64, name)?;
         if rgb.len() != width * height * 3 {
-            let problem = format!("{} bytes are no {width}x{height} RGB picture: it has {width}*{height}*3", rgb.len());
+            let problem = format!("{} bytes are no {width}x{height} RGB image: it has {width}*{height}*3", rgb.len());
             return Err(Error::image(name, problem));
         }
         Ok(Image { width, height, rgb })
@@ -69,14 +76,14 @@ impl std::fmt::Debug for Image {
     }
 }
 
-/// Refuses a picture without pixels and one with more than [`MAX_PIXELS`].
+/// Refuses an image without pixels and one with more than [`MAX_PIXELS`].
 fn check_size(width: u64, height: u64, name: &Path) -> Result<()> {
     if width == 0 || height == 0 {
-        return Err(Error::image(name, format!("is {width}x{height}: a picture needs at least one pixel")));
+        return Err(Error::image(name, format!("is {width}x{height}: an image needs at least one pixel")));
     }
     if width.checked_mul(height).is_none_or(|pixels| pixels > MAX_PIXELS) {
         let problem = format!(
-            "is {width}x{height}; pictures of up to {} million pixels are accepted: scale it down first",
+            "is {width}x{height}; images of up to {} million pixels are accepted: scale it down first",
             MAX_PIXELS / 1_000_000
         );
         return Err(Error::image(name, problem));

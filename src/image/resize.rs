@@ -1,11 +1,14 @@
-//! The CLIP processor: short side to `size`, centre square, normalise. The resize is Pillow's antialiased bicubic on
-//! 8-bit data, bit for bit: a horizontal pass, then a vertical one, each in fixed point and rounded back to bytes. Only
-//! what the square needs is computed, so a picture of one row costs no more memory than any other.
+//! Image preprocessing as Hugging Face processors do it: resize, centre square, scale, normalise. The resize is Pillow's on
+//! 8-bit data, bit for bit: a horizontal and a vertical pass, each in fixed point and rounded back to bytes. Only
+//! what the square needs is computed, so an image of one row costs no more memory than any other.
+
+use std::f64::consts::PI;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::Image;
-use crate::config::ImageConfig;
+use crate::config::{Filter, ImageConfig, Resize};
 
 /// Fraction bits of a weight.
 const PRECISION: u32 = 22;
@@ -19,42 +22,62 @@ const WORK_PER_TASK: usize = 1 << 18;
 impl Image {
     /// The pixels (3, size, size) that the vision transformer takes.
     pub fn preprocess(&self, config: &ImageConfig) -> Vec<f32> {
-        normalise(&self.centre_square(config.size), config)
+        normalise(&self.centre_square(config), config)
     }
 
-    /// Resizes the short side to `size` and keeps the centre: (size, size, 3).
-    fn centre_square(&self, size: usize) -> Vec<u8> {
+    /// Resizes and keeps the centre: (size, size, 3).
+    fn centre_square(&self, config: &ImageConfig) -> Vec<u8> {
+        let size = config.size;
         if size == 0 {
             return Vec::new();
         }
+        let side = config.resized().max(size);
         let short = self.width.min(self.height);
-        let columns = Taps::new(self.width, size * self.width / short, size);
-        let rows = Taps::new(self.height, size * self.height / short, size);
-        let stride = size * 3;
-
-        // Horizontal: every row that the vertical pass looks at, (used rows, size, 3).
-        let used = rows.used();
-        let weights = columns.padded_for_rgb(self.width);
-        let mut narrow = vec![0; used.len() * stride];
-        let at_least = WORK_PER_TASK.div_ceil(weights.weights.len() + stride);
-        let source = &self.rgb[used.start * self.width * 3..used.end * self.width * 3];
-        (narrow.par_chunks_mut(stride), source.par_chunks(self.width * 3))
-            .into_par_iter()
-            .with_min_len(at_least)
-            .for_each(|(out, row)| horizontal(row, &weights, out));
-
-        // Vertical: (size, size, 3).
-        let mut square = vec![0; size * stride];
-        let at_least = WORK_PER_TASK.div_ceil(stride * rows.weights.len().div_ceil(size));
-        square.par_chunks_mut(stride).zip(&rows.windows).with_min_len(at_least).for_each_init(
-            || vec![0; stride],
-            |sums, (out, window)| {
-                let first = (window.start - used.start) * stride;
-                vertical(&narrow[first..first + window.count * stride], rows.of(window), sums, out);
-            },
-        );
-        square
+        let (width, height) = match config.resize {
+            Resize::ShortSide => (side * self.width / short, side * self.height / short),
+            Resize::Square => (side, side),
+        };
+        let columns = Taps::new(self.width, width, size, config.filter);
+        let rows = Taps::new(self.height, height, size, config.filter);
+        let stride = self.width * 3;
+        // The order is Pillow's (since release 13): each pass rounds, so it shows in the last bit.
+        let fewer = |from: usize, to: usize| from as i64 - to as i64;
+        let (fewer_rows, fewer_columns) = (fewer(self.height, height), fewer(self.width, width));
+        if fewer_rows > 0 && fewer_rows > 2 * fewer_columns {
+            let used = columns.used();
+            let short = vertical_pass(&self.rgb[used.start * 3..], stride, &rows, 0, used.len() * 3);
+            horizontal_pass(&short, used.len() * 3, &columns.padded_for_rgb(used))
+        } else {
+            let used = rows.used();
+            let source = &self.rgb[used.start * stride..used.end * stride];
+            let narrow = horizontal_pass(source, stride, &columns.padded_for_rgb(0..self.width));
+            vertical_pass(&narrow, size * 3, &rows, used.start, size * 3)
+        }
     }
+}
+
+/// Takes each row of `source`, `stride` bytes long, through `columns`, which are padded: (rows, columns, 3).
+fn horizontal_pass(source: &[u8], stride: usize, columns: &Taps) -> Vec<u8> {
+    let width = columns.windows.len() * 3;
+    let mut narrow = vec![0; source.len() / stride * width];
+    let min_rows = WORK_PER_TASK.div_ceil(columns.weights.len() + width);
+    (narrow.par_chunks_mut(width), source.par_chunks(stride))
+        .into_par_iter()
+        .with_min_len(min_rows)
+        .for_each(|(out, row)| horizontal(row, columns, out));
+    narrow
+}
+
+/// Takes the first `width` bytes of rows that begin every `stride` bytes of `source`, with row `first`, through `rows`:
+/// (rows, width).
+fn vertical_pass(source: &[u8], stride: usize, rows: &Taps, first: usize, width: usize) -> Vec<u8> {
+    let mut short = vec![0; rows.windows.len() * width];
+    let min_rows = WORK_PER_TASK.div_ceil(width * rows.weights.len().div_ceil(rows.windows.len()));
+    short.par_chunks_mut(width).zip(&rows.windows).with_min_len(min_rows).for_each_init(
+        || vec![0; width],
+        |sums, (out, window)| vertical(&source[(window.start - first) * stride..], stride, rows.of(window), sums, out),
+    );
+    short
 }
 
 /// The inputs that one output looks at.
@@ -75,12 +98,20 @@ struct Taps {
 
 impl Taps {
     /// The middle `crop` outputs of an axis that goes from `input` to `output` pixels.
-    fn new(input: usize, output: usize, crop: usize) -> Taps {
+    fn new(input: usize, output: usize, crop: usize, filter: Filter) -> Taps {
+        let first = (output - crop) / 2;
+        let (support, function): (f64, fn(f64) -> f64) = match filter {
+            Filter::Nearest => return Taps::nearest(input, output, first..first + crop),
+            Filter::Box => (0.5, boxed),
+            Filter::Bilinear => (1.0, triangle),
+            Filter::Hamming => (1.0, hamming),
+            Filter::Bicubic => (2.0, cubic),
+            Filter::Lanczos => (3.0, lanczos),
+        };
         let scale = input as f64 / output as f64;
         let filter_scale = scale.max(1.0);
-        let support = 2.0 * filter_scale;
+        let support = support * filter_scale;
         let shrink = 1.0 / filter_scale;
-        let first = (output - crop) / 2;
         let mut taps = Taps { windows: Vec::with_capacity(crop), weights: Vec::new() };
         let mut exact = Vec::new();
         for i in first..first + crop {
@@ -89,10 +120,24 @@ impl Taps {
             let start = (centre - support + 0.5) as usize;
             let end = ((centre + support + 0.5) as usize).min(input);
             exact.clear();
-            exact.extend((start..end).map(|x| cubic((x as f64 - centre + 0.5) * shrink)));
+            exact.extend((start..end).map(|x| function((x as f64 - centre + 0.5) * shrink)));
             let sum: f64 = exact.iter().sum();
             taps.windows.push(Window { start, count: end - start, weights: taps.weights.len() });
             taps.weights.extend(exact.iter().map(|weight| to_fixed(if sum == 0.0 { *weight } else { weight / sum })));
+        }
+        taps
+    }
+
+    /// One input with all the weight for each of `outputs`. The position is a running sum, as in Pillow.
+    fn nearest(input: usize, output: usize, outputs: Range<usize>) -> Taps {
+        let step = input as f64 / output as f64;
+        let mut taps = Taps { windows: Vec::with_capacity(outputs.len()), weights: vec![1 << PRECISION] };
+        let mut position = step * 0.5;
+        for i in 0..outputs.end {
+            if i >= outputs.start {
+                taps.windows.push(Window { start: (position as usize).min(input - 1), count: 1, weights: 0 });
+            }
+            position += step;
         }
         taps
     }
@@ -103,21 +148,22 @@ impl Taps {
     }
 
     /// The inputs that any window looks at. Windows start and end in rising order.
-    fn used(&self) -> std::ops::Range<usize> {
+    fn used(&self) -> Range<usize> {
         let start = self.windows.first().map_or(0, |window| window.start);
         start..self.windows.last().map_or(start, |window| window.start + window.count)
     }
 
-    /// The same windows over rows of RGB: every weight three times, counts and starts in bytes, and each window widened
-    /// with zeros to a multiple of [`LANES`] pixels where the row is long enough.
-    fn padded_for_rgb(&self, input: usize) -> Taps {
+    /// The same windows over rows of RGB that hold the pixels `columns`: every weight three times, counts and starts in
+    /// bytes, and each window widened with zeros to a multiple of [`LANES`] pixels where the row is long enough.
+    fn padded_for_rgb(&self, columns: Range<usize>) -> Taps {
+        let input = columns.len();
         let mut padded = Taps { windows: Vec::with_capacity(self.windows.len()), weights: Vec::new() };
         for window in &self.windows {
             let wide = window.count.next_multiple_of(LANES);
-            let (start, count) =
-                if wide <= input { (window.start.min(input - wide), wide) } else { (window.start, window.count) };
+            let first = window.start - columns.start;
+            let (start, count) = if wide <= input { (first.min(input - wide), wide) } else { (first, window.count) };
             padded.windows.push(Window { start: start * 3, count: count * 3, weights: padded.weights.len() });
-            let before = window.start - start;
+            let before = first - start;
             padded.weights.extend((0..count).flat_map(|x| {
                 let weight = x.checked_sub(before).and_then(|x| self.of(window).get(x)).copied().unwrap_or(0);
                 [weight; 3]
@@ -127,7 +173,32 @@ impl Taps {
     }
 }
 
-/// The bicubic kernel with a = -0.5.
+/// The box filter, open below.
+fn boxed(t: f64) -> f64 {
+    if t > -0.5 && t <= 0.5 { 1.0 } else { 0.0 }
+}
+
+/// Linear interpolation.
+fn triangle(t: f64) -> f64 {
+    (1.0 - t.abs()).max(0.0)
+}
+
+/// A sinc of one lobe under a Hamming window.
+fn hamming(t: f64) -> f64 {
+    let t = t.abs();
+    if t < 1.0 { sinc(t) * (0.54 + 0.46 * (t * PI).cos()) } else { 0.0 }
+}
+
+/// A sinc of three lobes under the first lobe of a wider one.
+fn lanczos(t: f64) -> f64 {
+    if (-3.0..3.0).contains(&t) { sinc(t) * sinc(t / 3.0) } else { 0.0 }
+}
+
+fn sinc(t: f64) -> f64 {
+    if t == 0.0 { 1.0 } else { (t * PI).sin() / (t * PI) }
+}
+
+/// Cubic convolution with a = -0.5.
 fn cubic(t: f64) -> f64 {
     const A: f64 = -0.5;
     let t = t.abs();
@@ -205,27 +276,27 @@ fn horizontal_avx2(row: &[u8], taps: &Taps, out: &mut [u8]) {
     }
 }
 
-/// One row of the result: `rows` are as many rows as there are weights, `sums` is room to work in.
-fn vertical(rows: &[u8], weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
+/// One row of the result: a weight for each row that begins every `stride` bytes of `rows`; `sums` is room to work in.
+fn vertical(rows: &[u8], stride: usize, weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2")]
-        fn vertical_avx2(rows: &[u8], weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
-            vertical_plain(rows, weights, sums, out);
+        fn vertical_avx2(rows: &[u8], stride: usize, weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
+            vertical_plain(rows, stride, weights, sums, out);
         }
         if is_x86_feature_detected!("avx2") {
             // SAFETY: as in `horizontal`.
-            return unsafe { vertical_avx2(rows, weights, sums, out) };
+            return unsafe { vertical_avx2(rows, stride, weights, sums, out) };
         }
     }
-    vertical_plain(rows, weights, sums, out);
+    vertical_plain(rows, stride, weights, sums, out);
 }
 
 /// Inlined, so that the compiler vectorises it for what its caller may use.
 #[inline(always)]
-fn vertical_plain(rows: &[u8], weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
+fn vertical_plain(rows: &[u8], stride: usize, weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
     sums.fill(HALF);
-    for (row, weight) in rows.chunks_exact(out.len()).zip(weights) {
+    for (row, weight) in rows.chunks(stride).zip(weights) {
         for (sum, byte) in sums.iter_mut().zip(row) {
             *sum += i32::from(*byte) * weight;
         }
@@ -235,11 +306,11 @@ fn vertical_plain(rows: &[u8], weights: &[i32], sums: &mut [i32], out: &mut [u8]
     }
 }
 
-/// (size, size, 3) bytes to (3, size, size): times 1/255 in double, then minus mean and over std in single precision.
+/// (size, size, 3) bytes to (3, size, size): times the scale in double, then minus mean and over std in single precision.
 fn normalise(square: &[u8], config: &ImageConfig) -> Vec<f32> {
     let mut pixels = Vec::with_capacity(square.len());
     for (channel, (mean, std)) in config.mean.iter().zip(&config.std).enumerate() {
-        let values: [f32; 256] = std::array::from_fn(|byte| ((byte as f64 * (1.0 / 255.0)) as f32 - mean) / std);
+        let values: [f32; 256] = std::array::from_fn(|byte| ((byte as f64 * config.scale) as f32 - mean) / std);
         pixels.extend(square.iter().skip(channel).step_by(3).map(|byte| values[usize::from(*byte)]));
     }
     pixels
@@ -249,16 +320,19 @@ fn normalise(square: &[u8], config: &ImageConfig) -> Vec<f32> {
 mod tests {
     use super::*;
 
+    const FILTERS: [Filter; 6] =
+        [Filter::Nearest, Filter::Box, Filter::Bilinear, Filter::Hamming, Filter::Bicubic, Filter::Lanczos];
+
     #[test]
     fn every_form_of_the_horizontal_pass_gives_the_same_bytes() {
-        for (input, output, crop) in [(1, 5, 5), (7, 30, 4), (31, 31, 31), (200, 16, 16), (203, 150, 90), (1000, 9, 3)]
-        {
+        let sizes = [(1, 5, 5), (7, 30, 4), (31, 31, 31), (200, 16, 16), (203, 150, 90), (1000, 9, 3)];
+        for ((input, output, crop), filter) in sizes.into_iter().flat_map(|size| FILTERS.map(|filter| (size, filter))) {
             let row: Vec<u8> = (0..input * 3).map(|i| (i * i * 31 % 256) as u8).collect();
-            let taps = Taps::new(input, output, crop).padded_for_rgb(input);
+            let taps = Taps::new(input, output, crop, filter).padded_for_rgb(0..input);
             let (mut fast, mut plain) = (vec![0; crop * 3], vec![0; crop * 3]);
             horizontal(&row, &taps, &mut fast);
             horizontal_plain(&row, &taps, &mut plain);
-            assert_eq!(fast, plain, "{input} to {output}");
+            assert_eq!(fast, plain, "{input} to {output}, {filter:?}");
         }
     }
 }

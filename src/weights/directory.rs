@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use super::json::Json;
 use super::safetensors::{Entry, Writer, readable_by_all, sync_folder, write_whole};
 use super::store::TensorStore;
+use super::stored::read_file;
 use crate::config::ModelConfig;
 use crate::files::Unfinished;
 use crate::tensor::{Bytes, HostTensor};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// The dimensions, for people and programs.
 pub const CONFIG: &str = "config.json";
@@ -23,6 +25,15 @@ pub const CAPTIONER: &str = "captioner.safetensors";
 pub const VOCODER: &str = "vocoder.safetensors";
 /// Larger than any `config.json` there is.
 const MAX_CONFIG: u64 = 1 << 20;
+/// Fields of configurations that are not this crate's, and what to do about them.
+const FOREIGN: [(&str, &str); 4] = [
+    ("model_type", HUGGING_FACE),
+    ("architectures", HUGGING_FACE),
+    ("transformers_version", HUGGING_FACE),
+    ("upsample_rates", "is missing: this configures a vocoder; give its checkpoint to `im2sp convert --vocoder`"),
+];
+const HUGGING_FACE: &str =
+    "is missing: this is a Hugging Face directory; convert it first: `im2sp convert DIR -o MODEL`";
 
 /// An opened model: its dimensions and its mapped tensors.
 #[derive(Debug)]
@@ -38,16 +49,26 @@ pub struct ModelFiles {
 impl ModelFiles {
     /// Reads `config.json` of `dir` and maps the weights it speaks of.
     pub fn open(dir: &Path) -> Result<ModelFiles> {
+        ModelFiles::open_with(dir, true)
+    }
+
+    /// As [`ModelFiles::open`]; unless `map`, the weights are read into memory.
+    pub fn open_with(dir: &Path, map: bool) -> Result<ModelFiles> {
+        let open = |name: &str| {
+            let path = dir.join(name);
+            if map { TensorStore::open(&path) } else { TensorStore::from_bytes(&path, read_file(&path)?) }
+        };
         if !dir.is_dir() {
             return Err(Error::weights(dir, "model", "is not a directory: make one with `im2sp convert`"));
         }
         let path = dir.join(CONFIG);
+        if !path.exists() {
+            let problem = "is not there: make a model directory with `im2sp convert`";
+            return Err(Error::weights(&path, "file", problem));
+        }
         let config = parse_config(&path, &read_small(&path)?)?;
-        let captioner = TensorStore::open(&dir.join(CAPTIONER))?;
-        let vocoder = match &config.vocoder {
-            Some(_) => Some(TensorStore::open(&dir.join(VOCODER))?),
-            None => None,
-        };
+        let captioner = open(CAPTIONER)?;
+        let vocoder = config.vocoder.is_some().then(|| open(VOCODER)).transpose()?;
         Ok(ModelFiles { config, captioner, vocoder })
     }
 
@@ -102,17 +123,21 @@ pub(crate) fn write_tensors(path: &Path, tensors: &BTreeMap<String, HostTensor>)
 
 /// Reads a text file that has no reason to be long.
 pub fn read_small(path: &Path) -> Result<String> {
-    let length = fs::metadata(path).map_err(Error::io("read", path))?.len();
-    if length > MAX_CONFIG {
-        return Err(Error::weights(path, "file", format!("is {length} bytes long: this is no configuration")));
-    }
-    fs::read_to_string(path).map_err(Error::io("read", path))
+    String::from_utf8(files::read_at_most(path, MAX_CONFIG)?).map_err(|error| {
+        let problem = files::mistaken_content(error.as_bytes()).unwrap_or_else(|| "is no UTF-8 text".into());
+        Error::weights(path, "file", problem)
+    })
 }
 
-/// Parses and checks the text of `config.json`; `path` names it in errors.
-pub(super) fn parse_config(path: &Path, text: &str) -> Result<ModelConfig> {
-    let config: ModelConfig =
-        serde_json::from_str(text).map_err(|error| Error::weights(path, "model configuration", error.to_string()))?;
+/// Parses and checks the text of a model's `config.json`; `path` names it in errors.
+pub fn parse_config(path: &Path, text: &str) -> Result<ModelConfig> {
+    let config: ModelConfig = serde_json::from_str(text).map_err(|error| match Json::parse(path, text) {
+        Err(problem) => problem,
+        Ok(other) => match FOREIGN.iter().find(|(field, _)| other.value(field).is_some()) {
+            Some((_, problem)) if other.value("format").is_none() => Error::weights(path, "format", *problem),
+            _ => Error::weights(path, "model configuration", error.to_string()),
+        },
+    })?;
     config.check().map_err(|(field, problem)| Error::weights(path, field, problem))?;
     Ok(config)
 }

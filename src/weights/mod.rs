@@ -4,6 +4,7 @@
 pub mod convert;
 pub mod directory;
 pub mod embedded;
+pub mod json;
 pub mod pickle;
 pub mod random;
 pub mod safetensors;

@@ -18,7 +18,7 @@ pub fn published() -> ModelConfig {
         format: FORMAT.into(),
         description: Some("random weights of the published dimensions".into()),
         domain: None,
-        image: ImageConfig { size: 224, mean: [0.5; 3], std: [0.25; 3] },
+        image: ImageConfig { mean: [0.5; 3], std: [0.25; 3], ..ImageConfig::clip(224) },
         vision: VisionConfig { patch: 14, width: 1024, layers: 24, heads: 16, mlp: 4096, eps: 1e-5 },
         decoder: DecoderConfig {
             width: 768,

@@ -15,7 +15,7 @@ use tempfile::NamedTempFile;
 use super::stored::{Element, StoredTensor, map_file};
 use super::torch::StateDict;
 use crate::tensor::{Bytes, DType, HostTensor, element_count};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// The data begins at a multiple of this many bytes; the header is padded with spaces.
 const DATA_ALIGNMENT: usize = 64;
@@ -25,10 +25,22 @@ pub fn open(path: &Path) -> Result<StateDict> {
     from_bytes(path, map_file(path)?)
 }
 
-/// As [`open`], of bytes in memory; `path` only names them in errors.
+/// Whether `bytes` begin as a safetensors file does: the length of a header that fits, and the header's brace.
+pub fn is_safetensors(bytes: &[u8]) -> bool {
+    let Some((length, rest)) = bytes.split_first_chunk() else { return false };
+    rest.first() == Some(&b'{') && u64::from_le_bytes(*length) <= rest.len() as u64
+}
+
+/// As [`open`], of bytes in memory; `path` only names them in errors. A tensor that the writer left out because it
+/// shares the data of another, and whose name stands in the metadata, is there under both names.
 pub fn from_bytes(path: &Path, bytes: Bytes) -> Result<StateDict> {
     let lying = |problem: String| Error::weights(path, "header", format!("{problem}: the file is damaged or cut off"));
-    let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| lying(error.to_string()))?;
+    let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| {
+        match files::mistaken_content(&bytes).filter(|_| !is_safetensors(&bytes)) {
+            Some(problem) => Error::weights(path, "file", problem),
+            None => lying(error.to_string()),
+        }
+    })?;
     let data = bytes.slice(8 + header..bytes.len()).ok_or_else(|| lying("is longer than the file".into()))?;
     let mut infos: Vec<(String, &TensorInfo)> = metadata.tensors().into_iter().collect();
     infos.sort_by(|(a, left), (b, right)| left.data_offsets.cmp(&right.data_offsets).then(a.cmp(b)));
@@ -44,6 +56,13 @@ pub fn from_bytes(path: &Path, bytes: Bytes) -> Result<StateDict> {
             Err(problem) => return Err(Error::weights(path, name, problem)),
         }
     }
+    let names: HashMap<&str, usize> = tensors.iter().enumerate().map(|(at, (name, _))| (name.as_str(), at)).collect();
+    let aliases = metadata.metadata().iter().flatten().filter(|(alias, _)| !names.contains_key(alias.as_str()));
+    let mut shared: Vec<(String, StoredTensor)> = aliases
+        .filter_map(|(alias, name)| Some((alias.clone(), tensors[*names.get(name.as_str())?].1.clone())))
+        .collect();
+    shared.sort_by(|(a, _), (b, _)| a.cmp(b));
+    tensors.extend(shared);
     Ok(tensors)
 }
 
@@ -55,6 +74,7 @@ fn element_of(dtype: Dtype) -> std::result::Result<Element, String> {
         Dtype::F8_E4M3 => Element::Float(DType::F8E4M3),
         Dtype::I8 => Element::Float(DType::I8),
         Dtype::F64 => Element::F64,
+        Dtype::F8_E5M2 => Element::F8E5M2,
         Dtype::I64 | Dtype::U64 => Element::Integer(8),
         Dtype::I32 | Dtype::U32 => Element::Integer(4),
         Dtype::I16 | Dtype::U16 => Element::Integer(2),

@@ -2,6 +2,7 @@
 //! [`HostTensor`]; a dense floating-point tensor becomes a view of the mapped file, everything else is gathered.
 
 use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -18,6 +19,8 @@ pub enum Element {
     Float(DType),
     /// IEEE binary64; narrowed to f32 when loaded.
     F64,
+    /// The upper half of a binary16 (1 sign, 5 exponent, 2 mantissa bits); widened to f32 when loaded.
+    F8E5M2,
     /// Integers and truth values of so many bytes: known to be there, never loaded.
     Integer(usize),
 }
@@ -28,6 +31,7 @@ impl Element {
         match self {
             Element::Float(dtype) => dtype.size(),
             Element::F64 => 8,
+            Element::F8E5M2 => 1,
             Element::Integer(size) => size,
         }
     }
@@ -42,6 +46,7 @@ pub struct StoredTensor {
     /// In elements.
     offset: usize,
     element: Element,
+    big_endian: bool,
     storage: Bytes,
 }
 
@@ -69,12 +74,17 @@ impl StoredTensor {
         if count > 0 && reach.is_none_or(|last| last >= held) {
             return Err(format!("shape {shape:?} with strides {strides:?} reaches outside its storage"));
         }
-        Ok(StoredTensor { shape, strides, offset, element, storage })
+        Ok(StoredTensor { shape, strides, offset, element, big_endian: false, storage })
     }
 
     /// A row-major tensor that fills `storage`.
     pub fn dense(shape: Vec<usize>, element: Element, storage: Bytes) -> std::result::Result<StoredTensor, String> {
         StoredTensor::new(shape.clone(), dense_strides(&shape), 0, element, storage)
+    }
+
+    /// The same window over elements whose first byte is the most significant one.
+    pub fn big_endian(self) -> StoredTensor {
+        StoredTensor { big_endian: true, ..self }
     }
 
     /// Extent of every dimension, outermost first.
@@ -99,7 +109,7 @@ impl StoredTensor {
         let count = element_count(&self.shape).ok_or_else(dense)?;
         let tensor = match self.element {
             Element::Integer(_) => return Err("holds integers where a weight is expected".into()),
-            Element::Float(dtype) if self.is_dense() => {
+            Element::Float(dtype) if self.is_dense() && !self.big_endian => {
                 let start = self.offset * dtype.size();
                 let bytes = self.storage.slice(start..start + count * dtype.size()).ok_or_else(dense)?;
                 HostTensor::new(&self.shape, dtype, bytes)
@@ -118,6 +128,9 @@ impl StoredTensor {
                 HostTensor::new(&self.shape, dtype, Bytes::new(self.gather(|[code]: [u8; 1]| code)))
             }
             Element::F64 => HostTensor::from_f32(&self.shape, self.gather(|b: [u8; 8]| f64::from_le_bytes(b) as f32)),
+            Element::F8E5M2 => {
+                HostTensor::from_f32(&self.shape, self.gather(|[code]: [u8; 1]| f16::from_le_bytes([0, code]).to_f32()))
+            }
         };
         tensor.ok_or_else(dense)
     }
@@ -128,7 +141,7 @@ impl StoredTensor {
             || self.shape.contains(&0)
     }
 
-    /// All elements in row-major order, each decoded from its N bytes.
+    /// All elements in row-major order, each decoded from its N bytes, least significant first.
     fn gather<const N: usize, T>(&self, decode: impl Fn([u8; N]) -> T) -> Vec<T> {
         let count = element_count(&self.shape).unwrap_or(0);
         let mut values = Vec::with_capacity(count);
@@ -138,6 +151,9 @@ impl StoredTensor {
             // `new` checked that the largest `at` lies inside the storage.
             let mut bytes = [0; N];
             bytes.copy_from_slice(&self.storage[at * N..(at + 1) * N]);
+            if self.big_endian {
+                bytes.reverse();
+            }
             values.push(decode(bytes));
             for axis in (0..index.len()).rev() {
                 index[axis] += 1;
@@ -164,19 +180,39 @@ pub fn dense_strides(shape: &[usize]) -> Vec<usize> {
 
 /// Maps a whole file; an empty one gives no bytes.
 pub fn map_file(path: &Path) -> Result<Bytes> {
-    let file = File::open(path).map_err(Error::io("read", path))?;
-    let metadata = file.metadata().map_err(Error::io("read", path))?;
-    if !metadata.is_file() {
+    map_open_file(path, &open_file(path)?)
+}
+
+/// Reads a whole file into memory, where no other process can change it.
+pub fn read_file(path: &Path) -> Result<Bytes> {
+    let mut bytes = Vec::new();
+    open_file(path)?.read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    Ok(Bytes::new(bytes))
+}
+
+/// Opens a regular file.
+fn open_file(path: &Path) -> Result<File> {
+    let about = std::fs::metadata(path).map_err(Error::io("read", path))?;
+    if about.is_dir() {
+        return Err(Error::weights(path, "file", "is a folder: give the file in it"));
+    }
+    if !about.is_file() {
         return Err(Error::weights(path, "file", "is not a regular file"));
     }
-    if metadata.len() == 0 {
+    File::open(path).map_err(Error::io("read", path))
+}
+
+/// Maps an open file, which `path` names in errors.
+pub(crate) fn map_open_file(path: &Path, file: &File) -> Result<Bytes> {
+    if file.metadata().map_err(Error::io("read", path))?.len() == 0 {
         return Ok(Bytes::new(Vec::new()));
     }
     // SAFETY: the map is read-only and private to this process. As with every mapped file, another process that
-    // truncates or rewrites it meanwhile can end this one with SIGBUS or change values; it cannot break memory safety
-    // of parsed structure, because headers are copied out before anything depends on them, and every element is valid
-    // for every bit pattern. Files of this crate are replaced by renaming, never rewritten in place.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io("map", path))?;
+    // truncates or rewrites it meanwhile can end this one with SIGBUS or change values (`read_file` is the way around
+    // that); it cannot break memory safety of parsed structure, because headers are copied out before anything depends
+    // on them, and every element is valid for every bit pattern. Files of this crate are replaced by renaming, never
+    // rewritten in place.
+    let map = unsafe { memmap2::Mmap::map(file) }.map_err(Error::io("map", path))?;
     Ok(Bytes::pageable(Mapped(map)))
 }
 

@@ -5,7 +5,8 @@ use std::ops::Range;
 use half::bf16;
 
 use super::driver::{Kernel, Launch};
-use super::kernels::{self, ConvolutionParams, SIZE_OF_PLAIN_SHARED};
+use super::kernels::{self, ConvolutionParams};
+use super::tiles::{self, Tile};
 use super::{ConvEpilogue, Cuda, Layout, Tensor, ensure, int, pointer_of};
 use crate::backend::ConvActivation;
 use crate::tensor::{DType, HostTensor};
@@ -27,30 +28,8 @@ pub struct ConvWeights {
     pub(super) bias: Tensor,
 }
 
-/// A tile shape of kernels/convolution.cuh.
-pub(super) struct Tile {
-    pub rows: usize,
-    pub columns: usize,
-    pub stages: usize,
-    /// Time of a block for each of its sums, next to the other shapes; estimates, to be replaced by measurements.
-    pub cost: f64,
-    pub kernel: &'static Kernel<ConvolutionParams>,
-}
-
-/// Values of K of a stage.
-const DEPTH: usize = 64;
-/// Rows and columns of the tiles on FMA units.
-const PLAIN: usize = 64;
 /// Samples of a block of the one-channel form.
 const SAMPLES: usize = 256;
-
-static TILES: [Tile; 5] = [
-    Tile { rows: 128, columns: 64, stages: 3, cost: 1.0, kernel: &kernels::CONV1D_FORWARD_TALL_BF16 },
-    Tile { rows: 64, columns: 64, stages: 4, cost: 1.2, kernel: &kernels::CONV1D_FORWARD_SQUARE_BF16 },
-    Tile { rows: 32, columns: 64, stages: 4, cost: 1.6, kernel: &kernels::CONV1D_FORWARD_LOW_BF16 },
-    Tile { rows: 128, columns: 32, stages: 3, cost: 1.3, kernel: &kernels::CONV1D_FORWARD_NARROW_BF16 },
-    Tile { rows: 128, columns: 16, stages: 3, cost: 1.8, kernel: &kernels::CONV1D_FORWARD_SLIM_BF16 },
-];
 
 /// Weights (columns, steps, C in) as a function of their place, padded and in the type of the backend.
 pub(super) fn pack_with(
@@ -118,32 +97,20 @@ impl ConvWeights {
         })
     }
 
-    /// Whether the tiles on tensor cores can read x.
-    pub(super) fn tiled(&self, cuda: &Cuda) -> bool {
-        cuda.dtype == DType::BF16 && self.inputs.is_multiple_of(8)
+    /// The launch of the tile that should take the least time for so many rows of the product.
+    pub(super) fn launch(
+        &self,
+        cuda: &Cuda,
+        tiles: &'static [Tile<ConvolutionParams>],
+        rows: usize,
+    ) -> Result<(&'static Kernel<ConvolutionParams>, Launch)> {
+        // Chunks of 16 bytes of channels: eight in bf16, four in f32.
+        let aligned = (self.inputs * cuda.dtype.size()).is_multiple_of(16);
+        let multiprocessors = cuda.stream.properties().multiprocessors;
+        let tile = tiles::fastest(tiles, cuda.dtype, aligned, [rows, self.columns], multiprocessors);
+        let tile = tile.ok_or_else(|| Error::shape("conv1d", format!("no tiles for {:?}", cuda.dtype)))?;
+        Ok((tile.kernel, Launch::blocks(tile.count(rows, self.columns)).shared_bytes(tile.shared_bytes)))
     }
-}
-
-/// The launch of the tile that should take the least time: waves over the multiprocessors, each as long as a block.
-pub(super) fn tiled_launch(
-    cuda: &Cuda,
-    tiles: &'static [Tile],
-    rows: usize,
-    columns: usize,
-) -> (&'static Kernel<ConvolutionParams>, Launch) {
-    let multiprocessors = cuda.stream.properties().multiprocessors;
-    let time = |tile: &Tile| {
-        let blocks = rows.div_ceil(tile.rows) * columns.div_ceil(tile.columns);
-        blocks.div_ceil(multiprocessors) as f64 * (tile.rows * tile.columns) as f64 * tile.cost
-    };
-    let tile = tiles.iter().min_by(|a, b| time(a).total_cmp(&time(b))).unwrap_or(&tiles[0]);
-    let shared = tile.stages * (tile.rows + tile.columns) * DEPTH * DType::BF16.size();
-    (tile.kernel, Launch::grid([rows.div_ceil(tile.rows), columns.div_ceil(tile.columns), 1]).shared_bytes(shared))
-}
-
-/// The launch of the tiles on FMA units.
-pub(super) fn plain_launch(rows: usize, columns: usize) -> Launch {
-    Launch::grid([rows.div_ceil(PLAIN), columns.div_ceil(PLAIN), 1]).shared_bytes(SIZE_OF_PLAIN_SHARED)
 }
 
 /// x (C in, S) to (C out, columns), column after column; sound, the result of a tanh, is f32.
@@ -184,18 +151,15 @@ pub(super) fn conv1d(
         scale,
         ..kernel.params(OP, &x, &y, frames)?
     };
-    let (kernel, launch) = match (sound, kernel.tiled(cuda), cuda.dtype) {
-        (true, _, DType::BF16) => {
-            (&kernels::CONV1D_FORWARD_SAMPLE_PER_THREAD_BF16, Launch::blocks(frames.div_ceil(SAMPLES)))
-        }
-        (true, _, _) => (&kernels::CONV1D_FORWARD_SAMPLE_PER_THREAD_F32, Launch::blocks(frames.div_ceil(SAMPLES))),
-        (_, true, _) => tiled_launch(cuda, &TILES, frames, outputs),
-        (_, _, DType::BF16) => (&kernels::CONV1D_FORWARD_PLAIN_BF16, plain_launch(frames, outputs)),
-        _ => (&kernels::CONV1D_FORWARD_PLAIN_F32, plain_launch(frames, outputs)),
+    let samples = Launch::blocks(frames.div_ceil(SAMPLES));
+    let (kernel, launch) = match (sound, cuda.dtype) {
+        (true, DType::BF16) => (&kernels::CONV1D_FORWARD_SAMPLE_PER_THREAD_BF16, samples),
+        (true, _) => (&kernels::CONV1D_FORWARD_SAMPLE_PER_THREAD_F32, samples),
+        (false, _) => kernel.launch(cuda, &kernels::CONV1D_FORWARD_TILES, frames)?,
     };
     // SAFETY: the shapes were checked; frames outside of 0..S are not read, elements outside of y not written, and the
-    // residual has as many columns from its first on as y; with
-    // C in % 8 == 0 every frame begins at a multiple of 16 bytes, and so do packed weights.
+    // residual has as many columns from its first on as y. The tiles read chunks of 16 bytes where every frame begins at a
+    // multiple of 16, as packed weights do; runs of eight channels are vectors where C out % 8 == 0.
     unsafe { cuda.launch(kernel, launch, params)? };
     Ok(y)
 }

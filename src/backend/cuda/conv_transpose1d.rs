@@ -1,16 +1,10 @@
 //! Launches kernels/conv_transpose1d.cu.
 
-use super::conv1d::{Tile, pack_with, plain_launch, tiled_launch};
+use super::conv1d::pack_with;
 use super::kernels::{self, ConvolutionParams};
 use super::{ConvWeights, Cuda, Layout, Tensor, ensure};
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result};
-
-static TILES: [Tile; 3] = [
-    Tile { rows: 128, columns: 64, stages: 3, cost: 1.0, kernel: &kernels::CONV_TRANSPOSE1D_FORWARD_TALL_BF16 },
-    Tile { rows: 64, columns: 64, stages: 4, cost: 1.2, kernel: &kernels::CONV_TRANSPOSE1D_FORWARD_SQUARE_BF16 },
-    Tile { rows: 32, columns: 64, stages: 4, cost: 1.6, kernel: &kernels::CONV_TRANSPOSE1D_FORWARD_LOW_BF16 },
-];
 
 /// Weights (C in, C out, taps) and bias (C out), as the kernels read them: a column for each phase and output.
 pub(super) fn pack(cuda: &Cuda, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<ConvWeights> {
@@ -36,7 +30,7 @@ pub(super) fn pack(cuda: &Cuda, weight: &HostTensor, bias: &HostTensor, stride: 
 /// x (C in, S) to (C out, S * stride), column after column.
 pub(super) fn conv_transpose1d(cuda: &Cuda, x: &Tensor, kernel: &ConvWeights, slope: f32) -> Result<Tensor> {
     const OP: &str = "conv_transpose1d";
-    let ConvWeights { inputs, outputs, taps, stride, columns, .. } = *kernel;
+    let ConvWeights { inputs, outputs, taps, stride, .. } = *kernel;
     ensure(stride > 0 && x.rows == inputs, OP, || {
         format!("x ({}, {}), a kernel of {inputs} inputs and stride {stride}", x.rows, x.columns)
     })?;
@@ -47,13 +41,10 @@ pub(super) fn conv_transpose1d(cuda: &Cuda, x: &Tensor, kernel: &ConvWeights, sl
     let rows = if samples == 0 { 0 } else { (samples + padding).div_ceil(stride) };
     let params =
         ConvolutionParams { step: -1, before: (padding * outputs) as i64, slope, ..kernel.params(OP, &x, &y, rows)? };
-    let (kernel, launch) = match (kernel.tiled(cuda), cuda.dtype) {
-        (true, _) => tiled_launch(cuda, &TILES, rows, columns),
-        (_, DType::BF16) => (&kernels::CONV_TRANSPOSE1D_FORWARD_PLAIN_BF16, plain_launch(rows, columns)),
-        _ => (&kernels::CONV_TRANSPOSE1D_FORWARD_PLAIN_F32, plain_launch(rows, columns)),
-    };
-    // SAFETY: the shapes were checked; frames outside of 0..S are not read, elements outside of y not written; with
-    // C in % 8 == 0 every frame begins at a multiple of 16 bytes, and so do packed weights.
+    let (kernel, launch) = kernel.launch(cuda, &kernels::CONV_TRANSPOSE1D_FORWARD_TILES, rows)?;
+    // SAFETY: the shapes were checked; frames outside of 0..S are not read, elements outside of y not written. The
+    // tiles read chunks of 16 bytes where every frame begins at a multiple of 16, as packed weights do; runs of eight
+    // channels are vectors where C out % 8 == 0.
     unsafe { cuda.launch(kernel, launch, params)? };
     Ok(y)
 }

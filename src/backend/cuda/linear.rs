@@ -1,7 +1,8 @@
-//! Launches kernels/linear/forward.cu and kernels/linear/step.cu.
+//! Launches kernels/linear/forward.cu and kernels/linear/decode.cu.
 
-use super::driver::{DevicePtr, Kernel, Launch};
-use super::kernels::{self, LinearParams, LinearStepParams};
+use super::driver::{DevicePtr, Launch};
+use super::kernels::{self, LinearDecodeParams, LinearParams};
+use super::tiles::{self, Tile};
 use super::{Cuda, Layout, LinearWeights, Tensor, ensure, int, pointer_of};
 use crate::Result;
 use crate::backend::Activation;
@@ -9,326 +10,62 @@ use crate::tensor::DType;
 
 /// Bytes of the addresses that vectors are read from.
 const VECTOR: usize = 16;
-/// Bytes of a chunk of a weight row, the unit in which the sums of a decode step are shared out.
-const CHUNK: usize = 128;
+/// A tile for whole sequences.
+pub(crate) type ForwardTile = Tile<LinearParams>;
+
+/// Bytes of a k_tile of a weight row, the unit in which the sums of a decode step are shared out.
+const K_TILE_BYTES: usize = 128;
 /// Blocks that keep a large device busy: two on each of 132 multiprocessors. Not asked of the device, so that results are
 /// the same on all.
 const SHARE_BLOCKS: usize = 264;
 /// Columns of a block, for that count.
 const SHARE_COLUMNS: usize = 32;
-/// Chunks below which a block is not worth the wait for the others: two for each of eight warps.
-const SHARE_LEAST: usize = 16;
+/// k_tiles below which a block is not worth the wait for the others: two for each of eight warps.
+const SHARE_MIN: usize = 16;
 
-/// A tile shape of the kernels, with a kernel for each activation.
-pub(crate) struct Tile {
-    /// For people.
-    pub(crate) name: &'static str,
+/// Tiles for whole sequences.
+pub(crate) use kernels::LINEAR_FORWARD_TILES as TILES;
+
+/// Whether rows of `k` values of this type begin at multiples of a vector.
+pub(crate) fn is_aligned(dtype: DType, k: usize) -> bool {
+    (k * dtype.size()).is_multiple_of(VECTOR)
+}
+
+/// The tile that keeps the busiest multiprocessor busy for the shortest time.
+fn tile_for(
     dtype: DType,
     rows: usize,
     columns: usize,
-    /// Dynamic shared memory.
-    shared: usize,
-    /// Clocks in which a busy multiprocessor adds 16 values of k to one such tile: the larger of the time of its tensor
-    /// cores (2540 operations a clock, what mma.sync reaches on sm_90) and of its shared memory (128 bytes a clock: both
-    /// factors written once, and read once by every warp that uses them). In f32, of 128 fused multiply-adds a clock and
-    /// its shared memory, which are as long. From arithmetic, not yet from measurements.
-    clocks: usize,
-    /// For K of any size; the others need rows of a multiple of 16 bytes.
-    unaligned: bool,
-    /// In the order of [`Activation`].
-    kernels: [&'static Kernel<LinearParams>; 3],
+    k: usize,
+    multiprocessors: usize,
+) -> Option<&'static ForwardTile> {
+    tiles::fastest(&TILES, dtype, is_aligned(dtype, k), [rows, columns], multiprocessors)
 }
 
-/// A tile shape of [`TILES`].
-const fn tile(
-    name: &'static str,
-    dtype: DType,
-    [rows, columns]: [usize; 2],
-    shared: usize,
-    clocks: usize,
-    kernels: [&'static Kernel<LinearParams>; 3],
-) -> Tile {
-    Tile { name, dtype, rows, columns, shared, clocks, unaligned: false, kernels }
-}
-
-/// All tile shapes; of equal ones the first is taken.
-pub(crate) static TILES: [Tile; 9] = [
-    tile(
-        "wide",
-        DType::BF16,
-        [128, 256],
-        kernels::SIZE_OF_LINEAR_WIDE_SHARED,
-        413,
-        [
-            &kernels::LINEAR_FORWARD_BIAS_WIDE_BF16,
-            &kernels::LINEAR_FORWARD_BIAS_GELU_WIDE_BF16,
-            &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_WIDE_BF16,
-        ],
-    ),
-    tile(
-        "square",
-        DType::BF16,
-        [128, 128],
-        kernels::SIZE_OF_LINEAR_SQUARE_SHARED,
-        207,
-        [
-            &kernels::LINEAR_FORWARD_BIAS_SQUARE_BF16,
-            &kernels::LINEAR_FORWARD_BIAS_GELU_SQUARE_BF16,
-            &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_SQUARE_BF16,
-        ],
-    ),
-    tile(
-        "flat",
-        DType::BF16,
-        [64, 128],
-        kernels::SIZE_OF_LINEAR_FLAT_SHARED,
-        144,
-        [
-            &kernels::LINEAR_FORWARD_BIAS_FLAT_BF16,
-            &kernels::LINEAR_FORWARD_BIAS_GELU_FLAT_BF16,
-            &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_FLAT_BF16,
-        ],
-    ),
-    tile(
-        "small",
-        DType::BF16,
-        [64, 64],
-        kernels::SIZE_OF_LINEAR_SMALL_SHARED,
-        96,
-        [
-            &kernels::LINEAR_FORWARD_BIAS_SMALL_BF16,
-            &kernels::LINEAR_FORWARD_BIAS_GELU_SMALL_BF16,
-            &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_SMALL_BF16,
-        ],
-    ),
-    tile(
-        "least",
-        DType::BF16,
-        [32, 64],
-        kernels::SIZE_OF_LINEAR_LEAST_SHARED,
-        72,
-        [
-            &kernels::LINEAR_FORWARD_BIAS_LEAST_BF16,
-            &kernels::LINEAR_FORWARD_BIAS_GELU_LEAST_BF16,
-            &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_LEAST_BF16,
-        ],
-    ),
-    Tile {
-        unaligned: true,
-        ..tile(
-            "unaligned",
-            DType::BF16,
-            [64, 64],
-            kernels::SIZE_OF_LINEAR_SMALL_SHARED,
-            1000,
-            [
-                &kernels::LINEAR_FORWARD_BIAS_UNALIGNED_BF16,
-                &kernels::LINEAR_FORWARD_BIAS_GELU_UNALIGNED_BF16,
-                &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_UNALIGNED_BF16,
-            ],
-        )
-    },
-    tile(
-        "square",
-        DType::F32,
-        [128, 128],
-        kernels::SIZE_OF_LINEAR_SQUARE_F32_SHARED,
-        2048,
-        [
-            &kernels::LINEAR_FORWARD_BIAS_SQUARE_F32,
-            &kernels::LINEAR_FORWARD_BIAS_GELU_SQUARE_F32,
-            &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_SQUARE_F32,
-        ],
-    ),
-    tile(
-        "small",
-        DType::F32,
-        [64, 64],
-        kernels::SIZE_OF_LINEAR_SMALL_F32_SHARED,
-        768,
-        [
-            &kernels::LINEAR_FORWARD_BIAS_SMALL_F32,
-            &kernels::LINEAR_FORWARD_BIAS_GELU_SMALL_F32,
-            &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_SMALL_F32,
-        ],
-    ),
-    Tile {
-        unaligned: true,
-        ..tile(
-            "unaligned",
-            DType::F32,
-            [64, 64],
-            kernels::SIZE_OF_LINEAR_SMALL_F32_SHARED,
-            4000,
-            [
-                &kernels::LINEAR_FORWARD_BIAS_UNALIGNED_F32,
-                &kernels::LINEAR_FORWARD_BIAS_GELU_UNALIGNED_F32,
-                &kernels::LINEAR_FORWARD_BIAS_QUICK_GELU_UNALIGNED_F32,
-            ],
-        )
-    },
-];
-
-impl Tile {
-    /// Whether it can be used for sums of `depth` values of this type.
-    pub(crate) fn takes(&self, dtype: DType, depth: usize) -> bool {
-        self.dtype == dtype && (self.unaligned || (depth * dtype.size()).is_multiple_of(VECTOR))
-    }
-
-    /// Tiles of a result.
-    fn count(&self, rows: usize, columns: usize) -> usize {
-        rows.div_ceil(self.rows) * columns.div_ceil(self.columns)
-    }
-
-    /// Clocks of the busiest multiprocessor for 16 values of k. Whole tiles take turns on all of them; the tiles of the
-    /// last rows only multiply the rows there are, in 16s, and first go where a turn was left over.
-    fn cost(&self, rows: usize, columns: usize, multiprocessors: usize) -> usize {
-        let across = columns.div_ceil(self.columns);
-        let (whole, rest) = (rows / self.rows * across, rows % self.rows);
-        let turns = whole.div_ceil(multiprocessors);
-        let ragged = if rest == 0 { 0 } else { across.saturating_sub(turns * multiprocessors - whole) };
-        let height = rest.next_multiple_of(16);
-        turns * self.clocks + ragged.div_ceil(multiprocessors) * self.clocks * height / self.rows
-    }
-}
-
-/// The tile shape that keeps the busiest multiprocessor busy for the shortest time.
-fn tile_for(dtype: DType, rows: usize, columns: usize, depth: usize, multiprocessors: usize) -> Option<&'static Tile> {
-    let usable = TILES.iter().filter(|tile| tile.takes(dtype, depth));
-    usable.min_by_key(|tile| tile.cost(rows, columns, multiprocessors.max(1)))
-}
-
-/// A form of the decode step, with a kernel for each activation.
-struct Form {
-    dtype: DType,
-    /// Rows of a block.
-    rows: usize,
-    /// Columns of a block.
-    columns: usize,
-    /// Dynamic shared memory.
-    shared: usize,
-    /// For K of any size.
-    unaligned: bool,
-    /// In the order of [`Activation`].
-    kernels: [&'static Kernel<LinearStepParams>; 3],
-}
-
-/// A form of [`FORMS`].
-const fn form(
-    dtype: DType,
-    [rows, columns]: [usize; 2],
-    shared: usize,
-    unaligned: bool,
-    kernels: [&'static Kernel<LinearStepParams>; 3],
-) -> Form {
-    Form { dtype, rows, columns, shared, unaligned, kernels }
-}
-
-/// By rising number of rows.
-static FORMS: [Form; 7] = [
-    form(
-        DType::BF16,
-        [8, 32],
-        kernels::SIZE_OF_STEP_FEW_NARROW_SHARED,
-        false,
-        [
-            &kernels::LINEAR_STEP_FORWARD_BIAS_FEW_BF16,
-            &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_FEW_BF16,
-            &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_FEW_BF16,
-        ],
-    ),
-    form(
-        DType::BF16,
-        [16, 32],
-        kernels::SIZE_OF_STEP_SOME_NARROW_SHARED,
-        false,
-        [
-            &kernels::LINEAR_STEP_FORWARD_BIAS_SOME_BF16,
-            &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_SOME_BF16,
-            &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_SOME_BF16,
-        ],
-    ),
-    form(
-        DType::BF16,
-        [64, 64],
-        kernels::SIZE_OF_STEP_MANY_NARROW_SHARED,
-        false,
-        [
-            &kernels::LINEAR_STEP_FORWARD_BIAS_MANY_BF16,
-            &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_MANY_BF16,
-            &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_MANY_BF16,
-        ],
-    ),
-    form(
-        DType::BF16,
-        [8, 32],
-        kernels::SIZE_OF_STEP_FEW_NARROW_SHARED,
-        true,
-        [
-            &kernels::LINEAR_STEP_FORWARD_BIAS_UNALIGNED_BF16,
-            &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_UNALIGNED_BF16,
-            &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_UNALIGNED_BF16,
-        ],
-    ),
-    form(
-        DType::F32,
-        [8, 32],
-        kernels::SIZE_OF_STEP_FEW_WIDE_SHARED,
-        false,
-        [
-            &kernels::LINEAR_STEP_FORWARD_BIAS_FEW_F32,
-            &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_FEW_F32,
-            &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_FEW_F32,
-        ],
-    ),
-    form(
-        DType::F32,
-        [64, 32],
-        kernels::SIZE_OF_STEP_MANY_WIDE_SHARED,
-        false,
-        [
-            &kernels::LINEAR_STEP_FORWARD_BIAS_MANY_F32,
-            &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_MANY_F32,
-            &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_MANY_F32,
-        ],
-    ),
-    form(
-        DType::F32,
-        [8, 32],
-        kernels::SIZE_OF_STEP_FEW_WIDE_SHARED,
-        true,
-        [
-            &kernels::LINEAR_STEP_FORWARD_BIAS_UNALIGNED_F32,
-            &kernels::LINEAR_STEP_FORWARD_BIAS_GELU_UNALIGNED_F32,
-            &kernels::LINEAR_STEP_FORWARD_BIAS_QUICK_GELU_UNALIGNED_F32,
-        ],
-    ),
-];
-
-/// The smallest form that takes all rows at once, or the largest.
-fn form_for(dtype: DType, rows: usize, depth: usize) -> Option<&'static Form> {
-    let unaligned = !(depth * dtype.size()).is_multiple_of(VECTOR);
-    let mut usable = FORMS.iter().filter(|form| form.dtype == dtype && form.unaligned == unaligned);
-    usable.clone().find(|form| form.rows >= rows).or(usable.next_back())
+/// The tile for the rows of a decode step: the weights are read once for each block of rows.
+fn decode_tile_for(dtype: DType, rows: usize, k: usize) -> Option<&'static Tile<LinearDecodeParams>> {
+    let aligned = is_aligned(dtype, k);
+    let usable = kernels::LINEAR_DECODE_FORWARD_TILES.iter().filter(|tile| tile.takes(dtype, aligned));
+    usable.min_by_key(|tile| rows.div_ceil(tile.rows) * tile.time)
 }
 
 /// How the sums of a tile are shared among blocks.
 struct Share {
     blocks: usize,
-    /// Chunks of each block.
-    chunks: usize,
+    /// k_tiles of each block.
+    k_tiles: usize,
 }
 
 /// Depends on the weights alone, and so does the order of additions.
-fn share(dtype: DType, columns: usize, depth: usize) -> Share {
-    let chunks = (depth * dtype.size()).div_ceil(CHUNK).max(1);
-    let enough = (chunks * columns.div_ceil(SHARE_COLUMNS)).div_ceil(SHARE_BLOCKS).max(SHARE_LEAST);
-    let chunks_of_block = chunks.div_ceil(chunks.div_ceil(enough));
-    Share { blocks: chunks.div_ceil(chunks_of_block), chunks: chunks_of_block }
+fn share(dtype: DType, columns: usize, k: usize) -> Share {
+    let k_tiles = (k * dtype.size()).div_ceil(K_TILE_BYTES).max(1);
+    let enough = (k_tiles * columns.div_ceil(SHARE_COLUMNS)).div_ceil(SHARE_BLOCKS).max(SHARE_MIN);
+    let of_block = k_tiles.div_ceil(k_tiles.div_ceil(enough));
+    Share { blocks: k_tiles.div_ceil(of_block), k_tiles: of_block }
 }
 
-/// The index of an activation's kernel.
-fn index(activation: Activation) -> usize {
+/// ACTIVATION_* of kernels/linear/activation.cuh.
+fn code(activation: Activation) -> i32 {
     match activation {
         Activation::None => 0,
         Activation::Gelu => 1,
@@ -362,13 +99,13 @@ pub(super) fn linear(
     linear_tiled(cuda, x, layer, activation, residual, best_tile(cuda, x, layer)?)
 }
 
-/// Where keys and values of packed rows go besides; the caller sees to it that there is room for all of them.
+/// Where keys and values of packed rows are scattered besides, into a KV cache. The caller guarantees capacity.
 pub(super) struct Split {
-    /// (pictures, H, prefix, D), of the type of the weights.
+    /// (images, H, prefix, D), of the type of the weights.
     pub keys: DevicePtr,
     pub values: DevicePtr,
-    /// u32: which picture each run of `prefix` rows is.
-    pub pictures: DevicePtr,
+    /// u32: which image each run of `prefix` rows is.
+    pub images: DevicePtr,
     pub prefix: usize,
     pub heads: usize,
 }
@@ -376,7 +113,7 @@ pub(super) struct Split {
 impl Split {
     /// Nothing goes anywhere.
     const NONE: Split =
-        Split { keys: DevicePtr::NULL, values: DevicePtr::NULL, pictures: DevicePtr::NULL, prefix: 0, heads: 0 };
+        Split { keys: DevicePtr::NULL, values: DevicePtr::NULL, images: DevicePtr::NULL, prefix: 0, heads: 0 };
 }
 
 /// `x weight^T + bias`, a row of packed query, key and value each, whose keys and values also go where `split` says.
@@ -384,7 +121,7 @@ pub(super) fn linear_split(cuda: &Cuda, x: &Tensor, layer: &LinearWeights<Cuda>,
     launch(cuda, x, layer, (Activation::None, None), split, best_tile(cuda, x, layer)?)
 }
 
-fn best_tile(cuda: &Cuda, x: &Tensor, layer: &LinearWeights<Cuda>) -> Result<&'static Tile> {
+fn best_tile(cuda: &Cuda, x: &Tensor, layer: &LinearWeights<Cuda>) -> Result<&'static ForwardTile> {
     let weight = &layer.weight.tensor;
     let multiprocessors = cuda.stream.properties().multiprocessors;
     let tile = tile_for(weight.dtype, x.rows, weight.rows, x.columns, multiprocessors);
@@ -398,7 +135,7 @@ pub(crate) fn linear_tiled(
     layer: &LinearWeights<Cuda>,
     activation: Activation,
     residual: Option<&Tensor>,
-    tile: &Tile,
+    tile: &ForwardTile,
 ) -> Result<Tensor> {
     launch(cuda, x, layer, (activation, residual), Split::NONE, tile)
 }
@@ -409,11 +146,11 @@ fn launch(
     layer: &LinearWeights<Cuda>,
     (activation, residual): (Activation, Option<&Tensor>),
     split: Split,
-    tile: &Tile,
+    tile: &ForwardTile,
 ) -> Result<Tensor> {
     check("linear", x, layer, residual)?;
     let weight = &layer.weight.tensor;
-    ensure(tile.takes(weight.dtype, x.columns), "linear", || {
+    ensure(tile.takes(weight.dtype, is_aligned(weight.dtype, x.columns)), "linear", || {
         format!("{} tiles of {:?} for weights of {:?} and sums of {}", tile.name, tile.dtype, weight.dtype, x.columns)
     })?;
     let (rows, columns, dtype) = (x.rows, weight.rows, weight.dtype);
@@ -429,19 +166,19 @@ fn launch(
         y: y.pointer(),
         keys: split.keys,
         values: split.values,
-        pictures: split.pictures,
+        images: split.images,
         rows: int("linear", rows)?,
         columns: int("linear", columns)?,
-        depth: int("linear", x.columns)?,
+        k: int("linear", x.columns)?,
         prefix: int("linear", split.prefix)?,
         heads: int("linear", split.heads)?,
-        unused: 0,
+        activation: code(activation),
     };
-    let launch = Launch::blocks(tile.count(rows, columns)).shared_bytes(tile.shared);
-    // SAFETY: x holds rows * depth elements, weight columns * depth, bias columns, residual and y rows * columns, as was
-    // checked, and a split has room for all; tiles that reach beyond read zeros and leave their results out. Tensors begin at multiples of 256
-    // bytes, so that the rows of aligned kernels, and the vectors of rows of a multiple of eight columns, are aligned.
-    unsafe { cuda.launch(tile.kernels[index(activation)], launch, params)? };
+    let launch = Launch::blocks(tile.count(rows, columns)).shared_bytes(tile.shared_bytes);
+    // SAFETY: x holds rows * K elements, weight columns * K, bias columns, residual and y rows * columns, as was checked, and
+    // a split has room for all; tiles that reach beyond read zeros and leave their results out. Tensors begin at multiples of
+    // 256 bytes, so that the rows of aligned kernels, and the vectors of rows of a multiple of eight columns, are aligned.
+    unsafe { cuda.launch(tile.kernel, launch, params)? };
     Ok(y)
 }
 
@@ -456,27 +193,25 @@ pub(super) fn linear_decode(
     let op = "linear_decode";
     check(op, x, layer, residual)?;
     let weight = &layer.weight.tensor;
-    let (rows, columns, depth) = (x.rows, weight.rows, x.columns);
-    let form = form_for(weight.dtype, rows, depth);
-    let form = form.ok_or_else(|| crate::Error::shape(op, format!("weights in {:?}", weight.dtype)))?;
+    let (rows, columns, k) = (x.rows, weight.rows, x.columns);
+    let tile = decode_tile_for(weight.dtype, rows, k);
+    let tile = tile.ok_or_else(|| crate::Error::shape(op, format!("weights in {:?}", weight.dtype)))?;
     let x = cuda.rows_of(x, DType::F32)?;
     let bias = cuda.rows_of(&layer.bias, DType::F32)?;
     let residual = residual.map(|r| cuda.rows_of(r, DType::F32)).transpose()?;
     let y = cuda.empty([rows, columns], DType::F32, Layout::Rows)?;
-    let share = share(weight.dtype, columns, depth);
-    let tiles = columns.div_ceil(form.columns);
+    let share = share(weight.dtype, columns, k);
+    let tiles = columns.div_ceil(tile.columns);
     // Each tile of y needs a counter of its own.
-    let most = if share.blocks == 1 { rows.max(1) } else { (cuda.counters.len() / tiles.max(1)).max(1) * form.rows };
-    ensure(share.blocks == 1 || tiles <= cuda.counters.len(), op, || {
-        format!("{columns} columns share sums of {depth}")
-    })?;
-    let size = [most.min(rows).div_ceil(form.rows) * tiles * share.blocks, form.rows * form.columns];
+    let max = if share.blocks == 1 { rows.max(1) } else { (cuda.counters.len() / tiles.max(1)).max(1) * tile.rows };
+    ensure(share.blocks == 1 || tiles <= cuda.counters.len(), op, || format!("{columns} columns share sums of {k}"))?;
+    let size = [max.min(rows).div_ceil(tile.rows) * tiles * share.blocks, tile.rows * tile.columns];
     let partial = if share.blocks > 1 { Some(cuda.empty(size, DType::F32, Layout::Rows)?) } else { None };
-    for first in (0..rows).step_by(most) {
-        let rows = most.min(rows - first);
+    for first in (0..rows).step_by(max) {
+        let rows = max.min(rows - first);
         let from = |pointer: DevicePtr, columns: usize| pointer.offset(first * columns * DType::F32.size());
-        let params = LinearStepParams {
-            x: from(x.pointer(), depth),
+        let params = LinearDecodeParams {
+            x: from(x.pointer(), k),
             weight: weight.pointer(),
             bias: bias.pointer(),
             residual: residual.as_ref().map_or(DevicePtr::NULL, |r| from(r.pointer(), columns)),
@@ -485,14 +220,16 @@ pub(super) fn linear_decode(
             arrived: cuda.counters.pointer(),
             rows: int(op, rows)?,
             columns: int(op, columns)?,
-            depth: int(op, depth)?,
-            block_chunks: int(op, share.chunks)?,
+            k: int(op, k)?,
+            block_k_tiles: int(op, share.k_tiles)?,
+            activation: code(activation),
+            unused: 0,
         };
-        let launch = Launch::grid([tiles, share.blocks, rows.div_ceil(form.rows)]).shared_bytes(form.shared);
+        let launch = Launch::grid([tiles, share.blocks, rows.div_ceil(tile.rows)]).shared_bytes(tile.shared_bytes);
         // SAFETY: x, weight, bias, residual and y hold what was checked, from row `first` on; rows and columns beyond are
         // neither read nor written. Every block has its own part of `partial`, every tile of shared sums its counter.
-        // With K a multiple of a vector, or the unaligned form, all vectors are aligned.
-        unsafe { cuda.launch(form.kernels[index(activation)], launch, params)? };
+        // With K a multiple of a vector, or the unaligned tile, all vectors are aligned.
+        unsafe { cuda.launch(tile.kernel, launch, params)? };
     }
     Ok(y)
 }
@@ -572,26 +309,45 @@ mod tests {
         for dtype in [DType::F32, DType::BF16] {
             for columns in [1, 203, 768, 2304, 4096, 50_000] {
                 for depth in [0, 1, 64, 768, 1029, 3072, 4096, 65_536] {
-                    let Share { blocks, chunks } = share(dtype, columns, depth);
-                    let all = (depth * dtype.size()).div_ceil(CHUNK).max(1);
+                    let Share { blocks, k_tiles } = share(dtype, columns, depth);
+                    let all = (depth * dtype.size()).div_ceil(K_TILE_BYTES).max(1);
                     assert!(
-                        blocks * chunks >= all && (blocks - 1) * chunks < all,
-                        "{columns}x{depth}: {blocks} of {chunks}"
+                        blocks * k_tiles >= all && (blocks - 1) * k_tiles < all,
+                        "{columns}x{depth}: {blocks} of {k_tiles}"
                     );
                 }
             }
         }
     }
 
-    /// One picture's 257 tokens do not fill tiles of 128 rows; large products do.
+    /// One image's 257 tokens do not fill tiles of 128 rows; large products do.
     #[test]
     fn tiles_follow_the_shape() {
-        let chosen = |rows, columns, depth| tile_for(DType::BF16, rows, columns, depth, 132).unwrap().name;
-        assert_eq!(chosen(4096, 4096, 4096), "wide");
-        assert_eq!(chosen(257, 3072, 1024), "flat");
-        assert!(["small", "least"].contains(&chosen(257, 1024, 4096)));
-        assert_eq!(chosen(257, 1024, 1001), "unaligned");
-        assert_eq!(tile_for(DType::F32, 4096, 4096, 4096, 132).unwrap().name, "square");
-        assert_eq!(tile_for(DType::F32, 1, 1, 3, 132).unwrap().name, "unaligned");
+        let chosen = |rows, columns, k| tile_for(DType::BF16, rows, columns, k, 132).unwrap().name;
+        assert_eq!(chosen(4096, 4096, 4096), "128x256");
+        assert_eq!(chosen(257, 3072, 1024), "64x128");
+        assert_eq!(chosen(257, 1024, 4096), "64x64");
+        assert_eq!(chosen(257, 768, 3072), "32x64");
+        assert_eq!(chosen(257, 1024, 1001), "64x64_unaligned");
+        assert_eq!(tile_for(DType::F32, 4096, 4096, 4096, 132).unwrap().name, "128x128");
+        assert_eq!(tile_for(DType::F32, 1, 1, 3, 132).unwrap().name, "64x64_unaligned");
+    }
+
+    /// The smallest block that takes all rows, or the largest there is.
+    #[test]
+    fn decode_tiles_follow_the_rows() {
+        for (dtype, k, expected) in [
+            (
+                DType::BF16,
+                768,
+                [(1, "r8"), (8, "r8"), (9, "r16"), (16, "r16"), (17, "r64"), (64, "r64"), (1000, "r64")],
+            ),
+            (DType::F32, 768, [(1, "r8"), (8, "r8"), (9, "r64"), (16, "r64"), (17, "r64"), (64, "r64"), (1000, "r64")]),
+        ] {
+            for (rows, name) in expected {
+                assert_eq!(decode_tile_for(dtype, rows, k).unwrap().name, name, "{rows} rows in {dtype:?}");
+            }
+            assert_eq!(decode_tile_for(dtype, 64, 769).unwrap().name, "r8_unaligned");
+        }
     }
 }

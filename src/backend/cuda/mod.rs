@@ -8,20 +8,22 @@
 
 mod argmax;
 mod attention;
+mod attention_decode;
 mod beam_candidates;
-mod cache;
 mod cast;
 mod conv1d;
 mod conv_transpose1d;
-mod decode;
+mod decode_greedy;
 pub mod driver;
 mod embed;
 mod graph;
+mod kv_cache;
 mod layer_norm;
 pub(crate) mod linear;
 mod memory;
 mod patch_embed;
 mod peak;
+pub mod tiles;
 mod top_k;
 mod transpose;
 
@@ -31,13 +33,13 @@ use std::sync::{Arc, Mutex};
 use self::driver::{DevicePtr, Driver, Kernel, Launch, Stream};
 use super::{
     self as contract, Activation, Attention, AttentionShape, CacheRow, CacheShape, Conv1d, ConvEpilogue, ConvShape,
-    ConvTranspose1d, Decode, DecoderWeights, Device, GraphBody, GraphId, Linear, LinearWeights, PatchEmbed, StepBody,
-    ensure,
+    ConvTranspose1d, Decode, DecoderWeights, Device, GraphBody, GraphId, Linear, LinearWeights, PatchEmbed, SmBudget,
+    StepBody, ensure,
 };
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
-pub use cache::KvCache;
 pub use conv1d::ConvWeights;
+pub use kv_cache::KvCache;
 use memory::{Buffer, DevicePool};
 
 /// The typed table of all kernels.
@@ -45,6 +47,8 @@ pub mod kernels {
     #[cfg(feature = "emulator")]
     use super::driver::EmulatedKernel;
     use super::driver::{DevicePtr, Kernel, KernelInfo};
+    use super::tiles::Tile;
+    use crate::tensor::DType;
 
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
@@ -54,8 +58,10 @@ pub mod kernels {
 pub struct Cuda {
     stream: Arc<dyn Stream>,
     pool: Arc<DevicePool>,
-    graphs: Arc<Mutex<graph::Graphs>>,
-    kv_pool: Arc<cache::KvPool>,
+    graphs: Arc<Mutex<graph::SequenceGraphs>>,
+    /// Host memory of the last greedy loop.
+    mapped: Arc<Mutex<Option<driver::MappedHostBuffer>>>,
+    kv_pool: Arc<kv_cache::KvPool>,
     /// Arrival counters: zero before and after every launch.
     counters: Tensor,
     /// Type of sequences and of weight matrices: f32 or bf16.
@@ -127,7 +133,15 @@ impl Cuda {
         // SAFETY: the buffer was taken with as many bytes.
         unsafe { stream.copy_to_device(buffer.pointer(), bytemuck::cast_slice(&zeros))? };
         let counters = Tensor { buffer, rows: 1, columns: COUNTERS, dtype: DType::F32, layout: Layout::Rows };
-        Ok(Cuda { stream, pool, graphs: Arc::default(), kv_pool: Arc::default(), counters, dtype })
+        Ok(Cuda {
+            stream,
+            pool,
+            graphs: Arc::default(),
+            mapped: Arc::default(),
+            kv_pool: Arc::default(),
+            counters,
+            dtype,
+        })
     }
 
     /// The stream under it.
@@ -235,8 +249,6 @@ impl Device for Cuda {
     type Matrix = Matrix;
     type ConvWeights = ConvWeights;
     type Event = driver::Event;
-
-    const ONE_STREAM: bool = true;
 
     fn new_stream(&self) -> Result<Cuda> {
         Cuda::new(self.stream.driver(), self.dtype)
@@ -406,7 +418,7 @@ impl Decode for Cuda {
     }
 
     fn attention_decode(&self, qkv: &Tensor, cache: &mut KvCache, layer: usize) -> Result<Tensor> {
-        cache.attention(self, qkv, layer)
+        attention_decode::attention_decode(self, qkv, cache, layer)
     }
 
     fn captured_step(
@@ -419,13 +431,19 @@ impl Decode for Cuda {
         if trace::on() { body(self, cache, x) } else { cache.step(self, graph, x, body) }
     }
 
+    fn can_decode_greedy(&self, decoder: &DecoderWeights<'_, Cuda>, shape: CacheShape, limit: usize) -> bool {
+        decode_greedy::GreedyLaunch::new(self, decoder, shape, limit, SmBudget::All).is_some()
+    }
+
     fn decode_greedy(
         &self,
         decoder: &DecoderWeights<'_, Cuda>,
         cache: &KvCache,
         limit: usize,
-        told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
+        budget: SmBudget,
+        on_token: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
     ) -> Option<Result<Vec<Vec<u32>>>> {
-        decode::GreedyLaunch::new(self, decoder, cache, limit).map(|launch| launch.run(told))
+        let launch = decode_greedy::GreedyLaunch::new(self, decoder, cache.shape(), limit, budget);
+        launch.map(|launch| launch.run(cache, on_token))
     }
 }

@@ -1,36 +1,13 @@
 //! Launches kernels/patch_embed.cu.
 
-use super::driver::{Kernel, Launch};
-use super::kernels::{
-    self, PatchEmbedParams, SIZE_OF_LARGE_PATCH_SHARED, SIZE_OF_PLAIN_PATCH_SHARED, SIZE_OF_SMALL_PATCH_SHARED,
-};
+use super::driver::Launch;
+use super::kernels::{self, PatchEmbedParams};
+use super::tiles;
 use super::{Cuda, Layout, Matrix, Tensor, ensure, int};
-use crate::Result;
 use crate::tensor::DType;
+use crate::{Error, Result};
 
-/// Patches and channels of a block, and its shared memory.
-struct Tile {
-    side: usize,
-    shared: usize,
-    kernel: &'static Kernel<PatchEmbedParams>,
-}
-
-const SMALL: Tile =
-    Tile { side: 64, shared: SIZE_OF_SMALL_PATCH_SHARED, kernel: &kernels::PATCH_EMBED_FORWARD_SMALL_BF16 };
-const LARGE: Tile =
-    Tile { side: 128, shared: SIZE_OF_LARGE_PATCH_SHARED, kernel: &kernels::PATCH_EMBED_FORWARD_LARGE_BF16 };
-const PLAIN: Tile =
-    Tile { side: 64, shared: SIZE_OF_PLAIN_PATCH_SHARED, kernel: &kernels::PATCH_EMBED_FORWARD_PLAIN_BF16 };
-const F32: Tile =
-    Tile { side: 64, shared: SIZE_OF_PLAIN_PATCH_SHARED, kernel: &kernels::PATCH_EMBED_FORWARD_PLAIN_F32 };
-
-impl Tile {
-    fn grid(&self, channels: usize, patches: usize) -> [usize; 3] {
-        [channels.div_ceil(self.side), patches.div_ceil(self.side), 1]
-    }
-}
-
-/// Pictures (B, 3*side*side) in f32 to tokens (B*T, C) in the type of the backend.
+/// Images (B, 3*side*side) in f32 to tokens (B*T, C) in the type of the backend.
 pub(super) fn patch_embed(
     cuda: &Cuda,
     pixels: &Tensor,
@@ -75,21 +52,19 @@ pub(super) fn patch_embed(
         tokens: int(OP, tokens)?,
         side: int(OP, side)?,
         patch: int(OP, patch)?,
-        depth: int(OP, depth)?,
+        k: int(OP, depth)?,
     };
     int(OP, batch * tokens)?;
     let patches = batch * (tokens - 1);
-    // Large tiles read less, as soon as there are enough of them to keep half of the multiprocessors busy.
-    let blocks: usize = LARGE.grid(channels, patches).iter().product();
-    let tile = match cuda.dtype {
-        DType::BF16 if patch % 2 == 1 => PLAIN,
-        DType::BF16 if 2 * blocks >= cuda.stream.properties().multiprocessors => LARGE,
-        DType::BF16 => SMALL,
-        _ => F32,
-    };
+    // With an even P, pixels are read in pairs and weights in fours.
+    let multiprocessors = cuda.stream.properties().multiprocessors;
+    let tiles = &kernels::PATCH_EMBED_FORWARD_TILES;
+    let tile = tiles::fastest(tiles, cuda.dtype, patch.is_multiple_of(2), [patches, channels], multiprocessors);
+    let tile = tile.ok_or_else(|| Error::shape(OP, format!("no tiles for {:?}", cuda.dtype)))?;
+    let launch = Launch::blocks(tile.count(patches, channels)).shared_bytes(tile.shared_bytes);
     // SAFETY: the shapes were checked; no patch beyond the last, no channel beyond C and no value beyond K is read or
-    // written, and every patch lies inside of its picture. Where pixels are read in pairs and weights in fours, P is even,
-    // and so every row of a patch begins at an even pixel and K is a multiple of four.
-    unsafe { cuda.launch(tile.kernel, Launch::grid(tile.grid(channels, patches)).shared_bytes(tile.shared), params)? };
+    // written, and every patch lies inside of its image. Where pixels are read in pairs and weights in fours, P is even, and
+    // so every row of a patch begins at an even pixel and K is a multiple of four.
+    unsafe { cuda.launch(tile.kernel, launch, params)? };
     Ok(y)
 }

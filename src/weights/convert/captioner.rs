@@ -4,15 +4,25 @@
 use std::path::Path;
 
 use super::huggingface::{self, Extras};
-use super::{Parts, Planned, Source};
+use super::select::{self, Family};
+use super::{Parts, Planned, Source, processor};
 use crate::config::{DecoderConfig, ImageConfig, VisionConfig};
-use crate::weights::torch::{Checkpoint, StateDict};
+use crate::weights::json::Json;
 use crate::{Error, Result};
 
 /// Channels of one head, where nothing says how many heads there are.
 const HEAD_SIZE: usize = 64;
 const VISION: &str = "git.image_encoder.vision_model.";
 const WORDS: &str = "git.embeddings.word_embeddings.weight";
+const OUTPUT: &str = "output.weight";
+
+/// Names of a captioner; `blocks` belong to one that takes image units.
+const FAMILY: Family = Family {
+    name: "captioner",
+    marker: &["git", "embeddings"],
+    parts: &["git", "output", "blocks"],
+    key: "state_dict",
+};
 
 /// Everything known about a captioner before its data is read.
 pub(super) struct CaptionerPlan {
@@ -20,16 +30,28 @@ pub(super) struct CaptionerPlan {
     pub vision: VisionConfig,
     pub decoder: DecoderConfig,
     pub tensors: Vec<Planned>,
+    /// Names in the source that are not part of the model.
+    pub left_aside: Vec<String>,
 }
 
-/// Opens a checkpoint or a directory and plans the tensors of `captioner.safetensors`.
+/// Opens a checkpoint, a safetensors file or a directory and plans the tensors of `captioner.safetensors`.
 pub(super) fn plan(path: &Path, preprocessor: Option<&Path>) -> Result<CaptionerPlan> {
-    let (tensors, extras) = if path.is_dir() {
-        huggingface::open(path)?
-    } else {
-        (Checkpoint::open(path)?.state_dict(&["state_dict"])?, Extras::default())
+    let companion = huggingface::companion(path)?;
+    let (extras, processor) = match &companion {
+        Some((folder, config)) => (huggingface::extras(folder, config)?, processor::find(folder)?),
+        None => (Extras::default(), None),
     };
-    let mut source = Source::new(path, without_prefix(path, tensors)?)?;
+    let selected = match &companion {
+        Some((folder, _)) if path.is_dir() => huggingface::open_folder(folder, &FAMILY)?,
+        _ => FAMILY.select(path, select::open(path)?)?,
+    };
+    let mut left_aside = selected.left_aside;
+    let mut source = Source::new(path, selected.tensors)?;
+    if source.tensors.keys().any(|name| name.starts_with("blocks.")) {
+        return Err(Error::weights(path, "blocks.0", "belongs to an image-unit model, not supported yet"));
+    }
+    take_tied(&mut source)?;
+    left_aside.extend(drop_unused(&mut source));
     let vision = vision_config(&source, &extras)?;
     let decoder = decoder_config(&source, &extras)?;
     let [positions, _] = source.shape(&format!("{VISION}embeddings.position_embedding.weight"))?;
@@ -40,36 +62,27 @@ pub(super) fn plan(path: &Path, preprocessor: Option<&Path>) -> Result<Captioner
     }
     let size = side.saturating_mul(vision.patch);
     extras.expect(path, "vision_config.image_size", extras.image_size, size)?;
-    let beside = path.join("preprocessor_config.json");
-    let preprocessor = preprocessor.or((path.is_dir() && beside.is_file()).then_some(&beside));
-    let image = huggingface::image_config(preprocessor, size)?;
-
-    check_tied(&mut source, &extras, &decoder)?;
-    // Buffers of old releases: the numbers 0, 1, 2, ...
-    source.tensors.remove("git.embeddings.position_ids");
-    source.tensors.remove(&format!("{VISION}embeddings.position_ids"));
+    let image = match preprocessor.or(processor.as_deref()) {
+        Some(path) => processor::image_config(&Json::read(path)?, size)?,
+        None => ImageConfig::clip(size),
+    };
     let mut tensors = plan_vision(&mut source, &vision, positions)?;
     tensors.extend(plan_projection(&mut source, &vision, &decoder)?);
     tensors.extend(plan_decoder(&mut source, &decoder)?);
     source.finish()?;
-    Ok(CaptionerPlan { image, vision, decoder, tensors })
+    Ok(CaptionerPlan { image, vision, decoder, tensors, left_aside })
 }
 
-/// Drops the `model.` the reference puts before every name.
-fn without_prefix(path: &Path, tensors: StateDict) -> Result<StateDict> {
-    let has = |part: &str| tensors.iter().any(|(name, _)| name.starts_with(part) || name.contains(&format!(".{part}")));
-    if has("blocks.0.") {
-        return Err(Error::weights(path, "blocks.0", "belongs to an image-unit model, not supported yet"));
-    }
-    if !has("git.") {
-        let problem = "has no tensor of the captioner (`git.…`): is this another model's checkpoint?";
-        return Err(Error::weights(path, "state dict", problem));
-    }
-    if !tensors.iter().any(|(name, _)| name.starts_with("model.git.")) {
-        return Ok(tensors);
-    }
-    let strip = |name: String| name.strip_prefix("model.").map(str::to_string).unwrap_or(name);
-    Ok(tensors.into_iter().map(|(name, tensor)| (strip(name), tensor)).collect())
+/// Removes what no caption of one image uses: the buffers 0, 1, 2, ... of old releases, and the embeddings of video
+/// frames, in both spellings. Returns the names of the latter.
+fn drop_unused(source: &mut Source<'_>) -> Vec<String> {
+    source.tensors.remove("git.embeddings.position_ids");
+    source.tensors.remove(&format!("{VISION}embeddings.position_ids"));
+    let frames = ["git.img_temporal_embedding.", "git.img_temperal_embedding."];
+    let of_frames = |name: &&String| frames.iter().any(|frame| name.starts_with(frame));
+    let names: Vec<String> = source.tensors.keys().filter(of_frames).cloned().collect();
+    names.iter().for_each(|name| drop(source.tensors.remove(name)));
+    names
 }
 
 /// Heads as the configuration says, or of the usual size.
@@ -114,25 +127,29 @@ fn decoder_config(source: &Source<'_>, extras: &Extras) -> Result<DecoderConfig>
     Ok(DecoderConfig { width, layers, heads, mlp, vocabulary, max_positions, eps })
 }
 
-/// Takes the output matrix and makes sure that it is the word embedding.
-fn check_tied(source: &mut Source<'_>, extras: &Extras, decoder: &DecoderConfig) -> Result<()> {
-    if extras.tied && !source.tensors.contains_key("output.weight") {
+/// Takes the output matrix away and makes sure that it is the word embedding. Where one of both was left out, they were
+/// tied when the checkpoint was saved.
+fn take_tied(source: &mut Source<'_>) -> Result<()> {
+    let Some(output) = source.tensors.remove(OUTPUT) else { return Ok(()) };
+    let Some(words) = source.tensors.get(WORDS) else {
+        source.tensors.insert(WORDS.into(), output);
         return Ok(());
-    }
-    let (name, output) = source.take("output.weight", &[decoder.vocabulary, decoder.width])?;
-    let words = source.tensors.get(WORDS).ok_or_else(|| Error::weights(source.path, WORDS, "is missing"))?;
+    };
     if output.is_same_window(words) {
         return Ok(());
+    }
+    let differs = || {
+        let problem = "differs from the word embedding; im2sp needs the output tied to it, as models that speak units \
+                       have it (a published text model has to be trained on units first)";
+        Error::weights(source.path, OUTPUT, problem)
+    };
+    if output.shape() != words.shape() {
+        return Err(differs());
     }
     let load = |name: &str, tensor: &super::StoredTensor| {
         tensor.load().map_err(|problem| Error::weights(source.path, name, problem))
     };
-    if load(&name, &output)?.to_f32() != load(WORDS, words)?.to_f32() {
-        let problem = "differs from the word embedding; im2sp needs the output tied to it, as models that speak units \
-                       have it (a published text model has to be trained on units first)";
-        return Err(Error::weights(source.path, name, problem));
-    }
-    Ok(())
+    if load(OUTPUT, &output)?.to_f32() == load(WORDS, words)?.to_f32() { Ok(()) } else { Err(differs()) }
 }
 
 /// Weight (out, in) and bias (out) of a linear layer.

@@ -1,23 +1,17 @@
-//! The Hugging Face side of a GIT directory: `config.json`, `preprocessor_config.json`, and weights in one file or in
+//! The Hugging Face side of a GIT directory: `config.json`, `generation_config.json`, and weights in one file or in
 //! shards. Of the configuration, only what shapes cannot tell is used; the rest has to agree with them.
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::ImageConfig;
-use crate::weights::directory::read_small;
-use crate::weights::safetensors;
-use crate::weights::torch::{Checkpoint, StateDict};
+use super::select::{self, Family, Opened, Selected};
+use crate::units::{BOS, EOS};
+use crate::weights::json::Json;
+use crate::weights::torch::StateDict;
 use crate::{Error, Result};
 
-/// Mean of CLIP's training pictures.
-const CLIP_MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
-/// Their standard deviation.
-const CLIP_STD: [f32; 3] = [0.26862954, 0.2613026, 0.2757771];
-
-/// What a configuration says of one transformer.
+/// Dimensions of one transformer, as far as they are known.
 #[derive(Default)]
 pub(super) struct TransformerSays {
     pub width: Option<usize>,
@@ -34,7 +28,6 @@ pub(super) struct Extras {
     pub text: TransformerSays,
     pub patch: Option<usize>,
     pub image_size: Option<usize>,
-    pub tied: bool,
 }
 
 impl Extras {
@@ -47,183 +40,158 @@ impl Extras {
             _ => Ok(()),
         }
     }
+
+    /// Reads a GIT `config.json`. What is absent has the value `transformers` gives it. Fails for a model that im2sp
+    /// does not run.
+    pub fn parse(config: &Json) -> Result<Extras> {
+        let vision = config.object("vision_config")?;
+        for (json, field, default) in [
+            (config, "model_type", "git"),
+            (config, "hidden_act", "gelu"),
+            (&vision, "hidden_act", "quick_gelu"),
+            (config, "position_embedding_type", "absolute"),
+        ] {
+            if let Some(value) = json.get::<String>(field)?.filter(|value| value != default) {
+                return Err(json.wrong(field, format!("is {value:?}; im2sp runs models with {default:?} only")));
+            }
+        }
+        Ok(Extras {
+            text: transformer(config, [768, 6, 12, 3072], 1e-12)?,
+            patch: Some(vision.get("patch_size")?.unwrap_or(16)),
+            image_size: Some(vision.get("image_size")?.unwrap_or(224)),
+            vision: transformer(&vision, [768, 12, 12, 3072], 1e-5)?,
+        })
+    }
 }
 
-/// The parts of a `config.json` that matter here. What is absent has the value `transformers` gives it.
-#[derive(Deserialize)]
-#[serde(default)]
-struct GitConfig {
-    model_type: String,
-    vision_config: VisionPart,
-    hidden_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    intermediate_size: usize,
-    layer_norm_eps: f32,
-    hidden_act: String,
-    position_embedding_type: String,
-    num_image_with_embedding: Option<usize>,
-    tie_word_embeddings: bool,
+/// Dimensions, or `defaults` (width, layers, heads, hidden channels).
+fn transformer(json: &Json, defaults: [usize; 4], eps: f32) -> Result<TransformerSays> {
+    let size = |field: &str, default: usize| Ok(Some(json.get(field)?.unwrap_or(default)));
+    Ok(TransformerSays {
+        width: size("hidden_size", defaults[0])?,
+        layers: size("num_hidden_layers", defaults[1])?,
+        heads: size("num_attention_heads", defaults[2])?,
+        mlp: size("intermediate_size", defaults[3])?,
+        eps: Some(json.get("layer_norm_eps")?.unwrap_or(eps)),
+    })
 }
 
-impl Default for GitConfig {
-    fn default() -> GitConfig {
-        GitConfig {
-            model_type: "git".into(),
-            vision_config: VisionPart::default(),
-            hidden_size: 768,
-            num_hidden_layers: 6,
-            num_attention_heads: 12,
-            intermediate_size: 3072,
-            layer_norm_eps: 1e-12,
-            hidden_act: "gelu".into(),
-            position_embedding_type: "absolute".into(),
-            num_image_with_embedding: None,
-            tie_word_embeddings: false,
+/// Refuses a configuration by which other tokens begin or end a sequence, or tokens are forced or forbidden.
+fn refuse_tokens(json: &Json) -> Result<()> {
+    for (field, expected) in [("bos_token_id", BOS), ("eos_token_id", EOS)] {
+        let usual = match json.value(field) {
+            None => true,
+            Some(Value::Array(ids)) => !ids.is_empty() && ids.iter().all(|id| *id == expected),
+            Some(id) => *id == expected,
+        };
+        if !usual {
+            let said = json.value(field).unwrap_or(&Value::Null);
+            let problem = format!(
+                "is {said}, but im2sp begins sequences with {BOS} and ends them with {EOS}, as the published models do: \
+                 train with these"
+            );
+            return Err(json.wrong(field, problem));
         }
     }
-}
-
-#[derive(Deserialize)]
-#[serde(default)]
-struct VisionPart {
-    hidden_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    intermediate_size: usize,
-    layer_norm_eps: f32,
-    hidden_act: String,
-    image_size: usize,
-    patch_size: usize,
-}
-
-impl Default for VisionPart {
-    fn default() -> VisionPart {
-        VisionPart {
-            hidden_size: 768,
-            num_hidden_layers: 12,
-            num_attention_heads: 12,
-            intermediate_size: 3072,
-            layer_norm_eps: 1e-5,
-            hidden_act: "quick_gelu".into(),
-            image_size: 224,
-            patch_size: 16,
+    for field in ["forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"] {
+        if json.is_truthy(field) {
+            return Err(json.wrong(field, "is set, but im2sp neither forces nor forbids tokens: remove it"));
         }
     }
+    Ok(())
 }
 
-/// Opens the weights and the configuration of a directory.
-pub(super) fn open(folder: &Path) -> Result<(StateDict, Extras)> {
-    let path = folder.join("config.json");
-    let config: GitConfig = serde_json::from_str(&read_small(&path)?)
-        .map_err(|error| Error::weights(&path, "configuration", error.to_string()))?;
-    for (field, value, expected) in [
-        ("model_type", &config.model_type, "git"),
-        ("hidden_act", &config.hidden_act, "gelu"),
-        ("vision_config.hidden_act", &config.vision_config.hidden_act, "quick_gelu"),
-        ("position_embedding_type", &config.position_embedding_type, "absolute"),
-    ] {
-        if value != expected {
-            return Err(Error::weights(
-                &path,
-                field,
-                format!("is {value:?}; im2sp runs models with {expected:?} only"),
-            ));
+/// Folder and configuration that belong to `source`: a GIT directory, or one weights file of it.
+pub(super) fn companion(source: &Path) -> Result<Option<(PathBuf, Json)>> {
+    if source.is_dir() {
+        let path = source.join("config.json");
+        if !path.exists() {
+            let problem = "is a folder without config.json: give a Hugging Face GIT directory, a model directory, or the \
+                           checkpoint file in the folder";
+            return Err(Error::weights(source, "source", problem));
         }
+        return Ok(Some((source.to_owned(), Json::read(&path)?)));
     }
-    if config.num_image_with_embedding.is_some_and(|frames| frames > 0) {
-        return Err(Error::weights(&path, "num_image_with_embedding", "this is a model for videos, not for pictures"));
-    }
-    let vision = config.vision_config;
-    let extras = Extras {
-        vision: TransformerSays {
-            width: Some(vision.hidden_size),
-            layers: Some(vision.num_hidden_layers),
-            heads: Some(vision.num_attention_heads),
-            mlp: Some(vision.intermediate_size),
-            eps: Some(vision.layer_norm_eps),
-        },
-        text: TransformerSays {
-            width: Some(config.hidden_size),
-            layers: Some(config.num_hidden_layers),
-            heads: Some(config.num_attention_heads),
-            mlp: Some(config.intermediate_size),
-            eps: Some(config.layer_norm_eps),
-        },
-        patch: Some(vision.patch_size),
-        image_size: Some(vision.image_size),
-        tied: config.tie_word_embeddings,
+    let extension = source.extension().and_then(|extension| extension.to_str());
+    let folder = match source.parent() {
+        Some(folder) if matches!(extension, Some("safetensors" | "bin")) => folder,
+        _ => return Ok(None),
     };
-    Ok((open_weights(folder)?, extras))
+    let path = folder.join("config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    // Another model's configuration may be beside a lone file.
+    let config = Json::read(&path)?;
+    let is_git = config.value("model_type").and_then(Value::as_str) == Some("git");
+    Ok(is_git.then(|| (folder.to_owned(), config)))
 }
 
-/// One file or several: safetensors where there are any.
-fn open_weights(folder: &Path) -> Result<StateDict> {
+/// Reads the configuration files of `folder`. Where there is a `generation_config.json`, tokens are its matter alone, as
+/// in transformers 5.
+pub(super) fn extras(folder: &Path, config: &Json) -> Result<Extras> {
+    let generation = folder.join("generation_config.json");
+    if generation.is_file() {
+        refuse_tokens(&Json::read(&generation)?)?
+    } else {
+        refuse_tokens(config)?
+    }
+    Extras::parse(config)
+}
+
+/// The model in a directory, in one file or several: safetensors where there are any.
+pub(super) fn open_folder(folder: &Path, family: &Family) -> Result<Selected> {
     for name in ["model.safetensors", "pytorch_model.bin"] {
         let whole = folder.join(name);
-        if whole.is_file() {
-            return open_file(&whole);
+        if whole.exists() {
+            return family.select(&whole, select::open(&whole)?);
         }
         let index = folder.join(format!("{name}.index.json"));
         if index.is_file() {
             let mut tensors = StateDict::new();
             for shard in shards(folder, &index)? {
-                tensors.extend(open_file(&shard)?);
+                tensors.extend(all_tensors(select::open(&shard)?)?);
             }
-            return Ok(tensors);
+            return family.select_tensors(folder, tensors);
         }
     }
-    Err(Error::weights(folder, "weights", "neither model.safetensors nor pytorch_model.bin is here"))
+    let problem = if folder.join("adapter_config.json").exists() {
+        "are those of an adapter (LoRA): merge it into its model and save that"
+    } else {
+        "neither model.safetensors nor pytorch_model.bin is here: give the weights file itself if it has another name"
+    };
+    Err(Error::weights(folder, "weights", problem))
 }
 
-fn open_file(path: &Path) -> Result<StateDict> {
-    if path.extension().is_some_and(|extension| extension == "safetensors") {
-        safetensors::open(path)
-    } else {
-        Checkpoint::open(path)?.state_dict(&["state_dict"])
+/// All tensors of a shard.
+fn all_tensors(opened: Opened) -> Result<StateDict> {
+    match opened {
+        Opened::Tensors(tensors) => Ok(tensors),
+        Opened::Checkpoint(checkpoint) => {
+            let dicts = checkpoint.dicts()?;
+            let dict = dicts.iter().find(|dict| dict.keys() == ["state_dict"]).or(dicts.first());
+            dict.map_or(Ok(StateDict::new()), |dict| dict.tensors(|_| true))
+        }
     }
 }
 
 /// The files an index names, each once. They have to lie in `folder` itself.
 fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
-    let wrong = |problem: String| Error::weights(index, "weight_map", problem);
-    let value: Value = serde_json::from_str(&read_small(index)?).map_err(|error| wrong(error.to_string()))?;
-    let map = value.get("weight_map").and_then(Value::as_object).ok_or_else(|| wrong("is missing".into()))?;
+    let index = Json::read(index)?;
+    let map = match index.value("weight_map") {
+        Some(Value::Object(map)) => map,
+        _ => return Err(index.wrong("weight_map", "is missing")),
+    };
     let mut names: Vec<&str> = Vec::new();
     for shard in map.values() {
-        let name = shard.as_str().ok_or_else(|| wrong("holds something that is no file name".into()))?;
+        let name = shard.as_str().ok_or_else(|| index.wrong("weight_map", "holds something that is no file name"))?;
         if name.contains(['/', '\\']) || name.starts_with('.') {
-            return Err(wrong(format!("names {name:?}, which is not a file of this directory")));
+            let problem = format!("names {name:?}, which is not a file of this directory");
+            return Err(index.wrong("weight_map", problem));
         }
         names.push(name);
     }
     names.sort_unstable();
     names.dedup();
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
-}
-
-/// Reads how pictures become pixels from a `preprocessor_config.json`; without one, the values of CLIP. `size` is what
-/// the position embedding was made for.
-pub(super) fn image_config(path: Option<&Path>, size: usize) -> Result<ImageConfig> {
-    let Some(path) = path else { return Ok(ImageConfig { size, mean: CLIP_MEAN, std: CLIP_STD }) };
-    let value: Value = serde_json::from_str(&read_small(path)?)
-        .map_err(|error| Error::weights(path, "configuration", error.to_string()))?;
-    for field in ["crop_size", "size"] {
-        let Some(said) = value.get(field).filter(|said| !said.is_null()) else { continue };
-        // A number, {"shortest_edge": n}, or {"height": n, "width": n}.
-        let sides: Vec<u64> = match said {
-            Value::Object(sides) => sides.values().filter_map(Value::as_u64).collect(),
-            said => said.as_u64().into_iter().collect(),
-        };
-        if sides.is_empty() || sides.iter().any(|&side| side != size as u64) {
-            let problem = format!("is {said}, but the model was made for pictures of {size} x {size}");
-            return Err(Error::weights(path, field, problem));
-        }
-    }
-    let channels = |field: &str, default: [f32; 3]| match value.get(field).filter(|said| !said.is_null()) {
-        None => Ok(default),
-        Some(said) => <[f32; 3]>::deserialize(said)
-            .map_err(|error| Error::weights(path, field, format!("expected three numbers: {error}"))),
-    };
-    Ok(ImageConfig { size, mean: channels("image_mean", CLIP_MEAN)?, std: channels("image_std", CLIP_STD)? })
 }

@@ -1,17 +1,21 @@
 //! `im2sp convert`: published checkpoints to a model directory. The names and shapes of everything that will be written
 //! are planned first; then the tensors stream through one at a time, so the memory needed is that of the largest one.
 //!
-//! Sources: the reference's `.ckpt`, a Hugging Face GIT directory, a fairseq code HiFi-GAN, a model directory.
+//! Sources: the reference's `.ckpt`, a Hugging Face GIT directory or one safetensors file of it, a fairseq code HiFi-GAN, a
+//! model directory.
 
 mod captioner;
 mod huggingface;
 mod model;
+mod processor;
+mod select;
 mod vocoder;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::directory::{CAPTIONER, StagedDirectory, VOCODER};
+use super::json::Json;
 use super::safetensors::{Entry, Writer};
 use super::store::{list_names, scale_name};
 use super::stored::StoredTensor;
@@ -20,17 +24,21 @@ use crate::config::{FORMAT, ModelConfig};
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result};
 
+pub use processor::image_config;
+pub use vocoder::vocoder_config;
+
 /// What to convert, and into what.
 #[derive(Clone, Debug)]
 pub struct ConvertOptions {
-    /// The captioner: a PyTorch checkpoint, a Hugging Face directory, or a model directory, whose vocoder comes along.
+    /// The captioner: a PyTorch checkpoint, a safetensors file, a Hugging Face directory, or a model directory, whose
+    /// vocoder comes along.
     pub source: PathBuf,
     /// The vocoder's checkpoint; none makes a model that gives units but no sound.
     pub vocoder: Option<PathBuf>,
     /// The vocoder's dimensions; by default `config.json` beside its checkpoint.
     pub vocoder_config: Option<PathBuf>,
-    /// The picture's size, mean and deviation; by default `preprocessor_config.json` in a source directory, otherwise
-    /// the values of CLIP.
+    /// A Hugging Face image processor; by default `processor_config.json` or `preprocessor_config.json` of a source
+    /// directory, otherwise CLIP's.
     pub preprocessor: Option<PathBuf>,
     /// Element type of everything but the norms, f32 or bf16. Those stay f32.
     pub dtype: DType,
@@ -57,6 +65,8 @@ pub struct ConvertReport {
     pub parameters: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Names in the sources that are not part of the model: a criterion, buffers of metrics, a copy of the model.
+    pub left_aside: Vec<String>,
 }
 
 /// Converts a captioner, and a vocoder if there is one, to a model directory. `progress` is called with the bytes
@@ -71,7 +81,7 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(u64, u64)) -> 
         let problem = format!("{dtype:?} has no eight bits; choose e4m3 or int8");
         return Err(Error::Option { option: "quantize", problem });
     }
-    let Planning { config, captioner, vocoder } = plan(options)?;
+    let Planning { config, captioner, vocoder, left_aside } = plan(options)?;
     config.check().map_err(|(field, problem)| Error::weights(&options.source, field, problem))?;
     if let (Some(path), Some(vocoder)) = (&options.vocoder, &config.vocoder) {
         let units = config.decoder.vocabulary - 3;
@@ -84,7 +94,9 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(u64, u64)) -> 
     if let Some(vocoder) = vocoder {
         files.push((VOCODER, options.vocoder.as_ref().unwrap_or(&options.source), vocoder));
     }
-    write(options, config, files, progress)
+    let mut report = ConvertReport { config, tensors: 0, parameters: 0, bytes: 0, left_aside };
+    write(options, &mut report, files, progress)?;
+    Ok(report)
 }
 
 /// What will be written.
@@ -92,6 +104,7 @@ struct Planning {
     config: ModelConfig,
     captioner: Vec<Planned>,
     vocoder: Option<Vec<Planned>>,
+    left_aside: Vec<String>,
 }
 
 /// Reads everything but the data. A model directory keeps what no option replaces.
@@ -99,7 +112,7 @@ fn plan(options: &ConvertOptions) -> Result<Planning> {
     let mut planned = if model::is_model(&options.source) {
         let mut planned = model::plan(&options.source)?;
         if let Some(path) = &options.preprocessor {
-            planned.config.image = huggingface::image_config(Some(path), planned.config.image.size)?;
+            planned.config.image = image_config(&Json::read(path)?, planned.config.image.size)?;
         }
         planned
     } else {
@@ -113,12 +126,13 @@ fn plan(options: &ConvertOptions) -> Result<Planning> {
             decoder: captioner.decoder,
             vocoder: None,
         };
-        Planning { config, captioner: captioner.tensors, vocoder: None }
+        Planning { config, captioner: captioner.tensors, vocoder: None, left_aside: captioner.left_aside }
     };
     if let Some(path) = &options.vocoder {
         let vocoder = vocoder::plan(path, options.vocoder_config.as_deref())?;
         planned.config.vocoder = Some(vocoder.config);
         planned.vocoder = Some(vocoder.tensors);
+        planned.left_aside.extend(vocoder.left_aside);
     }
     let config = &mut planned.config;
     config.description = options.description.clone().or(config.description.take());
@@ -126,14 +140,13 @@ fn plan(options: &ConvertOptions) -> Result<Planning> {
     Ok(planned)
 }
 
-/// Streams the planned tensors of each file into a staged directory and gives it its name.
+/// Streams the planned tensors of each file into a staged directory, counts them and gives the directory its name.
 fn write(
     options: &ConvertOptions,
-    config: ModelConfig,
+    report: &mut ConvertReport,
     files: Vec<(&str, &Path, Vec<Planned>)>,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<ConvertReport> {
-    let mut report = ConvertReport { config, tensors: 0, parameters: 0, bytes: 0 };
+) -> Result<()> {
     let planned = files.iter().flat_map(|(_, _, tensors)| tensors);
     let sizes = planned.flat_map(|planned| planned.entries(options)).map(|entry| entry.size().unwrap_or(0) as u64);
     let total = sizes.sum();
@@ -155,8 +168,7 @@ fn write(
         }
         writer.finish()?;
     }
-    staged.commit(&report.config)?;
-    Ok(report)
+    staged.commit(&report.config)
 }
 
 /// One tensor to be written, and what it is made of.
@@ -240,10 +252,11 @@ impl Planned {
     }
 }
 
-/// Loads a tensor and refuses NaN and infinity.
+/// Loads a tensor and refuses NaN and infinity. Floats of eight bits are numbers like others; integers of eight bits
+/// have a scale somewhere.
 fn load_finite(source: &Path, (name, stored): &(String, StoredTensor)) -> Result<HostTensor> {
     let tensor = stored.load().map_err(|problem| Error::weights(source, name.as_str(), problem))?;
-    if tensor.dtype().is_coded() {
+    if tensor.dtype() == DType::I8 {
         Err(Error::weights(source, name.as_str(), "is quantized: convert the checkpoint it was made from"))
     } else if tensor.to_f32().iter().all(|value| value.is_finite()) {
         Ok(tensor)

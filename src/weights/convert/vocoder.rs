@@ -4,69 +4,39 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
-use serde_json::Value;
-
+use super::select::{self, Family};
 use super::{Parts, Planned, Source, WeightNorm};
 use crate::config::{DurationConfig, VocoderConfig};
-use crate::weights::directory::read_small;
-use crate::weights::torch::Checkpoint;
+use crate::weights::json::Json;
 use crate::{Error, Result};
+
+/// Names of a generator. Its checkpoint is read strictly: a module this reader does not know changes the sound.
+const FAMILY: Family = Family { name: "vocoder", marker: &["conv_pre"], parts: &[], key: "generator" };
 
 /// Everything known about a vocoder before its data is read.
 pub(super) struct VocoderPlan {
     pub config: VocoderConfig,
     pub tensors: Vec<Planned>,
-}
-
-/// The fields of the published configuration that matter when speaking; those for training are ignored.
-#[derive(Deserialize)]
-struct Published {
-    upsample_rates: Vec<usize>,
-    upsample_kernel_sizes: Vec<usize>,
-    upsample_initial_channel: usize,
-    resblock_kernel_sizes: Vec<usize>,
-    resblock_dilation_sizes: Vec<Vec<usize>>,
-    num_embeddings: usize,
-    embedding_dim: usize,
-    #[serde(default = "default_model_in_dim")]
-    model_in_dim: usize,
-    #[serde(default = "default_sampling_rate")]
-    sampling_rate: u32,
-    code_hop_size: Option<usize>,
-    dur_predictor_params: Option<DurationParameters>,
-    #[serde(default)]
-    multispkr: Value,
-    num_speakers: Option<usize>,
-    #[serde(default)]
-    embedder_params: Value,
-    #[serde(default)]
-    f0: Value,
-    f0_quant_num_bin: Option<usize>,
-    #[serde(default)]
-    resblock: Value,
-}
-
-fn default_model_in_dim() -> usize {
-    80
-}
-
-fn default_sampling_rate() -> u32 {
-    16_000
-}
-
-#[derive(Deserialize)]
-struct DurationParameters {
-    encoder_embed_dim: usize,
-    var_pred_hidden_dim: usize,
-    var_pred_kernel_size: usize,
+    /// Names in the checkpoint that are not part of the generator.
+    pub left_aside: Vec<String>,
 }
 
 /// Opens a vocoder and plans the tensors of `vocoder.safetensors`.
 pub(super) fn plan(path: &Path, config: Option<&Path>) -> Result<VocoderPlan> {
+    let about = std::fs::metadata(path).map_err(Error::io("read", path))?;
+    if about.is_dir() {
+        let problem = "is a folder: give the vocoder's checkpoint in it (such as g_00950000)";
+        return Err(Error::weights(path, "vocoder", problem));
+    }
+    let opened = select::open(path)?;
     let beside = path.with_file_name("config.json");
-    let config = read_config(config.unwrap_or(&beside))?;
-    let mut source = Source::new(path, Checkpoint::open(path)?.state_dict(&["generator"])?)?;
+    if config.is_none() && !beside.exists() {
+        let problem = "is not there: give the vocoder's dimensions with --vocoder-config";
+        return Err(Error::weights(&beside, "file", problem));
+    }
+    let config = vocoder_config(&Json::read(config.unwrap_or(&beside))?)?;
+    let selected = FAMILY.select(path, opened)?;
+    let mut source = Source::new(path, selected.tensors)?;
     let mut tensors = Vec::new();
     plan_tables(&mut source, &config, &mut tensors)?;
     plan_generator(&mut source, &config, &mut tensors)?;
@@ -74,64 +44,61 @@ pub(super) fn plan(path: &Path, config: Option<&Path>) -> Result<VocoderPlan> {
         plan_duration(&mut source, duration, config.embedding_dim, &mut tensors)?;
     }
     source.finish()?;
-    Ok(VocoderPlan { config, tensors })
+    Ok(VocoderPlan { config, tensors, left_aside: selected.left_aside })
 }
 
-fn read_config(path: &Path) -> Result<VocoderConfig> {
-    let wrong = |field: &str, problem: String| Error::weights(path, field, problem);
-    let published: Published =
-        serde_json::from_str(&read_small(path)?).map_err(|error| wrong("configuration", error.to_string()))?;
-    if is_truthy(&published.embedder_params) {
-        return Err(wrong("embedder_params", "a vocoder that takes a speaker vector is not supported".into()));
+/// Reads a published configuration: of its fields those that matter when speaking; those for training are ignored.
+pub fn vocoder_config(json: &Json) -> Result<VocoderConfig> {
+    if json.is_truthy("embedder_params") {
+        return Err(json.wrong("embedder_params", "a vocoder that takes a speaker vector is not supported"));
     }
-    let f0 = is_truthy(&published.f0);
-    if f0 && published.f0_quant_num_bin.unwrap_or(0) == 0 {
-        return Err(wrong("f0_quant_num_bin", "a vocoder whose f0 is not quantised is not supported".into()));
+    let f0 = json.is_truthy("f0");
+    let f0_bins: Option<usize> = json.get::<Option<usize>>("f0_quant_num_bin")?.flatten();
+    if f0 && f0_bins.unwrap_or(0) == 0 {
+        return Err(json.wrong("f0_quant_num_bin", "a vocoder whose f0 is not quantised is not supported"));
     }
-    if !published.resblock.is_null() && published.resblock != "1" && published.resblock != 1 {
-        return Err(wrong("resblock", format!("is {}; only blocks of kind \"1\" are supported", published.resblock)));
+    if let Some(resblock) = json.value("resblock").filter(|&resblock| resblock != "1" && resblock != 1) {
+        return Err(json.wrong("resblock", format!("is {resblock}; only blocks of kind \"1\" are supported")));
     }
-    let duration = match published.dur_predictor_params {
-        Some(duration) if duration.encoder_embed_dim != published.embedding_dim => {
-            let problem = format!("is {}, but units have {}", duration.encoder_embed_dim, published.embedding_dim);
-            return Err(wrong("dur_predictor_params.encoder_embed_dim", problem));
-        }
-        Some(duration) => {
-            Some(DurationConfig { hidden: duration.var_pred_hidden_dim, kernel: duration.var_pred_kernel_size })
-        }
-        None => None,
-    };
+    let embedding_dim = json.need("embedding_dim")?;
+    let speakers = json.get::<Option<usize>>("num_speakers")?.flatten().unwrap_or(200);
     let config = VocoderConfig {
-        sampling_rate: published.sampling_rate,
-        upsample_rates: published.upsample_rates,
-        upsample_kernel_sizes: published.upsample_kernel_sizes,
-        upsample_initial_channel: published.upsample_initial_channel,
-        resblock_kernel_sizes: published.resblock_kernel_sizes,
-        resblock_dilation_sizes: published.resblock_dilation_sizes,
-        num_embeddings: published.num_embeddings,
-        embedding_dim: published.embedding_dim,
-        model_in_dim: published.model_in_dim,
-        duration,
-        num_speakers: is_truthy(&published.multispkr).then_some(published.num_speakers.unwrap_or(200)),
-        f0_bins: published.f0_quant_num_bin.filter(|_| f0),
+        sampling_rate: json.get("sampling_rate")?.unwrap_or(16_000),
+        upsample_rates: json.need("upsample_rates")?,
+        upsample_kernel_sizes: json.need("upsample_kernel_sizes")?,
+        upsample_initial_channel: json.need("upsample_initial_channel")?,
+        resblock_kernel_sizes: json.need("resblock_kernel_sizes")?,
+        resblock_dilation_sizes: json.need("resblock_dilation_sizes")?,
+        num_embeddings: json.need("num_embeddings")?,
+        embedding_dim,
+        model_in_dim: json.get("model_in_dim")?.unwrap_or(80),
+        duration: duration_config(json, embedding_dim)?,
+        num_speakers: json.is_truthy("multispkr").then_some(speakers),
+        f0_bins: f0_bins.filter(|_| f0),
     };
-    config.check().map_err(|(field, problem)| wrong(&field, problem))?;
-    if published.code_hop_size.is_some_and(|hop| hop != config.hop()) {
-        return Err(wrong("code_hop_size", format!("is not the product of upsample_rates, {}", config.hop())));
+    config.check().map_err(|(field, problem)| json.wrong(&field, problem))?;
+    let hop = json.get::<Option<usize>>("code_hop_size")?.flatten();
+    if hop.is_some_and(|hop| hop != config.hop()) {
+        let problem = format!("is not the product of upsample_rates, {}", config.hop());
+        return Err(json.wrong("code_hop_size", problem));
     }
     Ok(config)
 }
 
-/// Truth as Python has it: the published code only asks `if value:`.
-fn is_truthy(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(value) => *value,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(elements) => !elements.is_empty(),
-        Value::Object(entries) => !entries.is_empty(),
+/// The duration predictor; there is one if its parameters are anything but nothing.
+fn duration_config(json: &Json, embedding_dim: usize) -> Result<Option<DurationConfig>> {
+    if !json.is_truthy("dur_predictor_params") {
+        return Ok(None);
     }
+    let duration = json.object("dur_predictor_params")?;
+    let width: usize = duration.need("encoder_embed_dim")?;
+    if width != embedding_dim {
+        return Err(duration.wrong("encoder_embed_dim", format!("is {width}, but units have {embedding_dim}")));
+    }
+    Ok(Some(DurationConfig {
+        hidden: duration.need("var_pred_hidden_dim")?,
+        kernel: duration.need("var_pred_kernel_size")?,
+    }))
 }
 
 fn plan_tables(source: &mut Source<'_>, config: &VocoderConfig, tensors: &mut Vec<Planned>) -> Result<()> {

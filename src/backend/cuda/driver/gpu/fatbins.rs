@@ -24,6 +24,8 @@ pub struct Resources {
     pub stack: u32,
     /// Bytes moved between registers and that memory for want of registers.
     pub spills: u32,
+    /// Bytes of machine code.
+    pub code: u32,
 }
 
 /// The driver library reads the head of an image as whole words.

@@ -1,0 +1,62 @@
+//! Tile shapes of the kernels, as the TILE lines next to the kernels declare them, and the choice among them.
+
+use super::driver::Kernel;
+use crate::tensor::DType;
+
+/// A tile shape, or another form of a kernel that is chosen by the size of its work.
+pub struct Tile<P: 'static> {
+    /// Its geometry: `64x128`, `64x64_unaligned`, `r16`, `b4`.
+    pub name: &'static str,
+    /// Type of the operands.
+    pub dtype: DType,
+    /// Rows of a block.
+    pub rows: usize,
+    /// Columns of a block.
+    pub columns: usize,
+    /// Bytes of its shared memory.
+    pub shared_bytes: usize,
+    /// Time of a block on a busy multiprocessor, relative to the other tiles of the table. Of products by arithmetic, the
+    /// clocks in which 16 values of k are added to one tile: the larger of the time of the tensor cores (2540 operations a
+    /// clock, as mma.sync reaches on sm_90) and of shared memory (128 bytes a clock: both operands written once, and read
+    /// once by every warp that uses them).
+    pub time: usize,
+    /// The figure that justifies its place in the table.
+    pub evidence: &'static str,
+    /// The kernel.
+    pub kernel: &'static Kernel<P>,
+}
+
+impl<P> Tile<P> {
+    /// Whether it takes operands of this type, whose rows begin at multiples of 16 bytes if `aligned`.
+    pub(crate) fn takes(&self, dtype: DType, aligned: bool) -> bool {
+        self.dtype == dtype && (aligned || self.name.ends_with("unaligned"))
+    }
+
+    /// Tiles of a result.
+    pub(super) fn count(&self, rows: usize, columns: usize) -> usize {
+        rows.div_ceil(self.rows) * columns.div_ceil(self.columns)
+    }
+
+    /// Time of the busiest multiprocessor. Whole tiles take turns on all of them; the tiles of the last rows only multiply
+    /// the rows there are, in 16s, and first go where a turn was left over.
+    fn busy_time(&self, rows: usize, columns: usize, multiprocessors: usize) -> usize {
+        let across = columns.div_ceil(self.columns);
+        let (whole, rest) = (rows / self.rows * across, rows % self.rows);
+        let turns = whole.div_ceil(multiprocessors);
+        let ragged = if rest == 0 { 0 } else { across.saturating_sub(turns * multiprocessors - whole) };
+        let height = rest.next_multiple_of(16);
+        turns * self.time + ragged.div_ceil(multiprocessors) * self.time * height / self.rows
+    }
+}
+
+/// The tile that keeps the busiest multiprocessor busy for the shortest time; of equal ones the first.
+pub(super) fn fastest<P>(
+    tiles: &'static [Tile<P>],
+    dtype: DType,
+    aligned: bool,
+    [rows, columns]: [usize; 2],
+    multiprocessors: usize,
+) -> Option<&'static Tile<P>> {
+    let usable = tiles.iter().filter(|tile| tile.takes(dtype, aligned));
+    usable.min_by_key(|tile| tile.busy_time(rows, columns, multiprocessors.max(1)))
+}

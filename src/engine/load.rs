@@ -1,0 +1,190 @@
+//! Loading a model on a device: the device, the types of the weights, and the engine's threads.
+
+use std::str::FromStr;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+use std::sync::Arc;
+
+use super::LoadOptions;
+use super::pipeline::Pipeline;
+use crate::Result;
+use crate::backend::Backend;
+use crate::backend::cpu::Cpu;
+use crate::model::captioner::Captioner;
+use crate::model::loader::Loader;
+use crate::model::vocoder::Vocoder;
+use crate::tensor::DType;
+use crate::weights::directory::ModelFiles;
+
+/// Where the models run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// A usable GPU if there is one, else the CPU.
+    #[default]
+    Auto,
+    /// The host processor.
+    Cpu,
+    /// The GPU of this index.
+    Cuda(usize),
+    /// The GPU kernels, run by the host: for tests.
+    #[cfg(feature = "emulator")]
+    Emulator,
+}
+
+impl Device {
+    /// Whether a GPU can be used, and if not, why.
+    pub fn usable() -> std::result::Result<(), String> {
+        #[cfg(feature = "cuda")]
+        return crate::backend::cuda::driver::gpu::probe().map(|_| ()).map_err(|error| error.to_string());
+        #[cfg(not(feature = "cuda"))]
+        Err("this im2sp was built without the feature cuda".into())
+    }
+}
+
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+impl Device {
+    /// Opens the device; `Auto` is the first GPU that can be used.
+    ///
+    /// # Errors
+    /// If it is the CPU, which has no driver, or cannot be used.
+    pub fn driver(self) -> Result<Arc<dyn crate::backend::cuda::driver::Driver>> {
+        match self {
+            Device::Cuda(index) => gpu(index),
+            #[cfg(feature = "emulator")]
+            Device::Emulator => Ok(crate::backend::cuda::driver::emulator::driver()),
+            Device::Auto => gpu(first_gpu().unwrap_or(0)),
+            Device::Cpu => {
+                Err(crate::Error::Device { device: "cpu".into(), problem: "has no driver: name a GPU, cuda:N".into() })
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Device::Auto => write!(f, "auto"),
+            Device::Cpu => write!(f, "cpu"),
+            Device::Cuda(index) => write!(f, "cuda:{index}"),
+            #[cfg(feature = "emulator")]
+            Device::Emulator => write!(f, "emulator"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    fn from_str(text: &str) -> std::result::Result<Device, String> {
+        match text {
+            "auto" => Ok(Device::Auto),
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            #[cfg(feature = "emulator")]
+            "emulator" => Ok(Device::Emulator),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|index| index.parse().ok())
+                .map(Device::Cuda)
+                .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_string()),
+        }
+    }
+}
+
+/// Types in which the weight matrices are read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Precisions {
+    /// By the vision transformer.
+    pub vision: DType,
+    /// By the decoder, for whole sequences.
+    pub prefill: DType,
+    /// By the decoder, for a step.
+    pub step: DType,
+}
+
+/// Puts the models of `files` on the device of the options.
+pub(super) fn load(files: ModelFiles, options: LoadOptions) -> Result<(Pipeline, Precisions)> {
+    match options.device {
+        Device::Cpu => on_cpu(files, options.dtype),
+        Device::Auto if first_gpu().is_none() => on_cpu(files, options.dtype),
+        #[cfg(any(feature = "cuda", feature = "emulator"))]
+        device => on_gpu(device.driver()?, files, options.dtype),
+        #[cfg(not(any(feature = "cuda", feature = "emulator")))]
+        device => Err(no_kernels(device)),
+    }
+}
+
+/// Index of the first GPU that can be used.
+fn first_gpu() -> Option<usize> {
+    #[cfg(feature = "cuda")]
+    return crate::backend::cuda::driver::gpu::probe().ok().and_then(|devices| devices.first().map(|device| device.0));
+    #[cfg(not(feature = "cuda"))]
+    None
+}
+
+fn on_cpu(files: ModelFiles, dtype: Option<DType>) -> Result<(Pipeline, Precisions)> {
+    let used = |model| match dtype.or(stored(&files, model)) {
+        Some(DType::BF16 | DType::F8E4M3) => DType::BF16,
+        Some(DType::I8) => DType::I8,
+        _ => DType::F32,
+    };
+    let (vision, decoder) = (used("vision"), used("decoder"));
+    Ok((start(Cpu, files, dtype)?, Precisions { vision, prefill: decoder, step: decoder }))
+}
+
+/// Loads the models and starts their threads; the vocoder gets a stream of its own.
+fn start<B: Backend>(backend: B, mut files: ModelFiles, dtype: Option<DType>) -> Result<Pipeline> {
+    let mut loader = Loader { backend: &backend, store: &mut files.captioner, dtype };
+    let captioner = Captioner::load(&mut loader, &files.config)?;
+    files.captioner.finish()?;
+    let vocoder = match (&files.config.vocoder, files.vocoder) {
+        (Some(config), Some(mut store)) => {
+            let backend = backend.new_stream()?;
+            let vocoder = Vocoder::load(&mut Loader { backend: &backend, store: &mut store, dtype }, config)?;
+            store.finish()?;
+            Some((backend, vocoder))
+        }
+        _ => None,
+    };
+    Pipeline::start(files.config, (backend, captioner), vocoder)
+}
+
+/// Type of the matrices of this model's layers in the file.
+fn stored(files: &ModelFiles, model: &str) -> Option<DType> {
+    let first = format!("{model}.layers.0.qkv.weight");
+    files.captioner.iter().find(|(name, _)| *name == first).map(|(_, tensor)| tensor.dtype())
+}
+
+/// bf16 unless f32 is asked for: what the tensor cores compute in. e4m3 weights are kept as such for decoding; int8 ones become
+/// bf16.
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+pub(super) fn on_gpu(
+    driver: Arc<dyn crate::backend::cuda::driver::Driver>,
+    files: ModelFiles,
+    dtype: Option<DType>,
+) -> Result<(Pipeline, Precisions)> {
+    let step = dtype.or(stored(&files, "decoder").filter(|&dtype| dtype == DType::F8E4M3)).unwrap_or(DType::BF16);
+    let dtype = if step == DType::F32 { DType::F32 } else { DType::BF16 };
+    let pipeline = start(crate::backend::cuda::Cuda::new(driver, dtype)?, files, Some(dtype))?;
+    Ok((pipeline, Precisions { vision: dtype, prefill: dtype, step }))
+}
+
+#[cfg(feature = "cuda")]
+fn gpu(index: usize) -> Result<Arc<dyn crate::backend::cuda::driver::Driver>> {
+    crate::backend::cuda::driver::gpu::open(index)
+}
+
+#[cfg(all(feature = "emulator", not(feature = "cuda")))]
+fn gpu(index: usize) -> Result<Arc<dyn crate::backend::cuda::driver::Driver>> {
+    Err(no_kernels(Device::Cuda(index)))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn no_kernels(device: Device) -> crate::Error {
+    crate::Error::Device {
+        device: device.to_string(),
+        problem: "this im2sp was built without kernels for GPUs: build it with --features cuda, or use --device cpu \
+                  or auto"
+            .into(),
+    }
+}

@@ -1,0 +1,196 @@
+//! The way through a scan: which block comes next, when a restart is due, and where the blocks go.
+
+use rayon::prelude::*;
+
+use super::arithmetic::Arithmetic;
+use super::huffman::Huffman;
+use super::markers::{Component, Frame, Headers, Scan};
+use super::progressive::ProgressiveHuffman;
+use super::smooth::{Accuracy, Smoother};
+use super::upsample::Plane;
+use super::{Block, CUT_OFF, Failure, Result, idct};
+
+/// A decoder of entropy-coded blocks.
+pub trait Entropy {
+    /// Whether the data of this restart interval have run out or make no sense any more: its blocks stay as they are.
+    fn starved(&self) -> bool;
+
+    /// Whether the file did not end within the data.
+    fn complete(&mut self) -> bool;
+
+    /// Begins the next restart interval.
+    fn restart(&mut self) -> Result<()>;
+
+    /// Decodes the next block, one of the scan's component `slot`, into or on top of `block`.
+    fn block(&mut self, slot: usize, block: &mut Block) -> Result<()>;
+}
+
+/// A place that blocks are decoded into.
+pub trait Target {
+    /// Has `decode` fill the block of `component` at (`row`, `column`). A block that is never decoded is zero.
+    fn block(
+        &mut self,
+        component: usize,
+        row: usize,
+        column: usize,
+        decode: impl FnOnce(&mut Block) -> Result<()>,
+    ) -> Result<()>;
+}
+
+/// Decodes the data of `scan` into `target`. Returns the last row of MCUs whose data had not run out.
+///
+/// # Errors
+/// `Failure::Damaged` where the data make no sense or the file ends within them.
+pub fn decode(headers: &mut Headers, scan: &Scan, target: &mut impl Target) -> Result<usize> {
+    let Headers { input, tables, frame, .. } = headers;
+    let interval = tables.restart_interval;
+    match (frame.arithmetic, frame.progressive) {
+        (true, _) => walk(frame, scan, interval, &mut Arithmetic::new(input, tables, scan, frame.progressive), target),
+        (false, false) => walk(frame, scan, interval, &mut Huffman::new(input, tables, scan)?, target),
+        (false, true) => walk(frame, scan, interval, &mut ProgressiveHuffman::new(input, tables, scan)?, target),
+    }
+}
+
+fn walk(
+    frame: &Frame,
+    scan: &Scan,
+    interval: usize,
+    entropy: &mut impl Entropy,
+    target: &mut impl Target,
+) -> Result<usize> {
+    // One component alone is coded block by block, without the filling up to MCUs.
+    let alone = (scan.components.len() == 1).then(|| &frame.components[scan.components[0].index]);
+    let (wide, high) = alone.map_or((frame.mcus_wide, frame.mcus_high), |c| (c.blocks_wide, c.blocks_high));
+    let (mut to_go, mut last_good) = (interval, 0);
+    for row in 0..high {
+        for column in 0..wide {
+            if !entropy.starved() {
+                last_good = row / alone.map_or(1, |component| component.v);
+            }
+            if interval != 0 {
+                if to_go == 0 {
+                    entropy.restart()?;
+                    to_go = interval;
+                }
+                to_go -= 1;
+            }
+            if entropy.starved() {
+                continue;
+            }
+            for (slot, coded) in scan.components.iter().enumerate() {
+                let component = &frame.components[coded.index];
+                let (h, v) = if alone.is_some() { (1, 1) } else { (component.h, component.v) };
+                for y in 0..v {
+                    for x in 0..h {
+                        let decode = |block: &mut Block| entropy.block(slot, block);
+                        target.block(coded.index, row * v + y, column * h + x, decode)?;
+                    }
+                }
+            }
+        }
+    }
+    if entropy.complete() { Ok(last_good) } else { Err(Failure::Damaged(CUT_OFF)) }
+}
+
+/// Samples, made as soon as a block is decoded.
+pub struct Samples {
+    planes: Vec<Plane>,
+    quantisation: Vec<[u16; 64]>,
+    block: Block,
+}
+
+impl Samples {
+    /// Grey samples, as blocks of zeros give them.
+    pub fn new(frame: &Frame) -> Samples {
+        Samples {
+            planes: frame.components.iter().map(|component| Plane::grey(component, frame)).collect(),
+            quantisation: frame.components.iter().map(|c| c.quantisation.unwrap_or([0; 64])).collect(),
+            block: [0; 64],
+        }
+    }
+
+    pub fn into_planes(self) -> Vec<Plane> {
+        self.planes
+    }
+}
+
+impl Target for Samples {
+    #[inline]
+    fn block(
+        &mut self,
+        component: usize,
+        row: usize,
+        column: usize,
+        decode: impl FnOnce(&mut Block) -> Result<()>,
+    ) -> Result<()> {
+        self.block = [0; 64];
+        decode(&mut self.block)?;
+        let plane = &mut self.planes[component];
+        let start = row * 8 * plane.stride + column * 8;
+        idct::samples(&self.block, &self.quantisation[component], &mut plane.samples[start..], plane.stride);
+        Ok(())
+    }
+}
+
+/// The blocks of one component.
+pub struct Blocks {
+    blocks: Vec<Block>, // (padded_high, padded_wide)
+    wide: usize,
+}
+
+impl Blocks {
+    pub fn at(&self, row: usize, column: usize) -> &Block {
+        &self.blocks[row * self.wide + column]
+    }
+}
+
+/// The coefficients of all components, for files of several scans.
+pub struct Coefficients(Vec<Blocks>);
+
+impl Coefficients {
+    /// Zeros.
+    pub fn new(frame: &Frame) -> Coefficients {
+        let zeros = |component: &Component| Blocks {
+            blocks: vec![[0; 64]; component.padded_wide * component.padded_high],
+            wide: component.padded_wide,
+        };
+        Coefficients(frame.components.iter().map(zeros).collect())
+    }
+
+    /// Makes samples of all blocks, estimating coefficients of which no or not all bits have come.
+    pub fn into_planes(self, frame: &Frame, accuracy: &Accuracy) -> Vec<Plane> {
+        let smooth = accuracy.needs_smoothing(frame);
+        let components = frame.components.iter().zip(self.0).enumerate();
+        let planes = components.map(|(index, (component, blocks))| {
+            let mut plane = Plane::grey(component, frame);
+            let quantisation = component.quantisation.unwrap_or([0; 64]);
+            let stride = plane.stride;
+            let smoother = smooth.then(|| Smoother::new(accuracy, frame, index, &blocks));
+            let rows = plane.samples.par_chunks_mut(stride * 8).take(component.blocks_high).enumerate();
+            rows.for_each(|(row, samples)| {
+                for column in 0..component.blocks_wide {
+                    let estimated = smoother.as_ref().map(|smoother| smoother.block(row, column));
+                    let block = estimated.as_ref().unwrap_or_else(|| blocks.at(row, column));
+                    idct::samples(block, &quantisation, &mut samples[column * 8..], stride);
+                }
+            });
+            plane
+        });
+        planes.collect()
+    }
+}
+
+impl Target for Coefficients {
+    #[inline]
+    fn block(
+        &mut self,
+        component: usize,
+        row: usize,
+        column: usize,
+        decode: impl FnOnce(&mut Block) -> Result<()>,
+    ) -> Result<()> {
+        let Blocks { blocks, wide } = &mut self.0[component];
+        let block = blocks.get_mut(row * *wide + column);
+        decode(block.ok_or(Failure::Damaged("a scan is larger than the image"))?)
+    }
+}
