@@ -80,7 +80,7 @@ impl Inputs {
     }
 }
 
-/// What an operation returns.
+/// Result of an operation.
 pub enum Output<B: Backend> {
     /// A tensor, which is downloaded for the comparison and dropped where a run is timed.
     Tensor(B::Tensor),
@@ -98,7 +98,7 @@ impl<B: Backend> Output<B> {
 /// Compares what a backend computed where no list of values can be expected.
 type Judge<'c> = Box<dyn FnOnce(&[f32]) -> Result<Deviation> + 'c>;
 
-/// What a case should give.
+/// Expected result of a case.
 pub enum Expected<'c> {
     /// Equal numbers.
     Exact(Vec<f32>),
@@ -133,7 +133,7 @@ impl<'c> Expected<'c> {
         Expected::Judged(Box::new(judge))
     }
 
-    /// How far `actual` is off.
+    /// Deviation of `actual`.
     pub fn compare(self, actual: &[f32]) -> Result<Deviation> {
         Ok(match self {
             Expected::Exact(values) => Deviation { error: difference(actual, &values), allowed: 0.0 },
@@ -188,7 +188,7 @@ pub enum Verdict {
     Timed,
 }
 
-/// How one case went.
+/// Outcome of one case.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// The operation.
@@ -206,7 +206,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whether nothing is wrong.
+    /// True if nothing is wrong.
     pub fn passed(&self) -> bool {
         matches!(self.verdict, Verdict::Passed(_) | Verdict::Timed)
     }

@@ -30,7 +30,7 @@ pub enum OpFilter {
 }
 
 impl OpFilter {
-    /// Whether this operation is meant.
+    /// True if the filter takes this operation.
     pub fn takes(&self, op: &str) -> bool {
         match self {
             OpFilter::All => true,
@@ -57,7 +57,7 @@ impl FromStr for OpFilter {
     }
 }
 
-/// What to examine.
+/// Options of an examination.
 #[derive(Clone, Debug)]
 pub struct DoctorOptions {
     /// The device.
@@ -82,30 +82,30 @@ pub enum Event<'e> {
     Outcome(&'e Outcome, Option<f64>),
 }
 
-/// Everything that was found.
+/// Findings of an examination.
 #[derive(Clone, Debug)]
 pub struct Diagnosis {
     /// Name, multiprocessors, memory and so on.
     pub device: Value,
     /// Measured peaks.
     pub peaks: Option<Peaks>,
-    /// Whether times are those of inputs in memory, and so have a share of the peaks; a CPU's caches may go beyond them.
+    /// Times are those of inputs in memory, and so have a share of the peaks; a CPU's caches may go beyond them.
     pub cold: bool,
     /// Every case.
     pub outcomes: Vec<Outcome>,
-    /// Why the examination ended early: the device does not answer any more.
+    /// Reason for an early end: the device does not answer any more.
     pub lost: Option<String>,
 }
 
-/// Examines a device; `tell` is called with each finding.
+/// Examines a device; `on_event` is called with each finding.
 ///
 /// # Errors
 /// If the device cannot be opened. An operation's error is an outcome.
-pub fn examine(options: &DoctorOptions, tell: &mut dyn FnMut(Event<'_>)) -> Result<Diagnosis> {
+pub fn examine(options: &DoctorOptions, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Diagnosis> {
     match options.device {
-        Device::Cpu => examine_cpu(options, tell),
+        Device::Cpu => examine_cpu(options, on_event),
         #[cfg(any(feature = "cuda", feature = "emulator"))]
-        _ => on_cuda::examine(options, tell),
+        _ => on_cuda::examine(options, on_event),
         #[cfg(not(any(feature = "cuda", feature = "emulator")))]
         device => Err(crate::Error::Device {
             device: device.to_string(),
@@ -116,11 +116,11 @@ pub fn examine(options: &DoctorOptions, tell: &mut dyn FnMut(Event<'_>)) -> Resu
     }
 }
 
-fn examine_cpu(options: &DoctorOptions, tell: &mut dyn FnMut(Event<'_>)) -> Result<Diagnosis> {
+fn examine_cpu(options: &DoctorOptions, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Diagnosis> {
     let device = json!({ "name": Cpu.name(), "commit": env!("IM2SP_COMMIT") });
     let mut diagnosis = Diagnosis { device, peaks: None, cold: false, outcomes: Vec::new(), lost: None };
-    diagnosis.begin(&Cpu, options, tell);
-    diagnosis.run(&Cpu, options, tell);
+    diagnosis.begin(&Cpu, options, on_event);
+    diagnosis.run(&Cpu, options, on_event);
     Ok(diagnosis)
 }
 
@@ -130,7 +130,7 @@ mod on_cuda {
     use crate::backend::cuda::Cuda;
     use crate::tensor::DType;
 
-    pub fn examine(options: &DoctorOptions, tell: &mut dyn FnMut(Event<'_>)) -> Result<Diagnosis> {
+    pub fn examine(options: &DoctorOptions, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Diagnosis> {
         let driver = options.device.driver()?;
         let properties = driver.properties().clone();
         let (free, total) = driver.memory()?;
@@ -153,11 +153,11 @@ mod on_cuda {
             let bf16 = Cuda::new(driver.clone(), DType::BF16)?;
             // Its clock would measure the host.
             options.time &= !bf16.is_emulated();
-            diagnosis.begin(&bf16, &options, tell);
+            diagnosis.begin(&bf16, &options, on_event);
         }
         for dtype in [DType::F32, DType::BF16] {
             match Cuda::new(driver.clone(), dtype) {
-                Ok(cuda) => diagnosis.run(&cuda, &options, tell),
+                Ok(cuda) => diagnosis.run(&cuda, &options, on_event),
                 Err(error) => diagnosis.lost = Some(error.to_string()),
             }
             if diagnosis.lost.is_some() {
@@ -181,10 +181,10 @@ fn median(timing: Timing<'_>) -> Result<f64> {
 
 impl Diagnosis {
     /// Measures the peaks. Without them there are no shares, and the examination has failed.
-    fn begin<B: TestBackend>(&mut self, backend: &B, options: &DoctorOptions, tell: &mut dyn FnMut(Event<'_>)) {
+    fn begin<B: TestBackend>(&mut self, backend: &B, options: &DoctorOptions, on_event: &mut dyn FnMut(Event<'_>)) {
         let peaks = options.time.then(|| backend.measure_peaks()).transpose();
         self.peaks = *peaks.as_ref().unwrap_or(&None);
-        tell(Event::Device(&self.device, self.peaks));
+        on_event(Event::Device(&self.device, self.peaks));
         if let Err(error) = peaks {
             let outcome = Outcome {
                 op: "peak",
@@ -194,18 +194,18 @@ impl Diagnosis {
                 microseconds: None,
                 cost: Cost::default(),
             };
-            tell(Event::Outcome(&outcome, None));
+            on_event(Event::Outcome(&outcome, None));
             self.outcomes.push(outcome);
         }
     }
 
-    fn run<B: TestBackend>(&mut self, backend: &B, options: &DoctorOptions, tell: &mut dyn FnMut(Event<'_>)) {
+    fn run<B: TestBackend>(&mut self, backend: &B, options: &DoctorOptions, on_event: &mut dyn FnMut(Event<'_>)) {
         let mut timer = median;
         let peaks = self.peaks.filter(|_| self.cold);
         let mut observer = |progress: Progress<'_>| match progress {
-            Progress::Case(op, case) => tell(Event::Case(op, case)),
+            Progress::Case(op, case) => on_event(Event::Case(op, case)),
             Progress::Outcome(outcome) => {
-                tell(Event::Outcome(outcome, peaks.and_then(|peaks| outcome.share(&peaks))));
+                on_event(Event::Outcome(outcome, peaks.and_then(|peaks| outcome.share(&peaks))));
             }
         };
         let mut harness = Harness::new(backend, options.max_size).observed(&mut observer);
@@ -226,7 +226,7 @@ impl Diagnosis {
         self.outcomes.iter().filter(|outcome| !outcome.passed()).count()
     }
 
-    /// Whether nothing is wrong.
+    /// True if nothing is wrong.
     pub fn passed(&self) -> bool {
         self.failed() == 0 && self.lost.is_none()
     }

@@ -28,7 +28,7 @@ pub enum Progress<'p> {
     Outcome(&'p Outcome),
 }
 
-/// Hears of the progress.
+/// Callback for progress.
 pub type Observer<'a> = &'a mut dyn FnMut(Progress<'_>);
 
 /// Runs cases on a backend.
@@ -73,7 +73,7 @@ impl<'a, B: TestBackend> Harness<'a, B> {
         Harness { compared: false, ..self }
     }
 
-    /// Also tells `observer` of each case and outcome.
+    /// Also calls `observer` with each case and outcome.
     pub fn observed(self, observer: Observer<'a>) -> Harness<'a, B> {
         Harness { observer: Some(observer), ..self }
     }
@@ -103,7 +103,7 @@ impl<'a, B: TestBackend> Harness<'a, B> {
         if !self.wants(&case) {
             return Ok(());
         }
-        self.tell(Progress::Case(self.op, &case));
+        self.report(Progress::Case(self.op, &case));
         let inputs = Inputs::new(self.op, &case.name);
         // Inputs, too, lie in memory of just their size.
         self.backend.poison(true);
@@ -182,12 +182,12 @@ impl<'a, B: TestBackend> Harness<'a, B> {
     fn note(&mut self, case: Case, (verdict, microseconds): (Verdict, Option<f64>)) -> Result<()> {
         let Case { name, dtype, cost, .. } = case;
         let outcome = Outcome { op: self.op, case: name, dtype, verdict, microseconds, cost };
-        self.tell(Progress::Outcome(&outcome));
+        self.report(Progress::Outcome(&outcome));
         self.outcomes.push(outcome);
         Ok(())
     }
 
-    fn tell(&mut self, progress: Progress<'_>) {
+    fn report(&mut self, progress: Progress<'_>) {
         if let Some(observer) = &mut self.observer {
             observer(progress);
         }

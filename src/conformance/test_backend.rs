@@ -7,7 +7,7 @@ use crate::{Error, Result};
 
 /// A backend that the cases can be run on.
 pub trait TestBackend: Backend {
-    /// Whether results are compared with the CPU form: not where the backend is that form.
+    /// Results are compared with the CPU form, unless the backend is that form.
     const COMPARED: bool = true;
     /// Cases of more operations are not timed.
     const MAX_TIMED_FLOPS: f64 = f64::INFINITY;

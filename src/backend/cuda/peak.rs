@@ -46,7 +46,7 @@ impl Cuda {
         Ok(Peaks { bytes: 2.0 * copied as f64 / copy, flops: flops / product })
     }
 
-    /// Whether the host runs the kernels.
+    /// True if the host runs the kernels.
     pub fn is_emulated(&self) -> bool {
         #[cfg(feature = "emulator")]
         return self.stream.driver().emulator().is_some();

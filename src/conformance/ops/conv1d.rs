@@ -34,7 +34,7 @@ const SHAPES: &[(Shape, Size)] = &[
     ([16, 1, 7, 64_000, 1], Size::Real),
 ];
 
-/// What is done around the sum.
+/// Operations around the sum.
 #[derive(Clone, Copy)]
 struct Around {
     slope: f32,

@@ -35,7 +35,7 @@ const WORD: f32 = 4.0;
 const POSITION: f32 = 32.0 * WORD;
 /// Image tokens of this size make the rows say different things.
 const IMAGE: f32 = 3.0;
-/// What rounding may do to a logit, as a share of the largest: of sums in f32, and of keys and values in bf16.
+/// Largest change of a logit by rounding, as a share of the largest logit: of sums in f32, and of keys and values in bf16.
 const BLUR: [f32; 2] = [1e-4, 6e-3];
 
 /// A matrix (N, K) with biases (N).
@@ -185,8 +185,8 @@ impl Loaded<Cpu> {
         Ok(ending)
     }
 
-    /// How far the tokens of a loop are from being the likeliest ones after the tokens before: the largest distance of a
-    /// chosen logit from the best, as a share of that. Infinite if a row does not begin or end as it should.
+    /// Distance of the tokens of a loop from the likeliest ones after the tokens before: the largest distance of a chosen
+    /// logit from the best, as a share of that. Infinite if a row does not begin or end as it should.
     fn distance(&mut self, rows: &[Vec<u32>], eos: u32, limit: usize) -> Result<f32> {
         let ends_well = |row: &Vec<u32>| {
             let early = row.iter().position(|&id| id == eos).map_or(limit, |at| at + 1);
@@ -199,7 +199,7 @@ impl Loaded<Cpu> {
         }
         let mut distance = 0.0f32;
         self.steps(rows.len(), limit - 1, |step, row, logits| {
-            // A row that has ended goes through the remaining steps unheeded.
+            // A row that has ended takes part in the remaining steps, and nothing is compared.
             let Some(&id) = rows[row].get(step + 1) else { return BOS };
             let (_, likeliest) = best(logits);
             distance = distance.max((likeliest - logits[id as usize]) / likeliest.abs().max(1.0));

@@ -91,7 +91,7 @@ const TIMED_ROWS: [usize; 3] = [1, 8, 64];
 /// Products of more operations are computed with one epilogue only.
 const LARGE: f64 = 2e10;
 
-/// What is computed, and from which kind of values.
+/// Kind of a product and of its values.
 #[derive(Clone, Copy)]
 struct Kind {
     /// Decode steps keep f32 rows.
@@ -180,7 +180,7 @@ fn in_dtype(weight: &HostTensor, dtype: DType) -> Result<HostTensor> {
     }
 }
 
-/// What `cell` holds, made by `make` the first time.
+/// Content of `cell`, made by `make` the first time.
 fn shared<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
     match cell.get() {
         Some(value) => Ok(value),
