@@ -97,7 +97,8 @@ fn steps(directory: &Path, dtype: Option<DType>, image: &Image) {
 
 /// The engine's scheduler around them: a caption of more steps allocates no more than a shorter one.
 fn scheduled_steps(directory: &Path, dtype: Option<DType>, image: &Image) {
-    let engine = Engine::load_with(directory, LoadOptions { device: Device::Cpu, dtype, ..Default::default() }).expect("an engine");
+    let engine = Engine::load_with(directory, LoadOptions { device: Device::Cpu, dtype, ..Default::default() })
+        .expect("an engine");
     for images in [vec![image], vec![image; 3]] {
         let allocated = |max_length: usize| {
             let generate = GenerateOptions { max_length, ..Default::default() };
