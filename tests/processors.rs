@@ -9,6 +9,7 @@ use im2sp::config::{Filter, ImageConfig, Resize};
 use im2sp::weights::TensorStore;
 use im2sp::weights::convert::image_config;
 use im2sp::weights::json::Json;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 /// Side of the squares.
@@ -134,5 +135,62 @@ fn python_writes_numbers_that_json_has_not() {
     ] {
         let said = parse(text).unwrap_err();
         assert!(said.starts_with("config.json: ") && said.contains(words), "{text}: {said}");
+    }
+}
+
+/// Parts of configurations, whole and broken.
+const PARTS: [&str; 24] = [
+    "{",
+    "}",
+    "[",
+    "]",
+    ":",
+    ",",
+    "\"",
+    "\\",
+    "NaN",
+    "-Infinity",
+    "Infinity",
+    "null",
+    "true",
+    "false",
+    "1e999",
+    "-0",
+    "16",
+    "\"size\":",
+    "\"height\":",
+    "\"do_resize\":",
+    "\"image_mean\":",
+    "\"image_processor\":",
+    "é",
+    "\u{feff}",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+    #[test]
+    fn no_configuration_is_a_reason_to_panic(parts in prop::collection::vec(0..PARTS.len(), 0..20), whole in any::<bool>()) {
+        let mut text: String = parts.into_iter().map(|part| PARTS[part]).collect();
+        if whole {
+            text = format!("{{{text}}}");
+        }
+        if let Ok(json) = Json::parse(Path::new("config.json"), &text) {
+            let _ = image_config(&json, SIZE);
+            let _ = im2sp::weights::convert::vocoder_config(&json);
+        }
+        let _ = im2sp::weights::directory::parse_config(Path::new("config.json"), &text);
+    }
+
+    #[test]
+    fn any_field_of_a_processor_may_hold_anything(field in 0..14usize, value in 0..PARTS.len()) {
+        let clip = processors()["clip"].clone();
+        let names: Vec<&String> = clip.as_object().unwrap().keys().collect();
+        let mut changed = clip.clone();
+        let value = serde_json::from_str(PARTS[value]).unwrap_or(json!({"height": [1], "width": {}}));
+        changed[names[field % names.len()]] = value;
+        if let Err(said) = config_of(&changed) {
+            prop_assert!(said.starts_with(&format!("preprocessor_config.json: {}", names[field % names.len()])) , "{said}");
+        }
     }
 }

@@ -365,6 +365,8 @@ def processors(out):
         "blip": dict(image_processor_type="BlipImageProcessor", size=square, do_center_crop=None, crop_size=None),
         "vit": dict(image_processor_type="ViTImageProcessorFast", size=10, resample=2, do_center_crop=None,
                     crop_size=None, image_mean=[0.5] * 3, image_std=[0.5] * 3),
+        "siglip": dict(image_processor_type="SiglipImageProcessor", size=square, do_center_crop=None, crop_size=None),
+        "videomae": dict(image_processor_type="VideoMAEFeatureExtractor", resample=2),
         "deit": dict(image_processor_type="DeiTFeatureExtractor", size=12, crop_size=10),
         **{f"filter_{n}": dict(resample=n) for n in range(6)},
         **{f"filter_{n}_squash": dict(resample=n, size=square, do_center_crop=False) for n in range(6)},
@@ -383,8 +385,10 @@ def processors(out):
         kind = kind.replace("FeatureExtractor", "ImageProcessor") + "Pil"
         processor = getattr(transformers, kind).from_dict(dict(config))
         for shape, picture in pictures.items():
-            values = processor(Image.fromarray(picture), return_tensors="np")["pixel_values"][0]
-            pixels[f"{name}/{shape}"] = torch.from_numpy(np.ascontiguousarray(values)).float()
+            image = Image.fromarray(picture)
+            # A video of one frame, where the processor takes videos.
+            values = processor([[image]] if "VideoMAE" in kind else image, return_tensors="np")["pixel_values"]
+            pixels[f"{name}/{shape}"] = torch.from_numpy(np.array(values, "f4")).reshape(3, 10, 10)
     for shape, picture in pictures.items():
         pixels[f"picture/{shape}"] = torch.from_numpy(picture.copy()).float()
     with open(f"{out}/processors.json", "w") as file:
