@@ -18,6 +18,8 @@ enum Value {
     Integer(u8),
     /// `None`, as torch.save writes the extra state of a module without one.
     None,
+    /// A whole module, which pickles by class.
+    Module,
 }
 
 use Value::{Dict, Integer, Tensor};
@@ -39,6 +41,7 @@ fn pickle(value: &Value, out: &mut Vec<u8>, storage: &mut Vec<f32>) {
     };
     match value {
         Value::None => out.push(b'N'),
+        Value::Module => out.extend(b"cmodels\nGit\n)R}X\x08\0\0\0_modules}sb"),
         Integer(value) => out.extend([b'K', *value]),
         Dict(entries) => {
             out.extend(b"}(");
@@ -278,6 +281,8 @@ fn the_one_dict_that_holds_the_model_is_found() {
     assert!(said.contains("the keys are a:"), "{said}");
     let said = bench.vocoder("captioner", &dict([("state_dict", plain)])).unwrap_err();
     assert!(said.contains("vocoder (`conv_pre.…`): is not there"), "{said}");
+    let said = bench.captioner("module", &dict([("epoch", Integer(3)), ("model", Value::Module)])).unwrap_err();
+    assert!(said.contains("model: is a whole module") && said.contains("state_dict()"), "{said}");
     let said = bench.captioner("list", &Integer(3)).unwrap_err();
     assert!(said.contains("expected a dict of tensors") && said.contains("torch.save"), "{said}");
 }

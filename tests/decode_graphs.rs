@@ -8,7 +8,7 @@ use std::sync::Arc;
 use im2sp::backend::cuda::Cuda;
 use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
 use im2sp::backend::prelude::*;
-use im2sp::backend::{CacheRow, Device as _, Occupancy};
+use im2sp::backend::{CacheRow, Device as _, SmBudget};
 use im2sp::config::DecoderConfig;
 use im2sp::model::decoder::Decoder;
 use im2sp::model::loader::Loader;
@@ -226,7 +226,7 @@ impl Device {
     fn greedy_loop(&self, images: usize, limit: usize) -> Option<Tokens> {
         let cache = self.prefilled(images, limit);
         let on_token = &mut |_: usize, _: &[u32]| ControlFlow::Continue(());
-        let tokens = self.cuda.decode_greedy(&self.decoder.greedy(Occupancy::Whole), &cache, limit, on_token);
+        let tokens = self.cuda.decode_greedy(&self.decoder.greedy(SmBudget::All), &cache, limit, on_token);
         tokens.map(|tokens| tokens.expect("tokens"))
     }
 

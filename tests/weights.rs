@@ -487,6 +487,10 @@ fn bytes_and_sets_are_understood_natively() {
     assert_eq!(encoded.root().as_bytes().unwrap()[..], [0xff, b'1']);
     let set = parse(b"\x80\x02c__builtin__\nset\n]K\x01a\x85R.");
     assert_eq!(set.root().as_set().unwrap()[0].as_i64(), Some(1));
+    let defaulted = parse(b"\x80\x02ccollections\ndefaultdict\nc__builtin__\nint\n\x85RX\x01\0\0\0aK\x05s.");
+    assert_eq!(defaulted.root().get("a").unwrap().as_i64(), Some(5));
+    assert_eq!(parse(b"(I01\nI-7\nL12L\nt.").root().as_tuple().unwrap()[1].as_i64(), Some(-7));
+    assert!(Pickle::parse(Bytes::new(b"I0x1\n.".to_vec())).unwrap_err().contains("decimal"));
     assert_eq!(parse(b"\x80\x02\x8a\x01\xff.").root().as_i64(), Some(-1));
     assert_eq!(parse(b"\x80\x02G\x3f\xf8\0\0\0\0\0\0.").root().as_f64(), Some(1.5));
 }

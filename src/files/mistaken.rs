@@ -3,8 +3,8 @@
 /// Bytes at the start of a file that tell whether it is text.
 const MAX_TEXT_START: usize = 512;
 
-/// What a file is that was taken for another kind by mistake, and what to do about it: an archive, a Git LFS pointer, a
-/// web page or other text in place of a download. `None` of bytes that are none of these.
+/// Name and remedy for the content of a file that was expected to be of another kind: an archive, a Git LFS pointer, a
+/// web page or other text in place of a download. `None` for bytes that are none of these.
 pub fn mistaken_content(bytes: &[u8]) -> Option<String> {
     const BINARY: [(&[u8], &str); 9] = [
         (b"\x1f\x8b", "is compressed with gzip: unpack it with gunzip"),

@@ -43,7 +43,7 @@ enum Node {
     Object(Box<Object>),
 }
 
-/// What applying a global to arguments left behind: names and data, no behaviour.
+/// A global applied to arguments: names and data, no behaviour.
 #[derive(Debug)]
 struct Object {
     class: Id,
@@ -192,24 +192,26 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Whether it is a dict or an OrderedDict.
+    /// Whether it is a dict, an OrderedDict or a defaultdict.
     pub fn is_dict(&self) -> bool {
         match self.node() {
             Node::Dict(_) => true,
-            Node::Object(_) => self.class() == Some(("collections", "OrderedDict")),
+            Node::Object(_) => matches!(self.class(), Some(("collections", "OrderedDict" | "defaultdict"))),
             _ => false,
         }
     }
 
-    /// The entries of a dict or an OrderedDict, in order.
+    /// The entries of a dict, an OrderedDict or a defaultdict, in order.
     pub fn as_dict(&self) -> Option<Vec<(View<'a>, View<'a>)>> {
         let pairs = |ids: &'a [(Id, Id)]| ids.iter().map(|&(k, v)| (self.view(k), self.view(v))).collect::<Vec<_>>();
         match self.node() {
             Node::Dict(items) => Some(pairs(items)),
             Node::Object(object) if self.is_dict() => {
-                // Python 2 gives the entries as an argument, Python 3 sets them afterwards.
+                // Python 2 gives the entries of an OrderedDict as an argument, Python 3 sets them afterwards. The
+                // argument of a defaultdict makes values for other keys.
                 let mut entries = Vec::new();
-                if let Some(first) = self.view(object.arguments).as_tuple()?.first() {
+                let ordered = self.class() == Some(("collections", "OrderedDict"));
+                if let Some(first) = self.view(object.arguments).as_tuple()?.first().filter(|_| ordered) {
                     for pair in first.as_list()? {
                         let pair = pair.as_list().or_else(|| pair.as_tuple())?;
                         let [key, value] = pair[..] else { return None };
@@ -240,7 +242,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What was applied to which arguments, of an object.
+    /// The class and the arguments of an object.
     pub fn as_call(&self) -> Option<((&'a str, &'a str), Vec<View<'a>>)> {
         let Node::Object(object) = self.node() else { return None };
         Some((self.class()?, self.view(object.arguments).as_tuple()?))
@@ -252,12 +254,12 @@ impl<'a> View<'a> {
         object.state.map(|id| self.view(id))
     }
 
-    /// What a persistent id consists of.
+    /// The value of a persistent id.
     pub fn as_persistent(&self) -> Option<View<'a>> {
         if let Node::Persistent(id) = self.node() { Some(self.view(*id)) } else { None }
     }
 
-    /// What stands here, for an error message that needed something else.
+    /// Description of the value, for an error message that needed another.
     pub fn describe(&self) -> String {
         match self.node() {
             Node::None => "None".into(),

@@ -83,7 +83,7 @@ fn element_of(dtype: Dtype) -> std::result::Result<Element, String> {
     })
 }
 
-/// What the header says of one tensor.
+/// Header of one tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     /// Its name.

@@ -89,7 +89,7 @@ impl TensorStore {
     }
 }
 
-/// What the scales of the eight-bit matrix `name` are called.
+/// Name of the scales of the eight-bit matrix `name`.
 pub fn scale_name(name: &str) -> String {
     format!("{name}_scale")
 }

@@ -100,6 +100,13 @@ impl<'a> Dict<'a> {
         self.value.as_dict().unwrap_or_default().into_iter().filter_map(|(key, _)| key.as_str()).collect()
     }
 
+    /// Text keys whose values are whole modules, which are code and not read.
+    pub fn modules(&self) -> Vec<&'a str> {
+        let entries = self.value.as_dict().unwrap_or_default().into_iter();
+        let modules = entries.filter(|(_, value)| value.state().is_some_and(|state| state.get("_modules").is_some()));
+        modules.filter_map(|(key, _)| key.as_str()).collect()
+    }
+
     /// The values of the keys for which `wanted` is true, which have to be tensors.
     pub fn tensors(&self, wanted: impl Fn(&str) -> bool) -> Result<StateDict> {
         let path = &self.checkpoint.path;

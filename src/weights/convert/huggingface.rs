@@ -21,7 +21,7 @@ pub(super) struct TransformerSays {
     pub eps: Option<f32>,
 }
 
-/// What a `config.json` says; all empty for a checkpoint that comes without one.
+/// Contents of a `config.json`; all empty for a checkpoint that comes without one.
 #[derive(Default)]
 pub(super) struct Extras {
     pub vision: TransformerSays,
@@ -121,7 +121,7 @@ pub(super) fn companion(source: &Path) -> Result<Option<(PathBuf, Json)>> {
     if !path.is_file() {
         return Ok(None);
     }
-    // Another model's configuration may be beside a lone file.
+    // A lone file may lie next to another model's configuration.
     let config = Json::read(&path)?;
     let is_git = config.value("model_type").and_then(Value::as_str) == Some("git");
     Ok(is_git.then(|| (folder.to_owned(), config)))

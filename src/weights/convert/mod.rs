@@ -27,7 +27,7 @@ use crate::{Error, Result};
 pub use processor::image_config;
 pub use vocoder::vocoder_config;
 
-/// What to convert, and into what.
+/// Sources and target of a conversion.
 #[derive(Clone, Debug)]
 pub struct ConvertOptions {
     /// The captioner: a PyTorch checkpoint, a safetensors file, a Hugging Face directory, or a model directory, whose
@@ -35,7 +35,7 @@ pub struct ConvertOptions {
     pub source: PathBuf,
     /// The vocoder's checkpoint; none makes a model that gives units but no sound.
     pub vocoder: Option<PathBuf>,
-    /// The vocoder's dimensions; by default `config.json` beside its checkpoint.
+    /// The vocoder's dimensions; by default `config.json` in its checkpoint's folder.
     pub vocoder_config: Option<PathBuf>,
     /// A Hugging Face image processor; by default `processor_config.json` or `preprocessor_config.json` of a source
     /// directory, otherwise CLIP's.
@@ -54,7 +54,7 @@ pub struct ConvertOptions {
     pub force: bool,
 }
 
-/// What was converted.
+/// Result of a conversion.
 #[derive(Clone, Debug)]
 pub struct ConvertReport {
     /// The configuration that was written.
@@ -99,7 +99,7 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(u64, u64)) -> 
     Ok(report)
 }
 
-/// What will be written.
+/// Everything that will be written.
 struct Planning {
     config: ModelConfig,
     captioner: Vec<Planned>,
@@ -178,7 +178,7 @@ struct Planned {
     parts: Parts,
 }
 
-/// How a written tensor comes from stored ones. Each carries its name in the source for errors.
+/// Recipe of a written tensor. Each stored one carries its name in the source for errors.
 enum Parts {
     /// One or more, joined along the first dimension.
     Joined(Vec<(String, StoredTensor)>),
@@ -205,7 +205,7 @@ impl Planned {
         }
     }
 
-    /// What is written: the tensor, and before an eight-bit one its scales, which are wider.
+    /// Entries of the file: the tensor, and before an eight-bit one its scales, which are wider.
     fn entries(&self, options: &ConvertOptions) -> Vec<Entry> {
         let dtype = self.dtype(options);
         let entry = Entry { name: self.name.clone(), shape: self.shape.clone(), dtype };
@@ -304,7 +304,7 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// How many consecutive numbers N, from 0, make `{before}N{after}` a tensor.
+    /// Number of consecutive N, from 0, that make `{before}N{after}` a tensor.
     fn count(&self, before: &str, after: &str) -> usize {
         (0..).take_while(|n| self.tensors.contains_key(&format!("{before}{n}{after}"))).count()
     }

@@ -1,6 +1,6 @@
 //! The model inside a checkpoint: which of its dicts, and which of that dict's names. Training code wraps a model in
-//! modules (`module.`, `_orig_mod.`, `model.`), keeps copies of it (`ema.`) and puts its state dict beside an
-//! optimizer's, each in its own way; what all ways share is that the model's own names end the stored ones.
+//! modules (`module.`, `_orig_mod.`, `model.`), keeps copies of it (`ema.`) and saves its state dict with an
+//! optimizer's, each in its own way; all ways share that the model's own names end the stored ones.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// Components that wrappers put into a name, anywhere: compilation, data parallelism, sharding, checkpointing.
 const WRAPPERS: [&str; 5] =
     ["_orig_mod", "module", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
-/// Words in a key or prefix that mark a copy of the model beside the model itself.
+/// Words in a key or prefix that mark a copy of the model next to the model itself.
 const COPIES: [&str; 7] = ["ema", "swa", "shadow", "teacher", "average", "averaged", "avg"];
 
 /// A kind of model, by its names.
@@ -63,7 +63,14 @@ impl Family {
         let holders: Vec<&Dict> = dicts.iter().filter(|dict| !self.prefixes(&dict.names()).is_empty()).collect();
         let models = without_copies(&holders, |dict| dict.keys().join("."));
         let dict = match models[..] {
-            [] => return Err(self.absent(path, &dicts.first().map(Dict::names).unwrap_or_default())),
+            [] => {
+                let root = dicts.first();
+                if let Some(key) = root.and_then(|root| root.modules().first().copied()) {
+                    let problem = "is a whole module, which is not read: save its state_dict() with torch.save";
+                    return Err(Error::weights(path, key, problem));
+                }
+                return Err(self.absent(path, &root.map(Dict::names).unwrap_or_default()));
+            }
             [dict] => dict,
             _ => match models.iter().find(|dict| dict.keys().last() == Some(&self.key)) {
                 Some(dict) => dict,
@@ -110,7 +117,7 @@ impl Family {
         }
     }
 
-    /// What stands before the marker, wrappers removed, in any of `names`.
+    /// The prefixes of the marker, wrappers removed, in `names`.
     fn prefixes(&self, names: &[&str]) -> BTreeSet<String> {
         let marked = |name: &&str| {
             let components = without_wrappers(name);
@@ -153,7 +160,7 @@ impl Family {
         Error::weights(path, self.title(), problem)
     }
 
-    /// What an error about all of it calls it.
+    /// Name of the whole in errors.
     fn title(&self) -> String {
         format!("{} (`{}.…`)", self.name, self.marker.join("."))
     }

@@ -158,7 +158,7 @@ fn refuse_metadata(metadata: Option<&View<'_>>) -> Read<()> {
     }
 }
 
-/// What a persistent id says: ("storage", class, key, location, count[, view]).
+/// A persistent id: ("storage", class, key, location, count[, view]).
 pub(super) struct StorageId<'a> {
     pub element: Element,
     pub key: &'a str,
