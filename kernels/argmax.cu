@@ -1,4 +1,5 @@
 // argmax: the column of the largest value of each row.
+// Math:      y[r] = the lowest c with x[r][c] = max over c of x[r][c]
 // Tensors:   x (R, V) row-major f32; y (R): the lowest column of the largest, or NOT_A_NUMBER if the row holds NaN
 // Numerics:  comparisons only; 0 and -0 are equal
 // Requires:  V >= 1

@@ -1,6 +1,8 @@
 // cast: the same values in the other type.
+// Math:      y = x
 // Tensors:   x, y: `count` elements, 16-byte aligned
 // Numerics:  f32 to bf16 to nearest, ties to even; bf16 to f32 exact
+// Requires:  nothing
 // Roofline:  6 bytes an element: memory-bound
 // Measured:  not yet measured
 #include "prelude.cuh"

@@ -38,7 +38,7 @@ struct EmbedParams {
 };
 SIZE_OF(EmbedParams, 48);
 
-struct EmbedColumnsParams {
+struct EmbedFramesParams {
     const void* table;
     const unsigned* ids;  // (S)
     void* y;
@@ -47,7 +47,7 @@ struct EmbedColumnsParams {
     int stride;  // channels of y
     int first;   // channel of y where this table's begin
 };
-SIZE_OF(EmbedColumnsParams, 40);
+SIZE_OF(EmbedFramesParams, 40);
 
 namespace {
 
@@ -66,7 +66,7 @@ template <typename T> DEVICE void add_rows(const EmbedParams& params) {
     for (int i = c; i < min(c + VALUES, channels); i++) y[i] = to_float(word[i]) + to_float(position[i]);
 }
 
-template <typename T> DEVICE void join_rows(const EmbedColumnsParams& params) {
+template <typename T> DEVICE void join_rows(const EmbedFramesParams& params) {
     const int channels = params.channels, groups = (channels + VALUES - 1) / VALUES;
     const unsigned at = blockIdx.x * BLOCK + threadIdx.x;
     const int frame = int(at / groups), c = int(at % groups) * VALUES;
@@ -87,5 +87,5 @@ KERNEL(embed_forward_bf16, EmbedParams, 128, 8) { add_rows<bf16>(params); }
 KERNEL(embed_forward_f32, EmbedParams, 128, 8) { add_rows<float>(params); }
 
 // Grid: a thread for four channels of a frame, frame after frame; a launch for each table.
-KERNEL(embed_forward_columns_bf16, EmbedColumnsParams, 128, 8) { join_rows<bf16>(params); }
-KERNEL(embed_forward_columns_f32, EmbedColumnsParams, 128, 8) { join_rows<float>(params); }
+KERNEL(embed_frames_forward_bf16, EmbedFramesParams, 128, 8) { join_rows<bf16>(params); }
+KERNEL(embed_frames_forward_f32, EmbedFramesParams, 128, 8) { join_rows<float>(params); }

@@ -458,8 +458,8 @@ template <int M_, int N_, int WARPS_M, int WARPS_N, int LANES_M, int STAGES> str
 
 // ---- epilogue
 
-// Where chunk16 `chunk` of a row of sums lies: neither the lanes that hold a run of eight nor those that read one meet in
-// a bank.
+// Where chunk16 `chunk` of a row of sums lies: neither the lanes that hold a run of eight nor those that read one
+// conflict in a bank.
 template <int WARP_N> DEVICE int sums_offset(int row, int chunk) {
     return row * WARP_N + (chunk ^ ((row ^ chunk >> 3) & 1)) * 4;
 }

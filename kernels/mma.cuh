@@ -96,7 +96,7 @@ template <int N> DEVICE void cp_async_wait() { emulator_copies_wait(N); }
 #endif
 
 // ---- operands in shared memory: rows of 128 bytes, 64 bf16 or 32 f32 values of k. The eight chunk16s (16 bytes each) of a
-// row are exchanged by an exclusive or with a few bits of the row, so that neither copies nor reads meet in a bank.
+// row are exchanged by an exclusive or with a few bits of the row, so that neither copies nor reads conflict in a bank.
 
 constexpr int ROW_BYTES = 128;
 constexpr int CHUNKS = 8;  // chunk16s of a row

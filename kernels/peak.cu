@@ -1,5 +1,8 @@
 // peak: the most that the tensor cores do through mma.sync, the reference for shares of it. No memory is touched until the end.
+// Math:      a product of ones, added to every accumulator `repeats` times
 // Tensors:   y: one f32 for each thread, so that nothing is left out as unused
+// Numerics:  bf16 operands, f32 sums; whole numbers, so that the result is known
+// Requires:  nothing
 // Tiling:    a warp keeps sixteen independent sums in registers and adds the same product to each, again and again
 // Roofline:  2 * 16 * 8 * 16 operations for each mma
 // Measured:  NVIDIA H200, driver 580.159.04, commit 449c6ab: `im2sp doctor`: 623 TFLOP/s

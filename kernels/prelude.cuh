@@ -159,8 +159,8 @@ DEVICE float warp_max(float v) {
 }
 
 // Waits for all blocks of a cooperative launch: what any of their threads did before is visible to all after. `counter` is a
-// word of device memory that is zero before its first use, and ready for the next after each: the arrivals of a round add up to its
-// highest bit, which therefore changes once a round, when the last block has come.
+// word of device memory that is zero before its first use, and ready for the next after each: the arrivals of a round add up
+// to its highest bit, which therefore changes once a round, when the last block has come.
 DEVICE void grid_barrier(unsigned* counter, unsigned blocks) {
     constexpr unsigned ROUND = 0x80000000u;
     sync_block();

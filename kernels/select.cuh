@@ -1,8 +1,8 @@
 // select: a block finds the largest of many values, one after the other. Shared by argmax, top_k and beam_candidates.
 //
 // A value and its place make one key, so that no two keys are equal and the order of threads decides nothing: keys compare
-// as the values do, and of equal values the one of the lower place is larger. NaN is larger than every number, so whoever
-// looks at the largest key sees it. Nothing is a key of 0.
+// as the values do, and of equal values the one of the lower place is larger. NaN is larger than every number, so
+// it is the largest key wherever there is one. Nothing is a key of 0.
 #pragma once
 
 #include "prelude.cuh"

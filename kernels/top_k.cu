@@ -1,4 +1,5 @@
 // top_k: the k largest values of each row with their columns, largest first, the lower column first on ties.
+// Math:      y[r] = the k largest of (x[r][c], c), in falling order of x and then rising order of c
 // Tensors:   x (R, V) row-major f32; y (R, k, 2): the bits of the value, the column; a row that holds NaN begins with NaN
 // Numerics:  comparisons only; -0 is below 0, as in the CPU form
 // Requires:  k <= V

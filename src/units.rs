@@ -45,7 +45,7 @@ pub fn speakable(units: &[i64]) -> Vec<u32> {
 }
 
 /// Units of a row of tokens without its BOS.
-pub fn spoken(tokens: &[u32]) -> Vec<u32> {
+pub fn units_of(tokens: &[u32]) -> Vec<u32> {
     speakable(&cut_at_eos(tokens).iter().map(|&token| to_unit(token)).collect::<Vec<_>>())
 }
 
@@ -58,7 +58,7 @@ pub fn reference_truncation(tokens: &[u32]) -> Vec<i64> {
 }
 
 /// Units that the published evaluation scripts read out of a row of tokens without its BOS.
-pub fn reference_spoken(tokens: &[u32]) -> Vec<u32> {
+pub fn reference_units_of(tokens: &[u32]) -> Vec<u32> {
     let units = reference_truncation(tokens).into_iter().filter_map(|id| u32::try_from(id).ok()).map(to_unit);
     speakable(&units.collect::<Vec<_>>())
 }

@@ -29,8 +29,8 @@ fn a_row_ends_before_its_first_end_token() {
     ] {
         assert_eq!(cut_at_eos(row), kept);
     }
-    assert_eq!(spoken(&[5, 150, EOS, 0, 0]), [4, 147]);
-    assert_eq!(spoken(&[5, PAD, 6]), [4, 5]);
+    assert_eq!(units_of(&[5, 150, EOS, 0, 0]), [4, 147]);
+    assert_eq!(units_of(&[5, PAD, 6]), [4, 5]);
 }
 
 #[test]
@@ -164,6 +164,6 @@ proptest! {
     fn any_row_ends_somewhere(row in prop::collection::vec(any::<u32>(), 0..50)) {
         prop_assert!(!cut_at_eos(&row).contains(&EOS));
         prop_assert!(reference_truncation(&row).len() <= row.len());
-        spoken(&row);
+        units_of(&row);
     }
 }

@@ -440,8 +440,8 @@ pub(super) fn lookahead(width: usize) -> usize {
 pub(super) fn units_of(tokens: &[u32], compat: Compat) -> Vec<u32> {
     let row = tokens.get(1..).unwrap_or_default();
     match compat {
-        Compat::Current => units::spoken(row),
-        Compat::Reference => units::reference_spoken(row),
+        Compat::Current => units::units_of(row),
+        Compat::Reference => units::reference_units_of(row),
     }
 }
 
@@ -449,8 +449,8 @@ pub(super) fn units_of(tokens: &[u32], compat: Compat) -> Vec<u32> {
 fn stable_units(tokens: &[u32], compat: Compat) -> Vec<u32> {
     let row = tokens.get(1..).unwrap_or_default();
     match compat {
-        Compat::Current => units::spoken(row),
+        Compat::Current => units::units_of(row),
         // The reference's truncation changes the last of all tokens, which may be the last of these.
-        Compat::Reference => units::spoken(row.split_last().map_or(&[], |(_, before)| before)),
+        Compat::Reference => units::units_of(row.split_last().map_or(&[], |(_, before)| before)),
     }
 }

@@ -170,7 +170,7 @@ impl<'a> GreedyLaunch<'a> {
             _ => Err(Error::Device {
                 device: self.cuda.stream.properties().name.clone(),
                 problem: format!(
-                    "the blocks of the decoder did not meet within {BARRIER_TIMEOUT_S} s; is the device overloaded?"
+                    "decoder grid barrier timed out after {BARRIER_TIMEOUT_S} s: is another process using the GPU?"
                 ),
             }),
         }
@@ -198,9 +198,9 @@ impl<'a> GreedyLaunch<'a> {
         for (row, tokens) in tokens.iter_mut().enumerate() {
             let length = (words[HOST_LENGTHS + row].load(Ordering::Acquire) as usize).min(self.sizes.limit);
             let written = &words[HOST_TOKENS + row * self.sizes.limit..][..self.sizes.limit];
-            let known = tokens.len();
-            tokens.extend(written.iter().take(length).skip(known).map(|word| word.load(Ordering::Relaxed)));
-            if tokens.len() > known {
+            let before = tokens.len();
+            tokens.extend(written.iter().take(length).skip(before).map(|word| word.load(Ordering::Relaxed)));
+            if tokens.len() > before {
                 on_token(row, tokens)?;
             }
         }

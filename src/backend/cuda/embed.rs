@@ -1,7 +1,7 @@
 //! Launches kernels/embed.cu.
 
 use super::driver::Launch;
-use super::kernels::{self, EmbedColumnsParams, EmbedParams};
+use super::kernels::{self, EmbedFramesParams, EmbedParams};
 use super::{Cuda, Layout, Matrix, Tensor, int};
 use crate::Result;
 use crate::backend::{Embed, embed};
@@ -53,13 +53,13 @@ fn launch_frames(cuda: &Cuda, tables: &[(&Matrix, &[u32])], frames: usize) -> Re
     let y = cuda.empty([stride, frames], cuda.dtype, Layout::Columns)?;
     let numbers = cuda.put_ids(&tables.iter().map(|(_, ids)| *ids).collect::<Vec<_>>().concat())?;
     let kernel = match cuda.dtype {
-        DType::BF16 => &kernels::EMBED_FORWARD_COLUMNS_BF16,
-        _ => &kernels::EMBED_FORWARD_COLUMNS_F32,
+        DType::BF16 => &kernels::EMBED_FRAMES_FORWARD_BF16,
+        _ => &kernels::EMBED_FRAMES_FORWARD_F32,
     };
     let mut first = 0;
     for (n, (table, ids)) in tables.iter().enumerate() {
         let channels = table.tensor.columns;
-        let params = EmbedColumnsParams {
+        let params = EmbedFramesParams {
             table: table.tensor.pointer(),
             ids: numbers.pointer().offset(n * size_of_val(*ids)),
             y: y.pointer(),

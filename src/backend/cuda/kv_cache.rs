@@ -192,9 +192,9 @@ impl KvCache {
     }
 
     pub(super) fn grow(&mut self, cuda: &Cuda) -> Result<&[u32]> {
-        let most = self.shape.max_new_tokens;
+        let max = self.shape.max_new_tokens;
         for row in &self.rows {
-            ensure(row.tokens < most, "kv_append", || format!("position {} of at most {most}", row.tokens))?;
+            ensure(row.tokens < max, "kv_append", || format!("position {} of at most {max}", row.tokens))?;
         }
         let Some(generated) = &self.store.generated else { return Ok(&[]) };
         let rows = self.rows.len();
@@ -257,10 +257,10 @@ impl Drop for KvCache {
 /// Gives every row a slot of its own in which no other row reads what this one will write. A row that continues another
 /// stays in that one's slot if it can, so only one of several children moves.
 fn with_slots(mut rows: Vec<Row>) -> Vec<Row> {
-    let most = rows.iter().flat_map(|row| &row.ancestors).chain(rows.iter().map(|row| &row.slot)).max();
-    let known = most.map_or(0, |&most| most as usize + 1);
+    let last = rows.iter().flat_map(|row| &row.ancestors).chain(rows.iter().map(|row| &row.slot)).max();
+    let slots = last.map_or(0, |&last| last as usize + 1);
     // Positions from here on are read by nobody, for every slot.
-    let mut read = vec![0; known + rows.len()];
+    let mut read = vec![0; slots + rows.len()];
     for (position, &slot) in rows.iter().flat_map(|row| row.ancestors.iter().enumerate()) {
         read[slot as usize] = read[slot as usize].max(position + 1);
     }

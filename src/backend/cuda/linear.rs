@@ -240,8 +240,8 @@ mod tests {
         Cuda::new(emulator::driver(), dtype).unwrap()
     }
 
-    fn layer(cuda: &Cuda, columns: usize, depth: usize) -> LinearWeights<Cuda> {
-        let weight = HostTensor::from_f32(&[columns, depth], vec![1.0; columns * depth]).unwrap();
+    fn layer(cuda: &Cuda, columns: usize, k: usize) -> LinearWeights<Cuda> {
+        let weight = HostTensor::from_f32(&[columns, k], vec![1.0; columns * k]).unwrap();
         let bias = cuda.upload([1, columns], &vec![0.5; columns]).unwrap();
         LinearWeights { weight: cuda.matrix(weight).unwrap(), bias }
     }
@@ -290,25 +290,25 @@ mod tests {
     #[test]
     fn steps_of_many_rows_share_the_counters() {
         let cuda = cuda(DType::F32);
-        let (columns, depth) = (800, 513);
+        let (columns, k) = (800, 513);
         let tiles = columns / SHARE_COLUMNS;
-        assert!(share(DType::F32, columns, depth).blocks > 1);
+        assert!(share(DType::F32, columns, k).blocks > 1);
         let rows = 8 * (cuda.counters.len() / tiles) + 1;
-        let x = cuda.upload([rows, depth], &vec![1.0; rows * depth]).unwrap();
-        let y = cuda.linear_decode(&x, &layer(&cuda, columns, depth), Activation::None, None).unwrap();
-        assert!(cuda.download(&y).unwrap().iter().all(|&v| v == depth as f32 + 0.5));
+        let x = cuda.upload([rows, k], &vec![1.0; rows * k]).unwrap();
+        let y = cuda.linear_decode(&x, &layer(&cuda, columns, k), Activation::None, None).unwrap();
+        assert!(cuda.download(&y).unwrap().iter().all(|&v| v == k as f32 + 0.5));
     }
 
     #[test]
     fn sums_are_shared_out_whole() {
         for dtype in [DType::F32, DType::BF16] {
             for columns in [1, 203, 768, 2304, 4096, 50_000] {
-                for depth in [0, 1, 64, 768, 1029, 3072, 4096, 65_536] {
-                    let Share { blocks, k_tiles } = share(dtype, columns, depth);
-                    let all = (depth * dtype.size()).div_ceil(K_TILE_BYTES).max(1);
+                for k in [0, 1, 64, 768, 1029, 3072, 4096, 65_536] {
+                    let Share { blocks, k_tiles } = share(dtype, columns, k);
+                    let all = (k * dtype.size()).div_ceil(K_TILE_BYTES).max(1);
                     assert!(
                         blocks * k_tiles >= all && (blocks - 1) * k_tiles < all,
-                        "{columns}x{depth}: {blocks} of {k_tiles}"
+                        "{columns}x{k}: {blocks} of {k_tiles}"
                     );
                 }
             }

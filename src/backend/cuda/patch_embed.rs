@@ -20,11 +20,11 @@ pub(super) fn patch_embed(
     let (batch, channels) = (pixels.rows, weight.tensor.rows);
     let side = (pixels.columns / 3).isqrt();
     let across = side.checked_div(patch).unwrap_or(0);
-    let (tokens, depth) = (across * across + 1, 3 * patch * patch);
+    let (tokens, k) = (across * across + 1, 3 * patch * patch);
     let fits = across > 0
         && pixels.columns == 3 * side * side
         && side == across * patch
-        && weight.tensor.columns == depth
+        && weight.tensor.columns == k
         && class.len() == channels
         && (position.tensor.rows, position.tensor.columns) == (tokens, channels);
     ensure(fits, OP, || {
@@ -52,7 +52,7 @@ pub(super) fn patch_embed(
         tokens: int(OP, tokens)?,
         side: int(OP, side)?,
         patch: int(OP, patch)?,
-        k: int(OP, depth)?,
+        k: int(OP, k)?,
     };
     int(OP, batch * tokens)?;
     let patches = batch * (tokens - 1);
