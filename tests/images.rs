@@ -276,6 +276,7 @@ fn other_files_are_refused_by_what_they_are() {
         ),
         (b"<Error><Code>AccessDenied</Code></Error>", "an XML text, perhaps a server's error message"),
         (b"<?xml version=\"1.0\"?>\n<!-- a -->\n<svg xmlns=\"\">", "an SVG drawing: save it as PNG"),
+        (b"{\"error\": \"quota exceeded\"}", "a JSON text, perhaps a server's error message"),
         (b"<svg width=\"1\"></svg>", "an SVG drawing: save it as PNG"),
         (b"\xFF\xD8\xFF", "cut off or damaged"),
         (b"\x89PNG\r\n\x1a\n", "cut off or damaged"),

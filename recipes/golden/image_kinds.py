@@ -336,6 +336,10 @@ def orientation_kinds(small):
         yield f"type_{kind}_big.jpg", with_segments(exif_segment(8, kind, True))
     for value in range(10):
         yield f"value_{value}.jpg", with_segments(exif_segment(value))
+    for thin in ((1, 5), (5, 1), (1, 1)):
+        for value in range(2, 9):
+            data = jpeg(ycc(small.resize(thin)), LAYOUTS["444"], tables=False, markers=[segment(0xE1, exif_segment(value))])
+            yield f"{thin[0]}x{thin[1]}_value_{value}.jpg", data
     yield "xmp_only.jpg", with_segments(packet + xmp(6))
     yield "xmp_element.jpg", with_segments(packet + xmp(8, True))
     yield "xmp_two.jpg", with_segments(packet + xmp(6), packet + xmp(3))

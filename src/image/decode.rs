@@ -175,18 +175,19 @@ fn keep(pixels: &mut Vec<u8>, step: usize, at: [usize; 3]) {
 pub fn upright(width: usize, height: usize, rgb: Vec<u8>, orientation: Orientation) -> Image {
     let (row, last) = (width as isize, (width * height) as isize - 1);
     let (right, bottom) = (row - 1, last - (row - 1));
-    // The stored pixel of the corner at the top left, then the way to the next one in a row, and to the next row.
-    let (corner, along, down) = match orientation {
+    // Whether width and height change places; the stored pixel of the corner at the top left, then the way to the next
+    // one in a row, and to the next row.
+    let (turns, corner, along, down) = match orientation {
         Orientation::NoTransforms => return Image { width, height, rgb },
-        Orientation::FlipHorizontal => (right, -1, row),
-        Orientation::Rotate180 => (last, -1, -row),
-        Orientation::FlipVertical => (bottom, 1, -row),
-        Orientation::Rotate90FlipH => (0, row, 1),
-        Orientation::Rotate90 => (bottom, -row, 1),
-        Orientation::Rotate270FlipH => (last, -row, -1),
-        Orientation::Rotate270 => (right, row, -1),
+        Orientation::FlipHorizontal => (false, right, -1, row),
+        Orientation::Rotate180 => (false, last, -1, -row),
+        Orientation::FlipVertical => (false, bottom, 1, -row),
+        Orientation::Rotate90FlipH => (true, 0, row, 1),
+        Orientation::Rotate90 => (true, bottom, -row, 1),
+        Orientation::Rotate270FlipH => (true, last, -row, -1),
+        Orientation::Rotate270 => (true, right, row, -1),
     };
-    let (width, height) = if along.abs() == 1 && down.abs() == row { (width, height) } else { (height, width) };
+    let (width, height) = if turns { (height, width) } else { (width, height) };
     let (stored, _) = rgb.as_chunks::<3>();
     let mut turned = vec![0; rgb.len()];
     turned.par_chunks_mut(width * 3 * TILE).enumerate().for_each(|(task, rows)| {

@@ -45,6 +45,9 @@ fn placeholder(bytes: &[u8]) -> Option<String> {
         let what = "holds what macOS knows about another file, not an image";
         return Some(format!("{what}: give the file of the same name without \"._\""));
     }
+    if text.starts_with('{') {
+        return Some("is a JSON text, perhaps a server's error message, not an image: download the image again".into());
+    }
     if !text.starts_with('<') {
         return None;
     }

@@ -126,6 +126,14 @@ impl<'a, 'b> Bits<'a, 'b> {
         value + (negative & ((-1 << size) + 1))
     }
 
+    /// Takes a code and its value if one look-up gives both: an entry of [`Table::whole`]; else 0, and nothing is taken.
+    #[inline]
+    pub fn whole(&mut self, table: &Table) -> i16 {
+        let entry = table.whole[(self.buffer >> (64 - LOOKAHEAD)) as usize];
+        self.drop((entry & 15) as u32);
+        entry
+    }
+
     /// Takes a symbol. A code that `table` does not have counts as 17 bits that stand for 0, as in libjpeg.
     #[inline]
     pub fn symbol(&mut self, table: &Table) -> u8 {

@@ -49,6 +49,8 @@ impl HuffmanSpec {
 pub struct Table {
     /// For the next [`LOOKAHEAD`] bits: length of the code << 8 | symbol; 0 where it is longer.
     pub lookup: [u16; 1 << LOOKAHEAD],
+    /// For the next [`LOOKAHEAD`] bits, where a code and its value fit in: value << 8 | run << 4 | length of both; or 0.
+    pub whole: [i16; 1 << LOOKAHEAD],
     /// For each length: the first code that is too large for it, aligned to 16 bits.
     limit: [u32; 17],
     /// For each length: what leads from a code to its symbol's place.
@@ -60,7 +62,13 @@ impl Table {
     /// The table for `spec` with symbols up to `largest`.
     pub fn new(spec: Option<&HuffmanSpec>, largest: u8) -> Result<Table> {
         let spec = spec.ok_or(Failure::Damaged("a Huffman table is missing"))?;
-        let mut table = Table { lookup: [0; 1 << LOOKAHEAD], limit: [0; 17], offset: [0; 17], symbols: spec.symbols };
+        let mut table = Table {
+            lookup: [0; 1 << LOOKAHEAD],
+            whole: [0; 1 << LOOKAHEAD],
+            limit: [0; 17],
+            offset: [0; 17],
+            symbols: spec.symbols,
+        };
         let (mut code, mut place) = (0u32, 0usize);
         for length in 1..=16 {
             code <<= 1;
@@ -82,6 +90,16 @@ impl Table {
                 place += 1;
             }
             table.limit[length] = if count > 0 { code << (16 - length) } else { 0 };
+        }
+        for (bits, (whole, &entry)) in table.whole.iter_mut().zip(&table.lookup).enumerate() {
+            let (length, run, size) = (u32::from(entry >> 8), entry >> 4 & 15, u32::from(entry & 15));
+            if entry != 0 && size != 0 && length + size <= LOOKAHEAD {
+                let value = (bits >> (LOOKAHEAD - length - size)) as i32 & ((1 << size) - 1);
+                let value = if value >> (size - 1) == 0 { value + (-1 << size) + 1 } else { value };
+                if let Ok(value) = i8::try_from(value) {
+                    *whole = i16::from(value) << 8 | (run << 4) as i16 | (length + size) as i16;
+                }
+            }
         }
         Ok(table)
     }
@@ -144,6 +162,13 @@ impl Entropy for Huffman<'_, '_> {
         let mut k = 1;
         while k < 64 {
             bits.fill();
+            let whole = bits.whole(ac);
+            if whole != 0 {
+                k += usize::from((whole >> 4) as u8 & 15);
+                block[usize::from(NATURAL_ORDER[k] & 63)] = whole >> 8;
+                k += 1;
+                continue;
+            }
             let symbol = bits.symbol(ac);
             let (run, size) = (usize::from(symbol >> 4), symbol & 15);
             if size != 0 {
