@@ -1,9 +1,9 @@
 //! The end of the program from outside: what is temporary is removed before a signal ends it. `SIGKILL` and a loss of power
 //! cannot be answered, and leave `.im2sp-*`.
 
-/// Prepares for signals. Without a thread to spare they do what they always do.
+/// Prepares for signals. Without a thread to `spare` they do what they always do.
 #[cfg(unix)]
-pub fn prepare() {
+pub fn prepare(spare: bool) {
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
 
@@ -11,6 +11,9 @@ pub fn prepare() {
 
     // A file larger than the limit is an error of the write instead of the end of the program.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
+    if !spare {
+        return;
+    }
     let ignored = ignored();
     // What is ignored stays ignored: nohup, and a shell's commands in the background.
     let answered: Vec<i32> =
@@ -34,4 +37,4 @@ fn ignored() -> u64 {
 
 /// There are no signals.
 #[cfg(not(unix))]
-pub fn prepare() {}
+pub fn prepare(_: bool) {}

@@ -99,9 +99,9 @@ pub fn run() -> ExitCode {
     let command = Cli::parse().command;
     let result = crash::report_panics(|| {
         if !matches!(command, Command::Info(_)) {
-            threads::start()?;
+            let spare = threads::start()?;
+            interrupt::prepare(spare);
         }
-        interrupt::prepare();
         match command {
             Command::Caption(command) => command.run(),
             Command::Speak(command) => command.run(),

@@ -140,9 +140,9 @@ impl Speak {
 
     /// Speaks one job and reports it.
     fn speak(&self, engine: &Engine, job: &Job) -> Result<()> {
-        let speech = engine.speak(&job.units, self.speaker)?;
-        let (rate, path) = (speech.sample_rate, job.destination.path());
-        let written = output::write_whole(&job.destination, self.format, speech.samples, rate)?;
+        let mut speech = engine.speak_in_chunks(&job.units, self.speaker)?;
+        let (rate, path) = (speech.sample_rate(), job.destination.path());
+        let written = output::write_sound(&job.destination, self.format, rate, false, &mut speech)?;
         let seconds = written.samples as f64 / f64::from(rate);
         if self.json {
             let mut object = Map::new();

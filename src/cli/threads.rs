@@ -5,18 +5,21 @@ use std::io;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use im2sp::{Error, Result};
 use rayon::{ThreadBuilder, ThreadPoolBuilder};
 
 /// Threads left for reading images, decoding, speaking and signals, as far as the limit allows.
 const OTHERS: usize = 8;
+/// Time between two looks at threads that are ending.
+const POLL: Duration = Duration::from_micros(200);
 
-/// Starts as many threads of rayon's global pool as there may be.
+/// Starts as many threads of rayon's global pool as there may be. Gives back whether there may be more than are needed.
 ///
 /// # Errors
 /// If there may be no thread at all.
-pub fn start() -> Result<()> {
+pub fn start() -> Result<bool> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let wanted =
         std::env::var("RAYON_NUM_THREADS").ok().and_then(|count| count.parse().ok()).filter(|&count| count > 0);
@@ -26,24 +29,30 @@ pub fn start() -> Result<()> {
     let (send, workers) = channel::<ThreadBuilder>();
     let workers = Arc::new(Mutex::new(workers));
     let mut refused = None;
-    let mut started = 0;
-    while started < wanted + OTHERS && refused.is_none() {
+    let mut started = Vec::new();
+    while started.len() < wanted + OTHERS && refused.is_none() {
         let workers = workers.clone();
         match thread::Builder::new().name("im2sp-compute".into()).spawn(move || become_worker(&workers)) {
-            Ok(_) => started += 1,
+            Ok(thread) => started.push(thread),
             Err(error) => refused = Some(error),
         }
     }
     let fail = |problem: String| Error::Device { device: "cpu".into(), problem };
-    if let (0, Some(error)) = (started, refused) {
+    if let (true, Some(error)) = (started.is_empty(), &refused) {
         return Err(fail(format!("no thread can be started ({error}): raise the limit (ulimit -u, pids.max)")));
     }
-    let count = wanted.min(started.saturating_sub(OTHERS).max(1));
+    let count = wanted.min(started.len().saturating_sub(OTHERS).max(1));
     ThreadPoolBuilder::new()
         .num_threads(count)
         .spawn_handler(|worker| send.send(worker).map_err(|_| io::Error::other("it has ended")))
         .build_global()
-        .map_err(|error| fail(format!("its threads cannot be started: {error}")))
+        .map_err(|error| fail(format!("its threads cannot be started: {error}")))?;
+    drop(send);
+    // Under a limit, the others need the room of those that end.
+    while refused.is_some() && started.iter().filter(|thread| thread.is_finished()).count() < started.len() - count {
+        thread::sleep(POLL);
+    }
+    Ok(refused.is_none())
 }
 
 fn become_worker(workers: &Mutex<Receiver<ThreadBuilder>>) {
