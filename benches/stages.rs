@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use full_size::Models;
-use im2sp::backend::Occupancy;
+use im2sp::backend::SmBudget;
 use im2sp::backend::cpu::Cpu;
 use im2sp::cost;
 use im2sp::generate::{GenerateOptions, generate};
@@ -40,7 +40,7 @@ fn full(criterion: &mut Criterion) {
             b.iter_batched(
                 || models.prefill(&tokens),
                 |cache| {
-                    generate(&Cpu, &models.decoder, cache, 1, &options, Occupancy::Whole, &mut |_| {
+                    generate(&Cpu, &models.captioner.decoder, cache, 1, &options, SmBudget::All, &mut |_| {
                         ControlFlow::Continue(())
                     })
                     .expect("tokens")

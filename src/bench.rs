@@ -82,9 +82,8 @@ pub fn run(engine: &Engine, image: &Image, options: BenchOptions, told: &mut dyn
         let clock = Instant::now();
         let mut timings = engine.caption(image, &CaptionOptions { no_audio: true, ..caption })?.timings;
         if known > 1 {
-            let vocoder = Instant::now();
-            samples = engine.speak(&units, None)?.samples.len();
-            timings.vocoder = vocoder.elapsed().as_secs_f64() * 1e3;
+            let speech = engine.speak(&units, None)?;
+            (samples, timings.vocoder) = (speech.samples.len(), speech.vocoder);
         }
         runs.push((timings, clock.elapsed().as_secs_f64() * 1e3));
     }
@@ -106,7 +105,7 @@ pub fn run(engine: &Engine, image: &Image, options: BenchOptions, told: &mut dyn
 
 /// The stages of every run, with what each has to do.
 fn rows(engine: &Engine, runs: &[(Timings, f64)], steps: usize, samples: usize, peaks: Option<Peaks>) -> Vec<Row> {
-    let (config, types) = (engine.config(), engine.types());
+    let (config, types) = (engine.config(), engine.precisions());
     let on_cpu = engine.memory().is_none();
     // The CPU's cache and convolutions are in f32, whatever the matrices are.
     let activation = if on_cpu { size_of::<f32>() } else { types.vision.size() };

@@ -68,6 +68,18 @@ pub enum Error {
         /// The shapes, and what was expected.
         problem: String,
     },
+    /// A request was cancelled before it was done.
+    #[error("the request was cancelled")]
+    Cancelled,
+    /// A request was not done in time.
+    #[error("deadline: the request was not done in time: allow it more time, or fewer units")]
+    Deadline,
+    /// A mistake of this crate.
+    #[error("internal error: {problem}: please report it, with what led to it")]
+    Internal {
+        /// What happened.
+        problem: String,
+    },
     /// The model produced something that is not a number.
     #[error("{stage}: the model produced NaN; its weights are damaged: convert the checkpoint again")]
     NotANumber {
@@ -90,6 +102,31 @@ impl Error {
     /// An [`Error::Image`].
     pub fn image(path: &Path, problem: impl Into<String>) -> Error {
         Error::Image { path: path.to_owned(), problem: problem.into() }
+    }
+
+    /// An [`Error::Internal`].
+    pub fn internal(problem: impl Into<String>) -> Error {
+        Error::Internal { problem: problem.into() }
+    }
+
+    /// The same error again, for another of the requests that it ends.
+    pub fn duplicate(&self) -> Error {
+        match self {
+            Error::Io { action, path, source } => {
+                let source = std::io::Error::new(source.kind(), source.to_string());
+                Error::Io { action, path: path.clone(), source }
+            }
+            Error::Image { path, problem } => Error::Image { path: path.clone(), problem: problem.clone() },
+            Error::Weights { path, field, problem } => Error::weights(path, field, problem),
+            Error::Units { problem } => Error::Units { problem: problem.clone() },
+            Error::Device { device, problem } => Error::Device { device: device.clone(), problem: problem.clone() },
+            Error::Option { option, problem } => Error::Option { option, problem: problem.clone() },
+            Error::Shape { op, problem } => Error::shape(op, problem),
+            Error::Cancelled => Error::Cancelled,
+            Error::Deadline => Error::Deadline,
+            Error::Internal { problem } => Error::internal(problem),
+            Error::NotANumber { stage } => Error::NotANumber { stage },
+        }
     }
 
     /// An [`Error::Shape`].

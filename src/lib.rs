@@ -28,8 +28,9 @@ pub mod units;
 pub mod weights;
 
 pub use engine::{
-    AudioChunk, CalibrateReport, Caption, CaptionOptions, CaptionStream, Device, DeviceMemory, Engine, Heard,
-    LoadOptions, MatrixReport, Pictures, Progress, Speech, Timings, convert_calibrated,
+    AudioChunk, CalibrateReport, CancelFlag, Caption, CaptionOptions, CaptionStream, Delivery, Device, DeviceMemory,
+    Engine, Event, Events, ImageSource, Input, LoadOptions, MatrixReport, OnCaption, Progress, Request, Speech,
+    SpeechStream, Timings, convert_calibrated,
 };
 pub use error::{Error, Result};
 pub use image::Image;

@@ -1,7 +1,7 @@
-//! A record of what ran when, for `im2sp bench --profile`: spans of stages, operations and kernels, in the format of Chrome's
-//! trace viewer. While nothing is recorded a span costs one load.
+//! A record of what ran when, for `im2sp bench --profile`: spans of stages, operations and kernels, a row for each
+//! thread, in the format of Chrome's trace viewer. While nothing is recorded a span costs one load.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -14,6 +14,7 @@ static SPANS: Mutex<Vec<Recorded>> = Mutex::new(Vec::new());
 
 struct Recorded {
     name: &'static str,
+    thread: u64,
     start: f64,
     end: f64,
 }
@@ -34,7 +35,7 @@ pub fn on() -> bool {
 impl Drop for Span {
     fn drop(&mut self) {
         if let Some((name, start)) = self.0 {
-            spans().push(Recorded { name, start, end: microseconds() });
+            spans().push(Recorded { name, thread: thread(), start, end: microseconds() });
         }
     }
 }
@@ -48,13 +49,20 @@ pub fn record<T>(work: impl FnOnce() -> Result<T>) -> Result<String> {
     result?;
     let events: Vec<serde_json::Value> = std::mem::take(&mut *spans())
         .iter()
-        .map(|s| json!({"name": s.name, "ph": "X", "ts": s.start, "dur": s.end - s.start, "pid": 1, "tid": 1}))
+        .map(|s| json!({"name": s.name, "ph": "X", "ts": s.start, "dur": s.end - s.start, "pid": 1, "tid": s.thread}))
         .collect();
     Ok(json!({ "traceEvents": events, "displayTimeUnit": "ms" }).to_string())
 }
 
 fn spans() -> MutexGuard<'static, Vec<Recorded>> {
     SPANS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A number of the calling thread, in the order in which threads end their first span.
+fn thread() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    thread_local!(static NUMBER: u64 = NEXT.fetch_add(1, Ordering::Relaxed));
+    NUMBER.with(|number| *number)
 }
 
 fn microseconds() -> f64 {

@@ -1,12 +1,18 @@
-//! Decode steps on the CPU allocate nothing: what they work in was there after the first of them.
+//! Decode steps on the CPU allocate nothing: all memory that they work in is there after the first of them.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use im2sp::backend::SmBudget;
+use im2sp::backend::cpu::Cpu;
+use im2sp::generate::{GenerateOptions, generate};
+use im2sp::model::captioner::Captioner;
+use im2sp::model::loader::Loader;
 use im2sp::tensor::DType;
-use im2sp::weights::{ConvertOptions, convert};
-use im2sp::{CaptionOptions, Device, Engine, Image, LoadOptions, Progress};
+use im2sp::weights::{ConvertOptions, ModelFiles, convert};
+use im2sp::{CaptionOptions, Device, Engine, Image, LoadOptions};
 
 /// Allocations of all threads.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
@@ -45,33 +51,69 @@ fn eight_bits(output: &Path) -> ConvertOptions {
     }
 }
 
+/// One test, so that nobody else allocates.
 #[test]
 fn a_decode_step_allocates_nothing() {
-    let picture = Image::open("assets/scene.png").expect("a picture");
+    let image = Image::open("assets/scene.png").expect("an image");
     let converted = tempfile::tempdir().expect("a folder");
     let output = converted.path().join("int8");
     convert(&eight_bits(&output), &mut |_, _| {}).expect("eight bits");
-    let load = |dtype| LoadOptions { device: Device::Cpu, dtype, ..LoadOptions::default() };
-    let engines = [
-        Engine::embedded_with(load(Some(DType::F32))),
-        Engine::embedded_with(load(Some(DType::BF16))),
-        Engine::load_with(&output, load(None)),
-    ];
-    for engine in engines.map(|engine| engine.expect("a model")) {
-        for pictures in [vec![&picture], vec![&picture; 3]] {
-            let mut counts = Vec::with_capacity(1000);
-            let options = CaptionOptions { no_audio: true, ..Default::default() };
-            let heard = &mut |progress| {
-                if let Progress::Decode(..) = progress {
-                    counts.push(COUNT.load(Ordering::Relaxed));
-                }
-            };
-            engine.caption_batch(&pictures, &options, heard).expect("captions");
-            assert!(counts.len() > 50, "{} steps", counts.len());
-            // The queue through which a thread pool gets work from outside takes a block for every 63 pieces of it.
-            let made: Vec<usize> = counts[8..].windows(2).map(|pair| pair[1] - pair[0]).collect();
-            let total: usize = made.iter().sum();
-            assert!(total <= made.len().div_ceil(63), "{}: {total} in {} steps: {made:?}", engine.dtype(), made.len());
-        }
+    let demo = Path::new("weights/demo");
+    for (directory, dtype) in [(demo, Some(DType::F32)), (demo, Some(DType::BF16)), (&output, None)] {
+        steps(directory, dtype, &image);
+        scheduled_steps(directory, dtype, &image);
+    }
+}
+
+/// The queue through which a thread pool gets work from outside takes a block for every 63 pieces of it.
+fn blocks(steps: usize) -> usize {
+    steps.div_ceil(63)
+}
+
+/// The steps alone, by what is allocated between two of them.
+fn steps(directory: &Path, dtype: Option<DType>, image: &Image) {
+    let mut files = ModelFiles::open(directory).expect("a model");
+    let mut loader = Loader { backend: &Cpu, store: &mut files.captioner, dtype };
+    let captioner = Captioner::load(&mut loader, &files.config).expect("a captioner");
+    let options = GenerateOptions::default();
+    for images in [1, 3] {
+        let pixels = image.preprocess(&files.config.image).repeat(images);
+        let tokens = captioner.encode(&Cpu, &pixels, images).expect("image tokens");
+        let cache = captioner.prefill(&Cpu, &tokens, images, options.limit(&captioner.decoder)).expect("a cache");
+        let mut counts = Vec::with_capacity(1000);
+        let on_token = &mut |event: im2sp::generate::TokenEvent<'_>| {
+            if event.image == 0 {
+                counts.push(COUNT.load(Ordering::Relaxed));
+            }
+            ControlFlow::Continue(())
+        };
+        generate(&Cpu, &captioner.decoder, cache, images, &options, SmBudget::All, on_token).expect("tokens");
+        assert!(counts.len() > 50, "{} steps", counts.len());
+        let made: Vec<usize> = counts[8..].windows(2).map(|pair| pair[1] - pair[0]).collect();
+        let total: usize = made.iter().sum();
+        assert!(total <= blocks(made.len()), "{dtype:?}: {total} in {} steps: {made:?}", made.len());
+    }
+}
+
+/// The engine's scheduler around them: a caption of more steps allocates no more than a shorter one.
+fn scheduled_steps(directory: &Path, dtype: Option<DType>, image: &Image) {
+    let engine = Engine::load_with(directory, LoadOptions { device: Device::Cpu, dtype, ..Default::default() }).expect("an engine");
+    for images in [vec![image], vec![image; 3]] {
+        let allocated = |max_length: usize| {
+            let generate = GenerateOptions { max_length, ..Default::default() };
+            let options = CaptionOptions { generate, no_audio: true, ..Default::default() };
+            // The least of several: a thread pool's own needs come and go.
+            let runs = (0..5).map(|_| {
+                let before = COUNT.load(Ordering::Relaxed);
+                let captions = engine.caption_batch(&images, &options, &mut |_| {}).expect("captions");
+                assert_eq!(captions[0].tokens.len(), max_length);
+                COUNT.load(Ordering::Relaxed) - before
+            });
+            runs.min().expect("a run")
+        };
+        let (short, long) = (allocated(12), allocated(52));
+        // The units of each caption are collected in a vector that doubles.
+        let most = short + blocks(40) + 3 * images.len();
+        assert!(long <= most, "{dtype:?}: {long} for 52 tokens of {}, {short} for 12", images.len());
     }
 }

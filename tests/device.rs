@@ -2,22 +2,26 @@
 //! CPU's, whatever else is in the batch; it allocates nothing once warm, gives everything back, and reports what fails.
 #![cfg(feature = "emulator")]
 
+#[path = "common/spy.rs"]
+mod spy;
+
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use im2sp::backend::Occupancy;
+use im2sp::backend::SmBudget;
 use im2sp::backend::cuda::Cuda;
 use im2sp::backend::cuda::driver::Driver;
 use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
 use im2sp::generate::{GenerateOptions, Sampling, generate};
-use im2sp::model::decoder::Decoder;
+use im2sp::model::captioner::Captioner;
 use im2sp::model::loader::Loader;
-use im2sp::model::vision::Vision;
 use im2sp::random::Random;
 use im2sp::tensor::DType;
 use im2sp::weights::ModelFiles;
-use im2sp::{Caption, CaptionOptions, Device, Engine, Image, LoadOptions, Progress};
+use im2sp::{Caption, CaptionOptions, Delivery, Device, Engine, Error, Event, Image, LoadOptions, Request};
+use spy::Spy;
 
 fn device() -> Device {
     let name = std::env::var("IM2SP_TEST_DEVICE").unwrap_or("emulator".into());
@@ -235,9 +239,9 @@ fn captions_from_recorded_steps_are_those_of_plain_ones() {
     let engines = [&with, &without].map(|driver| Engine::embedded_on(driver.clone(), DType::BF16).expect("an engine"));
     for (count, generate) in kinds {
         let options = CaptionOptions { generate, ..units_only() };
-        // The vision encoder's graph.
+        // The vision encoder's graph, which is captured the second time.
         let short = CaptionOptions { generate: GenerateOptions { max_length: 2, ..generate }, ..options };
-        engines.iter().for_each(|engine| drop(captions(engine, &pictures[..count], &short)));
+        engines.iter().for_each(|engine| (0..2).for_each(|_| drop(captions(engine, &pictures[..count], &short))));
         let ([recorded, replayed], [made, _]) = (with.graphs(), without.graphs());
         without.refuse_captures(true);
         let [actual, expected] = engines.each_ref().map(|engine| captions(engine, &pictures[..count], &options));
@@ -300,7 +304,7 @@ fn an_end_at_any_point_frees_everything() {
         let options = CaptionOptions { generate, ..Default::default() };
         let whole = engine.caption(picture, &options).expect("a caption");
         for (chunks, pause) in [(0, 0), (0, 30), (0, 300), (1, 0), (2, 0)] {
-            let mut stream = engine.stream(picture, &options).first_chunk(4);
+            let mut stream = engine.stream_with(picture, &options, 4);
             std::thread::sleep(std::time::Duration::from_millis(pause));
             for chunk in stream.by_ref().take(chunks) {
                 chunk.expect("sound");
@@ -330,51 +334,56 @@ fn tokens_do_not_depend_on_the_multiprocessors() {
     for dtype in [DType::BF16, DType::F32] {
         let mut expected = None;
         // 12, 11 and 14 blocks. Shares of too few would not fit, and the loop would be stepped through.
-        let devices = [(12, Occupancy::Whole), (12, Occupancy::Shared), (16, Occupancy::Shared)];
-        for (multiprocessors, occupancy) in devices {
+        let devices = [(12, SmBudget::All), (12, SmBudget::LeaveRoom), (16, SmBudget::LeaveRoom)];
+        for (multiprocessors, budget) in devices {
             let driver = Arc::new(EmulatedDriver::with_multiprocessors(1 << 30, multiprocessors));
             let cuda = Cuda::new(driver.clone(), dtype).unwrap();
             let mut files = ModelFiles::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/demo")).unwrap();
             let mut loader = Loader { backend: &cuda, store: &mut files.captioner, dtype: Some(dtype) };
-            let vision = Vision::load(&mut loader, &files.config).unwrap();
-            let decoder = Decoder::load(&mut loader, &files.config.decoder).unwrap();
+            let captioner = Captioner::load(&mut loader, &files.config).unwrap();
+            let decoder = &captioner.decoder;
             let pixels: Vec<f32> =
                 pictures.iter().flat_map(|picture| picture.preprocess(&files.config.image)).collect();
-            let tokens = vision.tokens(&cuda, &pixels, 2).unwrap();
-            let cache = decoder.prefill(&cuda, &tokens, 2, options.limit(&decoder)).unwrap();
+            let tokens = captioner.encode(&cuda, &pixels, 2).unwrap();
+            let cache = captioner.prefill(&cuda, &tokens, 2, options.limit(decoder)).unwrap();
             let before = driver.launches();
-            let said = generate(&cuda, &decoder, cache, 2, &options, occupancy, &mut |_| ControlFlow::Continue(()));
+            let said = generate(&cuda, decoder, cache, 2, &options, budget, &mut |_| ControlFlow::Continue(()));
             assert_eq!(driver.launches() - before, 1, "the whole loop is one launch");
             let said = said.unwrap();
-            assert_eq!(expected.get_or_insert(said.clone()), &said, "{multiprocessors} {occupancy:?} {dtype:?}");
+            assert_eq!(expected.get_or_insert(said.clone()), &said, "{multiprocessors} {budget:?} {dtype:?}");
         }
     }
 }
 
-/// Whoever decodes holds nothing that the vocoder needs.
+/// The captioner's thread holds nothing that the vocoder needs.
 #[test]
 fn units_are_spoken_while_others_are_chosen() {
     let engine = engine(device(), DType::BF16);
     let picture = &pictures(1)[0];
-    let units = [3, 1, 4, 15, 9, 26];
+    let units = [3, 1, 4];
     let expected = engine.speak(&units, None).expect("speech");
     let sampling = Some(Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 1 });
-    for sampling in [None, sampling] {
-        let mut spoken = 0;
-        let options = CaptionOptions {
-            generate: GenerateOptions { max_length: 6, sampling, ..Default::default() },
-            no_audio: true,
-            ..Default::default()
-        };
-        let mut progress = |at: Progress| {
-            if spoken == 0 && matches!(at, Progress::Decode(..)) {
-                assert_eq!(engine.speak(&units, None).expect("speech"), expected);
-                spoken += 1;
-            }
-        };
-        engine.caption_batch(&[picture], &options, &mut progress).expect("a caption");
-        assert_eq!(spoken, 1);
-    }
+    let generate = GenerateOptions { sampling, ..Default::default() };
+    let options = CaptionOptions { generate, ..units_only() };
+    let delivery = Delivery::Streamed { first_chunk: 8 };
+    let mut events = engine.submit(Request { delivery, ..Request::new(picture.clone(), options) });
+    assert!(matches!(events.next(), Some(Event::Units(_))));
+    assert_eq!(engine.speak(&units, None).expect("speech").samples, expected.samples);
+    let since = std::iter::from_fn(|| events.next_within(std::time::Duration::ZERO));
+    assert!(since.into_iter().all(|event| matches!(event, Event::Units(_))), "its units are still being chosen");
+}
+
+/// Stages of a caption, each by the device's own clock, in no more than the whole took.
+#[test]
+fn every_stage_has_its_own_time() {
+    let engine = engine(device(), DType::BF16);
+    let (picture, options) = (&pictures(1)[0], CaptionOptions::default());
+    let clock = std::time::Instant::now();
+    let timings = engine.caption(picture, &options).expect("a caption").timings;
+    let whole = clock.elapsed().as_secs_f64() * 1e3;
+    let stages = [timings.vision, timings.prefill, timings.decode, timings.vocoder];
+    assert!(stages.iter().all(|&stage| stage > 0.0), "{timings:?}");
+    assert!(stages.iter().sum::<f64>() <= whole, "{timings:?} of {whole} ms");
 }
 
 /// Two engines with streams of work of their own on one device, each used by two threads that caption and stream.
@@ -393,7 +402,7 @@ fn threads_and_engines_beside_each_other_say_what_each_alone_would() {
                 for turn in 0..2 {
                     let (pictures, alone, options) = (&pictures, &alone, &options);
                     scope.spawn(move || {
-                        let mut stream = engine.stream(&pictures[turn], options).first_chunk(3);
+                        let mut stream = engine.stream_with(&pictures[turn], options, 3);
                         let chunks = stream.by_ref().map(|chunk| chunk.expect("sound").samples);
                         assert_eq!(chunks.collect::<Vec<_>>().concat(), alone[turn].samples);
                         assert_eq!(stream.tokens(), alone[turn].tokens);
@@ -412,4 +421,65 @@ fn a_device_index_that_does_not_exist_is_an_error() {
     let options = LoadOptions { device: Device::Cuda(99), ..LoadOptions::default() };
     let error = Engine::embedded_with(options).map(|_| ()).expect_err("there are no hundred GPUs").to_string();
     assert!(error.contains("cuda:99"), "{error}");
+}
+
+/// Tokens come by way of the same host memory, caption after caption, however long they are.
+#[test]
+fn greedy_loops_pin_memory_once() {
+    let spy = Spy::new(Arc::new(EmulatedDriver::with_multiprocessors(1 << 30, 12)));
+    let engine = Engine::embedded_on(spy.clone(), DType::BF16).expect("an engine");
+    let picture = &pictures(1)[0];
+    let caption = |max_length: usize| {
+        let generate = GenerateOptions { max_length, ..Default::default() };
+        engine.caption(picture, &CaptionOptions { generate, ..units_only() }).expect("a caption").tokens
+    };
+    let first = caption(10);
+    assert_eq!(spy.mapped.load(Ordering::Relaxed), 1, "the loop is one launch");
+    for _ in 0..3 {
+        assert_eq!(caption(10), first);
+        assert_eq!(caption(5), first[..5]);
+    }
+    assert_eq!(spy.mapped.load(Ordering::Relaxed), 1);
+}
+
+/// A sequence is captured when its shape comes again: of sounds, most do not.
+#[test]
+fn sounds_are_captured_at_their_second_length() {
+    let emulator = Arc::new(EmulatedDriver::new(1 << 30));
+    let engine = Engine::embedded_on(emulator.clone(), DType::BF16).expect("an engine");
+    let speak = |count: u32| engine.speak(&(0..count).collect::<Vec<_>>(), None).expect("speech").samples;
+    let once = [1, 3, 6].map(speak);
+    assert!(once[0].len() < once[1].len() && once[1].len() < once[2].len());
+    assert_eq!(emulator.graphs(), [0, 0], "no length came twice");
+    for graphs in [[1, 0], [1, 1], [1, 2]] {
+        assert_eq!(speak(3), once[1]);
+        assert_eq!(emulator.graphs(), graphs);
+    }
+}
+
+/// A panic in a thread of the engine, wherever it happens: an error of the requests concerned, and the next are served.
+#[test]
+fn a_panic_is_an_error_of_the_requests_concerned() {
+    let emulator: Arc<dyn Driver> = Arc::new(EmulatedDriver::new(1 << 30));
+    let spy = Spy::new(emulator);
+    let engine = Engine::embedded_on(spy.clone(), DType::F32).expect("an engine");
+    let picture = &pictures(1)[0];
+    let sampling = Some(Sampling { temperature: 2.0, top_k: 0, top_p: 1.0, seed: 3 });
+    let generate = GenerateOptions { sampling, max_length: 8, ..Default::default() };
+    let options = CaptionOptions { generate, ..Default::default() };
+    let expected = engine.caption(picture, &options).expect("a caption");
+    // Launches of a plain run, after which everything has been seen once.
+    spy.fuse.store(1 << 30, Ordering::Relaxed);
+    assert_eq!(engine.caption(picture, &options).expect("a caption").samples, expected.samples);
+    let launches = (1 << 30) - spy.fuse.load(Ordering::Relaxed);
+    for part in 0..12 {
+        spy.fuse.store(launches * part / 12, Ordering::Relaxed);
+        match engine.caption(picture, &options) {
+            Err(error @ Error::Internal { .. }) => assert!(error.to_string().contains("planted"), "{error}"),
+            other => panic!("{:?} is no error", other.map(|caption| caption.units)),
+        }
+        spy.fuse.store(i64::MAX, Ordering::Relaxed);
+        let after = engine.caption(picture, &options).expect("the engine works on");
+        assert_eq!(after.samples, expected.samples);
+    }
 }

@@ -3,7 +3,7 @@
 #![cfg(any(feature = "cuda", feature = "emulator"))]
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use im2sp::Result;
 use im2sp::backend::cuda::driver::{DevicePtr, Driver, Launch, Stream};
@@ -20,6 +20,7 @@ fn goes_through(stream: &Arc<dyn Stream>, computes: bool) -> Result<()> {
     launches(stream, computes)?;
     captures(stream, computes)?;
     too_much(stream)?;
+    assert!(excludes(&stream.driver(), &stream.driver()), "a cooperative kernel at a time");
     streams(stream, computes)?;
     ordered(stream, computes)?;
     // Any thread may call.
@@ -222,6 +223,22 @@ fn too_much(stream: &Arc<dyn Stream>) -> Result<()> {
     Memory::new(stream, 1000).map(|_| ())
 }
 
+/// Whether `other` waits for the lock that `driver` holds.
+fn excludes(driver: &Arc<dyn Driver>, other: &Arc<dyn Driver>) -> bool {
+    let taken = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let held = driver.lock_cooperative();
+        scope.spawn(|| {
+            let _held = other.lock_cooperative();
+            taken.store(true, Ordering::Release);
+        });
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let waited = !taken.load(Ordering::Acquire);
+        drop(held);
+        waited
+    })
+}
+
 /// Two streams of work: what the one is at is nothing to the other, whatever threads call them.
 fn streams(stream: &Arc<dyn Stream>, computes: bool) -> Result<()> {
     const BYTES: usize = 1 << 20;
@@ -355,7 +372,7 @@ mod fake {
     use im2sp::backend::cuda::driver::gpu;
 
     /// Each function of the driver library that is used and may fail.
-    const FUNCTIONS: [&str; 45] = [
+    const FUNCTIONS: [&str; 46] = [
         "cuInit",
         "cuDeviceGetCount",
         "cuDeviceGet",
@@ -367,6 +384,7 @@ mod fake {
         "cuCtxSetCurrent",
         "cuMemGetInfo_v2",
         "cuMemPoolCreate",
+        "cuMemPoolSetAttribute",
         "cuMemPoolDestroy",
         "cuMemPoolTrimTo",
         "cuMemAllocFromPoolAsync",
@@ -471,6 +489,11 @@ mod fake {
             if number("CHILD_ALLOCATES") > 0 {
                 let _memory = Memory::new(&stream, number("CHILD_ALLOCATES"))?;
             }
+            if number("CHILD_OPENS") > 0 {
+                let (again, another) = (gpu::open(0)?, gpu::open(1)?);
+                assert!(excludes(&driver, &again), "one device, one lock");
+                assert!(!excludes(&driver, &another), "devices have nothing to do with each other");
+            }
             let ended = goes_through(&stream, false);
             // Whatever happened, the device still answers, with the same words if it is lost.
             let after = stream.synchronize();
@@ -563,6 +586,12 @@ mod fake {
             assert!(error.contains(what) && error.contains("CUDA_ERROR_OUT_OF_MEMORY"), "{function}: {error}");
             assert!(ending.nothing_is_left(), "{function}: {}", ending.report);
         }
+    }
+
+    #[test]
+    fn cooperative_kernels_wait_for_those_of_their_device() {
+        let ending = run(library(), &[("CHILD_OPENS", "1"), ("FAKE_DEVICES", "2")]);
+        assert!(ending.error.is_none() && ending.nothing_is_left(), "{:?} {}", ending.error, ending.report);
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! The promise of many pictures: each gets the caption that it would get alone, whoever its neighbours are and whenever its
-//! turn comes; a picture that cannot be read costs nobody else anything; an end at any point leaves nothing behind; and the
-//! ten-thousandth caption is the first one's equal, in memory too.
+//! Many requests: each gets the caption that it would get alone, by every entry point, whatever its neighbours and their
+//! options; an error, a cancellation or a deadline of one touches no other; decoding and speaking overlap; an end at any
+//! point leaves nothing behind; and the ten-thousandth caption is the first one's equal, in memory too.
 
 mod common;
 
@@ -8,10 +8,11 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use common::{Random, golden};
 use im2sp::generate::{GenerateOptions, Sampling};
-use im2sp::{Caption, CaptionOptions, Device, Engine, Error, Image, Timings};
+use im2sp::{Caption, CaptionOptions, Delivery, Device, Engine, Error, Event, Image, Input, Request, Timings, trace};
 
 /// Tests that count threads or memory must not see those of the others.
 fn alone() -> MutexGuard<'static, ()> {
@@ -92,6 +93,206 @@ fn every_picture_gets_the_caption_it_would_get_alone() {
     }
 }
 
+/// The caption of a request, put together from all of its events.
+fn collected(events: impl Iterator<Item = Event>) -> im2sp::Result<Caption> {
+    let (mut units, mut samples) = (Vec::new(), Vec::new());
+    for event in events {
+        match event {
+            Event::Units(more) => units.extend(more),
+            Event::Chunk(more) => samples.extend(more),
+            Event::Done(mut caption) => {
+                assert!(units.is_empty() || units == caption.units, "units were retracted");
+                assert!(samples.is_empty() || caption.samples.is_empty(), "samples came twice");
+                caption.samples.extend(samples);
+                return Ok(content(caption));
+            }
+            Event::Failed(error) => return Err(error),
+        }
+    }
+    panic!("a request without an end")
+}
+
+fn streamed(image: &Image, options: CaptionOptions) -> Request {
+    Request { delivery: Delivery::Streamed { first_chunk: 8 }, ..Request::new(image.clone(), options) }
+}
+
+#[test]
+fn all_entry_points_give_the_same_bits() {
+    let _one = alone();
+    let engine = small();
+    let images = pictures(5, 15);
+    for generate in settings() {
+        let options = CaptionOptions { generate, ..Default::default() };
+        let batch = engine.caption_batch(&images.iter().collect::<Vec<_>>(), &options, &mut |_| {}).unwrap();
+        let many = many(&engine, &|n| images.get(n).cloned().map(Ok), &options, 3);
+        for (n, (image, from_many)) in images.iter().zip(many).enumerate() {
+            let expected = content(engine.caption(image, &options).unwrap());
+            assert!(content(batch[n].clone()) == expected, "batch, image {n}, {generate:?}");
+            assert!(from_many.unwrap().unwrap() == expected, "many, image {n}, {generate:?}");
+            let mut stream = engine.stream(image, &options);
+            let samples: Vec<f32> = stream.by_ref().flat_map(|chunk| chunk.unwrap().samples).collect();
+            assert!(samples == expected.samples && stream.tokens() == expected.tokens, "stream, image {n}");
+            for request in [Request::new(image.clone(), options), streamed(image, options)] {
+                assert!(collected(engine.submit(request)).unwrap() == expected, "request, image {n}, {generate:?}");
+            }
+            let pixels = Input::Pixels(image.preprocess(&engine.config().image));
+            let request = Request { input: pixels, ..Request::new(image.clone(), options) };
+            assert!(collected(engine.submit(request)).unwrap() == expected, "pixels, image {n}, {generate:?}");
+        }
+    }
+}
+
+/// Greedy, sampled and beam-searched captions of any length, streamed, whole and without sound, in one batch.
+#[test]
+fn options_that_differ_within_a_batch_change_nothing() {
+    let _one = alone();
+    let engine = small();
+    let images = pictures(6, 16);
+    let mut requests = Vec::new();
+    for (n, generate) in settings().into_iter().cycle().take(48).enumerate() {
+        let top_k = |sampling: Sampling| Sampling { top_k: 3 + n, ..sampling };
+        let sampling = generate.sampling.map(|sampling| if n % 4 == 1 { top_k(sampling) } else { sampling });
+        let generate = GenerateOptions { max_length: generate.max_length + n % 7, sampling, ..generate };
+        let options = CaptionOptions { generate, no_audio: n % 5 == 0, ..Default::default() };
+        let image = &images[n % images.len()];
+        requests.push(if n % 3 == 0 { streamed(image, options) } else { Request::new(image.clone(), options) });
+    }
+    let expected: Vec<Caption> =
+        requests.iter().map(|request| collected(engine.submit(request.clone())).unwrap()).collect();
+    for round in 0..3 {
+        // All of them are there before the first is done.
+        let events: Vec<_> = requests.iter().map(|request| engine.submit(request.clone())).collect();
+        for (n, (events, expected)) in events.into_iter().zip(&expected).enumerate() {
+            assert!(collected(events).unwrap() == *expected, "round {round}, request {n}: {:?}", requests[n].options);
+        }
+    }
+}
+
+/// More requests are dropped in the midst of their decoding than there are slots; the others get all that is theirs.
+#[test]
+fn a_cancelled_request_frees_its_slot() {
+    let _one = alone();
+    let engine = Engine::embedded().unwrap();
+    let images = pictures(6, 17);
+    let options = CaptionOptions::default();
+    let expected: Vec<Caption> = images.iter().map(|image| content(engine.caption(image, &options).unwrap())).collect();
+    let kept: Vec<_> = images.iter().map(|image| engine.submit(streamed(image, options))).collect();
+    for n in 0..60 {
+        let mut events = engine.submit(streamed(&images[n % 6], options));
+        match n % 4 {
+            // In decoding, and then while it is spoken.
+            0 | 1 => drop(events.by_ref().find(|event| matches!(event, Event::Units(_)))),
+            2 => drop(events.by_ref().find(|event| matches!(event, Event::Chunk(_)))),
+            _ => std::thread::sleep(Duration::from_micros(n as u64 * 150)),
+        }
+        if n % 2 == 0 {
+            // One who cancels but still listens is told.
+            events.cancel_flag().cancel();
+            let end = events.by_ref().last().unwrap();
+            assert!(matches!(end, Event::Failed(Error::Cancelled) | Event::Done(_)), "{end:?}");
+        }
+    }
+    for (events, expected) in kept.into_iter().zip(&expected) {
+        assert!(collected(events).unwrap() == *expected);
+    }
+    let begun = Instant::now();
+    drop(engine);
+    assert!(begun.elapsed() < Duration::from_secs(5), "nothing is left to be done");
+}
+
+#[test]
+fn an_error_of_one_request_touches_no_other() {
+    let _one = alone();
+    let engine = small();
+    let images = pictures(8, 18);
+    let good = CaptionOptions::default();
+    let expected: Vec<Caption> = images.iter().map(|image| content(engine.caption(image, &good).unwrap())).collect();
+    let generate = GenerateOptions { beams: 0, ..Default::default() };
+    let events: Vec<_> = images
+        .iter()
+        .map(|image| {
+            let bad_option = Request::new(image.clone(), CaptionOptions { generate, ..good });
+            let bad_speaker = Request::new(image.clone(), CaptionOptions { speaker: Some(7), ..good });
+            let bad_pixels = Request { input: Input::Pixels(vec![0.5; 7]), ..Request::new(image.clone(), good) };
+            let late = Request { deadline: Some(Instant::now()), ..Request::new(image.clone(), good) };
+            let bad = [bad_option, bad_speaker, bad_pixels, late].map(|request| engine.submit(request));
+            (engine.submit(Request::new(image.clone(), good)), bad)
+        })
+        .collect();
+    assert!(engine.speak(&[3, 999_999], None).unwrap_err().to_string().contains("999999"));
+    for ((good, bad), expected) in events.into_iter().zip(&expected) {
+        assert!(collected(good).unwrap() == *expected);
+        let errors = bad.map(|events| collected(events).unwrap_err().to_string());
+        for (error, word) in errors.iter().zip(["beam", "speaker", "pixel", "in time"]) {
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_deadline_that_passes_is_an_error_and_frees_the_engine() {
+    let _one = alone();
+    let engine = Engine::embedded().unwrap();
+    let image = &pictures(1, 19)[0];
+    let options = CaptionOptions::default();
+    let whole = content(engine.caption(image, &options).unwrap());
+    let mut late = 0;
+    for millis in 0..40 {
+        for request in [Request::new(image.clone(), options), streamed(image, options)] {
+            let deadline = Instant::now() + Duration::from_millis(millis);
+            match collected(engine.submit(Request { deadline: Some(deadline), ..request })) {
+                Ok(caption) => assert!(caption == whole),
+                Err(error) => {
+                    assert!(matches!(error, Error::Deadline) && Instant::now() >= deadline, "{error}");
+                    late += 1;
+                }
+            }
+        }
+    }
+    assert!(late > 2, "a caption takes longer than that");
+    let far = Request { deadline: Some(Instant::now() + Duration::from_secs(600)), ..streamed(image, options) };
+    assert!(collected(engine.submit(far)).unwrap() == whole);
+}
+
+/// In bulk the vocoder speaks what is decoded while the next captions are decoded.
+#[test]
+fn decoding_and_speaking_overlap() {
+    let _one = alone();
+    let engine = Engine::embedded().unwrap();
+    let images = pictures(16, 20);
+    let trace = trace::record(|| {
+        let images = |n: usize| images.get(n).cloned().map(Ok);
+        engine.caption_many(&images, &CaptionOptions::default(), 4, &mut |_, caption| {
+            caption.unwrap();
+            ControlFlow::Continue(())
+        })
+    });
+    let trace: serde_json::Value = serde_json::from_str(&trace.unwrap()).unwrap();
+    let spans = |name: &str| -> Vec<(f64, f64, u64)> {
+        let spans = trace["traceEvents"].as_array().unwrap().iter().filter(|span| span["name"] == name);
+        let number = |value: &serde_json::Value| value.as_f64().unwrap();
+        let span = |span: &serde_json::Value| {
+            let begin = number(&span["ts"]);
+            (begin, begin + number(&span["dur"]), span["tid"].as_u64().unwrap())
+        };
+        spans.map(span).collect()
+    };
+    let (decode, vocoder) = (spans("decode"), spans("vocoder"));
+    assert!(decode.len() > 50 && vocoder.len() >= 10, "{} steps, {} sounds", decode.len(), vocoder.len());
+    let shared: f64 = vocoder
+        .iter()
+        .flat_map(|&(from, to, thread)| {
+            decode.iter().map(move |&(begin, end, other)| {
+                assert_ne!(thread, other, "the decoder's thread speaks");
+                (end.min(to) - begin.max(from)).max(0.0)
+            })
+        })
+        .sum();
+    let spoken: f64 = vocoder.iter().map(|(from, to, _)| to - from).sum();
+    println!("{:.0} % of the vocoder's time is the decoder's too", 100.0 * shared / spoken);
+    assert!(shared > 0.1 * spoken, "{shared} of {spoken} microseconds");
+}
+
 #[test]
 fn a_picture_that_cannot_be_read_costs_nobody_else_anything() {
     let _one = alone();
@@ -120,9 +321,9 @@ fn options_that_make_no_sense_are_refused_before_any_work() {
     let engine = small();
     let picture = &pictures(1, 7)[0];
     let refused = |options: CaptionOptions, in_flight: usize| {
-        let mut heard = |_, _| panic!("nothing is heard");
+        let mut on_caption = |_, _| panic!("nothing is captioned");
         let read = |_| Some(Ok(picture.clone()));
-        engine.caption_many(&read, &options, in_flight, &mut heard).unwrap_err().to_string()
+        engine.caption_many(&read, &options, in_flight, &mut on_caption).unwrap_err().to_string()
     };
     assert!(refused(CaptionOptions::default(), 0).contains("in-flight"));
     assert!(refused(CaptionOptions::default(), usize::MAX).contains("in-flight"));

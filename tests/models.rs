@@ -6,14 +6,13 @@ mod common;
 use std::ops::ControlFlow;
 
 use common::{Golden, assert_close, golden};
-use im2sp::backend::Occupancy;
+use im2sp::backend::SmBudget;
 use im2sp::backend::cpu::Cpu;
 use im2sp::backend::prelude::*;
 use im2sp::config::ModelConfig;
 use im2sp::generate::{Compat, EarlyStopping, GenerateOptions, Generated, generate};
-use im2sp::model::decoder::Decoder;
+use im2sp::model::captioner::Captioner;
 use im2sp::model::loader::Loader;
-use im2sp::model::vision::Vision;
 use im2sp::model::vocoder::{Vocoder, Voice};
 use im2sp::tensor::{DType, HostTensor};
 use im2sp::units::{BOS, EOS};
@@ -26,8 +25,7 @@ const DEPTH: usize = 4000;
 struct Model {
     name: &'static str,
     config: ModelConfig,
-    vision: Vision<Cpu>,
-    decoder: Decoder<Cpu>,
+    captioner: Captioner<Cpu>,
     vocoder: Option<Vocoder<Cpu>>,
     expected: Golden,
 }
@@ -40,8 +38,7 @@ fn open(name: &'static str) -> Model {
 fn open_as(name: &'static str, dtype: Option<DType>) -> Model {
     let mut files = ModelFiles::open(&golden(&format!("models/{name}"))).unwrap();
     let mut loader = Loader { backend: &Cpu, store: &mut files.captioner, dtype };
-    let vision = Vision::load(&mut loader, &files.config).unwrap();
-    let decoder = Decoder::load(&mut loader, &files.config.decoder).unwrap();
+    let captioner = Captioner::load(&mut loader, &files.config).unwrap();
     files.captioner.finish().unwrap();
     let vocoder = files.vocoder.map(|mut store| {
         let mut loader = Loader { backend: &Cpu, store: &mut store, dtype };
@@ -50,7 +47,7 @@ fn open_as(name: &'static str, dtype: Option<DType>) -> Model {
         vocoder
     });
     let expected = Golden::open(&format!("models/{name}/expected.safetensors"));
-    Model { name, config: files.config, vision, decoder, vocoder, expected }
+    Model { name, config: files.config, captioner, vocoder, expected }
 }
 
 impl Model {
@@ -58,14 +55,16 @@ impl Model {
     fn image_tokens(&self, images: usize) -> <Cpu as Device>::Tensor {
         let pixels = self.expected.f32("pixels");
         let each = pixels.len() / self.expected.get("pixels").0[0];
-        self.vision.tokens(&Cpu, &pixels[..images * each], images).unwrap()
+        self.captioner.encode(&Cpu, &pixels[..images * each], images).unwrap()
     }
 
     fn generate(&self, images: usize, options: &GenerateOptions) -> Vec<Generated> {
-        let limit = options.limit(&self.decoder);
-        let cache = self.decoder.prefill(&Cpu, &self.image_tokens(images), images, limit).unwrap();
-        generate(&Cpu, &self.decoder, cache, images, options, Occupancy::Whole, &mut |_| ControlFlow::Continue(()))
-            .unwrap()
+        let limit = options.limit(&self.captioner.decoder);
+        let cache = self.captioner.prefill(&Cpu, &self.image_tokens(images), images, limit).unwrap();
+        generate(&Cpu, &self.captioner.decoder, cache, images, options, SmBudget::All, &mut |_| {
+            ControlFlow::Continue(())
+        })
+        .unwrap()
     }
 }
 
@@ -76,10 +75,10 @@ fn vision_and_projection_equal_golden() {
         let images = shape[0];
         let pixels = model.expected.f32("pixels");
         let each = 3 * model.config.image.size * model.config.image.size;
-        let pixels = model.vision.upload(&Cpu, &pixels[..images * each], images).unwrap();
-        let encoded = model.vision.encode(&Cpu, &pixels).unwrap();
+        let pixels = model.captioner.vision.upload(&Cpu, &pixels[..images * each], images).unwrap();
+        let encoded = model.captioner.vision.encode(&Cpu, &pixels).unwrap();
         assert_close(&format!("{} vision", model.name), &Cpu.download(&encoded).unwrap(), &expected, DEPTH);
-        let tokens = Cpu.download(&model.vision.project(&Cpu, &encoded).unwrap()).unwrap();
+        let tokens = Cpu.download(&model.captioner.vision.project(&Cpu, &encoded).unwrap()).unwrap();
         assert_close(&format!("{} image tokens", model.name), &tokens, &model.expected.f32("image_tokens"), DEPTH);
     }
 }
@@ -91,12 +90,12 @@ fn logits_equal_golden_token_by_token() {
         let (images, length) = (shape[0], shape[1]);
         let vocabulary = model.config.decoder.vocabulary;
         let logits = model.expected.f32("logits");
-        let mut cache = model.decoder.prefill(&Cpu, &model.image_tokens(images), images, length).unwrap();
+        let mut cache = model.captioner.prefill(&Cpu, &model.image_tokens(images), images, length).unwrap();
         let rows: Vec<_> = (0..images).map(|image| im2sp::backend::CacheRow { image, parent: None }).collect();
         Cpu.kv_reorder(&mut cache, &rows).unwrap();
         for t in 0..length {
             let ids: Vec<u32> = (0..images).map(|b| text[b * length + t] as u32).collect();
-            let out = Cpu.download(&model.decoder.step(&Cpu, &mut cache, &ids).unwrap()).unwrap();
+            let out = Cpu.download(&model.captioner.decoder.step(&Cpu, &mut cache, &ids).unwrap()).unwrap();
             let expected: Vec<f32> =
                 (0..images).flat_map(|b| logits[(b * length + t) * vocabulary..][..vocabulary].to_vec()).collect();
             assert_close(&format!("{} token {t}", model.name), &out, &expected, DEPTH);
@@ -238,10 +237,11 @@ fn options_that_make_no_sense_are_refused() {
         ),
         (GenerateOptions { sampling: Some(im2sp::generate::Sampling { top_p: 0.0, ..sampling }), ..base }, "top-p"),
     ] {
-        let cache = model.decoder.prefill(&Cpu, &model.image_tokens(1), 1, 8).unwrap();
-        let error =
-            generate(&Cpu, &model.decoder, cache, 1, &options, Occupancy::Whole, &mut |_| ControlFlow::Continue(()))
-                .unwrap_err();
+        let cache = model.captioner.prefill(&Cpu, &model.image_tokens(1), 1, 8).unwrap();
+        let error = generate(&Cpu, &model.captioner.decoder, cache, 1, &options, SmBudget::All, &mut |_| {
+            ControlFlow::Continue(())
+        })
+        .unwrap_err();
         assert!(error.to_string().contains(word), "{error}");
     }
 }

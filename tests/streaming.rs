@@ -1,5 +1,5 @@
-//! The promise of a stream: its chunks are the samples of the caption made at once, bit for bit, however they are cut and
-//! whenever units arrive; what was told of a caption stays true; and a stream that is dropped leaves nothing behind.
+//! Streams: their chunks are the samples of the whole caption, bit for bit, however they are cut and whenever units arrive;
+//! units once reported are never retracted; a dropped stream frees its slot; long lists of units are spoken in flat memory.
 
 mod common;
 
@@ -9,14 +9,13 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{Random, golden};
-use im2sp::backend::Occupancy;
+use im2sp::backend::SmBudget;
 use im2sp::backend::cpu::Cpu;
 use im2sp::config::{DurationConfig, VocoderConfig};
-use im2sp::generate::{Compat, EarlyStopping, GenerateOptions, Sampling, generate};
-use im2sp::model::decoder::Decoder;
+use im2sp::generate::{Compat, EarlyStopping, GenerateOptions, Sampling, TokenEvent, generate};
+use im2sp::model::captioner::Captioner;
 use im2sp::model::loader::Loader;
-use im2sp::model::vision::Vision;
-use im2sp::model::vocoder::{Utterance, Vocoder, Voice};
+use im2sp::model::vocoder::{Synthesis, Vocoder, Voice};
 use im2sp::tensor::{DType, HostTensor};
 use im2sp::units::{BOS, EOS, deduplicated};
 use im2sp::weights::{ModelFiles, TensorStore, random};
@@ -128,31 +127,34 @@ fn any_chunks_of_any_units_are_those_of_the_whole() {
             // Few different ones, so that there are repetitions.
             let units: Vec<u32> = (0..count).map(|_| (draw(&mut random, 12) * 9) as u32).collect();
             let whole = {
-                let units = deduplicated(&units);
+                // Where a unit lasts a frame, each of its repeats lasts another.
+                let predicts = vocoder.config().duration.is_some();
+                let units = if predicts { deduplicated(&units) } else { units.clone() };
                 let durations = vocoder.durations(&Cpu, &units).unwrap();
                 vocoder.synthesize(&Cpu, &units, &durations, Voice { speaker, pitch: None }).unwrap()
             };
-            let mut utterance = Utterance::in_chunks(speaker);
+            let mut synthesis = Synthesis::in_chunks(vocoder.config(), speaker);
             let (mut arrived, mut sound, mut chunks) = (0, Vec::new(), 0);
             loop {
                 if round % 5 > 0 {
-                    utterance.next_chunk([1, 2, 7, 12, 40][draw(&mut random, 5)]);
+                    synthesis.limit_chunk([1, 2, 7, 12, 40][draw(&mut random, 5)]);
                 }
-                if let Some(samples) = vocoder.advance(&Cpu, &mut utterance).unwrap() {
+                if let Some(samples) = vocoder.next_chunk(&Cpu, &mut synthesis).unwrap() {
                     assert!(!samples.is_empty() && samples.len().is_multiple_of(vocoder.config().hop()));
                     sound.extend(samples);
                     chunks += 1;
                 } else if arrived > units.len() {
                     break;
                 } else if arrived == units.len() {
-                    utterance.finish();
+                    synthesis.finish();
                     arrived += 1;
                 } else {
                     let more = (1 + draw(&mut random, 3)).min(units.len() - arrived);
-                    units[arrived..arrived + more].iter().for_each(|&unit| utterance.push(unit));
+                    synthesis.extend(&units[arrived..arrived + more]);
                     arrived += more;
                 }
             }
+            assert!(synthesis.is_done());
             assert_eq!(sound.len(), whole.len(), "{name}: {count} units in {chunks} chunks");
             assert!(bits(&sound) == bits(&whole), "{name}: {count} units in {chunks} chunks");
         }
@@ -163,10 +165,10 @@ fn any_chunks_of_any_units_are_those_of_the_whole() {
 #[test]
 fn the_first_chunk_does_not_wait_for_the_last_unit() {
     let vocoder = vocoder_of("small");
-    let mut utterance = Utterance::in_chunks(None);
+    let mut synthesis = Synthesis::in_chunks(vocoder.config(), None);
     let mut pushed = 0;
-    while vocoder.advance(&Cpu, &mut utterance).unwrap().is_none() {
-        utterance.push(pushed % 200);
+    while vocoder.next_chunk(&Cpu, &mut synthesis).unwrap().is_none() {
+        synthesis.extend(&[pushed % 200]);
         pushed += 1;
         assert!(pushed < 60, "nothing is said before {pushed} units");
     }
@@ -210,7 +212,7 @@ fn a_stream_is_the_caption() {
             for image in [picture(&mut random), picture(&mut random)].iter().take(if name == "small" { 2 } else { 1 }) {
                 let options = CaptionOptions { generate, ..Default::default() };
                 let caption = engine.caption(image, &options).unwrap();
-                let mut stream = engine.stream(image, &options).first_chunk(1 + draw(&mut random, 20));
+                let mut stream = engine.stream_with(image, &options, 1 + draw(&mut random, 20));
                 assert_eq!(stream.sample_rate(), caption.sample_rate);
                 let mut sound = Vec::new();
                 for chunk in stream.by_ref() {
@@ -227,39 +229,38 @@ fn a_stream_is_the_caption() {
     }
 }
 
-/// What is told of a result never shrinks, and the result begins with it.
+/// The stable prefix of a result never shrinks, and the result begins with it.
 #[test]
-fn what_is_settled_stays() {
+fn a_stable_prefix_stays() {
     for name in ["small", "wide_vision", "wide_decoder"] {
         let mut files = ModelFiles::open(&golden(&format!("models/{name}"))).unwrap();
         let mut loader = Loader { backend: &Cpu, store: &mut files.captioner, dtype: None };
-        let vision = Vision::load(&mut loader, &files.config).unwrap();
-        let decoder = Decoder::load(&mut loader, &files.config.decoder).unwrap();
-        let side = files.config.image.size;
+        let captioner = Captioner::load(&mut loader, &files.config).unwrap();
+        let (decoder, side) = (&captioner.decoder, files.config.image.size);
         let images = 2;
         let mut early = 0;
         for (seed, options) in settings().into_iter().enumerate() {
             let pixels = Random::new(seed as u64).values(images * 3 * side * side);
-            let tokens = vision.tokens(&Cpu, &pixels, images).unwrap();
-            let cache = decoder.prefill(&Cpu, &tokens, images, options.limit(&decoder)).unwrap();
-            let mut heard = vec![Vec::new(); images];
-            let mut told = |told: im2sp::generate::Told<'_>| {
-                let before: &mut Vec<Vec<u32>> = &mut heard[told.image];
-                assert!(told.length >= told.settled.len());
-                assert!(before.last().is_none_or(|before| told.settled.starts_with(before)), "{options:?}");
-                before.push(told.settled.to_vec());
+            let tokens = captioner.encode(&Cpu, &pixels, images).unwrap();
+            let cache = captioner.prefill(&Cpu, &tokens, images, options.limit(decoder)).unwrap();
+            let mut prefixes: Vec<Vec<Vec<u32>>> = vec![Vec::new(); images];
+            let mut on_token = |event: TokenEvent<'_>| {
+                let before = &mut prefixes[event.image];
+                assert!(event.length >= event.stable_prefix.len());
+                assert!(before.last().is_none_or(|before| event.stable_prefix.starts_with(before)), "{options:?}");
+                before.push(event.stable_prefix.to_vec());
                 ControlFlow::Continue(())
             };
-            let results = generate(&Cpu, &decoder, cache, images, &options, Occupancy::Whole, &mut told).unwrap();
-            for (heard, result) in heard.iter().zip(&results) {
-                assert!(!heard.is_empty());
-                for settled in heard {
-                    assert!(result.tokens.starts_with(settled), "{options:?}: {settled:?} of {:?}", result.tokens);
+            let results = generate(&Cpu, decoder, cache, images, &options, SmBudget::All, &mut on_token).unwrap();
+            for (prefixes, result) in prefixes.iter().zip(&results) {
+                assert!(!prefixes.is_empty());
+                for prefix in prefixes {
+                    assert!(result.tokens.starts_with(prefix), "{options:?}: {prefix:?} of {:?}", result.tokens);
                 }
                 if options.beams == 1 {
-                    assert_eq!(heard.last(), Some(&result.tokens), "all of a single sequence is certain");
+                    assert_eq!(prefixes.last(), Some(&result.tokens), "all of a single sequence is certain");
                 } else {
-                    early += usize::from(heard[heard.len() / 2].len() > 1);
+                    early += usize::from(prefixes[prefixes.len() / 2].len() > 1);
                 }
             }
         }
@@ -267,9 +268,33 @@ fn what_is_settled_stays() {
     }
 }
 
-/// Threads of this process that decode a stream.
-fn decoding_threads() -> usize {
-    common::running_threads("im2sp-decode")
+/// A sequence ends where its listener says so, and its neighbour does not notice.
+#[test]
+fn a_break_ends_one_sequence() {
+    let mut files = ModelFiles::open(&golden("models/small")).unwrap();
+    let mut loader = Loader { backend: &Cpu, store: &mut files.captioner, dtype: None };
+    let captioner = Captioner::load(&mut loader, &files.config).unwrap();
+    let side = files.config.image.size;
+    let tokens = captioner.encode(&Cpu, &Random::new(4).values(2 * 3 * side * side), 2).unwrap();
+    for options in settings() {
+        let results = [usize::MAX, 4].map(|most| {
+            let cache = captioner.prefill(&Cpu, &tokens, 2, options.limit(&captioner.decoder)).unwrap();
+            let mut on_token = |event: TokenEvent<'_>| match event.image {
+                1 if event.length >= most => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            };
+            generate(&Cpu, &captioner.decoder, cache, 2, &options, SmBudget::All, &mut on_token).unwrap()
+        });
+        assert_eq!(results[0][0], results[1][0], "{options:?}");
+        if options.beams == 1 && results[0][1].tokens.len() > 4 {
+            assert_eq!(results[1][1].tokens, results[0][1].tokens[..4], "{options:?}");
+        }
+    }
+}
+
+/// Threads of this process that belong to engines.
+fn engine_threads() -> usize {
+    common::running_threads("im2sp-captioner") + common::running_threads("im2sp-vocoder")
 }
 
 #[cfg(target_os = "linux")]
@@ -287,35 +312,46 @@ fn a_thread_counts_until_it_has_been_joined() {
     assert_eq!(common::running_threads("counted"), 0);
 }
 
+/// An engine has two threads, whatever becomes of its streams; they end with it, or with the last stream.
+#[cfg(target_os = "linux")]
 #[test]
 fn a_dropped_stream_leaves_no_thread() {
     let _one = alone();
     let engine = Engine::embedded().unwrap();
     let picture = Image::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/scene.png")).unwrap();
+    let whole = engine.caption(&picture, &CaptionOptions::default()).unwrap();
     for beams in [1, 3] {
         let generate = GenerateOptions { beams, ..Default::default() };
         let options = CaptionOptions { generate, ..Default::default() };
         // After so many chunks, or so many microseconds into the work.
         for chunks in 0..12 {
-            let mut stream = engine.stream(&picture, &options).first_chunk(1);
+            let mut stream = engine.stream_with(&picture, &options, 1);
             for chunk in stream.by_ref().take(chunks) {
                 chunk.unwrap();
             }
             drop(stream);
-            assert_eq!(decoding_threads(), 0, "after {chunks} chunks");
+            assert_eq!(engine_threads(), 2, "after {chunks} chunks");
         }
         for pause in (0..30).map(|n| std::time::Duration::from_micros(n * 700)) {
             let stream = engine.stream(&picture, &options);
             std::thread::sleep(pause);
             drop(stream);
-            assert_eq!(decoding_threads(), 0, "after {pause:?}");
+            assert_eq!(engine_threads(), 2, "after {pause:?}");
         }
     }
-    // A stream may outlive its engine.
+    // What was dropped is in nobody's way.
+    let after = engine.caption(&picture, &CaptionOptions::default()).unwrap();
+    assert!(bits(&after.samples) == bits(&whole.samples));
     let stream = engine.stream(&picture, &CaptionOptions::default());
     drop(engine);
+    assert_eq!(engine_threads(), 2, "a stream may outlive its engine");
     assert!(stream.map(|chunk| chunk.unwrap().samples.len()).sum::<usize>() > 16_000);
-    assert_eq!(decoding_threads(), 0);
+    assert_eq!(engine_threads(), 0);
+    let engine = Engine::embedded().unwrap();
+    let stream = engine.stream(&picture, &CaptionOptions::default());
+    drop(stream);
+    drop(engine);
+    assert_eq!(engine_threads(), 0, "in the midst of a caption");
 }
 
 /// The small model with one tensor changed.
@@ -382,5 +418,76 @@ fn errors_come_once_and_end_the_stream() {
             assert_eq!(engine.caption(&picture, &options).unwrap_err().to_string(), error);
         }
     }
-    assert_eq!(decoding_threads(), 0);
+}
+
+/// Bytes of this process in memory, the most there have been.
+#[cfg(target_os = "linux")]
+fn most_resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap_or(0) << 10
+}
+
+/// Lists of any length: the same samples whole, in chunks and all in one convolution.
+#[test]
+fn long_lists_of_units_are_spoken_in_chunks() {
+    let _one = alone();
+    let engine = Engine::load(golden("models/small"), Device::Cpu).unwrap();
+    let vocoder = vocoder_of("small");
+    let mut random = Random::new(21);
+    for count in [1, 40, 1023, 1024, 1025, 5000] {
+        let units: Vec<u32> = (0..count).map(|_| draw(&mut random, 200) as u32).collect();
+        let once = deduplicated(&units);
+        let durations = vocoder.durations(&Cpu, &once).unwrap();
+        let expected = bits(&vocoder.synthesize(&Cpu, &once, &durations, Voice::default()).unwrap());
+        assert!(bits(&engine.speak(&units, None).unwrap().samples) == expected, "{count} units");
+        let chunks: Vec<Vec<f32>> =
+            engine.speak_in_chunks(&units, None).unwrap().map(|chunk| chunk.unwrap().samples).collect();
+        assert!(bits(&chunks.concat()) == expected, "{count} units in {} chunks", chunks.len());
+        let most = 2048 * vocoder.config().hop();
+        assert!(chunks.iter().all(|chunk| chunk.len() < most), "{count} units");
+    }
+}
+
+/// Ten times as many units take no more memory while they are spoken in chunks, and the samples alone when whole.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_does_not_grow_with_the_units() {
+    let _one = alone();
+    let engine = Engine::embedded().unwrap();
+    let units = |count: u32| -> Vec<u32> { (0..count).map(|n| n * 7 % 100).collect() };
+    let samples = |count: u32| -> usize {
+        let stream = engine.speak_in_chunks(&units(count), None).unwrap();
+        stream.map(|chunk| chunk.unwrap().samples.len()).sum()
+    };
+    assert!(samples(2000) > 30 * 16_000);
+    let before = most_resident();
+    let spoken = samples(8000);
+    assert!(spoken > 120 * 16_000);
+    let grown = most_resident() - before;
+    assert!(grown < 8 << 20, "{grown} bytes more for four times the units");
+    let whole = engine.speak(&units(8000), None).unwrap();
+    assert_eq!(whole.samples.len(), spoken);
+    let grown = most_resident() - before;
+    // A vector that grows holds its old and its new memory for a moment.
+    assert!(grown < 4 * spoken * size_of::<f32>(), "{grown} bytes more for {spoken} samples");
+}
+
+/// A listener who stops taking chunks stops the work, and is in nobody's way.
+#[test]
+fn chunks_are_made_as_they_are_taken() {
+    let _one = alone();
+    let engine = Engine::load(golden("models/small"), Device::Cpu).unwrap();
+    let units: Vec<u32> = (0..20_000).map(|n| n % 200).collect();
+    let mut waiting = engine.speak_in_chunks(&units, None).unwrap();
+    let first = waiting.next().unwrap().unwrap();
+    let others = engine.speak(&units[..100], None).unwrap();
+    assert!(!others.samples.is_empty());
+    let rest: usize = waiting.map(|chunk| chunk.unwrap().samples.len()).sum();
+    assert!(rest > 2 * first.samples.len());
+    for wrong in [vec![], vec![1, 999_999]] {
+        let error = engine.speak_in_chunks(&wrong, None).and_then(|stream| stream.collect::<im2sp::Result<Vec<_>>>());
+        let (error, expected) = (error.unwrap_err().to_string(), engine.speak(&wrong, None).unwrap_err().to_string());
+        assert_eq!(error, expected);
+    }
 }

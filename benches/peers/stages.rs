@@ -9,12 +9,11 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use im2sp::Result;
-use im2sp::backend::Occupancy;
+use im2sp::backend::SmBudget;
 use im2sp::backend::cpu::Cpu;
 use im2sp::generate::{GenerateOptions, generate};
-use im2sp::model::decoder::Decoder;
+use im2sp::model::captioner::Captioner;
 use im2sp::model::loader::Loader;
-use im2sp::model::vision::Vision;
 use im2sp::model::vocoder::{Vocoder, Voice};
 use im2sp::weights::ModelFiles;
 use serde_json::json;
@@ -56,20 +55,19 @@ fn timed<T>(repetitions: usize, mut work: impl FnMut() -> Result<T>) -> Result<(
 fn measure(directory: &Path, repetitions: usize) -> Result<serde_json::Value> {
     let mut files = ModelFiles::open(directory)?;
     let mut loader = Loader { backend: &Cpu, store: &mut files.captioner, dtype: None };
-    let vision = Vision::load(&mut loader, &files.config)?;
-    let decoder = Decoder::load(&mut loader, &files.config.decoder)?;
+    let captioner = Captioner::load(&mut loader, &files.config)?;
     let side = files.config.image.size;
     let pixels: Vec<f32> = (0..3 * side * side).map(|i| ((i * 7919 % 997) as f32 / 498.5) - 1.0).collect();
-    let (vision_ms, tokens) = timed(repetitions, || vision.tokens(&Cpu, &pixels, 1))?;
+    let (vision_ms, tokens) = timed(repetitions, || captioner.encode(&Cpu, &pixels, 1))?;
     let options = GenerateOptions { max_length: UNITS + 1, ..Default::default() };
-    let (prefill_ms, _) = timed(repetitions, || decoder.prefill(&Cpu, &tokens, 1, UNITS + 1))?;
+    let (prefill_ms, _) = timed(repetitions, || captioner.prefill(&Cpu, &tokens, 1, UNITS + 1))?;
     let mut decode_ms = Vec::new();
     let mut length = 0;
     for round in 0..=repetitions {
-        let cache = decoder.prefill(&Cpu, &tokens, 1, UNITS + 1)?;
+        let cache = captioner.prefill(&Cpu, &tokens, 1, UNITS + 1)?;
         let clock = Instant::now();
         let generated =
-            generate(&Cpu, &decoder, cache, 1, &options, Occupancy::Whole, &mut |_| ControlFlow::Continue(()))?;
+            generate(&Cpu, &captioner.decoder, cache, 1, &options, SmBudget::All, &mut |_| ControlFlow::Continue(()))?;
         // The first round warms up.
         if round > 0 {
             decode_ms.push(clock.elapsed().as_secs_f64() * 1e3);

@@ -72,13 +72,13 @@ pub struct TransformerLayer<D: Device> {
     pub mlp_norm: LayerNormWeights<D>,
 }
 
-/// How much of a device a loop that stays on it may take.
+/// Multiprocessors that a launch which stays on the device may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Occupancy {
-    /// Everything: others wait for its end.
-    Whole,
-    /// Some room is left to the work of others.
-    Shared,
+pub enum SmBudget {
+    /// All of them: other streams wait for its end.
+    All,
+    /// All but a few, which are left to other streams.
+    LeaveRoom,
 }
 
 /// A decoder as [`Decode::decode_greedy`] takes it: every decode step from ids to logits.
@@ -95,8 +95,6 @@ pub struct DecoderWeights<'a, D: Device> {
     pub bos: u32,
     /// The id that ends it.
     pub eos: u32,
-    /// Changes how long the loop takes, and no bit of what it computes.
-    pub occupancy: Occupancy,
 }
 
 /// The operations of a captured decode step: on their input, on the cache and on constants, nothing else. Done twice, they
@@ -143,17 +141,23 @@ pub trait Decode: Linear {
         body(self, cache, x)
     }
 
+    /// Whether [`Decode::decode_greedy`] takes this decoder with a cache of this shape.
+    fn can_decode_greedy(&self, decoder: &DecoderWeights<'_, Self>, shape: CacheShape, limit: usize) -> bool {
+        let _ = (decoder, shape, limit);
+        false
+    }
     /// The whole greedy loop, one row for each image of `cache`, of at most `limit` tokens, where a device has a kernel
     /// for it; `None` sends the caller to the steps above. `on_token` gets new tokens (row, its tokens so far) and may end
-    /// the loop.
+    /// the loop. `budget` changes how long it takes, and no bit of what it computes.
     fn decode_greedy(
         &self,
         decoder: &DecoderWeights<'_, Self>,
         cache: &Self::KvCache,
         limit: usize,
+        budget: SmBudget,
         on_token: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
     ) -> Option<Result<Vec<Vec<u32>>>> {
-        let _ = (decoder, cache, limit, on_token);
+        let _ = (decoder, cache, limit, budget, on_token);
         None
     }
 }

@@ -49,9 +49,6 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// A point in the stream of work.
     type Event: Send;
 
-    /// Whether operations of several callers would end up in one stream of work, so that each has to wait for its turn.
-    const ONE_STREAM: bool = false;
-
     /// A second stream on the same device. Tensors must not be shared between the two.
     fn new_stream(&self) -> Result<Self>;
     /// The device's name, for people.

@@ -34,7 +34,7 @@ pub use attention::{Attention, AttentionShape};
 pub use beam_candidates::{BeamCandidate, BeamCandidates};
 pub use conv_transpose1d::ConvTranspose1d;
 pub use conv1d::{Conv1d, ConvActivation, ConvEpilogue, ConvShape};
-pub use decode::{CacheRow, CacheShape, Decode, DecoderWeights, Occupancy, StepBody, TransformerLayer};
+pub use decode::{CacheRow, CacheShape, Decode, DecoderWeights, SmBudget, StepBody, TransformerLayer};
 pub use device::{Device, GraphBody, GraphId, Peaks};
 pub use embed::Embed;
 pub use layer_norm::{LayerNorm, LayerNormWeights};

@@ -1,30 +1,39 @@
-//! The whole path from a picture to sound, as one function: [`Engine::caption`]. The command line, the service, the
-//! evaluation and the benches call it; none has a path of its own.
+//! The path from an image to sound: a request queue with one thread for each stream of work. [`Engine::caption`],
+//! [`Engine::caption_batch`], [`Engine::caption_many`], [`Engine::stream`] and [`Engine::speak`] are thin callers of it, and
+//! give the same bits. The command line, the tests and the benches call these; none has a path of its own.
+//!
+//! ```text
+//! captioner thread   queue -> vision -> prefill -> decode steps, or the device's own loop -> units
+//! vocoder thread     units -> durations -> chunks in time for a listener, or whole captions -> samples
+//! ```
 
+mod bulk;
 mod calibrate;
-mod device;
-mod many;
-mod model;
+mod load;
+mod pipeline;
+mod request;
+mod scheduler;
+mod speech;
 mod stream;
-mod turns;
 
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::time::Instant;
 
+use crate::Result;
 use crate::config::ModelConfig;
 use crate::generate::GenerateOptions;
 use crate::image::Image;
-use crate::model::vocoder::Utterance;
 use crate::tensor::DType;
 use crate::weights::directory::ModelFiles;
-use crate::{Error, Result};
 
+pub use bulk::{ImageSource, OnCaption};
 pub use calibrate::{CalibrateReport, MatrixReport, convert_calibrated};
-pub use device::Device;
-pub use many::{Heard, Pictures};
-pub use stream::{AudioChunk, CaptionStream};
+pub use load::Device;
+pub use request::{CancelFlag, Delivery, Event, Events, Input, Request};
+pub use stream::{CaptionStream, SpeechStream};
+
+use pipeline::Pipeline;
 
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,7 +47,7 @@ pub struct LoadOptions {
     pub no_mmap: bool,
 }
 
-/// How a picture is captioned.
+/// How an image is captioned.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CaptionOptions {
     /// How tokens are chosen.
@@ -50,9 +59,9 @@ pub struct CaptionOptions {
 }
 
 /// A spoken caption.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Caption {
-    /// What the decoder emitted, BOS and EOS included.
+    /// Tokens of the decoder, BOS and EOS included.
     pub tokens: Vec<u32>,
     /// The speech units in them.
     pub units: Vec<u32>,
@@ -71,45 +80,55 @@ pub struct Speech {
     pub samples: Vec<f32>,
     /// Samples per second.
     pub sample_rate: u32,
+    /// Milliseconds that the vocoder took, by the device's clock.
+    pub vocoder: f64,
 }
 
-/// Milliseconds spent in each stage. Stages that handle a batch at once report the whole batch.
+/// The next piece of a sound.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AudioChunk {
+    /// Sound in -1..1, mono.
+    pub samples: Vec<f32>,
+    /// Samples per second.
+    pub sample_rate: u32,
+}
+
+/// Milliseconds of each stage, by the device's own clock. Stages that take several images together report all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timings {
-    /// Getting hold of this picture, if the engine asked for it; 0 if it was handed over.
+    /// Reading this image, if the engine read it; 0 if it was handed in.
     pub read: f64,
     /// Resizing, cropping and normalising it.
     pub preprocess: f64,
-    /// The vision transformer and the projection, whole batch.
+    /// The vision encoder and the projection, for all images that went through together.
     pub vision: f64,
-    /// The decoder over the image tokens, whole batch.
+    /// The decoder over the image tokens, likewise.
     pub prefill: f64,
-    /// All decode steps, whole batch.
+    /// From the first decode step of this caption to its last, other captions' work included.
     pub decode: f64,
-    /// One decode step of the batch, on average.
+    /// The same for one token, on average.
     pub per_unit: f64,
     /// The vocoder on this caption.
     pub vocoder: f64,
 }
 
-/// What a caption is at, for progress bars.
+/// Progress of captions, for a progress bar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Pictures are in the vision transformer.
+    /// Images are in the vision encoder.
     Vision,
     /// Image tokens are in the decoder.
     Prefill,
     /// The longest sequence of the batch has this many tokens of at most so many.
     Decode(usize, usize),
-    /// This many captions of so many have been spoken.
+    /// This many captions of so many are done.
     Vocoder(usize, usize),
 }
 
-/// A loaded model on a device.
+/// A loaded model on a device. Its threads end when it is dropped, and so are the streams and requests that came from it.
 pub struct Engine {
-    model: Arc<dyn Captioner>,
-    config: ModelConfig,
-    types: device::Types,
+    pipeline: Arc<Pipeline>,
+    precisions: load::Precisions,
 }
 
 /// Use of a device's memory.
@@ -122,40 +141,11 @@ pub struct DeviceMemory {
     pub high_water: usize,
 }
 
-/// The models on whatever backend they were loaded.
-trait Captioner: Send + Sync {
-    /// The device in words.
-    fn device(&self) -> String;
-    /// See [`Engine::memory`].
-    fn memory(&self) -> Option<DeviceMemory>;
-    /// See [`Engine::caption_batch`].
-    fn caption(
-        &self,
-        config: &ModelConfig,
-        images: &[&Image],
-        options: &CaptionOptions,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<Vec<Caption>>;
-    /// See [`Engine::caption_many`].
-    fn caption_many(
-        &self,
-        config: &ModelConfig,
-        pictures: Receiver<many::Prepared>,
-        options: &CaptionOptions,
-        in_flight: usize,
-        heard: Heard<'_>,
-    ) -> Result<()>;
-    /// Pixels of one picture to its tokens. `told` hears what they will begin with as it becomes known, and may end it.
-    fn tokens(
-        &self,
-        pixels: &[f32],
-        options: &GenerateOptions,
-        told: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
-    ) -> Result<Vec<u32>>;
-    /// The next samples of `utterance`; `None` until more units are known, and after the last.
-    fn advance(&self, utterance: &mut Utterance) -> Result<Option<Vec<f32>>>;
-    /// See [`Engine::speak`].
-    fn speak(&self, units: &[u32], speaker: Option<u32>) -> Result<Speech>;
+impl std::iter::Sum<(u64, usize)> for DeviceMemory {
+    fn sum<I: Iterator<Item = (u64, usize)>>(streams: I) -> DeviceMemory {
+        let (allocations, high_water) = streams.fold((0, 0), |sum, stream| (sum.0 + stream.0, sum.1 + stream.1));
+        DeviceMemory { allocations, high_water }
+    }
 }
 
 impl Engine {
@@ -208,81 +198,101 @@ impl Engine {
         driver: std::sync::Arc<dyn crate::backend::cuda::driver::Driver>,
         dtype: DType,
     ) -> Result<Engine> {
-        Engine::new_with(crate::weights::embedded::files()?, |files| device::on_gpu(driver, files, Some(dtype)))
+        Engine::start(load::on_gpu(driver, crate::weights::embedded::files()?, Some(dtype))?)
     }
 
     fn new(files: ModelFiles, options: LoadOptions) -> Result<Engine> {
-        Engine::new_with(files, |files| device::load(files, options))
+        Engine::start(load::load(files, options)?)
     }
 
-    fn new_with(
-        mut files: ModelFiles,
-        load: impl FnOnce(&mut ModelFiles) -> Result<(Arc<dyn Captioner>, device::Types)>,
-    ) -> Result<Engine> {
-        let (model, types) = load(&mut files)?;
-        files.captioner.finish()?;
-        files.vocoder.map_or(Ok(()), |store| store.finish())?;
-        Ok(Engine { model, config: files.config, types })
+    fn start((pipeline, precisions): (Pipeline, load::Precisions)) -> Result<Engine> {
+        Ok(Engine { pipeline: Arc::new(pipeline), precisions })
     }
 
     /// The model's dimensions and origin.
     pub fn config(&self) -> &ModelConfig {
-        &self.config
+        &self.pipeline.config
     }
 
     /// The device in use, in words.
     pub fn device(&self) -> String {
-        self.model.device()
+        self.pipeline.device.clone()
     }
 
     /// What the model holds of the device's memory; `None` on the CPU.
     pub fn memory(&self) -> Option<DeviceMemory> {
-        self.model.memory()
+        self.pipeline.memory()
     }
 
     /// Type of the weight matrices in use: "f32", "bf16", or "fp8" or "int8" for those of the decoder beside wider
     /// ones.
     pub fn dtype(&self) -> &'static str {
-        self.types.step.name()
+        self.precisions.step.name()
     }
 
-    /// In which types weight matrices are read.
-    pub(crate) fn types(&self) -> device::Types {
-        self.types
+    /// Types in which weight matrices are read.
+    pub(crate) fn precisions(&self) -> load::Precisions {
+        self.precisions
     }
 
-    /// Captions one picture.
+    /// Hands in a request. Requests are decoded together, whatever their options, and each gets the caption that it would
+    /// get alone; an error of one touches no other.
+    ///
+    /// ```
+    /// # fn main() -> im2sp::Result<()> {
+    /// use im2sp::{Event, Request};
+    /// let engine = im2sp::Engine::embedded()?;
+    /// let image = im2sp::Image::open("assets/scene.png")?;
+    /// for event in engine.submit(Request::new(image, im2sp::CaptionOptions::default())) {
+    ///     match event {
+    ///         Event::Done(caption) => assert!(!caption.samples.is_empty()),
+    ///         Event::Failed(error) => return Err(error),
+    ///         Event::Units(_) | Event::Chunk(_) => unreachable!("only streamed requests have them"),
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn submit(&self, request: Request) -> Events {
+        self.pipeline.request(request)
+    }
+
+    /// Captions one image.
     ///
     /// # Errors
-    /// If an option does not fit the model, or the weights are damaged.
+    /// If an option does not fit the model, the weights are damaged, or the device fails.
     pub fn caption(&self, image: &Image, options: &CaptionOptions) -> Result<Caption> {
-        let mut captions = self.caption_batch(&[image], options, &mut |_| {})?;
-        captions.pop().ok_or_else(|| Error::shape("caption", "no caption was made"))
+        let captions = bulk::caption_batch(&self.pipeline, &[image], options, None)?;
+        captions.into_iter().next().ok_or_else(|| crate::Error::internal("a batch of one without a caption"))
     }
 
-    /// Captions several pictures in one batch, in their order. Each caption is what its picture alone would get.
+    /// Captions several images in one batch, in their order. Each caption is the one that its image alone would get.
+    /// `progress` is called about 50 times a second while something changes.
+    ///
+    /// # Errors
+    /// Those of [`Engine::caption`], for the first image that has one.
     pub fn caption_batch(
         &self,
         images: &[&Image],
         options: &CaptionOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Caption>> {
-        self.model.caption(&self.config, images, options, progress)
+        bulk::caption_batch(&self.pipeline, images, options, Some(progress))
     }
 
-    /// Captions any number of pictures, `in_flight` of them together, as a pipeline: pictures are read ahead, and the place
-    /// of a caption that has ended is taken at once. `heard` gets every caption, the same that its picture alone would get,
-    /// in the order in which they end, and a picture's own error in its place. In the timings, a caption's decoding lasts
-    /// from its first step to its last, with what was done for others meanwhile.
+    /// Captions any number of images, `in_flight` of them together: images are read ahead on threads of their own, the slot
+    /// of a caption that has ended is refilled immediately, and what was decoded is spoken while the next are decoded.
+    /// `on_caption` is called on this thread with every caption, in the order in which they end, or with the error of
+    /// its image in its place.
     ///
     /// ```
     /// # use std::ops::ControlFlow;
     /// # fn main() -> im2sp::Result<()> {
     /// let engine = im2sp::Engine::embedded()?;
     /// let paths = ["assets/scene.png", "assets/no-such.png"];
-    /// let pictures = |index: usize| paths.get(index).map(im2sp::Image::open);
+    /// let images = |index: usize| paths.get(index).map(im2sp::Image::open);
     /// let options = im2sp::CaptionOptions::default();
-    /// engine.caption_many(&pictures, &options, 8, &mut |index, caption| {
+    /// engine.caption_many(&images, &options, 8, &mut |index, caption| {
     ///     assert_eq!(caption.is_ok(), index == 0);
     ///     ControlFlow::Continue(())
     /// })?;
@@ -291,25 +301,25 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// If an option does not fit the model, the weights are damaged, or the device fails: that ends all captions.
+    /// If an option does not fit the model, or the device fails: that ends all captions.
     pub fn caption_many(
         &self,
-        pictures: Pictures<'_>,
+        images: ImageSource<'_>,
         options: &CaptionOptions,
         in_flight: usize,
-        heard: Heard<'_>,
+        on_caption: OnCaption<'_>,
     ) -> Result<()> {
-        many::caption_many(&*self.model, &self.config, pictures, options, in_flight, heard)
+        bulk::caption_many(&self.pipeline, images, options, in_flight, on_caption)
     }
 
-    /// Captions one picture and hands out its sound while it is being made: the samples of [`Engine::caption`], bit for bit,
-    /// in chunks of which the first comes as early as possible.
+    /// Captions one image and yields audio chunks while later units are still being decoded: the samples of
+    /// [`Engine::caption`], bit for bit, the first of them as early as possible.
     ///
     /// ```
     /// # fn main() -> im2sp::Result<()> {
     /// let engine = im2sp::Engine::embedded()?;
-    /// let picture = im2sp::Image::open("assets/scene.png")?;
-    /// for chunk in engine.stream(&picture, &im2sp::CaptionOptions::default()) {
+    /// let image = im2sp::Image::open("assets/scene.png")?;
+    /// for chunk in engine.stream(&image, &im2sp::CaptionOptions::default()) {
     ///     let chunk = chunk?;
     ///     assert_eq!(chunk.sample_rate, 16_000);
     ///     // Play chunk.samples.
@@ -318,14 +328,33 @@ impl Engine {
     /// # }
     /// ```
     pub fn stream(&self, image: &Image, options: &CaptionOptions) -> CaptionStream {
-        CaptionStream::new(self.model.clone(), &self.config, image, options)
+        CaptionStream::new(&self.pipeline, image, options)
     }
 
-    /// Speaks units. Consecutive duplicates are spoken once, as the vocoder was trained.
+    /// As [`Engine::stream`], with at most `first_chunk` frames of the vocoder in the first chunk; each later one may have
+    /// twice as many as the one before. Changes when chunks come, and nothing about their samples.
+    pub fn stream_with(&self, image: &Image, options: &CaptionOptions, first_chunk: usize) -> CaptionStream {
+        CaptionStream::with_first_chunk(&self.pipeline, image, options, first_chunk)
+    }
+
+    /// Speaks units. Where the vocoder predicts durations, a unit that repeats the one before is spoken once, as the vocoder
+    /// was trained; elsewhere each unit lasts a frame.
     ///
     /// # Errors
     /// If there are no units, one is out of range, or the model has no vocoder.
     pub fn speak(&self, units: &[u32], speaker: Option<u32>) -> Result<Speech> {
-        self.model.speak(units, speaker)
+        let (events, _) = self.pipeline.speak(units, speaker, false)?;
+        let caption = events.finish()?;
+        Ok(Speech { samples: caption.samples, sample_rate: caption.sample_rate, vocoder: caption.timings.vocoder })
     }
+
+    /// As [`Engine::speak`], in chunks of up to 20 seconds, each made shortly before it is taken: the same samples, in
+    /// memory that does not grow with the number of units.
+    pub fn speak_in_chunks(&self, units: &[u32], speaker: Option<u32>) -> Result<SpeechStream> {
+        SpeechStream::new(&self.pipeline, units, speaker)
+    }
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
 }

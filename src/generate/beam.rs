@@ -2,7 +2,7 @@
 //! which the reference pins. They take the same candidates and differ in how hypotheses that meet the length limit are
 //! scored and chosen. Log-probabilities are summed in f32, as both do.
 
-use super::batch::Running;
+use super::sequence::Hypothesis;
 use super::{Compat, EarlyStopping, GenerateOptions, Generated};
 use crate::backend::BeamCandidate;
 use crate::backend::rows::top;
@@ -17,26 +17,30 @@ struct Finished {
     score: f64,
 }
 
-/// The search for one picture.
-pub(super) struct Search<'a> {
-    options: &'a GenerateOptions,
+/// The search for one image.
+pub(super) struct BeamSearch {
+    options: GenerateOptions,
     limit: usize,
-    /// Sequences that still grow, best first.
-    pub running: Vec<Running>,
+    /// Hypotheses that still grow, best first.
+    pub live: Vec<Hypothesis>,
     /// Best first.
     finished: Vec<Finished>,
     /// Nothing better will be found.
     pub done: bool,
 }
 
-impl<'a> Search<'a> {
-    pub fn new(options: &'a GenerateOptions, limit: usize) -> Self {
+impl BeamSearch {
+    pub fn new(options: &GenerateOptions, limit: usize) -> Self {
         // The libraries start with equal beams of which all but one are excluded; one row does the same.
-        let running = vec![Running::start()];
-        Search { options, limit, running, finished: Vec::new(), done: false }
+        BeamSearch { options: *options, limit, live: vec![Hypothesis::start()], finished: Vec::new(), done: false }
     }
 
-    /// Extends the running beams by one token; `candidates` are the best ways to, best first.
+    /// Its number of beams.
+    pub fn beams(&self) -> usize {
+        self.options.beams
+    }
+
+    /// Extends the live hypotheses by one token; `candidates` are the best ways to, best first.
     pub fn step(&mut self, candidates: &[BeamCandidate]) {
         match self.options.compat {
             Compat::Current => self.step_current(candidates),
@@ -44,19 +48,19 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Tokens of a running beam, BOS included.
+    /// Tokens of a live hypothesis, BOS included.
     fn length(&self) -> usize {
-        self.running.first().map_or(0, |beam| beam.tokens.len())
+        self.live.first().map_or(0, |beam| beam.tokens.len())
     }
 
     fn extended(&self, candidate: &BeamCandidate) -> Vec<u32> {
-        let mut tokens = self.running[candidate.row].tokens.clone();
+        let mut tokens = self.live[candidate.row].tokens.clone();
         tokens.push(candidate.token);
         tokens
     }
 
-    fn grow(&self, candidate: &BeamCandidate, score: f32) -> Running {
-        Running { tokens: self.extended(candidate), score, row: self.running[candidate.row].row }
+    fn grow(&self, candidate: &BeamCandidate, score: f32) -> Hypothesis {
+        Hypothesis { tokens: self.extended(candidate), score, row: self.live[candidate.row].row }
     }
 
     /// Keeps the best hypotheses, earlier ones first on ties.
@@ -73,18 +77,18 @@ impl<'a> Search<'a> {
         let at_limit = generated + 1 >= self.limit;
         let ends = |candidate: &BeamCandidate| at_limit || candidate.token == EOS;
         let open: Vec<f32> = candidates.iter().map(|c| if ends(c) { c.score + EXCLUDED } else { c.score }).collect();
-        let running: Vec<Running> = top(&open, beams).into_iter().map(|i| self.grow(&candidates[i], open[i])).collect();
+        let live: Vec<Hypothesis> = top(&open, beams).into_iter().map(|i| self.grow(&candidates[i], open[i])).collect();
         for candidate in candidates.iter().take(beams).filter(|c| ends(c)) {
             let score = candidate.score / (generated as f64).powf(penalty) as f32;
             self.offer(self.extended(candidate), f64::from(score));
         }
-        self.running = running;
+        self.live = live;
         let full = self.finished.len() == beams;
         let longest = match self.options.early_stopping {
             EarlyStopping::Never if penalty > 0.0 => self.limit - 1,
             _ => generated,
         };
-        let best = self.running.first().map_or(EXCLUDED, |b| b.score / (longest as f64).powf(penalty) as f32);
+        let best = self.live.first().map_or(EXCLUDED, |b| b.score / (longest as f64).powf(penalty) as f32);
         let worst = self.finished.last().filter(|_| full).map_or(f64::from(EXCLUDED), |f| f.score);
         let improvable = f64::from(best) > worst;
         self.done = at_limit || !improvable || (full && self.options.early_stopping == EarlyStopping::Yes);
@@ -92,23 +96,23 @@ impl<'a> Search<'a> {
 
     fn step_reference(&mut self, candidates: &[BeamCandidate]) {
         let beams = self.options.beams;
-        let mut running = Vec::new();
+        let mut live = Vec::new();
         for (rank, candidate) in candidates.iter().enumerate() {
             if candidate.token != EOS {
-                running.push(self.grow(candidate, candidate.score));
+                live.push(self.grow(candidate, candidate.score));
             } else if rank < beams {
                 // Scored without the EOS token, but with its log-probability.
-                let tokens = self.running[candidate.row].tokens.clone();
+                let tokens = self.live[candidate.row].tokens.clone();
                 self.offer_reference(tokens, candidate.score);
             }
-            if running.len() == beams {
+            if live.len() == beams {
                 break;
             }
         }
-        self.running = running;
+        self.live = live;
         self.done = self.finished.len() == beams;
         if !self.done && self.length() >= self.limit {
-            for beam in std::mem::take(&mut self.running) {
+            for beam in std::mem::take(&mut self.live) {
                 self.offer_reference(beam.tokens, beam.score);
             }
             self.done = true;
@@ -126,12 +130,12 @@ impl<'a> Search<'a> {
         self.finished.truncate(self.options.beams);
     }
 
-    /// What the result will begin with. It will be the best finished hypothesis, which a worse one never becomes, or grow
-    /// out of a running beam.
-    pub fn settled(&self) -> &[u32] {
-        let running = if self.done { &[][..] } else { &self.running };
+    /// Tokens that the result begins with. It will be the best finished hypothesis, which a worse one never becomes, or
+    /// grow out of a live one.
+    pub fn stable_prefix(&self) -> &[u32] {
+        let live = if self.done { &[][..] } else { &self.live };
         let finished = self.finished.first().map(|finished| &finished.tokens);
-        let mut all = finished.into_iter().chain(running.iter().map(|beam| &beam.tokens));
+        let mut all = finished.into_iter().chain(live.iter().map(|beam| &beam.tokens));
         let Some(first) = all.next() else { return &[] };
         all.fold(&first[..], |common, other| {
             let same = common.iter().zip(other).take_while(|(a, b)| a == b).count();

@@ -1,19 +1,21 @@
-//! From image tokens to unit tokens: greedy, beam search and sampling over a key-value cache. Every picture is decoded as
-//! if it were alone: a picture's tokens do not depend on its neighbours in a batch. Texts that have ended leave the batch
-//! at once, and others may take their places ([`Batch`]).
+//! From image tokens to unit tokens: greedy, beam search and sampling over a KV cache. Every image is decoded as if it
+//! were alone: its tokens do not depend on its neighbours in a batch, nor on their options. Sequences that have ended leave
+//! the batch immediately, and others may take their slots ([`Slots`]).
 
-mod batch;
 mod beam;
+pub mod greedy;
 mod sample;
+mod sequence;
+mod slots;
 
 use std::ops::ControlFlow;
 
-use crate::backend::{Backend, Occupancy};
+use crate::backend::{Backend, SmBudget};
 use crate::model::decoder::Decoder;
 use crate::{Error, Result};
 
 pub use crate::backend::rows::log_softmax;
-pub use batch::{Batch, Ended};
+pub use slots::{Finished, Slots};
 
 /// When a beam search may stop looking for better hypotheses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -124,49 +126,45 @@ impl GenerateOptions {
     }
 }
 
-/// What is known of a picture's tokens after a step.
+/// State of an image's tokens after a step.
 #[derive(Clone, Copy, Debug)]
-pub struct Told<'a> {
-    /// Which picture: its place in the batch.
+pub struct TokenEvent<'a> {
+    /// The image: its slot in the batch.
     pub image: usize,
-    /// Tokens of its longest sequence so far.
+    /// Tokens of its longest hypothesis so far.
     pub length: usize,
-    /// What its result will begin with, BOS first: all of a single sequence, or what all beams that may still become the
-    /// result have in common. It never shrinks.
-    pub settled: &'a [u32],
+    /// Tokens that its result begins with, BOS first: all of a single sequence, or the part that all beams that may still
+    /// become the result have in common. It never shrinks.
+    pub stable_prefix: &'a [u32],
 }
 
-/// Decodes `images` pictures whose prefixes `cache` holds, from the first to the last token. `told` hears of every picture
-/// after each of its steps, and may end the whole, whose result is then as far as it came. `occupancy` changes no token.
+/// Callback after each step of an image; `Break` ends that image's sequence as it is.
+pub type OnToken<'a> = &'a mut dyn FnMut(TokenEvent<'_>) -> ControlFlow<()>;
+
+/// Decodes the `images` images whose prefixes `cache` holds, from the first to the last token. `budget` changes no token.
+///
+/// # Errors
+/// If an option does not fit the decoder, the device fails, or the logits are no numbers.
 pub fn generate<B: Backend>(
     backend: &B,
     decoder: &Decoder<B>,
     cache: B::KvCache,
     images: usize,
     options: &GenerateOptions,
-    occupancy: Occupancy,
-    told: &mut dyn FnMut(Told<'_>) -> ControlFlow<()>,
+    budget: SmBudget,
+    on_token: OnToken<'_>,
 ) -> Result<Vec<Generated>> {
     options.check(decoder.config().vocabulary)?;
-    if options.beams == 1 && options.sampling.is_none() {
-        let mut heard = |image: usize, tokens: &[u32]| told(Told { image, length: tokens.len(), settled: tokens });
-        if let Some(done) =
-            backend.decode_greedy(&decoder.greedy(occupancy), &cache, options.limit(decoder), &mut heard)
-        {
-            return Ok(done?.into_iter().map(|tokens| Generated { tokens, score: None }).collect());
+    if let Some(generated) = greedy::decode(backend, decoder, &cache, images, options, budget, on_token) {
+        return generated;
+    }
+    let mut slots = Slots::new(decoder, cache, images);
+    (0..images).for_each(|image| slots.begin(image, options));
+    let mut results: Vec<Option<Generated>> = vec![None; images];
+    while slots.live() > 0 {
+        for (image, generated) in slots.step(backend, on_token)? {
+            results[image] = Some(generated?);
         }
     }
-    let mut batch = Batch::new(decoder, cache, images, options);
-    (0..images).for_each(|image| batch.begin(image));
-    let mut done = Vec::new();
-    while batch.live() > 0 {
-        let (ended, flow) = batch.step(backend, told)?;
-        done.extend(ended);
-        if flow.is_break() {
-            break;
-        }
-    }
-    done.extend(batch.stop());
-    done.sort_by_key(|(image, _)| *image);
-    Ok(done.into_iter().map(|(_, generated)| generated).collect())
+    Ok(results.into_iter().flatten().collect())
 }

@@ -1,5 +1,5 @@
 //! Sampling: temperature, then top-k, then top-p (nucleus), then one draw, in the order transformers applies them.
-//! Random numbers are SplitMix64's, one stream per picture, so that a seed gives the same caption on every machine and
+//! Random numbers are SplitMix64's, one stream per image, so that a seed gives the same caption on every machine and
 //! in every batch.
 
 use super::Sampling;
@@ -7,32 +7,59 @@ use crate::Result;
 use crate::backend::rows::{log_softmax, top};
 use crate::backend::{Backend, TopValue};
 
-/// One token for each row of `logits` (R, V); each row has its own random `states`.
-pub fn draw<'a, B: Backend>(
-    backend: &B,
-    logits: &B::Tensor,
-    sampling: &Sampling,
-    states: impl Iterator<Item = &'a mut u64>,
-) -> Result<Vec<u32>> {
-    let rows = sampling.likeliest(backend, logits)?;
-    rows.iter().zip(states).map(|(row, state)| Ok(pick(&sampling.candidates(row)?, uniform(state)))).collect()
+/// What the samplings of a step have to know of its logits.
+#[derive(Default)]
+pub(super) struct Draws {
+    /// The largest top-k.
+    top_k: usize,
+    /// Whether one of them looks at all tokens.
+    all: bool,
+}
+
+/// Logits of a step (R, V), as far as its samplings need them.
+pub(super) struct Read {
+    tops: Vec<Vec<TopValue>>,
+    all: Vec<f32>,
+    vocabulary: usize,
+}
+
+impl Draws {
+    /// Another sampling of the step.
+    pub fn include(&mut self, sampling: &Sampling) {
+        self.top_k = self.top_k.max(sampling.top_k);
+        self.all |= sampling.top_k == 0;
+    }
+
+    /// Reads what is needed of `logits` (R, V).
+    pub fn read<B: Backend>(&self, backend: &B, logits: &B::Tensor) -> Result<Read> {
+        let vocabulary = backend.shape(logits)[1];
+        let tops = match self.top_k {
+            0 => Vec::new(),
+            count => backend.top_k(logits, count.min(vocabulary))?,
+        };
+        let all = if self.all { backend.download(logits)? } else { Vec::new() };
+        Ok(Read { tops, all, vocabulary })
+    }
+}
+
+impl Read {
+    /// The next token of `row`, by its sampling and the state of its random numbers.
+    pub fn draw(&self, row: usize, sampling: &Sampling, state: &mut u64) -> Result<u32> {
+        Ok(pick(&sampling.candidates(&self.likeliest(row, sampling)?)?, uniform(state)))
+    }
+
+    /// The logits that top-k leaves of a row, likeliest first.
+    fn likeliest(&self, row: usize, sampling: &Sampling) -> Result<Vec<TopValue>> {
+        if sampling.top_k > 0 {
+            return Ok(self.tops[row][..sampling.top_k.min(self.vocabulary)].to_vec());
+        }
+        let row = &self.all[row * self.vocabulary..][..self.vocabulary];
+        let order = top(&log_softmax(&sampling.scaled(row.iter().copied()))?, self.vocabulary);
+        Ok(order.into_iter().map(|column| TopValue { value: row[column], column: column as u32 }).collect())
+    }
 }
 
 impl Sampling {
-    /// The logits that top-k leaves of each row, likeliest first.
-    fn likeliest<B: Backend>(&self, backend: &B, logits: &B::Tensor) -> Result<Vec<Vec<TopValue>>> {
-        let [_, vocabulary] = backend.shape(logits);
-        if self.top_k > 0 {
-            return backend.top_k(logits, self.top_k.min(vocabulary));
-        }
-        let value = |row: &[f32], column: usize| TopValue { value: row[column], column: column as u32 };
-        let of_row = |row: &[f32]| {
-            let order = top(&log_softmax(&self.scaled(row.iter().copied()))?, vocabulary);
-            Ok(order.into_iter().map(|column| value(row, column)).collect())
-        };
-        backend.download(logits)?.chunks_exact(vocabulary.max(1)).map(of_row).collect()
-    }
-
     fn scaled(&self, logits: impl Iterator<Item = f32>) -> Vec<f32> {
         logits.map(|logit| logit / self.temperature).collect()
     }
@@ -86,6 +113,12 @@ mod tests {
         Cpu.upload([1, logits.len()], logits)
     }
 
+    fn read(logits: &Tensor, sampling: &Sampling) -> Result<Read> {
+        let mut draws = Draws::default();
+        draws.include(sampling);
+        draws.read(&Cpu, logits)
+    }
+
     fn sampling(top_k: usize, top_p: f32, temperature: f32) -> Sampling {
         Sampling { temperature, top_k, top_p, seed: 7 }
     }
@@ -95,8 +128,9 @@ mod tests {
         let logits = row(&[0.0, 2.0f32.ln(), 5.0f32.ln()])?;
         let (sampling, mut state) = (sampling(0, 1.0, 1.0), 7);
         let mut counts = [0; 3];
+        let read = read(&logits, &sampling)?;
         for _ in 0..8000 {
-            counts[draw(&Cpu, &logits, &sampling, [&mut state].into_iter())?[0] as usize] += 1;
+            counts[read.draw(0, &sampling, &mut state)? as usize] += 1;
         }
         for (count, expected) in counts.into_iter().zip([1000.0, 2000.0, 5000.0]) {
             // Five standard deviations of a binomial count.
@@ -109,8 +143,8 @@ mod tests {
     fn filters_keep_the_likeliest() -> Result<()> {
         let logits = row(&[0.1f32.ln(), 0.6f32.ln(), 0.3f32.ln()])?;
         let tokens = |s: &Sampling| -> Result<Vec<u32>> {
-            let likeliest = s.likeliest(&Cpu, &logits)?;
-            Ok(s.candidates(&likeliest[0])?.into_iter().map(|(token, _)| token).collect())
+            let likeliest = read(&logits, s)?.likeliest(0, s)?;
+            Ok(s.candidates(&likeliest)?.into_iter().map(|(token, _)| token).collect())
         };
         assert_eq!(tokens(&sampling(2, 1.0, 1.0))?, [1, 2]);
         assert_eq!(tokens(&sampling(9, 1.0, 1.0))?, [1, 2, 0], "more than there are keeps all");

@@ -5,7 +5,7 @@
 use super::loader::Loader;
 use crate::backend::{
     Activation, AttentionShape, Backend, CacheShape, DecoderWeights, Device, GraphId, LayerNormWeights, LinearWeights,
-    Occupancy, TransformerLayer,
+    TransformerLayer,
 };
 use crate::config::DecoderConfig;
 use crate::units::{BOS, EOS};
@@ -73,23 +73,16 @@ impl<B: Backend> Decoder<B> {
         backend.linear(x, &self.output, Activation::None, None)
     }
 
-    /// A cache for `images` pictures of `prefix` tokens each, with room for `max_new_tokens` text tokens in every row.
-    pub fn cache(&self, backend: &B, images: usize, prefix: usize, max_new_tokens: usize) -> Result<B::KvCache> {
+    /// The shape of a cache for `images` images of `prefix` tokens each, with room for `max_new_tokens` in every row.
+    pub fn cache_shape(&self, images: usize, prefix: usize, max_new_tokens: usize) -> CacheShape {
         let (layers, heads) = (self.layers.len(), self.config.heads);
-        backend.kv_cache(CacheShape {
-            layers,
-            heads,
-            head_size: self.config.width / heads,
-            images,
-            prefix,
-            max_new_tokens,
-        })
+        CacheShape { layers, heads, head_size: self.config.width / heads, images, prefix, max_new_tokens }
     }
 
     /// Image tokens (images*T, C) to a cache that holds their keys and values and nothing else.
     pub fn prefill(&self, backend: &B, tokens: &B::Tensor, images: usize, max_new_tokens: usize) -> Result<B::KvCache> {
         let prefix = backend.shape(tokens)[0].checked_div(images).unwrap_or(0);
-        let mut cache = self.cache(backend, images, prefix, max_new_tokens)?;
+        let mut cache = backend.kv_cache(self.cache_shape(images, prefix, max_new_tokens))?;
         self.prefill_into(backend, &mut cache, &(0..images).collect::<Vec<_>>(), tokens)?;
         Ok(cache)
     }
@@ -131,7 +124,7 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// The weights of a step, for a device that decodes in one launch.
-    pub fn greedy(&self, occupancy: Occupancy) -> DecoderWeights<'_, B> {
+    pub fn weights(&self) -> DecoderWeights<'_, B> {
         DecoderWeights {
             layers: &self.layers,
             output: &self.output,
@@ -139,7 +132,6 @@ impl<B: Backend> Decoder<B> {
             embedding_norm: &self.embedding_norm,
             bos: BOS,
             eos: EOS,
-            occupancy,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The models, written once over [`crate::backend::Backend`]: weights with their shapes, and `forward` as a flat list
 //! of operations. Nothing here names a device, a file or a pointer.
 
+pub mod captioner;
 pub mod decoder;
 pub mod loader;
 pub mod vision;

@@ -309,6 +309,15 @@ int cuMemPoolCreate(void** pool, const struct PoolProps* props) {
     // Pinned, not exported, on a device, of any size.
     if (props->type != 1 || props->handles || props->location != 1 || props->most) return INVALID_VALUE;
     *pool = hand_out(POOL, 1);
+    if (*pool) *(char*)*pool = 0;
+    return SUCCESS;
+}
+// A pool keeps what was given back if it says so; it would be unmapped at every synchronisation otherwise.
+int cuMemPoolSetAttribute(void* pool, int attribute, const uint64_t* value) {
+    CALL_IN_CONTEXT();
+    struct Thing* thing = find(POOL, pool, 0);
+    if (!thing || attribute != 4 || *value != UINT64_MAX) return INVALID_VALUE;
+    *thing->at = 1;
     return SUCCESS;
 }
 int cuMemPoolDestroy(void* pool) {
@@ -325,6 +334,7 @@ int cuMemPoolTrimTo(void* pool, size_t keep) {
 int cuMemAllocFromPoolAsync(uint64_t* at, size_t bytes, void* pool, void* stream) {
     CALL_IN_CONTEXT();
     if (!bytes || !find(POOL, pool, 0) || !find(STREAM, stream, 0)) return INVALID_VALUE;
+    if (*(const char*)pool != 1) violation("memory of a pool that keeps nothing");
     if (((struct Stream*)stream)->capturing) violation("memory allocated by a graph");
     if (bytes > memory() - in_use()) return OUT_OF_MEMORY;
     *at = (uint64_t)hand_out(DEVICE_MEMORY, bytes);

@@ -6,8 +6,8 @@ mod common;
 
 mod argmax;
 mod attention;
+mod attention_decode;
 mod beam_candidates;
-mod cache;
 mod conv1d;
 mod conv_transpose1d;
 mod embed;

@@ -3,9 +3,9 @@
 
 mod argmax;
 mod attention;
+mod attention_decode;
 mod beam_candidates;
 mod buffer;
-mod cache;
 mod conv;
 mod conv1d;
 mod conv_transpose1d;
@@ -35,7 +35,7 @@ use super::{Activation, ConvShape, Device, ensure};
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result};
 
-pub use cache::KvCache;
+pub use attention_decode::KvCache;
 pub use conv::ConvWeights;
 
 /// The host processor.

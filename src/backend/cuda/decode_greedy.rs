@@ -1,6 +1,7 @@
 //! Launches kernels/decode_greedy/forward.cu: the whole greedy loop in one cooperative launch, its tokens read as they are chosen.
 
 use std::ops::ControlFlow;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use super::driver::{DevicePtr, Launch, MappedHostBuffer, Properties};
 use super::kernels::{self, DecodeGreedyLayerParams, DecodeGreedyParams};
 use super::tiles::Tile;
 use super::{Cuda, KvCache, Layout, LinearWeights, Matrix, Tensor, int};
-use crate::backend::{DecoderWeights, Occupancy};
+use crate::backend::{CacheShape, DecoderWeights, SmBudget};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -53,7 +54,6 @@ struct Sizes {
 pub(super) struct GreedyLaunch<'a> {
     cuda: &'a Cuda,
     decoder: &'a DecoderWeights<'a, Cuda>,
-    cache: &'a KvCache,
     sizes: Sizes,
     eight_bit: bool,
     plan: Plan,
@@ -70,10 +70,10 @@ struct Plan {
 }
 
 impl Plan {
-    /// The smallest batch that takes all rows, on as many blocks as the occupancy wants or, where their shares of the weights
+    /// The smallest batch that takes all rows, on as many blocks as the budget allows or, where their shares of the weights
     /// do not fit, on all. `None` where the device has too little shared memory for either: with 8 rows in f32, git-large
     /// takes 275 KB of the 227 KB that a block of an H200 can have.
-    fn new(sizes: &Sizes, [layers, output]: [DType; 2], occupancy: Occupancy, device: &Properties) -> Option<Plan> {
+    fn new(sizes: &Sizes, [layers, output]: [DType; 2], budget: SmBudget, device: &Properties) -> Option<Plan> {
         let tiles = kernels::DECODE_GREEDY_FORWARD_TILES.iter();
         let usable = tiles.filter(|tile| tile.dtype == layers && tile.rows >= sizes.rows);
         let tile = usable.min_by_key(|tile| tile.rows)?;
@@ -82,7 +82,7 @@ impl Plan {
         let state = tile.shared_bytes.next_multiple_of(SLOT_ALIGNMENT);
         let fixed = state + tile.rows * planes * size_of::<f32>();
         // The fewer blocks, the larger their shares.
-        let grids = [blocks(occupancy, device.multiprocessors), device.multiprocessors];
+        let grids = [blocks(budget, device.multiprocessors), device.multiprocessors];
         grids.into_iter().find_map(|grid| {
             let slot_bytes = sizes.slot_bytes(grid, layers.size(), output.size());
             let shared_bytes = |slots: usize| fixed + slots * slot_bytes;
@@ -97,11 +97,11 @@ impl<'a> GreedyLaunch<'a> {
     pub(super) fn new(
         cuda: &'a Cuda,
         decoder: &'a DecoderWeights<'a, Cuda>,
-        cache: &'a KvCache,
+        shape: CacheShape,
         limit: usize,
+        budget: SmBudget,
     ) -> Option<GreedyLaunch<'a>> {
         let first = decoder.layers.first()?;
-        let shape = cache.shape();
         let sizes = Sizes {
             rows: shape.images,
             channels: decoder.output.weight.tensor.columns,
@@ -128,25 +128,32 @@ impl<'a> GreedyLaunch<'a> {
         let matrices = decoder.layers.iter().flat_map(|l| [&l.qkv, &l.attention_out, &l.fc1, &l.fc2]);
         let eight_bit = matrices.into_iter().all(|linear| linear.weight.eight_bit.is_some());
         let dtype = if eight_bit { DType::F8E4M3 } else { cuda.dtype };
-        let plan = Plan::new(&sizes, [dtype, cuda.dtype], decoder.occupancy, device)?;
-        Some(GreedyLaunch { cuda, decoder, cache, sizes, eight_bit, plan })
+        let plan = Plan::new(&sizes, [dtype, cuda.dtype], budget, device)?;
+        Some(GreedyLaunch { cuda, decoder, sizes, eight_bit, plan })
     }
 
-    /// Runs the loop. Tokens of each row, BOS first.
-    pub(super) fn run(&self, told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>) -> Result<Vec<Vec<u32>>> {
+    /// Runs the loop over a cache of the shape given to `new`. Tokens of each row, BOS first.
+    pub(super) fn run(
+        &self,
+        cache: &KvCache,
+        on_token: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
+    ) -> Result<Vec<Vec<u32>>> {
         let Sizes { rows, limit, .. } = self.sizes;
         if limit < 2 {
             return Ok(vec![vec![self.decoder.bos]; rows]);
         }
-        let host = self.cuda.stream.mapped_host(HOST_TOKENS + rows * limit)?;
+        let host = self.mapped_host(HOST_TOKENS + rows * limit)?;
+        // Blocks of two cooperative kernels could wait for each other's multiprocessors.
+        let driver = self.cuda.stream.driver();
+        let alone = driver.lock_cooperative();
         // Held until the kernel has ended.
-        let _memory = self.start(&host)?;
+        let _memory = self.start(&host, cache)?;
         let mut tokens = vec![vec![self.decoder.bos]; rows];
         let mut waiting = true;
         while waiting {
             // Asked before looking: what was written before the end is seen after it.
             waiting = !self.cuda.stream.is_idle()?;
-            if self.listen(&host, &mut tokens, told).is_break() {
+            if self.drain(&host, &mut tokens, on_token).is_break() {
                 host.words()[HOST_CANCEL].store(1, Ordering::Relaxed);
             }
             if waiting {
@@ -154,7 +161,10 @@ impl<'a> GreedyLaunch<'a> {
             }
         }
         self.cuda.stream.synchronize()?;
-        match host.words()[HOST_STATUS].load(Ordering::Acquire) {
+        drop(alone);
+        let status = host.words()[HOST_STATUS].load(Ordering::Acquire);
+        *self.cuda.mapped.lock().unwrap_or_else(PoisonError::into_inner) = Some(host);
+        match status {
             1 | 2 => Ok(tokens),
             4 => Err(Error::NotANumber { stage: "decoder" }),
             _ => Err(Error::Device {
@@ -166,12 +176,23 @@ impl<'a> GreedyLaunch<'a> {
         }
     }
 
+    /// At least `words` words that the device sees, those of the last loop if there are enough: pinning memory takes longer
+    /// than a token. The control words are zeros.
+    fn mapped_host(&self, words: usize) -> Result<MappedHostBuffer> {
+        let kept = self.cuda.mapped.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(kept) = kept.filter(|kept| kept.words().len() >= words) else {
+            return self.cuda.stream.mapped_host(words.next_power_of_two());
+        };
+        kept.words()[..HOST_TOKENS].iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        Ok(kept)
+    }
+
     /// Takes over the tokens that have been written since.
-    fn listen(
+    fn drain(
         &self,
         host: &MappedHostBuffer,
         tokens: &mut [Vec<u32>],
-        told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
+        on_token: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         let words = host.words();
         for (row, tokens) in tokens.iter_mut().enumerate() {
@@ -180,14 +201,14 @@ impl<'a> GreedyLaunch<'a> {
             let known = tokens.len();
             tokens.extend(written.iter().take(length).skip(known).map(|word| word.load(Ordering::Relaxed)));
             if tokens.len() > known {
-                told(row, tokens)?;
+                on_token(row, tokens)?;
             }
         }
         ControlFlow::Continue(())
     }
 
     /// Starts the kernel; the tensors returned are what it works in.
-    fn start(&self, host: &MappedHostBuffer) -> Result<Vec<Tensor>> {
+    fn start(&self, host: &MappedHostBuffer, cache: &KvCache) -> Result<Vec<Tensor>> {
         let (cuda, s) = (self.cuda, self.sizes);
         let most_splits = s.prefix.div_ceil(SPLIT) + (s.limit - 1) / SPLIT + 1;
         let width = 3 * s.channels + 2 * s.channels + s.hidden + s.vocabulary + s.heads * most_splits * PARTIAL;
@@ -195,7 +216,7 @@ impl<'a> GreedyLaunch<'a> {
         let sequence = || cuda.empty([s.rows * s.heads * s.limit, HEAD_SIZE], cuda.dtype, Layout::Rows);
         let generated = (0..2 * self.decoder.layers.len()).map(|_| sequence()).collect::<Result<Vec<_>>>()?;
         let layers: Vec<DecodeGreedyLayerParams> = (0..self.decoder.layers.len())
-            .map(|n| self.layer(n, &generated[2 * n], &generated[2 * n + 1]))
+            .map(|n| self.layer(n, cache.prefix(n), &generated[2 * n], &generated[2 * n + 1]))
             .collect::<Result<_>>()?;
         let words = layers.len() * size_of::<DecodeGreedyLayerParams>() / size_of::<u32>();
         let layers = cuda.put([1, words], DType::F32, &layers)?;
@@ -246,14 +267,19 @@ impl<'a> GreedyLaunch<'a> {
         }
     }
 
-    fn layer(&self, n: usize, keys: &Tensor, values: &Tensor) -> Result<DecodeGreedyLayerParams> {
+    fn layer(
+        &self,
+        n: usize,
+        (prefix_keys, prefix_values): (DevicePtr, DevicePtr),
+        keys: &Tensor,
+        values: &Tensor,
+    ) -> Result<DecodeGreedyLayerParams> {
         let layer = &self.decoder.layers[n];
         let (c, f) = (self.sizes.channels, self.sizes.hidden);
         let shapes = [(&layer.qkv, 3 * c, c), (&layer.attention_out, c, c), (&layer.fc1, f, c), (&layer.fc2, c, f)];
         for (linear, rows, columns) in shapes {
             check(linear, rows, columns)?;
         }
-        let (prefix_keys, prefix_values) = self.cache.prefix(n);
         let (qkv, qkv_scale) = self.weights(&layer.qkv.weight);
         let (attention_out, attention_out_scale) = self.weights(&layer.attention_out.weight);
         let (fc1, fc1_scale) = self.weights(&layer.fc1.weight);
@@ -294,9 +320,9 @@ impl Sizes {
 }
 
 /// Blocks of a loop, one on each multiprocessor that it takes. Of two none is left: one is half of the device.
-fn blocks(occupancy: Occupancy, multiprocessors: usize) -> usize {
-    match occupancy {
-        Occupancy::Shared if multiprocessors > 2 => multiprocessors - (multiprocessors / RESERVED_SM_SHARE).max(1),
+fn blocks(budget: SmBudget, multiprocessors: usize) -> usize {
+    match budget {
+        SmBudget::LeaveRoom if multiprocessors > 2 => multiprocessors - (multiprocessors / RESERVED_SM_SHARE).max(1),
         _ => multiprocessors,
     }
 }
@@ -334,7 +360,7 @@ mod tests {
             l2: 50 << 20,
             shared_per_block,
         };
-        let plan = Plan::new(&sizes, types, Occupancy::Whole, &device)?;
+        let plan = Plan::new(&sizes, types, SmBudget::All, &device)?;
         assert!(plan.shared_bytes <= shared_per_block && plan.tile.rows >= rows, "{rows} rows in {types:?}");
         assert!(plan.grid * plan.slot_bytes >= 3072 * 768 * types[0].size(), "{rows} rows in {types:?}");
         Some(plan)

@@ -3,6 +3,7 @@
 //! A recorded launch holds addresses, so everything a graph allocates comes from a pool of its own, which lives as long
 //! as the graph. The pool is filled by a first run; recording the second then needs no new memory.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 
 use super::driver::Graph;
@@ -14,6 +15,8 @@ use crate::tensor::DType;
 
 /// Maximum number of graphs kept: the shapes of a vision encoder are few, those of a vocoder are as many as captions have lengths.
 const MAX_GRAPHS: usize = 16;
+/// Keys remembered after their first sight.
+const MAX_SEEN: usize = 64;
 
 /// Key of a captured graph: its id, the shape, type and layout of its input, and in a decode step the splits that texts
 /// are cut into.
@@ -43,9 +46,16 @@ struct CapturedGraph {
     _memory: Arc<DevicePool>,
 }
 
-/// CapturedGraph work, most recently used last.
+/// Graphs, most recently used last.
 #[derive(Default)]
 pub(super) struct Graphs(Vec<(Key, CapturedGraph)>);
+
+/// Graphs of whole sequences, and the keys that were seen once, the latest last.
+#[derive(Default)]
+pub(super) struct SequenceGraphs {
+    graphs: Graphs,
+    seen: VecDeque<Key>,
+}
 
 impl Graphs {
     /// Replays the graph captured for `key` on this input; `None` if there is none.
@@ -71,14 +81,27 @@ impl Graphs {
     }
 }
 
-/// `body(cuda, input)`, recorded at the first sight of a shape.
+/// `body(cuda, input)`, captured at the second sight of a shape: captions have many lengths, and one that does not come again
+/// is not worth a graph.
 pub(super) fn run(cuda: &Cuda, graph: &GraphId, input: &Tensor, body: GraphBody<'_, Cuda>) -> Result<Tensor> {
     let key = Key::new(graph, input, 0);
-    let mut graphs = cuda.graphs.lock().unwrap_or_else(PoisonError::into_inner);
-    match graphs.replay(cuda, &key, input) {
-        Some(output) => output,
-        None => graphs.record(cuda, key, input, &mut |inside, fixed| body(inside, fixed)),
+    let mut known = cuda.graphs.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(output) = known.graphs.replay(cuda, &key, input) {
+        return output;
     }
+    if let Some(at) = known.seen.iter().position(|seen| *seen == key) {
+        known.seen.remove(at);
+        // Work that cannot be captured, for want of memory say, may still be done.
+        if let Ok(output) = known.graphs.record(cuda, key, input, &mut |inside, fixed| body(inside, fixed)) {
+            return Ok(output);
+        }
+    } else {
+        let room = (known.seen.len() + 1).saturating_sub(MAX_SEEN);
+        known.seen.drain(..room);
+        known.seen.push_back(key);
+    }
+    drop(known);
+    body(cuda, input)
 }
 
 fn record(

@@ -33,8 +33,8 @@ use std::sync::{Arc, Mutex};
 use self::driver::{DevicePtr, Driver, Kernel, Launch, Stream};
 use super::{
     self as contract, Activation, Attention, AttentionShape, CacheRow, CacheShape, Conv1d, ConvEpilogue, ConvShape,
-    ConvTranspose1d, Decode, DecoderWeights, Device, GraphBody, GraphId, Linear, LinearWeights, PatchEmbed, StepBody,
-    ensure,
+    ConvTranspose1d, Decode, DecoderWeights, Device, GraphBody, GraphId, Linear, LinearWeights, PatchEmbed, SmBudget,
+    StepBody, ensure,
 };
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
@@ -58,7 +58,9 @@ pub mod kernels {
 pub struct Cuda {
     stream: Arc<dyn Stream>,
     pool: Arc<DevicePool>,
-    graphs: Arc<Mutex<graph::Graphs>>,
+    graphs: Arc<Mutex<graph::SequenceGraphs>>,
+    /// Host memory of the last greedy loop.
+    mapped: Arc<Mutex<Option<driver::MappedHostBuffer>>>,
     kv_pool: Arc<kv_cache::KvPool>,
     /// Arrival counters: zero before and after every launch.
     counters: Tensor,
@@ -131,7 +133,15 @@ impl Cuda {
         // SAFETY: the buffer was taken with as many bytes.
         unsafe { stream.copy_to_device(buffer.pointer(), bytemuck::cast_slice(&zeros))? };
         let counters = Tensor { buffer, rows: 1, columns: COUNTERS, dtype: DType::F32, layout: Layout::Rows };
-        Ok(Cuda { stream, pool, graphs: Arc::default(), kv_pool: Arc::default(), counters, dtype })
+        Ok(Cuda {
+            stream,
+            pool,
+            graphs: Arc::default(),
+            mapped: Arc::default(),
+            kv_pool: Arc::default(),
+            counters,
+            dtype,
+        })
     }
 
     /// The stream under it.
@@ -239,8 +249,6 @@ impl Device for Cuda {
     type Matrix = Matrix;
     type ConvWeights = ConvWeights;
     type Event = driver::Event;
-
-    const ONE_STREAM: bool = true;
 
     fn new_stream(&self) -> Result<Cuda> {
         Cuda::new(self.stream.driver(), self.dtype)
@@ -423,13 +431,19 @@ impl Decode for Cuda {
         if trace::on() { body(self, cache, x) } else { cache.step(self, graph, x, body) }
     }
 
+    fn can_decode_greedy(&self, decoder: &DecoderWeights<'_, Cuda>, shape: CacheShape, limit: usize) -> bool {
+        decode_greedy::GreedyLaunch::new(self, decoder, shape, limit, SmBudget::All).is_some()
+    }
+
     fn decode_greedy(
         &self,
         decoder: &DecoderWeights<'_, Cuda>,
         cache: &KvCache,
         limit: usize,
-        told: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
+        budget: SmBudget,
+        on_token: &mut dyn FnMut(usize, &[u32]) -> ControlFlow<()>,
     ) -> Option<Result<Vec<Vec<u32>>>> {
-        decode_greedy::GreedyLaunch::new(self, decoder, cache, limit).map(|launch| launch.run(told))
+        let launch = decode_greedy::GreedyLaunch::new(self, decoder, cache.shape(), limit, budget);
+        launch.map(|launch| launch.run(cache, on_token))
     }
 }

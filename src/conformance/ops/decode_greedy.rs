@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::host;
 use crate::backend::cpu::Cpu;
-use crate::backend::decode::{self, CacheRow, CacheShape, DecoderWeights, Occupancy, TransformerLayer};
+use crate::backend::decode::{self, CacheRow, CacheShape, DecoderWeights, SmBudget, TransformerLayer};
 use crate::backend::prelude::*;
 use crate::backend::{Activation, LayerNormWeights, LinearWeights};
 use crate::conformance::{Case, Deviation, Expected, Harness, Inputs, Output, Prepared, Size, TestBackend, stored};
@@ -216,7 +216,7 @@ fn best(logits: &[f32]) -> (u32, f32) {
 }
 
 impl<B: Backend> Loaded<B> {
-    fn decoder(&self, eos: u32, occupancy: Occupancy) -> DecoderWeights<'_, B> {
+    fn decoder(&self, eos: u32) -> DecoderWeights<'_, B> {
         DecoderWeights {
             layers: &self.layers,
             output: &self.output,
@@ -224,7 +224,6 @@ impl<B: Backend> Loaded<B> {
             embedding_norm: &self.embedding_norm,
             bos: BOS,
             eos,
-            occupancy,
         }
     }
 
@@ -236,8 +235,8 @@ impl<B: Backend> Loaded<B> {
             ControlFlow::Continue(())
         };
         // The blocks that there are change nothing.
-        let occupancy = if images.is_multiple_of(2) { Occupancy::Shared } else { Occupancy::Whole };
-        let rows = backend.decode_greedy(&self.decoder(eos, occupancy), &self.cache, limit, on_token);
+        let budget = if images.is_multiple_of(2) { SmBudget::LeaveRoom } else { SmBudget::All };
+        let rows = backend.decode_greedy(&self.decoder(eos), &self.cache, limit, budget, on_token);
         let rows = rows.ok_or_else(|| Error::shape("decode_greedy", "the kernel does not take this shape"))??;
         match seen == rows {
             true => Ok(rows),

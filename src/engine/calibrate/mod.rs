@@ -16,10 +16,11 @@ use std::path::{Path, PathBuf};
 use self::layers::Rounding;
 use self::product::Weights;
 use self::sequences::{Batch, Sensitivities, batch, sensitivity};
-use super::model::Model;
 use crate::backend::cpu::Cpu;
 use crate::image::Image;
 use crate::image::folder::Listing;
+use crate::model::captioner::Captioner;
+use crate::model::loader::Loader;
 use crate::random::Random;
 use crate::tensor::{DType, HostTensor};
 use crate::weights::directory::{CAPTIONER, ModelFiles, StagedDirectory, VOCODER, write_tensors};
@@ -81,7 +82,8 @@ fn calibrate(
     paths: &[PathBuf],
     progress: &mut dyn FnMut(&'static str, u64, u64),
 ) -> Result<(BTreeMap<String, HostTensor>, CalibrateReport)> {
-    let model = Model::load(Cpu, files, None)?;
+    let mut loader = Loader { backend: &Cpu, store: &mut files.captioner, dtype: None };
+    let captioner = Captioner::load(&mut loader, &files.config)?;
     let (mut batches, mut sums, mut random) = (Vec::<Batch>::new(), Sensitivities::new(), Random::new(1));
     let mut unreadable = Vec::new();
     for (n, part) in paths.chunks(BATCH).enumerate() {
@@ -91,20 +93,20 @@ fn calibrate(
         if images.is_empty() {
             continue;
         }
-        let batch = batch(&model, &files.config, &images)?;
-        sensitivity(&model, &weights, &batch, &mut random, &mut sums)?;
+        let batch = batch(&captioner, &files.config, &images)?;
+        sensitivity(&captioner, &weights, &batch, &mut random, &mut sums)?;
         batches.push(batch);
     }
     if batches.is_empty() {
         return Err(unreadable.swap_remove(0));
     }
-    let layers = model.decoder.layers();
+    let layers = captioner.decoder.layers();
     let mut rounding = Rounding { weights, sensitivities: sums, changed: BTreeMap::new(), matrices: Vec::new() };
     for (n, layer) in layers.iter().enumerate() {
         progress("layers", n as u64, layers.len() as u64);
         rounding.layer(n, layer, &mut batches)?;
     }
     let unreadable = unreadable.iter().map(ToString::to_string).collect();
-    let report = report::report(&model, &batches, unreadable, rounding.matrices)?;
+    let report = report::report(&captioner, &batches, unreadable, rounding.matrices)?;
     Ok((rounding.changed, report))
 }

@@ -4,7 +4,7 @@ use super::sequences::Batch;
 use crate::Result;
 use crate::backend::cpu::Cpu;
 use crate::backend::prelude::*;
-use crate::engine::model::Model;
+use crate::model::captioner::Captioner;
 
 /// What rounding did to the calibration pictures.
 #[derive(Clone, Debug)]
@@ -39,18 +39,18 @@ pub struct MatrixReport {
 /// Compares both runs at their end. A caption stays the same exactly when every of its tokens still follows from those before
 /// it.
 pub(super) fn report(
-    model: &Model<Cpu>,
+    captioner: &Captioner<Cpu>,
     batches: &[Batch],
     unreadable: Vec<String>,
     matrices: Vec<MatrixReport>,
 ) -> Result<CalibrateReport> {
     let (mut kept, mut count, mut power, mut error, mut most) = (0, 0u64, 0.0, 0.0, 0.0f64);
     for batch in batches {
-        let rounded = model.decoder.logits(&Cpu, &batch.x[1])?;
+        let rounded = captioner.decoder.logits(&Cpu, &batch.x[1])?;
         let mut chosen = Vec::new();
         Cpu.argmax(&rounded, &mut chosen)?;
         let vocabulary = Cpu.shape(&rounded)[1];
-        let logits = Cpu.download(&model.decoder.logits(&Cpu, &batch.x[0])?)?;
+        let logits = Cpu.download(&captioner.decoder.logits(&Cpu, &batch.x[0])?)?;
         let rounded = Cpu.download(&rounded)?;
         let mut same = vec![true; batch.shape.batch];
         for (at, next) in batch.next.iter().enumerate().filter_map(|(at, next)| next.map(|next| (at, next))) {

@@ -9,11 +9,11 @@ use super::product::{Weights, outer, times, transposed};
 use crate::Result;
 use crate::backend::cpu::{Cpu, Tensor};
 use crate::backend::prelude::*;
-use crate::backend::{AttentionShape, Occupancy};
+use crate::backend::{AttentionShape, SmBudget};
 use crate::config::ModelConfig;
-use crate::engine::model::Model;
 use crate::generate::{GenerateOptions, generate};
 use crate::image::Image;
+use crate::model::captioner::Captioner;
 use crate::random::Random;
 use crate::units::EOS;
 
@@ -59,13 +59,13 @@ impl Sensitivity {
 pub(super) type Sensitivities = BTreeMap<(usize, &'static str), Vec<Sensitivity>>;
 
 /// Reads and captions pictures and lays them out.
-pub(super) fn batch(model: &Model<Cpu>, config: &ModelConfig, images: &[Image]) -> Result<Batch> {
+pub(super) fn batch(captioner: &Captioner<Cpu>, config: &ModelConfig, images: &[Image]) -> Result<Batch> {
     let pixels: Vec<f32> = images.iter().flat_map(|image| image.preprocess(&config.image)).collect();
     let (count, options) = (images.len(), GenerateOptions::default());
-    let tokens = model.vision.tokens(&Cpu, &pixels, count)?;
-    let cache = model.decoder.prefill(&Cpu, &tokens, count, options.limit(&model.decoder))?;
-    let captions =
-        generate(&Cpu, &model.decoder, cache, count, &options, Occupancy::Whole, &mut |_| ControlFlow::Continue(()))?;
+    let tokens = captioner.encode(&Cpu, &pixels, count)?;
+    let decoder = &captioner.decoder;
+    let cache = captioner.prefill(&Cpu, &tokens, count, options.limit(decoder))?;
+    let captions = generate(&Cpu, decoder, cache, count, &options, SmBudget::All, &mut |_| ControlFlow::Continue(()))?;
 
     let [rows, width] = Cpu.shape(&tokens);
     let prefix = rows / count.max(1);
@@ -77,7 +77,7 @@ pub(super) fn batch(model: &Model<Cpu>, config: &ModelConfig, images: &[Image]) 
         // Beyond its end a caption is filled up with tokens that nothing sees.
         let ids: Vec<u32> = (0..text).map(|at| caption.tokens.get(at).copied().unwrap_or(EOS)).collect();
         x.extend_from_slice(image);
-        x.extend(Cpu.download(&model.decoder.embed(&Cpu, &ids, &positions)?)?);
+        x.extend(Cpu.download(&captioner.decoder.embed(&Cpu, &ids, &positions)?)?);
         next.extend(std::iter::repeat_n(None, prefix));
         next.extend((0..text).map(|at| caption.tokens.get(at + 1).copied()));
     }
@@ -89,15 +89,15 @@ pub(super) fn batch(model: &Model<Cpu>, config: &ModelConfig, images: &[Image]) 
 /// Adds what the outputs of every matrix do to the lead of the chosen token over the next best: where the lead is small, an
 /// error changes the caption. Tokens get random signs, so that their gradients can share one way back.
 pub(super) fn sensitivity(
-    model: &Model<Cpu>,
+    captioner: &Captioner<Cpu>,
     weights: &Weights,
     batch: &Batch,
     random: &mut Random,
     sums: &mut Sensitivities,
 ) -> Result<()> {
-    let layers = model.decoder.layers();
+    let layers = captioner.decoder.layers();
     let xs = inputs(layers, batch.shape, &batch.x[0])?;
-    let logits = model.decoder.logits(&Cpu, &xs[layers.len()])?;
+    let logits = captioner.decoder.logits(&Cpu, &xs[layers.len()])?;
     let vocabulary = Cpu.shape(&logits)[1];
     let mut dlogits = vec![0.0; batch.next.len() * vocabulary];
     let best = Cpu.top_k(&logits, 2)?;

@@ -9,8 +9,8 @@ pub mod gpu;
 use std::any::Any;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, MutexGuard};
 
 use bytemuck::{NoUninit, Pod, Zeroable};
 
@@ -181,6 +181,9 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// If the device has no room for another stream and its staging memory.
     fn new_stream(&self) -> Result<Arc<dyn Stream>>;
+    /// A lock of this process and device, to be held from the launch of a cooperative kernel to its end. Blocks of two such
+    /// kernels, each of which wants all of its own resident, could wait for each other.
+    fn lock_cooperative(&self) -> MutexGuard<'_, ()>;
     /// The switches of the emulator, where the device is one: for tests of the kernels.
     #[cfg(feature = "emulator")]
     fn emulator(&self) -> Option<&emulator::EmulatedDriver> {

@@ -56,6 +56,7 @@ struct Machine {
     refuses_captures: AtomicBool,
     /// Bytes copied from the host, and to it.
     crossed: [AtomicU64; 2],
+    cooperative: Mutex<()>,
     /// Held by the launch that runs: what it did to memory is looked for when it ends, and must not be another's doing.
     running: Mutex<()>,
 }
@@ -112,6 +113,7 @@ impl EmulatedDriver {
                 graphs: Default::default(),
                 refuses_captures: AtomicBool::new(false),
                 crossed: Default::default(),
+                cooperative: Mutex::default(),
                 running: Mutex::default(),
             }),
         }
@@ -241,6 +243,10 @@ impl Driver for EmulatedDriver {
     fn new_stream(&self) -> Result<Arc<dyn Stream>> {
         let machine = self.machine.clone();
         Ok(Arc::new(EmulatedStream { machine, capture: Mutex::default(), failure: Mutex::default() }))
+    }
+
+    fn lock_cooperative(&self) -> MutexGuard<'_, ()> {
+        lock(&self.machine.cooperative)
     }
 
     fn properties(&self) -> &Properties {

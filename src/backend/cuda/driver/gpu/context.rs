@@ -2,14 +2,16 @@
 //! itself back when it is dropped and keeps the device open until then, so the order in which they go does not matter. A
 //! device that failed for good answers every later call with what happened first.
 
+use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicPtr, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{
     self, CUcontext, CUdevice, CUevent, CUevent_flags, CUgraphExec, CUmemAllocationHandleType, CUmemAllocationType,
-    CUmemLocation, CUmemLocationType, CUmemPoolProps, CUmemoryPool, CUresult, CUstream, CUstream_flags,
+    CUmemLocation, CUmemLocationType, CUmemPool_attribute, CUmemPoolProps, CUmemoryPool, CUresult, CUstream,
+    CUstream_flags,
 };
 
 use super::library::{device_error, is_lasting, succeed, words};
@@ -26,6 +28,14 @@ pub(super) struct Context {
     lost: OnceLock<String>,
     /// The kernel that was started last: the driver tells of a failure, not of who failed.
     last: AtomicPtr<KernelInfo>,
+    /// Held while a cooperative kernel runs, by whichever context of this device.
+    cooperative: Arc<Mutex<()>>,
+}
+
+/// The lock of a device's cooperative kernels.
+fn cooperative_lock(device: CUdevice) -> Arc<Mutex<()>> {
+    static LOCKS: Mutex<BTreeMap<CUdevice, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    LOCKS.lock().unwrap_or_else(PoisonError::into_inner).entry(device).or_default().clone()
 }
 
 // SAFETY: the driver's functions may be called from every thread; the handle is only passed to them.
@@ -39,7 +49,8 @@ impl Context {
         // SAFETY: writes one handle.
         succeed(&name, "opening the device", unsafe { sys::cuDevicePrimaryCtxRetain(&mut raw, device) })?;
         let last = AtomicPtr::new(null_mut());
-        Ok(Arc::new(Context { device, name, raw, lost: OnceLock::new(), last }))
+        let cooperative = cooperative_lock(device);
+        Ok(Arc::new(Context { device, name, raw, lost: OnceLock::new(), last, cooperative }))
     }
 
     /// Makes this the device of the calling thread; an error if it is lost.
@@ -77,6 +88,10 @@ impl Context {
             )
         });
         Err(self.error(problem.as_str()))
+    }
+
+    pub(super) fn lock_cooperative(&self) -> MutexGuard<'_, ()> {
+        self.cooperative.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn note_launch(&self, kernel: &'static KernelInfo) {
@@ -183,7 +198,14 @@ impl StreamPool {
         let mut raw = null_mut();
         // SAFETY: reads the properties, writes one handle.
         context.check("making a reserve of memory", unsafe { sys::cuMemPoolCreate(&mut raw, &props) })?;
-        Ok(StreamPool { context: context.clone(), raw })
+        let pool = StreamPool { context: context.clone(), raw };
+        // By default all memory that was given back is unmapped whenever somebody waits for the stream.
+        let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        let mut threshold = u64::MAX;
+        // SAFETY: a live pool; reads one number of 64 bits.
+        let kept = unsafe { sys::cuMemPoolSetAttribute(pool.raw, attribute, (&raw mut threshold).cast()) };
+        context.check("making a reserve of memory", kept)?;
+        Ok(pool)
     }
 
     /// Memory for work that comes after this in `stream`; `None` if there is not as much.

@@ -182,6 +182,10 @@ impl GpuStream {
 }
 
 impl Driver for GpuDriver {
+    fn lock_cooperative(&self) -> MutexGuard<'_, ()> {
+        self.context.lock_cooperative()
+    }
+
     fn properties(&self) -> &Properties {
         &self.properties
     }

@@ -2,18 +2,18 @@
 //! Source: Polyak et al., "Speech Resynthesis from Discrete Disentangled Self-Supervised Representations" (2021), and
 //! fairseq's CodeHiFiGANVocoder, whose tensor names are kept (weight norm folded).
 
-mod context;
-mod utterance;
+mod receptive_field;
+mod synthesis;
 
 use std::ops::Range;
 
-use self::context::{Reach, StepReach};
+use self::receptive_field::{ReceptiveField, StepSpans};
 use super::loader::Loader;
 use crate::backend::{Activation, Backend, ConvActivation, ConvEpilogue, GraphId, LayerNormWeights, LinearWeights};
 use crate::config::{DurationConfig, VocoderConfig};
 use crate::{Error, Result};
 
-pub use utterance::Utterance;
+pub use synthesis::Synthesis;
 
 /// Slope of the leaky ReLUs inside the stages.
 const SLOPE: f32 = 0.1;
@@ -60,12 +60,12 @@ struct ResidualStep<B: Backend> {
 }
 
 /// A sequence (C, S) from one of its positions on.
-struct Stretch<B: Backend> {
+struct Segment<B: Backend> {
     x: B::Tensor,
     start: usize,
 }
 
-/// What is to be spoken, besides the units.
+/// Parameters of a voice: all of the vocoder's input but the units.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Voice<'a> {
     /// Row of the speaker table; 0 when a multi-speaker model is given none.
@@ -146,34 +146,40 @@ impl<B: Backend> Vocoder<B> {
     fn whole(&self, backend: &B, ids: Vec<u32>, voice: Voice<'_>) -> Result<Vec<f32>> {
         let x = self.frames(backend, ids, voice)?;
         let frames = backend.shape(&x)[1];
-        let reach = context::of_frames(&self.config, 0..frames, B::CONVOLUTION_PERIOD);
-        let body = |backend: &B, x: &B::Tensor| self.generator(backend, x, &reach);
-        heard(backend.download(&backend.captured(&self.graph, &x, &body)?)?)
+        let field = receptive_field::of_frames(&self.config, 0..frames, B::CONVOLUTION_PERIOD);
+        let body = |backend: &B, x: &B::Tensor| self.generator(backend, x, &field);
+        reject_nan(backend.download(&backend.captured(&self.graph, &x, &body)?)?)
     }
 
-    /// The sound of the frames from `first` on that `reach` is the reach of; `ids` are the units of those that it reads.
-    fn part(&self, backend: &B, ids: Vec<u32>, voice: Voice<'_>, reach: &Reach, first: usize) -> Result<Vec<f32>> {
+    /// The sound of the frames from `first` on whose receptive field is `field`; `ids` are the units of the frames in it.
+    fn part(
+        &self,
+        backend: &B,
+        ids: Vec<u32>,
+        voice: Voice<'_>,
+        field: &ReceptiveField,
+        first: usize,
+    ) -> Result<Vec<f32>> {
         let x = self.frames(backend, ids, voice)?;
-        let mut samples = backend.download(&self.generator(backend, &x, reach)?)?;
-        samples.drain(..first * self.config.hop() - reach.post.start);
-        heard(samples)
+        let mut samples = backend.download(&self.generator(backend, &x, field)?)?;
+        samples.drain(..first * self.config.hop() - field.post.start);
+        reject_nan(samples)
     }
 
-    /// Embedded frames (model_in_dim, S), those that `reach` reads, to the samples (1, ..) that it is the reach of.
-    fn generator(&self, backend: &B, x: &B::Tensor, reach: &Reach) -> Result<B::Tensor> {
-        let x = Stretch::<B> { x: x.clone(), start: reach.frames.start };
-        let mut x = x.conv1d(backend, &self.pre, 1, &reach.pre, ConvEpilogue::default())?;
-        for ((stage, rate), reach) in self.stages.iter().zip(&self.config.upsample_rates).zip(&reach.stages) {
+    /// Embedded frames (model_in_dim, S) of a receptive field to its samples (1, ..).
+    fn generator(&self, backend: &B, x: &B::Tensor, field: &ReceptiveField) -> Result<B::Tensor> {
+        let x = Segment::<B> { x: x.clone(), start: field.frames.start };
+        let mut x = x.conv1d(backend, &self.pre, 1, &field.pre, ConvEpilogue::default())?;
+        for ((stage, rate), spans) in self.stages.iter().zip(&self.config.upsample_rates).zip(&field.stages) {
             let upsampled = backend.conv_transpose1d(&x.x, &stage.upsample, SLOPE)?;
-            x = stage.residual_blocks(backend, &Stretch { x: upsampled, start: x.start * rate }, reach)?;
+            x = stage.residual_blocks(backend, &Segment { x: upsampled, start: x.start * rate }, spans)?;
         }
         let last = ConvEpilogue { slope: LAST_SLOPE, activation: ConvActivation::Tanh, ..Default::default() };
-        Ok(x.conv1d(backend, &self.post, 1, &reach.post, last)?.x)
+        Ok(x.conv1d(backend, &self.post, 1, &field.post, last)?.x)
     }
 
     /// The generator's input (model_in_dim, S): unit, pitch and speaker embeddings of every frame, stacked.
     fn frames(&self, backend: &B, mut ids: Vec<u32>, voice: Voice<'_>) -> Result<B::Tensor> {
-        let problem = |problem: String| Error::Units { problem };
         self.check_units(&ids)?;
         let pitch = match (&self.pitch, voice.pitch) {
             (None, None) => None,
@@ -182,30 +188,57 @@ impl<B: Backend> Vocoder<B> {
                 ids = stretched;
                 Some((table, bins))
             }
-            (Some(_), None) => return Err(problem("this vocoder needs f0 bins, which captions do not have".into())),
-            (None, Some(_)) => return Err(problem("f0 was given to a vocoder that takes none".into())),
-        };
-        let speaker = match (&self.speakers, voice.speaker, self.config.num_speakers.unwrap_or(0)) {
-            (None, None, _) => None,
-            (Some(table), speaker, speakers) if (speaker.unwrap_or(0) as usize) < speakers => {
-                Some((table, vec![speaker.unwrap_or(0); ids.len()]))
-            }
-            (Some(_), _, speakers) => {
-                return Err(Error::Option { option: "speaker", problem: format!("expected 0 to {}", speakers - 1) });
-            }
-            (None, Some(_), _) => {
-                return Err(Error::Option { option: "speaker", problem: "this vocoder has a single speaker".into() });
+            (Some(_), None) => return Err(needs_pitch()),
+            (None, Some(_)) => {
+                return Err(Error::Units { problem: "f0 was given to a vocoder that takes none".into() });
             }
         };
+        let speaker = speaker_row(&self.config, voice.speaker)?;
+        let speaker = self.speakers.as_ref().zip(speaker).map(|(table, row)| (table, vec![row; ids.len()]));
         let mut tables = vec![(&self.units, &ids[..])];
         tables.extend(pitch.as_ref().map(|(table, bins)| (*table, &bins[..])));
         tables.extend(speaker.as_ref().map(|(table, ids)| (*table, &ids[..])));
         backend.embed_frames(&tables)
     }
+
+    /// An error if a unit is none of this vocoder's.
+    fn check_units(&self, units: &[u32]) -> Result<()> {
+        let known = self.config.num_embeddings;
+        match units.iter().find(|&&unit| unit as usize >= known) {
+            None => Ok(()),
+            Some(unit) => {
+                let problem = format!("unit {unit} is out of range: this vocoder knows 0 to {}", known - 1);
+                Err(Error::Units { problem })
+            }
+        }
+    }
 }
 
-/// Samples, unless one is none.
-fn heard(samples: Vec<f32>) -> Result<Vec<f32>> {
+/// An error unless this vocoder can speak captions, which have no f0, with this speaker.
+pub fn check_voice(config: &VocoderConfig, speaker: Option<u32>) -> Result<()> {
+    match config.f0_bins {
+        Some(_) => Err(needs_pitch()),
+        None => speaker_row(config, speaker).map(|_| ()),
+    }
+}
+
+fn needs_pitch() -> Error {
+    Error::Units { problem: "this vocoder needs f0 bins, which captions do not have".into() }
+}
+
+/// Row of the speaker table, the first by default; `None` for a vocoder of a single speaker.
+fn speaker_row(config: &VocoderConfig, speaker: Option<u32>) -> Result<Option<u32>> {
+    let problem = match (config.num_speakers, speaker) {
+        (None, None) => return Ok(None),
+        (Some(speakers), _) if (speaker.unwrap_or(0) as usize) < speakers => return Ok(Some(speaker.unwrap_or(0))),
+        (Some(speakers), _) => format!("expected 0 to {}", speakers.saturating_sub(1)),
+        (None, Some(_)) => "this vocoder has a single speaker".into(),
+    };
+    Err(Error::Option { option: "speaker", problem })
+}
+
+/// Samples, or an error if one is NaN.
+fn reject_nan(samples: Vec<f32>) -> Result<Vec<f32>> {
     if samples.iter().any(|s| s.is_nan()) { Err(Error::NotANumber { stage: "vocoder" }) } else { Ok(samples) }
 }
 
@@ -275,25 +308,25 @@ impl<B: Backend> Stage<B> {
         Ok(Stage { upsample: loader.backend.conv_transpose_weights(&weight, &bias, rate)?, blocks })
     }
 
-    /// The mean of the stage's residual blocks, each three times `x + conv(leaky(conv(leaky(x))))`, as far as `reach` goes. The
-    /// mean is taken by the last convolution of each block.
-    fn residual_blocks(&self, backend: &B, x: &Stretch<B>, reach: &[Vec<StepReach>]) -> Result<Stretch<B>> {
-        let mut sum: Option<Stretch<B>> = None;
-        for (j, (block, reach)) in self.blocks.iter().zip(reach).enumerate() {
+    /// The mean of the stage's residual blocks, each three times `x + conv(leaky(conv(leaky(x))))`, over `spans`. The mean is
+    /// taken by the last convolution of each block.
+    fn residual_blocks(&self, backend: &B, x: &Segment<B>, spans: &[Vec<StepSpans>]) -> Result<Segment<B>> {
+        let mut sum: Option<Segment<B>> = None;
+        for (j, (block, spans)) in self.blocks.iter().zip(spans).enumerate() {
             let mut y = x.clone();
-            for (n, (step, reach)) in block.iter().zip(reach).enumerate() {
+            for (n, (step, spans)) in block.iter().zip(spans).enumerate() {
                 let inner = ConvEpilogue { slope: SLOPE, ..Default::default() };
-                let hidden = y.conv1d(backend, &step.dilated, step.dilation, &reach.dilated, inner)?;
+                let hidden = y.conv1d(backend, &step.dilated, step.dilation, &spans.dilated, inner)?;
                 let last = n + 1 == block.len();
                 let mean = last && j + 1 == self.blocks.len();
                 let outer = ConvEpilogue {
                     slope: SLOPE,
-                    residual: Some((&y.x, reach.plain.start - y.start)),
+                    residual: Some((&y.x, spans.plain.start - y.start)),
                     sum: sum.as_ref().filter(|_| last).map(|sum| &sum.x),
                     scale: if mean { 1.0 / self.blocks.len() as f32 } else { 1.0 },
                     ..Default::default()
                 };
-                y = hidden.conv1d(backend, &step.plain, 1, &reach.plain, outer)?;
+                y = hidden.conv1d(backend, &step.plain, 1, &spans.plain, outer)?;
             }
             sum = Some(y);
         }
@@ -302,7 +335,7 @@ impl<B: Backend> Stage<B> {
     }
 }
 
-impl<B: Backend> Stretch<B> {
+impl<B: Backend> Segment<B> {
     /// The results of a convolution at these positions, as far as the sequence goes.
     fn conv1d(
         &self,
@@ -311,15 +344,15 @@ impl<B: Backend> Stretch<B> {
         dilation: usize,
         results: &Range<usize>,
         epilogue: ConvEpilogue<'_, B>,
-    ) -> Result<Stretch<B>> {
+    ) -> Result<Segment<B>> {
         let end = (results.end - self.start).min(backend.shape(&self.x)[1]);
         let x = backend.conv1d(&self.x, kernel, dilation, results.start - self.start..end, epilogue)?;
-        Ok(Stretch { x, start: results.start })
+        Ok(Segment { x, start: results.start })
     }
 }
 
-impl<B: Backend> Clone for Stretch<B> {
-    fn clone(&self) -> Stretch<B> {
-        Stretch { x: self.x.clone(), start: self.start }
+impl<B: Backend> Clone for Segment<B> {
+    fn clone(&self) -> Segment<B> {
+        Segment { x: self.x.clone(), start: self.start }
     }
 }

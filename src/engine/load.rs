@@ -1,12 +1,17 @@
-//! Which device a model runs on, and in which type.
+//! Loading a model on a device: the device, the types of the weights, and the engine's threads.
 
 use std::str::FromStr;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
 use std::sync::Arc;
 
-use super::model::Model;
-use super::{Captioner, LoadOptions};
+use super::LoadOptions;
+use super::pipeline::Pipeline;
 use crate::Result;
+use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+use crate::model::captioner::Captioner;
+use crate::model::loader::Loader;
+use crate::model::vocoder::Vocoder;
 use crate::tensor::DType;
 use crate::weights::directory::ModelFiles;
 
@@ -86,9 +91,9 @@ impl FromStr for Device {
     }
 }
 
-/// In which types the weight matrices are read.
+/// Types in which the weight matrices are read.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Types {
+pub(crate) struct Precisions {
     /// By the vision transformer.
     pub vision: DType,
     /// By the decoder, for whole sequences.
@@ -97,8 +102,8 @@ pub(crate) struct Types {
     pub step: DType,
 }
 
-/// Puts the models of `files` on the device that is asked for.
-pub(super) fn load(files: &mut ModelFiles, options: LoadOptions) -> Result<(Arc<dyn Captioner>, Types)> {
+/// Puts the models of `files` on the device of the options.
+pub(super) fn load(files: ModelFiles, options: LoadOptions) -> Result<(Pipeline, Precisions)> {
     match options.device {
         Device::Cpu => on_cpu(files, options.dtype),
         Device::Auto if first_gpu().is_none() => on_cpu(files, options.dtype),
@@ -117,14 +122,31 @@ fn first_gpu() -> Option<usize> {
     None
 }
 
-fn on_cpu(files: &mut ModelFiles, dtype: Option<DType>) -> Result<(Arc<dyn Captioner>, Types)> {
-    let used = |model| match dtype.or(stored(files, model)) {
+fn on_cpu(files: ModelFiles, dtype: Option<DType>) -> Result<(Pipeline, Precisions)> {
+    let used = |model| match dtype.or(stored(&files, model)) {
         Some(DType::BF16 | DType::F8E4M3) => DType::BF16,
         Some(DType::I8) => DType::I8,
         _ => DType::F32,
     };
     let (vision, decoder) = (used("vision"), used("decoder"));
-    Ok((Arc::new(Model::load(Cpu, files, dtype)?), Types { vision, prefill: decoder, step: decoder }))
+    Ok((start(Cpu, files, dtype)?, Precisions { vision, prefill: decoder, step: decoder }))
+}
+
+/// Loads the models and starts their threads; the vocoder gets a stream of its own.
+fn start<B: Backend>(backend: B, mut files: ModelFiles, dtype: Option<DType>) -> Result<Pipeline> {
+    let mut loader = Loader { backend: &backend, store: &mut files.captioner, dtype };
+    let captioner = Captioner::load(&mut loader, &files.config)?;
+    files.captioner.finish()?;
+    let vocoder = match (&files.config.vocoder, files.vocoder) {
+        (Some(config), Some(mut store)) => {
+            let backend = backend.new_stream()?;
+            let vocoder = Vocoder::load(&mut Loader { backend: &backend, store: &mut store, dtype }, config)?;
+            store.finish()?;
+            Some((backend, vocoder))
+        }
+        _ => None,
+    };
+    Pipeline::start(files.config, (backend, captioner), vocoder)
 }
 
 /// Type of the matrices of this model's layers in the file.
@@ -138,13 +160,13 @@ fn stored(files: &ModelFiles, model: &str) -> Option<DType> {
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub(super) fn on_gpu(
     driver: Arc<dyn crate::backend::cuda::driver::Driver>,
-    files: &mut ModelFiles,
+    files: ModelFiles,
     dtype: Option<DType>,
-) -> Result<(Arc<dyn Captioner>, Types)> {
-    let step = dtype.or(stored(files, "decoder").filter(|&dtype| dtype == DType::F8E4M3)).unwrap_or(DType::BF16);
+) -> Result<(Pipeline, Precisions)> {
+    let step = dtype.or(stored(&files, "decoder").filter(|&dtype| dtype == DType::F8E4M3)).unwrap_or(DType::BF16);
     let dtype = if step == DType::F32 { DType::F32 } else { DType::BF16 };
-    let model = Model::load(crate::backend::cuda::Cuda::new(driver, dtype)?, files, Some(dtype))?;
-    Ok((Arc::new(model), Types { vision: dtype, prefill: dtype, step }))
+    let pipeline = start(crate::backend::cuda::Cuda::new(driver, dtype)?, files, Some(dtype))?;
+    Ok((pipeline, Precisions { vision: dtype, prefill: dtype, step }))
 }
 
 #[cfg(feature = "cuda")]

@@ -1,21 +1,21 @@
-//! What a stretch of a vocoder's result depends on. Sound that is made piece by piece equals sound that is made at once,
-//! bit for bit, if each piece is cut out of inputs that reach at least this far and its margins are thrown away.
+//! Receptive field of a segment of a vocoder's result. Sound that is made piece by piece equals sound that is made in one
+//! piece, bit for bit, if each piece is cut out of inputs that reach at least this far and its margins are thrown away.
 
 use std::ops::Range;
 
 use super::OUTER_TAPS;
 use crate::config::VocoderConfig;
 
-/// What a convolution reads for `results`: the margin of its taps and, on a backend that computes `period` times
-/// `dilation` results together, whole runs of them. The end may lie beyond the sequence.
+/// Inputs that a convolution reads for `results`: the margin of its taps and, on a backend that computes `period` times
+/// `dilation` results together, whole groups of them. The end may lie beyond the sequence.
 pub(super) fn convolution(results: Range<usize>, taps: usize, dilation: usize, period: usize) -> Range<usize> {
-    let (run, margin) = (run(dilation, period), (taps - 1) / 2 * dilation);
-    let (start, end) = (results.start / run * run, results.end.next_multiple_of(run));
+    let (group, margin) = (alignment(dilation, period), (taps - 1) / 2 * dilation);
+    let (start, end) = (results.start / group * group, results.end.next_multiple_of(group));
     start.saturating_sub(margin)..end + margin
 }
 
-/// How many results in a row are computed together.
-fn run(dilation: usize, period: usize) -> usize {
+/// Results in a row that are computed together.
+fn alignment(dilation: usize, period: usize) -> usize {
     if period == 1 { 1 } else { dilation * period }
 }
 
@@ -26,31 +26,31 @@ fn transposed(results: Range<usize>, taps: usize, stride: usize) -> Range<usize>
     (first + 1).saturating_sub(taps.div_ceil(stride))..last + 1
 }
 
-/// Which results of every convolution go into a stretch of sound, as positions in the whole sequences. They start where a run
-/// of their convolution begins; ends may lie beyond the sequence.
+/// Results of every convolution that go into a segment of sound, as positions in the whole sequences. They start where a
+/// group of their convolution begins; ends may lie beyond the sequence.
 #[derive(Debug)]
-pub(super) struct Reach {
+pub(super) struct ReceptiveField {
     /// Frames that are read.
     pub frames: Range<usize>,
     /// Results of the first convolution.
     pub pre: Range<usize>,
     /// Of the residual steps of every block of every stage.
-    pub stages: Vec<Vec<Vec<StepReach>>>,
+    pub stages: Vec<Vec<Vec<StepSpans>>>,
     /// Samples.
     pub post: Range<usize>,
 }
 
 /// Results of a residual step's two convolutions.
 #[derive(Debug)]
-pub(super) struct StepReach {
+pub(super) struct StepSpans {
     pub dilated: Range<usize>,
     pub plain: Range<usize>,
 }
 
-/// What goes into the sound of `frames`, which are not empty.
-pub(super) fn of_frames(config: &VocoderConfig, frames: Range<usize>, period: usize) -> Reach {
+/// The receptive field of the sound of `frames`, which are not empty.
+pub(super) fn of_frames(config: &VocoderConfig, frames: Range<usize>, period: usize) -> ReceptiveField {
     let hop = config.hop();
-    let post = from_a_run(frames.start * hop..frames.end * hop, 1, period);
+    let post = align_down(frames.start * hop..frames.end * hop, 1, period);
     let mut needed = convolution(post.clone(), OUTER_TAPS, 1, period);
     let mut stages = Vec::with_capacity(config.upsample_rates.len());
     for (&rate, &taps) in config.upsample_rates.iter().zip(&config.upsample_kernel_sizes).rev() {
@@ -62,28 +62,28 @@ pub(super) fn of_frames(config: &VocoderConfig, frames: Range<usize>, period: us
         needed = transposed(upsampled, taps, rate);
     }
     stages.reverse();
-    let pre = from_a_run(needed, 1, period);
-    Reach { frames: convolution(pre.clone(), OUTER_TAPS, 1, period), pre, stages, post }
+    let pre = align_down(needed, 1, period);
+    ReceptiveField { frames: convolution(pre.clone(), OUTER_TAPS, 1, period), pre, stages, post }
 }
 
-/// What a residual block reads for `needed`, and what its steps compute.
-fn of_block(needed: Range<usize>, taps: usize, dilations: &[usize], period: usize) -> (Range<usize>, Vec<StepReach>) {
+/// Inputs that a residual block reads for `needed`, and the results of its steps.
+fn of_block(needed: Range<usize>, taps: usize, dilations: &[usize], period: usize) -> (Range<usize>, Vec<StepSpans>) {
     let mut needed = needed;
     let mut steps = Vec::with_capacity(dilations.len());
     for &dilation in dilations.iter().rev() {
-        let plain = from_a_run(needed, 1, period);
-        let dilated = from_a_run(convolution(plain.clone(), taps, 1, period), dilation, period);
+        let plain = align_down(needed, 1, period);
+        let dilated = align_down(convolution(plain.clone(), taps, 1, period), dilation, period);
         needed = convolution(dilated.clone(), taps, dilation, period);
-        steps.push(StepReach { dilated, plain });
+        steps.push(StepSpans { dilated, plain });
     }
     steps.reverse();
     (needed, steps)
 }
 
 /// The results of a convolution that have to be computed for those `needed`.
-fn from_a_run(needed: Range<usize>, dilation: usize, period: usize) -> Range<usize> {
-    let run = run(dilation, period);
-    needed.start / run * run..needed.end
+fn align_down(needed: Range<usize>, dilation: usize, period: usize) -> Range<usize> {
+    let group = alignment(dilation, period);
+    needed.start / group * group..needed.end
 }
 
 #[cfg(test)]
@@ -108,13 +108,13 @@ mod tests {
         let config = random::published();
         let config = config.vocoder.as_ref().expect("a vocoder");
         for (period, margin) in [(1, 21), (4, 30)] {
-            let reach = of_frames(config, 600..601, period);
-            assert_eq!(reach.frames.end - 601, margin, "after, {period}");
-            assert!(600 - reach.frames.start <= margin, "before, {period}: {reach:?}");
-            assert_eq!(reach.post, 600 * config.hop()..601 * config.hop());
-            for block in reach.stages.iter().flatten() {
+            let field = of_frames(config, 600..601, period);
+            assert_eq!(field.frames.end - 601, margin, "after, {period}");
+            assert!(600 - field.frames.start <= margin, "before, {period}: {field:?}");
+            assert_eq!(field.post, 600 * config.hop()..601 * config.hop());
+            for block in field.stages.iter().flatten() {
                 for (step, &dilation) in block.iter().zip(&[1, 3, 5]) {
-                    assert_eq!((step.dilated.start % run(dilation, period), step.plain.start % period), (0, 0));
+                    assert_eq!((step.dilated.start % alignment(dilation, period), step.plain.start % period), (0, 0));
                 }
                 // From step to step less is left to compute.
                 assert!(block.windows(2).all(|pair| pair[0].plain.len() > pair[1].plain.len()));
