@@ -44,7 +44,7 @@ fn record_commit() {
     println!("cargo:rustc-env=IM2SP_COMMIT={commit}");
 }
 
-/// What git prints, if it succeeds and prints anything.
+/// Output of git, if it succeeds and prints anything.
 fn git(arguments: &[&str]) -> Option<String> {
     let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
     let text = String::from_utf8(output.stdout).ok()?.trim().to_string();

@@ -77,7 +77,7 @@ pub enum Error {
     /// A mistake of this crate.
     #[error("internal error: {problem}: please report it, with what led to it")]
     Internal {
-        /// What happened.
+        /// Description of the problem.
         problem: String,
     },
     /// The model produced something that is not a number.

@@ -1,7 +1,7 @@
 //! The seam between the cases and the backend under test: what a test needs besides the operations themselves.
 
 use crate::backend::cpu::Cpu;
-use crate::backend::{Activation, Backend, Device as _, LinearWeights, Peaks};
+use crate::backend::{Activation, Backend, LinearWeights, Peaks};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -108,6 +108,7 @@ impl TestBackend for Cpu {
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod on_cuda {
     use super::*;
+    use crate::backend::Device as _;
     use crate::backend::cuda::linear::{TILES, is_aligned, linear_tiled};
     use crate::backend::cuda::{Cuda, Tensor};
 

@@ -145,7 +145,7 @@ pub(super) fn caption_many(
     })
 }
 
-/// What the reading threads share.
+/// State that the reading threads share.
 struct Reading<'a> {
     pipeline: &'a Pipeline,
     images: ImageSource<'a>,

@@ -155,7 +155,7 @@ fn stored(files: &ModelFiles, model: &str) -> Option<DType> {
     files.captioner.iter().find(|(name, _)| *name == first).map(|(_, tensor)| tensor.dtype())
 }
 
-/// bf16 unless f32 is asked for: what the tensor cores compute in. e4m3 weights are kept as such for decoding; int8 ones become
+/// bf16, the type the tensor cores compute in, unless f32 is chosen. e4m3 weights are kept as such for decoding; int8 ones become
 /// bf16.
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub(super) fn on_gpu(

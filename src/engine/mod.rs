@@ -136,7 +136,7 @@ pub struct Engine {
 pub struct DeviceMemory {
     /// Allocations that went to the device so far; after a caption of every shape there are no more.
     pub allocations: u64,
-    /// The most bytes in use at once, weights included, by what makes units plus by what speaks them; recorded graphs keep
+    /// Peak of the bytes in use, weights included, by what makes units plus by what speaks them; recorded graphs keep
     /// their own besides.
     pub high_water: usize,
 }
@@ -219,13 +219,13 @@ impl Engine {
         self.pipeline.device.clone()
     }
 
-    /// What the model holds of the device's memory; `None` on the CPU.
+    /// Device memory held by the model; `None` on the CPU.
     pub fn memory(&self) -> Option<DeviceMemory> {
         self.pipeline.memory()
     }
 
-    /// Type of the weight matrices in use: "f32", "bf16", or "fp8" or "int8" for those of the decoder beside wider
-    /// ones.
+    /// Type of the weight matrices in use: "f32", "bf16", or "fp8" or "int8" for those of the decoder, with wider ones
+    /// elsewhere.
     pub fn dtype(&self) -> &'static str {
         self.precisions.step.name()
     }

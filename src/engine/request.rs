@@ -278,7 +278,7 @@ impl Drop for Events {
     }
 }
 
-/// What a thread said when it panicked.
+/// Message of a thread's panic.
 pub(super) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic")

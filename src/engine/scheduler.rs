@@ -46,7 +46,7 @@ pub(super) struct Plan {
     pub overlap: bool,
 }
 
-/// What the thread owns.
+/// State of the captioner thread.
 pub(super) struct CaptionWorker<B: Backend> {
     pub backend: Arc<B>,
     pub captioner: Captioner<B>,

@@ -143,7 +143,7 @@ impl Job {
         matches!(self.pace, Pace::Playback(_))
     }
 
-    /// Whether somebody still waits for it; who comes too late is told.
+    /// Whether somebody still waits for it. A request past its deadline fails here.
     fn is_wanted(&self) -> bool {
         self.reply.check().unwrap_or_else(|error| self.reply.fail(error));
         !self.reply.has_ended()
@@ -198,7 +198,7 @@ impl PlaybackClock {
     }
 }
 
-/// What the thread owns.
+/// State of the vocoder thread.
 pub(super) struct VocoderWorker<B: Backend> {
     pub backend: Arc<B>,
     pub vocoder: Vocoder<B>,

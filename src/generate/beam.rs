@@ -8,7 +8,7 @@ use crate::backend::BeamCandidate;
 use crate::backend::rows::top;
 use crate::units::{BOS, EOS};
 
-/// What the libraries add to a score to take a candidate out of the running.
+/// Added to a score, as the libraries do, to exclude a candidate.
 const EXCLUDED: f32 = -1.0e9;
 
 /// A finished hypothesis; its score is divided by the length already.
@@ -119,7 +119,7 @@ impl BeamSearch {
         }
     }
 
-    /// Of equal scores the later one is better.
+    /// Keeps a finished hypothesis by the reference's rule: the later of equal scores is better.
     fn offer_reference(&mut self, tokens: Vec<u32>, score: f32) {
         let score = f64::from(score) / (tokens.len() as f64).powf(f64::from(self.options.length_penalty));
         if self.finished.len() == self.options.beams && self.finished.last().is_some_and(|worst| score <= worst.score) {

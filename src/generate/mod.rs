@@ -29,7 +29,7 @@ pub enum EarlyStopping {
     Never,
 }
 
-/// Whose rules decide where several are in use.
+/// Rules of one library, where libraries differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compat {
     /// Today's transformers (5.x), and unit sequences cut at the first EOS.
@@ -65,7 +65,7 @@ pub struct GenerateOptions {
     pub max_length: usize,
     /// Sampling instead of the likeliest token; for one beam.
     pub sampling: Option<Sampling>,
-    /// Whose rules.
+    /// Library whose rules are followed.
     pub compat: Compat,
 }
 

@@ -7,7 +7,7 @@ use crate::Result;
 use crate::backend::rows::{log_softmax, top};
 use crate::backend::{Backend, TopValue};
 
-/// What the samplings of a step have to know of its logits.
+/// Candidates that the samplings of a step need from its logits.
 #[derive(Default)]
 pub(super) struct Draws {
     /// The largest top-k.

@@ -1,5 +1,5 @@
 //! A model directory: `config.json`, `captioner.safetensors` and, unless it was converted without a vocoder,
-//! `vocoder.safetensors`. Written beside its destination and renamed there whole, so a directory under its final name
+//! `vocoder.safetensors`. Written next to its destination and renamed there whole, so a directory under its final name
 //! is always complete.
 
 use std::collections::BTreeMap;
@@ -85,7 +85,7 @@ impl ModelFiles {
         Ok(ModelFiles { config, captioner, vocoder })
     }
 
-    /// Writes a model directory at `dir`: all of it or nothing. What is there already is kept unless `force`.
+    /// Writes a model directory at `dir`: all of it or nothing. A directory that exists is kept unless `force`.
     pub fn write(
         dir: &Path,
         config: &ModelConfig,
@@ -150,7 +150,7 @@ pub struct StagedDirectory {
 }
 
 impl StagedDirectory {
-    /// Makes an empty directory beside `destination`, or inside it where its parent takes none. Without `force`,
+    /// Makes an empty directory next to `destination`, or inside it where its parent takes none. Without `force`,
     /// `destination` must not exist or be empty; with it, it may also be a model directory, but never one that holds other
     /// files.
     pub fn create(destination: &Path, force: bool) -> Result<StagedDirectory> {

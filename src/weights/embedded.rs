@@ -1,5 +1,5 @@
-//! The default model, compiled into the binary so that the first command a newcomer types speaks. What it can and
-//! cannot do stands in `weights/README.md`; what made it, in `recipes/demo`.
+//! The default model, compiled into the binary so that the first command a newcomer types speaks. Its
+//! abilities and limits stand in `weights/README.md`; its making, in `recipes/demo`.
 
 use super::directory::ModelFiles;
 use crate::Result;

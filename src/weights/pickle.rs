@@ -1,6 +1,6 @@
 //! A pickle reader that cannot execute anything. It runs the stack machine of protocols 1 to 5, but it has nothing to
 //! import and nothing to call: a global stays a pair of names, and applying one to arguments gives an `Object` that
-//! remembers both. What an object means is decided by whoever reads it (`torch.rs` knows tensors), by name, from a
+//! remembers both. The meaning of an object is decided by whoever reads it (`torch.rs` knows tensors), by name, from a
 //! fixed list; an object nobody knows is harmless until its value is needed, and then it is an error that names it.
 //!
 //! Every opcode adds at most one node of fixed size, text and bytes are ranges of the input, and nothing recurses: so

@@ -1,5 +1,5 @@
-//! Random weights of the published dimensions, so that speed can be measured without any file. What such a model says
-//! means nothing; it never ends a caption by itself.
+//! Random weights of the published dimensions, so that speed can be measured without any file. Such a model's captions
+//! mean nothing, and it never ends one by itself.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! safetensors files. Reading goes through the `safetensors` crate, which checks the header against the length of the
 //! file before any tensor exists; the tensors are views of the mapped file. Writing streams: all shapes are known
-//! beforehand, so the header goes first and then one tensor after the other, into a temporary file beside the
+//! beforehand, so the header goes first and then one tensor after the other, into a temporary file next to the
 //! destination that takes its place only when it is complete and on disk.
 
 use std::collections::HashMap;

@@ -80,7 +80,7 @@ impl TensorStore {
             .ok_or_else(|| Error::weights(&self.path, name, "is eight-bit but no matrix: convert the checkpoint again"))
     }
 
-    /// Fails when tensors are left that nothing asked for.
+    /// Fails when tensors are left that nothing has taken.
     pub fn finish(self) -> Result<()> {
         match list_names(self.tensors.keys()) {
             None => Ok(()),

@@ -7,7 +7,7 @@ use crate::backend::{Argmax, argmax};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
-/// What the kernel writes for a row that holds NaN.
+/// Token that the kernel writes for a row that holds NaN.
 const NOT_A_NUMBER: u32 = u32::MAX;
 
 impl Argmax for Cuda {

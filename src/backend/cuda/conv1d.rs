@@ -17,7 +17,7 @@ pub struct ConvWeights {
     pub(super) inputs: usize,
     pub(super) outputs: usize,
     pub(super) taps: usize,
-    /// Of a transposed convolution, else 0.
+    /// Stride of a transposed convolution, else 0.
     pub(super) stride: usize,
     /// Columns of the matrix product, and its taps.
     pub(super) columns: usize,

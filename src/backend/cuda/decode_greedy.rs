@@ -31,7 +31,7 @@ const HOST_TOKENS: usize = 32;
 const HOST_CANCEL: usize = 0;
 const HOST_STATUS: usize = 1;
 const HOST_LENGTHS: usize = 16;
-/// Of so many multiprocessors one is left to the work of others, where the device is shared. A block of the loop leaves no
+/// Multiprocessors for each one that is left to other work, where the device is shared. A block of the loop leaves no
 /// room for another's on its multiprocessor; and the loop streams weights, so it waits for memory and barriers more than for
 /// multiprocessors. Not yet measured.
 const RESERVED_SM_SHARE: usize = 8;
@@ -319,7 +319,7 @@ impl Sizes {
     }
 }
 
-/// Blocks of a loop, one on each multiprocessor that it takes. Of two none is left: one is half of the device.
+/// Blocks of a loop, one on each multiprocessor that it takes. A device of two leaves none: one is half of it.
 fn blocks(budget: SmBudget, multiprocessors: usize) -> usize {
     match budget {
         SmBudget::LeaveRoom if multiprocessors > 2 => multiprocessors - (multiprocessors / RESERVED_SM_SHARE).max(1),

@@ -15,7 +15,7 @@ pub struct Tile<P: 'static> {
     pub columns: usize,
     /// Bytes of its shared memory.
     pub shared_bytes: usize,
-    /// Time of a block on a busy multiprocessor, relative to the other tiles of the table. Of products by arithmetic, the
+    /// Time of a block on a busy multiprocessor, relative to the other tiles of the table. For products by arithmetic: the
     /// clocks in which 16 values of k are added to one tile: the larger of the time of the tensor cores (2540 operations a
     /// clock, as mma.sync reaches on sm_90) and of shared memory (128 bytes a clock: both operands written once, and read
     /// once by every warp that uses them).

@@ -11,7 +11,7 @@ use crate::backend::cpu::{Cpu, Tensor};
 use crate::backend::prelude::*;
 use crate::backend::{Activation, AttentionShape, LayerNormWeights};
 
-/// What the way back through a layer needs of the way there; M tokens, C channels, F hidden ones.
+/// Values of a layer's forward pass that its backward pass needs; M tokens, C channels, F hidden ones.
 struct Pass {
     qkv: Tensor,             // (M, 3C)
     after_attention: Tensor, // (M, C), before its norm
@@ -141,7 +141,7 @@ fn attention_backward(qkv: &[f32], dout: &[f32], shape: AttentionShape) -> Vec<f
     dqkv
 }
 
-/// Of one head of one sequence: query, key and value, and the gradient at the result, all (T, D).
+/// Gradients at query, key and value of one head of one sequence, from them and the gradient at the result, all (T, D).
 fn head_backward([query, key, value]: &[Vec<f32>; 3], dout: &[f32], shape: AttentionShape) -> [Vec<f32>; 3] {
     let AttentionShape { tokens, prefix, .. } = shape;
     let size = dout.len() / tokens.max(1);

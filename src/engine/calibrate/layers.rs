@@ -20,12 +20,12 @@ pub(super) struct Rounding {
     /// Those of the unrounded model.
     pub weights: Weights,
     pub sensitivities: Sensitivities,
-    /// What the model directory gets instead, by name.
+    /// Tensors that replace those of the model directory, by name.
     pub changed: BTreeMap<String, HostTensor>,
     pub matrices: Vec<MatrixReport>,
 }
 
-/// What a matrix multiplies in one of the two runs, and what is added to the product.
+/// Input of a matrix in one of the two runs, and the residual that is added to the product.
 type Inputs<'a> = &'a dyn Fn(&Batch, usize) -> Result<(Tensor, Option<Tensor>)>;
 
 impl Rounding {
@@ -125,7 +125,7 @@ fn moments(
     Ok(fits.then_some(moments))
 }
 
-/// What the unrounded layer makes of its inputs (M, N), and the inputs (M, K).
+/// Outputs of the unrounded layer (M, N), and its inputs (M, K).
 fn outputs(layer: &LinearWeights<Cpu>, (x, residual): (Tensor, Option<Tensor>)) -> Result<(Vec<f32>, Vec<f32>)> {
     let y = Cpu.linear(&x, layer, Activation::None, residual.as_ref())?;
     Ok((Cpu.download(&y)?, Cpu.download(&x)?))

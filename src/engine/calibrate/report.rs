@@ -1,4 +1,4 @@
-//! What rounding did to the pictures it was made for.
+//! Effect of rounding on the images it was made for.
 
 use super::sequences::Batch;
 use crate::Result;
@@ -6,7 +6,7 @@ use crate::backend::cpu::Cpu;
 use crate::backend::prelude::*;
 use crate::model::captioner::Captioner;
 
-/// What rounding did to the calibration pictures.
+/// Effect of rounding on the calibration images.
 #[derive(Clone, Debug)]
 pub struct CalibrateReport {
     /// Pictures that were used.
@@ -25,7 +25,7 @@ pub struct CalibrateReport {
     pub matrices: Vec<MatrixReport>,
 }
 
-/// What rounding did to one matrix.
+/// Effect of rounding on one matrix.
 #[derive(Clone, Debug)]
 pub struct MatrixReport {
     /// `decoder.layers.N.NAME`.

@@ -23,7 +23,7 @@ const MARGIN: f32 = 0.5;
 /// A few pictures with their captions, as B sequences of T tokens and C channels, image tokens first.
 pub(super) struct Batch {
     pub shape: AttentionShape,
-    /// What follows each position (B*T); `None` where nothing is predicted.
+    /// Token that follows each position (B*T); `None` where nothing is predicted.
     pub next: Vec<Option<u32>>,
     /// (B*T, C): activations of the unrounded model, and those with everything rounded so far.
     pub x: [Tensor; 2],
@@ -42,7 +42,7 @@ pub(super) struct Sensitivity {
     /// (N, N): the squares of their gradients.
     pub outputs: Vec<f32>,
     /// The length of every token's gradient, batch after batch: its weight. With its square, as a second-order expansion has
-    /// it, so few tokens would be heard that other pictures gain less.
+    /// it, so few tokens would count that other images gain less.
     pub tokens: Vec<Vec<f32>>,
 }
 
@@ -55,7 +55,7 @@ impl Sensitivity {
     }
 }
 
-/// Of the parts of every matrix, by layer and name.
+/// Sensitivities of the parts of every matrix, by layer and name.
 pub(super) type Sensitivities = BTreeMap<(usize, &'static str), Vec<Sensitivity>>;
 
 /// Reads and captions pictures and lays them out.

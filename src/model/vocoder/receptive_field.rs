@@ -34,7 +34,7 @@ pub(super) struct ReceptiveField {
     pub frames: Range<usize>,
     /// Results of the first convolution.
     pub pre: Range<usize>,
-    /// Of the residual steps of every block of every stage.
+    /// Spans of the residual steps of every block of every stage.
     pub stages: Vec<Vec<Vec<StepSpans>>>,
     /// Samples.
     pub post: Range<usize>,

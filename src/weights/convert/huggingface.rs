@@ -1,5 +1,5 @@
 //! The Hugging Face side of a GIT directory: `config.json`, `generation_config.json`, and weights in one file or in
-//! shards. Of the configuration, only what shapes cannot tell is used; the rest has to agree with them.
+//! shards. Only what shapes cannot tell is taken from the configuration; the rest has to agree with them.
 
 use std::path::{Path, PathBuf};
 
@@ -41,7 +41,7 @@ impl Extras {
         }
     }
 
-    /// Reads a GIT `config.json`. What is absent has the value `transformers` gives it. Fails for a model that im2sp
+    /// Reads a GIT `config.json`. Absent fields have the value `transformers` gives them. Fails for a model that im2sp
     /// does not run.
     pub fn parse(config: &Json) -> Result<Extras> {
         let vision = config.object("vision_config")?;

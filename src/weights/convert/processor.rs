@@ -1,5 +1,5 @@
 //! A Hugging Face image processor (`preprocessor_config.json`, or `processor_config.json` of transformers 5) as an
-//! [`ImageConfig`]. What such a file can say and im2sp does not do is refused by name, so that no model is given other
+//! [`ImageConfig`]. A setting that im2sp does not follow is refused by name, so that no model is given other
 //! pixels than it was trained with.
 
 use std::path::{Path, PathBuf};

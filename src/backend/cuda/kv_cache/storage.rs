@@ -10,7 +10,7 @@ use crate::backend::cuda::graph::Graphs;
 use crate::backend::cuda::{Cuda, Layout, Tensor};
 use crate::tensor::DType;
 
-/// Stores that wait at once.
+/// Largest number of stores kept for the next cache.
 const MAX_WAITING: usize = 4;
 
 /// Memory of a cache.
