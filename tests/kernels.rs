@@ -12,15 +12,27 @@ fn devices() -> Vec<Device> {
     if let Ok(name) = std::env::var("IM2SP_TEST_DEVICE") {
         return vec![name.parse().unwrap_or_else(|problem| panic!("IM2SP_TEST_DEVICE: {name}: {problem}"))];
     }
-    let mut devices = Vec::new();
     #[cfg(feature = "emulator")]
-    devices.push(Device::Emulator);
-    #[cfg(feature = "cuda")]
+    let emulator = std::iter::once(Device::Emulator);
+    #[cfg(not(feature = "emulator"))]
+    let emulator = std::iter::empty();
+    emulator.chain(gpus()).collect()
+}
+
+#[cfg(feature = "cuda")]
+fn gpus() -> Vec<Device> {
     match im2sp::backend::cuda::driver::gpu::probe() {
-        Ok(found) => devices.extend(found.into_iter().map(|(index, _)| Device::Cuda(index))),
-        Err(error) => println!("left out: {error}"),
+        Ok(found) => found.into_iter().map(|(index, _)| Device::Cuda(index)).collect(),
+        Err(error) => {
+            println!("left out: {error}");
+            Vec::new()
+        }
     }
-    devices
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpus() -> Vec<Device> {
+    Vec::new()
 }
 
 fn run_all(dtype: DType) {

@@ -1,4 +1,4 @@
-//! Greedy decoding where a device runs the whole loop by itself; see [`Backend::decode_greedy`].
+//! Greedy decoding where a device runs the whole loop by itself; see [`Decode::decode_greedy`](crate::backend::Decode::decode_greedy).
 
 use std::ops::ControlFlow;
 

@@ -3,7 +3,7 @@
 /// The image of one kernel file: machine code for several architectures, and PTX for later ones.
 #[derive(Debug)]
 pub struct Fatbin {
-    /// Stem of the file under kernels/, as in [`super::driver::KernelInfo::file`].
+    /// Stem of the file under kernels/, as in [`KernelInfo::file`](crate::backend::cuda::driver::KernelInfo::file).
     pub file: &'static str,
     /// Bytes for the driver library to load.
     pub fatbin: &'static [u8],
