@@ -63,17 +63,19 @@ impl<B: Backend> CaptionWorker<B> {
             scheduler.waiting.extend(requests);
             while !scheduler.is_idle() {
                 scheduler.waiting.extend(queue.try_iter().flatten());
-                // After a panic the others go on: nothing of a session outlives it.
-                let worked = catch_unwind(AssertUnwindSafe(|| scheduler.work()));
-                let error = match worked {
-                    Ok(Ok(())) => continue,
-                    Ok(Err(error)) => error,
-                    Err(panic) => Error::internal(format!("the captioner's thread: {}", panic_message(&*panic))),
-                };
-                scheduler.fail(&error);
+                // After a panic the next requests are served: nothing of a session outlives it.
+                if let Err(error) = catch_panic(|| scheduler.work()) {
+                    scheduler.fail(&error);
+                }
             }
         }
     }
+}
+
+/// Runs `work`; a panic in it is an internal error.
+fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(Error::internal(format!("the captioner's thread: {}", panic_message(&*panic)))))
 }
 
 /// A request in a slot.
@@ -217,8 +219,10 @@ impl<'a, B: Backend> Scheduler<'a, B> {
     fn prefill(&mut self, taken: Vec<Pending>) -> Result<()> {
         let Some(session) = &mut self.session else { return Ok(()) };
         let slots = session.free.split_off(session.free.len() - taken.len());
-        let encoded = self.worker.encode(&taken, |tokens| {
-            self.worker.captioner.decoder.prefill_into(&self.worker.backend, session.slots.cache(), &slots, tokens)
+        let encoded = catch_panic(|| {
+            self.worker.encode(&taken, |tokens| {
+                self.worker.captioner.decoder.prefill_into(&self.worker.backend, session.slots.cache(), &slots, tokens)
+            })
         });
         let encoded = match encoded {
             Ok(encoded) => Rc::new(encoded),
@@ -265,7 +269,7 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         for (slot, generated) in finished {
             session.free.push(slot);
             if let Some(mut entry) = entries[slot].take() {
-                let result = generated.and_then(|generated| worker.finish(&mut entry, generated));
+                let result = generated.and_then(|generated| catch_panic(|| worker.finish(&mut entry, generated)));
                 result.unwrap_or_else(|error| worker.fail(&entry, error));
             }
         }
@@ -283,9 +287,11 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         let (backend, decoder) = (&*worker.backend, &worker.captioner.decoder);
         let (count, replies) = (taken.len(), taken.iter().map(|pending| pending.reply.clone()).collect::<Vec<_>>());
         let mut cache = None;
-        let encoded = worker.encode(&taken, |tokens| {
-            cache = Some(decoder.prefill(backend, tokens, count, options.limit(decoder))?);
-            Ok(())
+        let encoded = catch_panic(|| {
+            worker.encode(&taken, |tokens| {
+                cache = Some(decoder.prefill(backend, tokens, count, options.limit(decoder))?);
+                Ok(())
+            })
         });
         let encoded = match encoded {
             Ok(encoded) => Rc::new(encoded),
@@ -308,7 +314,8 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         });
         let generated = generated.ok_or_else(|| Error::internal("a device without the loop that it offers"))??;
         for (mut entry, generated) in self.entries.drain(..).flatten().zip(generated) {
-            worker.finish(&mut entry, generated).unwrap_or_else(|error| worker.fail(&entry, error));
+            let finished = catch_panic(|| worker.finish(&mut entry, generated));
+            finished.unwrap_or_else(|error| worker.fail(&entry, error));
         }
         Ok(())
     }

@@ -271,21 +271,27 @@ int cuDeviceGetAttribute(int* value, int attribute, int device) {
     *value = attribute == 75 ? capability / 10 : attribute == 76 ? capability % 10 : attribute == 97 ? 227 << 10 : 100;
     return SUCCESS;
 }
+// A device has one primary context, which lives as long as it is retained.
+static struct {
+    void* context;
+    int retained;
+} primary[8];
 int cuDevicePrimaryCtxRetain(void** context, int device) {
     CALL();
-    (void)device;
-    *context = hand_out(CONTEXT, 1);
+    if (!primary[device].retained++) primary[device].context = hand_out(CONTEXT, 1);
+    *context = primary[device].context;
     return SUCCESS;
 }
 int cuDevicePrimaryCtxRelease_v2(int device) {
-    (void)device;
-    for (int i = 0; i < MOST; i++) {
-        if (things[i].at && things[i].kind == CONTEXT) {
-            CALL_TO_GIVE_BACK(CONTEXT, things[i].at);
-        }
+    if (!primary[device].retained) {
+        violation("released more often than retained");
+        return INVALID_CONTEXT;
     }
-    violation("released more often than retained");
-    return INVALID_CONTEXT;
+    if (--primary[device].retained) {
+        CALL();
+        return SUCCESS;
+    }
+    CALL_TO_GIVE_BACK(CONTEXT, primary[device].context);
 }
 int cuCtxSetCurrent(void* context) {
     CALL();
