@@ -98,6 +98,7 @@ impl Stream for SpiedStream {
         self.stream.end_capture()
     }
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {
+        assert_ne!(self.spy.fuse.fetch_sub(1, Ordering::Relaxed), 0, "a planted panic");
         // SAFETY: see above.
         unsafe { self.stream.replay(graph) }
     }
