@@ -207,6 +207,7 @@ fn an_error_of_one_request_touches_no_other() {
     let images = pictures(8, 18);
     let good = CaptionOptions::default();
     let expected: Vec<Caption> = images.iter().map(|image| content(engine.caption(image, &good).unwrap())).collect();
+    let pixels = 3 * engine.config().image.size.pow(2);
     let generate = GenerateOptions { beams: 0, ..Default::default() };
     let events: Vec<_> = images
         .iter()
@@ -215,7 +216,9 @@ fn an_error_of_one_request_touches_no_other() {
             let bad_speaker = Request::new(image.clone(), CaptionOptions { speaker: Some(7), ..good });
             let bad_pixels = Request { input: Input::Pixels(vec![0.5; 7]), ..Request::new(image.clone(), good) };
             let late = Request { deadline: Some(Instant::now()), ..Request::new(image.clone(), good) };
-            let bad = [bad_option, bad_speaker, bad_pixels, late].map(|request| engine.submit(request));
+            let no_number =
+                Request { input: Input::Pixels(vec![f32::NAN; pixels]), ..Request::new(image.clone(), good) };
+            let bad = [bad_option, bad_speaker, bad_pixels, late, no_number].map(|request| engine.submit(request));
             (engine.submit(Request::new(image.clone(), good)), bad)
         })
         .collect();
@@ -223,9 +226,47 @@ fn an_error_of_one_request_touches_no_other() {
     for ((good, bad), expected) in events.into_iter().zip(&expected) {
         assert!(collected(good).unwrap() == *expected);
         let errors = bad.map(|events| collected(events).unwrap_err().to_string());
-        for (error, word) in errors.iter().zip(["beam", "speaker", "pixel", "in time"]) {
+        for (error, word) in errors.iter().zip(["beam", "speaker", "pixel", "in time", "is NaN"]) {
             assert!(error.contains(word), "{error}");
         }
+    }
+}
+
+/// However they choose their tokens, and whether they are decoded beside others of their kind or not.
+#[test]
+fn logits_that_are_no_numbers_cost_no_other_request_anything() {
+    let _one = alone();
+    let engine = Engine::embedded().unwrap();
+    let side = engine.config().image.size;
+    let sampling = Some(Sampling { temperature: 1.5, top_k: 5, top_p: 1.0, seed: 3 });
+    let kinds = [
+        GenerateOptions::default(),
+        GenerateOptions { sampling, ..Default::default() },
+        GenerateOptions { sampling: sampling.map(|s| Sampling { top_k: 0, ..s }), ..Default::default() },
+        GenerateOptions { beams: 3, ..Default::default() },
+    ];
+    let images = pictures(4, 21);
+    let options = |generate| CaptionOptions { generate, ..Default::default() };
+    let expected: Vec<Caption> = images
+        .iter()
+        .zip(kinds)
+        .map(|(image, generate)| content(engine.caption(image, &options(generate)).unwrap()))
+        .collect();
+    let submit = |number: usize, input| {
+        let request = Request::new(images[number].clone(), options(kinds[number]));
+        engine.submit(Request { input, ..request })
+    };
+    // Pixels so large that a product of the vision encoder overflows.
+    let events: Vec<_> = (0..8 * kinds.len())
+        .map(|n| n % kinds.len())
+        .map(|n| {
+            (n, submit(n, Input::Pixels(vec![f32::MAX; 3 * side * side])), submit(n, Input::Image(images[n].clone())))
+        })
+        .collect();
+    for (number, bad, good) in events {
+        let error = collected(bad).unwrap_err();
+        assert!(matches!(error, Error::NotANumber { .. }), "{error}");
+        assert!(collected(good).unwrap() == expected[number], "kind {number}");
     }
 }
 

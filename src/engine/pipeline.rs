@@ -6,7 +6,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use super::request::{Delivery, Events, Input, Request};
-use super::scheduler::{CaptionWorker, Pending, Plan};
+use super::scheduler::{CaptionWorker, MIN_WIDTH, Pending, Plan};
 use super::speech::{News, Queue, VocoderWorker};
 use super::{Caption, CaptionOptions, DeviceMemory, Timings};
 use crate::backend::Backend;
@@ -89,7 +89,7 @@ impl Pipeline {
             Input::Pixels(pixels) => self.check_pixels(&pixels).map(|()| (pixels, Timings::default())),
         });
         let overlap = delivery != Delivery::Whole;
-        let plan = Plan { width: 1, together: 1, overlap };
+        let plan = Plan { width: MIN_WIDTH, together: 1, overlap };
         match prepared {
             Ok((pixels, timings)) => self.submit(vec![Pending { pixels, options, delivery, timings, reply, plan }]),
             Err(error) => reply.fail(error),
@@ -106,10 +106,16 @@ impl Pipeline {
 
     fn check_pixels(&self, pixels: &[f32]) -> Result<()> {
         let side = self.config.image.size;
-        if pixels.len() == 3 * side * side {
-            return Ok(());
+        if pixels.len() != 3 * side * side {
+            return Err(Error::shape(
+                "request",
+                format!("{} pixel values, expected (3, {side}, {side})", pixels.len()),
+            ));
         }
-        Err(Error::shape("request", format!("{} pixel values, expected (3, {side}, {side})", pixels.len())))
+        match pixels.iter().position(|value| !value.is_finite()) {
+            Some(at) => Err(Error::shape("request", format!("pixel value {at} is {}", pixels[at]))),
+            None => Ok(()),
+        }
     }
 
     /// Sound of units, in one piece or in chunks that are made as they are taken.

@@ -20,8 +20,9 @@ use crate::{Error, Result, trace, units};
 
 /// Most captions that are decoded together: slots of a cache take memory.
 pub(super) const MAX_IN_FLIGHT: usize = 1024;
-/// Captions that are decoded together at least, if as many wait: a cache that is too small keeps later requests out.
-const MIN_WIDTH: usize = 8;
+/// Captions for which every cache has room, and that requests without a wish of their own are decoded together: a cache
+/// that is too small keeps later requests out.
+pub(super) const MIN_WIDTH: usize = 8;
 
 /// A request whose image is ready for the vision encoder.
 pub(super) struct Pending {
@@ -38,7 +39,7 @@ pub(super) struct Pending {
 /// How a caller wants its requests to be scheduled. No result depends on it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
-    /// Captions it wants to be decoded together.
+    /// Captions that may be decoded together with it, itself included.
     pub width: usize,
     /// Requests that it hands in together, with no more to come before they are done; 0 if more will come.
     pub together: usize,
@@ -101,7 +102,7 @@ struct Encoded<B: Backend>([B::Event; 3]);
 /// A KV cache in use. Everything in it has the same device memory, so it is made anew for requests that do not fit.
 struct Session<'a, B: Backend> {
     slots: Slots<'a, B>,
-    /// Captions decoded together; there are more slots, which the next images are brought into meanwhile.
+    /// Captions that may be decoded together; there are more slots, which the next images are brought into meanwhile.
     width: usize,
     max_tokens: usize,
     free: Vec<usize>,
@@ -132,8 +133,8 @@ impl<'a, B: Backend> Scheduler<'a, B> {
             if self.waiting.is_empty() {
                 return Ok(());
             }
-            if self.loop_fits() {
-                return self.greedy_loop();
+            if let Some(count) = self.loop_size() {
+                return self.greedy_loop(count);
             }
             self.open_session();
         }
@@ -141,16 +142,19 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         self.step()
     }
 
-    /// Whether all that waits came together and fits the device's own loop.
-    fn loop_fits(&self) -> bool {
+    /// How many that wait go through the device's own loop: all, if they came together, or one of those that want to be
+    /// decoded alone; `None` if they do not fit it.
+    fn loop_size(&self) -> Option<usize> {
         let decoder = &self.worker.captioner.decoder;
-        let Some(first) = self.waiting.front().filter(|first| first.plan.together == self.waiting.len()) else {
-            return false;
-        };
+        let first = self.waiting.front()?;
+        let count = first.plan.together;
+        let alone = count == 1 && self.waiting.iter().all(|pending| pending.plan.width == 1);
         let options = &first.options.generate;
-        let shape = self.worker.captioner.cache_shape(self.waiting.len(), options.limit(decoder));
-        self.waiting.iter().all(|pending| pending.options.generate == *options)
-            && greedy::fits(&*self.worker.backend, decoder, shape, options)
+        let shape = self.worker.captioner.cache_shape(count, options.limit(decoder));
+        let fits = (alone || count == self.waiting.len())
+            && self.waiting.iter().take(count).all(|pending| pending.options.generate == *options)
+            && greedy::fits(&*self.worker.backend, decoder, shape, options);
+        fits.then_some(count)
     }
 
     /// Requests that wait and are no longer wanted, or too late.
@@ -164,19 +168,24 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         });
     }
 
-    /// A cache for what waits. If there is no memory for it, that is the error of the first.
+    /// A cache for what waits; where there is no memory for that, one for the first alone. If even that is too large, it is
+    /// the first's error.
     fn open_session(&mut self) {
         let decoder = &self.worker.captioner.decoder;
-        let width = self.waiting.iter().map(|pending| pending.plan.width).max().unwrap_or(1).max(MIN_WIDTH);
-        let max_tokens = self.waiting.iter().map(|pending| pending.options.generate.limit(decoder)).max().unwrap_or(1);
-        let slots = width + lookahead(width);
-        let shape = self.worker.captioner.cache_shape(slots, max_tokens);
-        match self.worker.backend.kv_cache(shape) {
-            Ok(cache) => {
-                self.entries = (0..slots).map(|_| None).collect();
-                let (free, ready) = ((0..slots).rev().collect(), VecDeque::new());
-                self.session =
-                    Some(Session { slots: Slots::new(decoder, cache, slots), width, max_tokens, free, ready });
+        let wish = |pending: &Pending| [pending.plan.width, pending.options.generate.limit(decoder)];
+        let Some(first) = self.waiting.front().map(wish) else { return };
+        let [width, max_tokens] =
+            self.waiting.iter().map(wish).fold([MIN_WIDTH, 1], |all, one| [all[0].max(one[0]), all[1].max(one[1])]);
+        let session = self.worker.session(width, max_tokens).or_else(|error| match first {
+            [own_width, own_tokens] if (own_width, own_tokens) != (width, max_tokens) => {
+                self.worker.session(own_width, own_tokens)
+            }
+            _ => Err(error),
+        });
+        match session {
+            Ok(session) => {
+                self.entries = session.free.iter().map(|_| None).collect();
+                self.session = Some(session);
             }
             Err(error) => {
                 if let Some(first) = self.waiting.pop_front() {
@@ -242,7 +251,9 @@ impl<'a, B: Backend> Scheduler<'a, B> {
     fn begin(&mut self) -> Result<()> {
         let Some(session) = &mut self.session else { return Ok(()) };
         let mut begun = None;
-        while session.slots.live() < session.width {
+        // Of callers that differ, the one who allows the most decides.
+        let width = self.entries.iter().flatten().map(|entry| entry.plan.width).max().unwrap_or(1).min(session.width);
+        while session.slots.live() < width {
             let Some(slot) = session.ready.pop_front() else { break };
             let Some(entry) = &mut self.entries[slot] else { continue };
             let event = match &begun {
@@ -280,12 +291,12 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         Ok(())
     }
 
-    /// All that waits, in one launch from the first to the last token.
-    fn greedy_loop(&mut self) -> Result<()> {
-        let (worker, taken) = (self.worker, Vec::from(std::mem::take(&mut self.waiting)));
+    /// The first `count` that wait, in one launch from the first to the last token.
+    fn greedy_loop(&mut self, count: usize) -> Result<()> {
+        let (worker, mut taken) = (self.worker, self.waiting.drain(..count).collect::<Vec<_>>());
         let Some(options) = taken.first().map(|pending| pending.options.generate) else { return Ok(()) };
         let (backend, decoder) = (&*worker.backend, &worker.captioner.decoder);
-        let (count, replies) = (taken.len(), taken.iter().map(|pending| pending.reply.clone()).collect::<Vec<_>>());
+        let replies = taken.iter().map(|pending| pending.reply.clone()).collect::<Vec<_>>();
         let mut cache = None;
         let encoded = catch_panic(|| {
             worker.encode(&taken, |tokens| {
@@ -300,6 +311,7 @@ impl<'a, B: Backend> Scheduler<'a, B> {
                 return Ok(());
             }
         };
+        let pixels: Vec<_> = taken.iter_mut().map(|pending| std::mem::take(&mut pending.pixels)).collect();
         self.entries = taken.into_iter().map(|pending| Some(Entry::new(pending, &encoded))).collect();
         let begun = Rc::new(backend.record_event()?);
         self.entries.iter_mut().flatten().for_each(|entry| worker.begin(entry, begun.clone()));
@@ -312,7 +324,15 @@ impl<'a, B: Backend> Scheduler<'a, B> {
                 entries[event.image].as_mut().map_or(ControlFlow::Break(()), |entry| worker.on_token(entry, event))
             })
         });
-        let generated = generated.ok_or_else(|| Error::internal("a device without the loop that it offers"))??;
+        let generated = generated.ok_or_else(|| Error::internal("a device without the loop that it offers"))?;
+        if matches!(generated, Err(Error::NotANumber { .. })) && count > 1 {
+            // The loop does not say which it concerns; steps do.
+            let again = self.entries.drain(..).flatten().zip(pixels).map(|(entry, pixels)| entry.again(pixels));
+            let behind = std::mem::replace(&mut self.waiting, again.collect());
+            self.waiting.extend(behind);
+            return Ok(());
+        }
+        let generated = generated?;
         for (mut entry, generated) in self.entries.drain(..).flatten().zip(generated) {
             let finished = catch_panic(|| worker.finish(&mut entry, generated));
             finished.unwrap_or_else(|error| worker.fail(&entry, error));
@@ -320,11 +340,16 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         Ok(())
     }
 
-    /// Ends the session and every request in it.
+    /// Ends the session and every request in it; where there is none, the first that waits, which led to the error.
     fn fail(&mut self, error: &Error) {
         self.session = None;
+        let mut concerned = 0;
         for entry in self.entries.drain(..).flatten() {
             self.worker.fail(&entry, error.duplicate());
+            concerned += 1;
+        }
+        if let (0, Some(first)) = (concerned, self.waiting.pop_front()) {
+            first.reply.fail(error.duplicate());
         }
     }
 }
@@ -340,6 +365,12 @@ impl<B: Backend> Entry<B> {
         Entry { options, timings, reply, plan, encoded, begun: None, emitted, first_chunk, speech: None }
     }
 
+    /// The request that this was, for steps instead of the device's loop.
+    fn again(self, pixels: Vec<f32>) -> Pending {
+        let Entry { options, timings, reply, plan, .. } = self;
+        Pending { pixels, options, delivery: Delivery::Whole, timings, reply, plan: Plan { together: 0, ..plan } }
+    }
+
     /// The units from the first that was not handed out yet.
     fn new_units(&mut self, units: &[u32]) -> Option<Vec<u32>> {
         let new = units.get(self.emitted?..).filter(|new| !new.is_empty())?.to_vec();
@@ -349,6 +380,15 @@ impl<B: Backend> Entry<B> {
 }
 
 impl<B: Backend> CaptionWorker<B> {
+    /// An empty cache for `width` captions of `max_tokens` tokens, and for those that follow them.
+    fn session(&self, width: usize, max_tokens: usize) -> Result<Session<'_, B>> {
+        let count = width + lookahead(width);
+        let cache = self.backend.kv_cache(self.captioner.cache_shape(count, max_tokens))?;
+        let slots = Slots::new(&self.captioner.decoder, cache, count);
+        let (free, ready) = ((0..count).rev().collect(), VecDeque::new());
+        Ok(Session { slots, width, max_tokens, free, ready })
+    }
+
     /// Images through vision, and their tokens through `prefill`.
     fn encode(&self, taken: &[Pending], prefill: impl FnOnce(&B::Tensor) -> Result<()>) -> Result<Encoded<B>> {
         let pixels: Vec<f32> = taken.iter().flat_map(|pending| &pending.pixels).copied().collect();

@@ -216,6 +216,9 @@ impl<B: Backend> VocoderWorker<B> {
                 Some((deadline, job)) if deadline <= now => {
                     if self.advance_safely(&mut jobs[job]) {
                         jobs.remove(job);
+                    } else if matches!(jobs[job].pace, Pace::Taken(_)) {
+                        // As long as its chunks are taken it would come before all that follow.
+                        jobs[job..].rotate_left(1);
                     }
                     continue;
                 }

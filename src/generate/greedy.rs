@@ -6,6 +6,7 @@ use super::{GenerateOptions, Generated, OnToken, TokenEvent};
 use crate::Result;
 use crate::backend::{Backend, CacheShape, SmBudget};
 use crate::model::decoder::Decoder;
+use crate::units::EOS;
 
 /// Whether these options and a cache of this shape fit the device's loop.
 pub fn fits<B: Backend>(backend: &B, decoder: &Decoder<B>, shape: CacheShape, options: &GenerateOptions) -> bool {
@@ -26,14 +27,18 @@ pub fn decode<B: Backend>(
     if !is_greedy(options) {
         return None;
     }
-    let mut stopped = vec![None; images];
+    let (mut stopped, mut ended) = (vec![None; images], vec![false; images]);
     let mut on_row = |image: usize, tokens: &[u32]| {
         if stopped[image].is_none()
             && on_token(TokenEvent { image, length: tokens.len(), stable_prefix: tokens }).is_break()
         {
             stopped[image] = Some(tokens.len());
         }
-        if stopped.iter().all(Option::is_some) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        ended[image] = stopped[image].is_some() || tokens.last() == Some(&EOS);
+        if stopped.iter().any(Option::is_some) && ended.iter().all(|&ended| ended) {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
     };
     let rows = backend.decode_greedy(&decoder.weights(), cache, options.limit(decoder), budget, &mut on_row)?;
     Some(rows.map(|rows| {

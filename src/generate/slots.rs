@@ -3,9 +3,10 @@
 
 use super::sequence::{Choice, Sequence};
 use super::{GenerateOptions, Generated, OnToken, TokenEvent, sample};
-use crate::Result;
+use crate::backend::rows::log_softmax;
 use crate::backend::{Backend, BeamCandidate, CacheRow};
 use crate::model::decoder::Decoder;
+use crate::{Error, Result};
 
 /// A slot that is free again, and what was generated there; an error if no token could be chosen from its logits.
 pub type Finished = (usize, Result<Generated>);
@@ -56,16 +57,11 @@ impl<'a, B: Backend> Slots<'a, B> {
         self.slots[slot] = Some(Sequence::new(options, options.limit(self.decoder)));
     }
 
-    /// Frees a slot whose sequence is no longer wanted.
-    pub fn remove(&mut self, slot: usize) {
-        self.slots[slot] = None;
-    }
-
     /// Every sequence grows by one token. Returns those that have ended, by their limit, by EOS, or because `on_token` said
     /// `Break`.
     ///
     /// # Errors
-    /// If the device fails or the logits are no numbers: all sequences are as before, and of no use.
+    /// If the device fails: all sequences are as before, and of no use.
     pub fn step(&mut self, backend: &B, on_token: OnToken<'_>) -> Result<Vec<Finished>> {
         let Scratch { rows, ids, scores, counts, .. } = &mut self.scratch;
         rows.clear();
@@ -91,7 +87,10 @@ impl<'a, B: Backend> Slots<'a, B> {
         }
         self.rows = rows.len();
         let logits = self.decoder.step(backend, &mut self.cache, ids)?;
-        let mut finished = self.choose(backend, &logits)?;
+        let mut finished = match self.choose(backend, &logits) {
+            Err(Error::NotANumber { stage }) => self.choose_from_numbers(backend, &logits, stage)?,
+            chosen => chosen?,
+        };
         for (slot, place) in self.slots.iter_mut().enumerate() {
             let Some(sequence) = place else { continue };
             let event = TokenEvent { image: slot, length: sequence.len(), stable_prefix: sequence.stable_prefix() };
@@ -100,6 +99,36 @@ impl<'a, B: Backend> Slots<'a, B> {
             }
         }
         Ok(finished)
+    }
+
+    /// Chooses for the sequences whose logits are numbers, and ends the others: one that is damaged costs no other anything.
+    fn choose_from_numbers(&mut self, backend: &B, logits: &B::Tensor, stage: &'static str) -> Result<Vec<Finished>> {
+        let vocabulary = backend.shape(logits)[1];
+        let values = backend.download(logits)?;
+        let rows: Vec<&[f32]> = values.chunks_exact(vocabulary).collect();
+        let Scratch { scores, counts, .. } = &mut self.scratch;
+        let (mut row, mut failed, mut kept) = (0, Vec::new(), Vec::new());
+        let live = self.slots.iter_mut().enumerate().filter(|(_, sequence)| sequence.is_some());
+        for ((slot, place), count) in live.zip(counts.iter_mut()) {
+            if rows[row..row + *count].iter().all(|row| log_softmax(row).is_ok()) {
+                kept.extend(row..row + *count);
+            } else {
+                failed.push((slot, Err(Error::NotANumber { stage })));
+                *place = None;
+            }
+            row += std::mem::replace(count, if place.is_some() { *count } else { 0 });
+        }
+        if failed.is_empty() {
+            return Err(Error::NotANumber { stage });
+        }
+        counts.retain(|&count| count > 0);
+        *scores = kept.iter().map(|&row| scores[row]).collect();
+        if !kept.is_empty() {
+            let kept: Vec<f32> = kept.iter().flat_map(|&row| rows[row]).copied().collect();
+            let logits = backend.upload([scores.len(), vocabulary], &kept)?;
+            failed.extend(self.choose(backend, &logits)?);
+        }
+        Ok(failed)
     }
 
     /// Chooses the next token of every sequence. Each kind of choice looks at all rows, and leaves out those of the others:

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::driver::{DevicePtr, Launch, MappedHostBuffer, Properties};
+use super::driver::{DevicePtr, Launch, MappedHostBuffer, Properties, Stream};
 use super::kernels::{self, DecodeGreedyLayerParams, DecodeGreedyParams};
 use super::tiles::Tile;
 use super::{Cuda, KvCache, Layout, LinearWeights, Matrix, Tensor, int};
@@ -92,6 +92,20 @@ impl Plan {
     }
 }
 
+/// A loop that has been started. It ends before the lock of its device is released, by an error or a panic too.
+struct Running<'a> {
+    stream: &'a dyn Stream,
+    host: &'a MappedHostBuffer,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.host.words()[HOST_CANCEL].store(1, Ordering::Relaxed);
+        // An error was reported by the call that led here.
+        let _ = self.stream.synchronize();
+    }
+}
+
 impl<'a> GreedyLaunch<'a> {
     /// `None` where the kernel does not fit the model, the batch or the device.
     pub(super) fn new(
@@ -148,6 +162,7 @@ impl<'a> GreedyLaunch<'a> {
         let alone = driver.lock_cooperative();
         // Held until the kernel has ended.
         let _memory = self.start(&host, cache)?;
+        let running = Running { stream: &*self.cuda.stream, host: &host };
         let mut tokens = vec![vec![self.decoder.bos]; rows];
         let mut waiting = true;
         while waiting {
@@ -161,6 +176,7 @@ impl<'a> GreedyLaunch<'a> {
             }
         }
         self.cuda.stream.synchronize()?;
+        drop(running);
         drop(alone);
         let status = host.words()[HOST_STATUS].load(Ordering::Acquire);
         *self.cuda.mapped.lock().unwrap_or_else(PoisonError::into_inner) = Some(host);

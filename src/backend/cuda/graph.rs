@@ -1,4 +1,4 @@
-//! Regions as graphs: a stretch of launches is recorded once for each shape of its input, and replayed after that.
+//! Captured graphs: a sequence of launches is recorded at the second sight of the shape of its input, and replayed after that.
 //!
 //! A recorded launch holds addresses, so everything a graph allocates comes from a pool of its own, which lives as long
 //! as the graph. The pool is filled by a first run; recording the second then needs no new memory.
@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 
-use super::driver::Graph;
+use super::driver::{Graph, Stream};
 use super::memory::DevicePool;
 use super::{Cuda, Layout, Tensor};
 use crate::Result;
@@ -116,10 +116,24 @@ fn record(
     let output = copy(cuda, &first)?;
     drop(first);
     cuda.stream.begin_capture()?;
-    let recorded = body(&inside, &fixed);
     // A capture has to be ended whatever happened in it.
+    let unwinding = EndOnPanic(&*cuda.stream);
+    let recorded = body(&inside, &fixed);
+    drop(unwinding);
     let graph = cuda.stream.end_capture();
     Ok((CapturedGraph { output: recorded?, graph: graph?, input: fixed, _memory: memory }, output))
+}
+
+/// Ends the capture of a stream if a panic passes, after which the stream is used again.
+struct EndOnPanic<'a>(&'a dyn Stream);
+
+impl Drop for EndOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The panic is what is reported.
+            let _ = self.0.end_capture();
+        }
+    }
 }
 
 fn replay(cuda: &Cuda, recorded: &CapturedGraph, input: &Tensor) -> Result<Tensor> {
