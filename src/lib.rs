@@ -28,9 +28,9 @@ pub mod units;
 pub mod weights;
 
 pub use engine::{
-    AudioChunk, CalibrateReport, CancelFlag, Caption, CaptionOptions, CaptionStream, Delivery, Device, DeviceMemory,
-    Engine, Event, Events, ImageSource, Input, LoadOptions, MatrixReport, OnCaption, Progress, Request, Speech,
-    SpeechStream, Timings, convert_calibrated,
+    AudioChunk, CancelFlag, Caption, CaptionOptions, CaptionStream, Delivery, Device, DeviceMemory, Engine, Event,
+    Events, ImageSource, Input, LoadOptions, OnCaption, Progress, Request, Speech, SpeechStream, Timings,
 };
 pub use error::{Error, Result};
 pub use image::Image;
+pub use quantize::calibrate::{CalibrateReport, MatrixReport, convert_calibrated};

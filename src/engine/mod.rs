@@ -8,7 +8,6 @@
 //! ```
 
 mod bulk;
-mod calibrate;
 mod load;
 mod pipeline;
 mod request;
@@ -28,7 +27,6 @@ use crate::tensor::DType;
 use crate::weights::directory::ModelFiles;
 
 pub use bulk::{ImageSource, OnCaption};
-pub use calibrate::{CalibrateReport, MatrixReport, convert_calibrated};
 pub use load::Device;
 pub use request::{CancelFlag, Delivery, Event, Events, Input, Request};
 pub use stream::{CaptionStream, SpeechStream};
