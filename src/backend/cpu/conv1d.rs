@@ -35,7 +35,12 @@ pub(super) fn pack(weight: &HostTensor, bias: &HostTensor) -> Result<ConvWeights
 }
 
 impl Conv1d for Cpu {
-    const CONVOLUTION_PERIOD: usize = winograd::FRAMES;
+    /// In Winograd's form, groups of four outputs are computed together, a dilation apart, counted from the first column.
+    fn conv1d_support(outputs: Range<usize>, taps: usize, dilation: usize) -> Range<usize> {
+        let group = winograd::FRAMES * dilation;
+        let whole = outputs.start / group * group..outputs.end.next_multiple_of(group);
+        conv1d::direct_support(whole, taps, dilation)
+    }
 
     fn conv1d(
         &self,
