@@ -4,8 +4,9 @@
 use std::ops::Range;
 
 use super::{Device, ensure};
-use crate::Result;
 use crate::cost::Cost;
+use crate::tensor::HostTensor;
+use crate::{Error, Result};
 
 /// The activation of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +77,17 @@ pub trait Conv1d: Device {
 pub(crate) fn direct_support(outputs: Range<usize>, taps: usize, dilation: usize) -> Range<usize> {
     let margin = (taps - 1) / 2 * dilation;
     outputs.start.saturating_sub(margin)..outputs.end + margin
+}
+
+/// Channels out and in and taps of weights (C out, C in, taps); an error unless the taps are odd and the bias is (C out).
+pub(crate) fn check_weights(weight: &HostTensor, bias: &HostTensor) -> Result<[usize; 3]> {
+    match *weight.shape() {
+        [outputs, inputs, taps] if bias.shape() == [outputs] && taps % 2 == 1 => Ok([outputs, inputs, taps]),
+        _ => Err(Error::shape(
+            "conv1d",
+            format!("weight {:?}, expected (C out, C in, odd taps), bias {:?}", weight.shape(), bias.shape()),
+        )),
+    }
 }
 
 /// An error unless the shapes fit, and these columns have all that is added to them.

@@ -9,7 +9,8 @@ use rayon::prelude::*;
 use super::attention::softmax;
 use super::buffer::Buffer;
 use super::simd::{Simd, dispatch, prefetch_ahead};
-use super::{Activation, Cpu, Tensor, ensure};
+use super::{Activation, Cpu, Tensor};
+use crate::backend::decode::check_appended;
 use crate::backend::{CacheRow, CacheShape, Decode, GraphId, Linear, LinearWeights, StepBody};
 use crate::{Result, trace};
 
@@ -75,9 +76,10 @@ impl Decode for Cpu {
         x: &Tensor,
         qkv: &LinearWeights<Cpu>,
     ) -> Result<Tensor> {
+        cache.shape.check_prefill(self, images, layer, x, qkv)?;
         let qkv = self.linear(x, qkv, Activation::None, None)?;
         let _span = trace::span("prefill_qkv");
-        cache.set_prefix(images, layer, &qkv)?;
+        cache.set_prefix(images, layer, &qkv);
         Ok(qkv)
     }
 
@@ -121,20 +123,18 @@ struct Row {
 
 impl KvCache {
     pub(super) fn new(shape: CacheShape) -> Result<KvCache> {
-        ensure(shape.heads > 0 && shape.head_size > 0, "cache", || format!("{shape:?}"))?;
+        shape.check(usize::MAX)?;
         let prefix = Store::new(shape.layers * shape.images * shape.heads, shape.prefix, shape.head_size);
         let scores = vec![0.0; rayon::current_num_threads() * scores_room(shape)];
         Ok(KvCache { shape, prefix, rows: Vec::new(), positions: Vec::new(), scores })
     }
 
-    pub(super) fn set_prefix(&mut self, pictures: &[usize], layer: usize, qkv: &Tensor) -> Result<()> {
-        const OP: &str = "prefill_qkv";
+    /// Stores the keys and values of the prefixes of the slots `slots`.
+    fn set_prefix(&mut self, slots: &[usize], layer: usize, qkv: &Tensor) {
         let CacheShape { heads, head_size: size, images, prefix, .. } = self.shape;
-        ensure(pictures.iter().all(|&p| p < images), OP, || format!("pictures {pictures:?} of {images}"))?;
-        self.shape.check_qkv(OP, [qkv.rows, qkv.columns], pictures.len() * prefix, layer)?;
         let width = heads * size;
         for (index, row) in qkv.data.chunks_exact(3 * width).enumerate() {
-            let (image, token) = (pictures[index / prefix], index % prefix);
+            let (image, token) = (slots[index / prefix], index % prefix);
             for head in 0..heads {
                 let block = (layer * images + image) * heads + head;
                 let key = &row[width + head * size..][..size];
@@ -142,7 +142,6 @@ impl KvCache {
                 self.prefix.put(block, token, key, value);
             }
         }
-        Ok(())
     }
 
     pub(super) fn set_rows(&mut self, rows: &[CacheRow]) -> Result<()> {
@@ -172,10 +171,7 @@ impl KvCache {
     }
 
     pub(super) fn grow(&mut self) -> Result<&[u32]> {
-        let most = self.shape.max_new_tokens;
-        for row in &self.rows {
-            ensure(row.tokens < most, "kv_append", || format!("position {} of at most {most}", row.tokens))?;
-        }
+        self.rows.iter().try_for_each(|row| self.shape.check_append(row.tokens))?;
         self.positions.clear();
         self.positions.extend(self.rows.iter().map(|row| row.tokens as u32));
         self.rows.iter_mut().for_each(|row| row.tokens += 1);
@@ -183,11 +179,9 @@ impl KvCache {
     }
 
     pub(super) fn attention(&mut self, qkv: &Tensor, layer: usize) -> Result<Tensor> {
-        const OP: &str = "attention_decode";
         let CacheShape { heads, head_size: size, images, prefix, .. } = self.shape;
-        self.shape.check_qkv(OP, [qkv.rows, qkv.columns], self.rows.len(), layer)?;
-        let grown = self.rows.iter().all(|row| row.tokens > 0);
-        ensure(grown, OP, || "a text without tokens: kv_append comes first".into())?;
+        self.shape.check_qkv("attention_decode", [qkv.rows, qkv.columns], self.rows.len(), layer)?;
+        check_appended(self.rows.iter().all(|row| row.tokens > 0))?;
         let width = heads * size;
         for (row, qkv) in self.rows.iter_mut().zip(qkv.data.chunks_exact(3 * width)) {
             for head in 0..heads {

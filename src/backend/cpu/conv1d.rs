@@ -11,7 +11,7 @@ use super::buffer::Buffer;
 use super::conv::{ConvWeights, Convolution, Form};
 use super::disjoint::Disjoint;
 use super::simd::{self, Simd, dispatch};
-use super::{Cpu, Tensor, ensure, winograd};
+use super::{Cpu, Tensor, winograd};
 use crate::backend::{Conv1d, ConvActivation, ConvEpilogue, conv1d};
 use crate::tensor::HostTensor;
 use crate::{Result, trace};
@@ -21,12 +21,7 @@ const WINOGRAD_FROM: usize = 32;
 
 /// Packs the weights (C out, C in, taps) of a convolution.
 pub(super) fn pack(weight: &HostTensor, bias: &HostTensor) -> Result<ConvWeights> {
-    let &[outputs, inputs, taps] = weight.shape() else {
-        return Err(crate::Error::shape("conv1d", format!("weights of shape {:?}", weight.shape())));
-    };
-    ensure(bias.shape() == [outputs] && taps % 2 == 1, "conv1d", || {
-        format!("weight {:?} (odd taps), bias {:?}", weight.shape(), bias.shape())
-    })?;
+    let [outputs, inputs, taps] = conv1d::check_weights(weight, bias)?;
     let worth = inputs.min(outputs) >= WINOGRAD_FROM && winograd::fits(taps);
     let form = if worth { Form::Winograd } else { Form::Direct };
     let first = |_, output: usize, input: usize| (output * inputs + input) * taps;
