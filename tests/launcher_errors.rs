@@ -53,7 +53,7 @@ fn embed() {
     refuse!("id 4 of a table of 3 rows", true, |b| b.embed(&matrix(b, 3, 2), &matrix(b, 3, 2), &[0], &[4]));
     refuse!("embed: tables of 2 and 1 columns", true, |b| b.embed(&matrix(b, 3, 2), &matrix(b, 3, 1), &[0], &[0]));
     refuse!("2 ids, 1 positions", true, |b| b.embed(&matrix(b, 3, 2), &matrix(b, 3, 2), &[0, 1], &[0]));
-    refuse!("embed_frames: 2 ids beside 1", true, |b| {
+    refuse!("embed_frames: 2 ids for 1 frames", true, |b| {
         let table = matrix(b, 3, 2);
         b.embed_frames(&[(&table, &[0]), (&table, &[0, 1])])
     });
@@ -80,7 +80,7 @@ fn beam_candidates() {
     refuse!("beam_candidates: logits (2, 3), 1 scores", true, |b| {
         b.beam_candidates(&tensor(b, 2, 3, &[0.0; 6]), &[0.0], &[2], 1)
     });
-    refuse!("pictures of [1] rows", true, |b| b.beam_candidates(&tensor(b, 2, 3, &[0.0; 6]), &[0.0; 2], &[1], 1));
+    refuse!("images of [1] rows", true, |b| b.beam_candidates(&tensor(b, 2, 3, &[0.0; 6]), &[0.0; 2], &[1], 1));
     refuse!("beam_candidates: logits (2, 0)", true, |b| b.beam_candidates(&tensor(b, 2, 0, &[]), &[0.0; 2], &[2], 1));
     for bad in [f32::NAN, -f32::NAN, f32::INFINITY] {
         for at in [1, 3] {
