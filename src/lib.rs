@@ -1,4 +1,4 @@
-//! Image-to-speech captioning without text: a picture goes through a vision transformer, a decoder emits discrete speech
+//! Image-to-speech captioning without text: an image goes through a vision transformer, a decoder emits discrete speech
 //! units, and a unit vocoder turns them into sound.
 //!
 //! [`Engine`] is the whole path. Below it, top to bottom and never upward: [`generate`] (greedy, beams, sampling),

@@ -166,8 +166,8 @@ impl Engine {
     /// ```
     /// # fn main() -> im2sp::Result<()> {
     /// let engine = im2sp::Engine::embedded()?;
-    /// let picture = im2sp::Image::open("assets/scene.png")?;
-    /// let caption = engine.caption(&picture, &im2sp::CaptionOptions::default())?;
+    /// let image = im2sp::Image::open("assets/scene.png")?;
+    /// let caption = engine.caption(&image, &im2sp::CaptionOptions::default())?;
     /// assert_eq!(caption.sample_rate, 16_000);
     /// assert!(caption.samples.len() > 16_000, "more than a second of speech");
     /// let wav = im2sp::audio::wav_bytes(&caption.samples, caption.sample_rate)?;

@@ -1,7 +1,8 @@
-//! attention_decode: one query per live row over the keys and values of its picture and of its text so far.
+//! attention_decode: one query per live row over the keys and values of its image and of its sequence so
+//! far.
 //!
-//! Image tokens never see text, so their keys and values are stored once per picture and shared by all of its rows; a
-//! row owns its text alone. Keys lie in tiles of 16 tokens, (tile, D, 16), so that scores are computed 16 at a time
+//! Image tokens never see units, so their keys and values are stored once per image and shared by all of its rows; a
+//! row owns its sequence alone. Keys lie in tiles of 16 tokens, (tile, D, 16), so that scores are computed 16 at a time
 //! without a horizontal sum; values lie as (T, D). Bytes per step and layer: 8 * H * D per visible token.
 
 use rayon::prelude::*;
@@ -19,18 +20,23 @@ const TILE: usize = 16;
 
 /// Keys and values of `blocks` (layer, owner, head) triples, each with room for `capacity` tokens.
 #[derive(Clone)]
-struct Store {
+struct KvStorage {
     size: usize,
     capacity: usize,
     keys: Vec<f32>,
     values: Vec<f32>,
 }
 
-impl Store {
-    fn new(blocks: usize, capacity: usize, size: usize) -> Store {
+impl KvStorage {
+    fn new(blocks: usize, capacity: usize, size: usize) -> KvStorage {
         let capacity = capacity.next_multiple_of(TILE);
         // Zeroed memory is not touched until it is used.
-        Store { size, capacity, keys: vec![0.0; blocks * capacity * size], values: vec![0.0; blocks * capacity * size] }
+        KvStorage {
+            size,
+            capacity,
+            keys: vec![0.0; blocks * capacity * size],
+            values: vec![0.0; blocks * capacity * size],
+        }
     }
 
     fn block(&self, block: usize) -> (&[f32], &[f32]) {
@@ -48,10 +54,10 @@ impl Store {
     }
 
     /// A copy of the first `tokens` tokens of every block.
-    fn fork(&self, tokens: usize) -> Store {
+    fn fork(&self, tokens: usize) -> KvStorage {
         let stride = self.capacity * self.size;
         let blocks = self.keys.len().checked_div(stride).unwrap_or(0);
-        let mut copy = Store::new(blocks, self.capacity, self.size);
+        let mut copy = KvStorage::new(blocks, self.capacity, self.size);
         let used = tokens.next_multiple_of(TILE) * self.size;
         for start in (0..self.keys.len()).step_by(stride.max(1)) {
             copy.keys[start..start + used].copy_from_slice(&self.keys[start..start + used]);
@@ -106,7 +112,7 @@ impl Decode for Cpu {
 /// Keys and values of a decoder in host memory.
 pub struct KvCache {
     shape: CacheShape,
-    prefix: Store,
+    prefix: KvStorage,
     rows: Vec<Row>,
     /// Where each row's newest token stands.
     positions: Vec<u32>,
@@ -116,15 +122,15 @@ pub struct KvCache {
 
 struct Row {
     image: usize,
-    /// Tokens of the text.
+    /// Tokens of the sequence.
     tokens: usize,
-    text: Store,
+    units: KvStorage,
 }
 
 impl KvCache {
     pub(super) fn new(shape: CacheShape) -> Result<KvCache> {
         shape.check(usize::MAX)?;
-        let prefix = Store::new(shape.layers * shape.images * shape.heads, shape.prefix, shape.head_size);
+        let prefix = KvStorage::new(shape.layers * shape.images * shape.heads, shape.prefix, shape.head_size);
         let scores = vec![0.0; rayon::current_num_threads() * scores_room(shape)];
         Ok(KvCache { shape, prefix, rows: Vec::new(), positions: Vec::new(), scores })
     }
@@ -161,10 +167,10 @@ impl KvCache {
                 if uses[parent] == 0 {
                     parents[parent].take()
                 } else {
-                    parents[parent].as_ref().map(|row| Row { text: row.text.fork(row.tokens), ..*row })
+                    parents[parent].as_ref().map(|row| Row { units: row.units.fork(row.tokens), ..*row })
                 }
             });
-            let fresh = || Row { image, tokens: 0, text: Store::new(layers * heads, max_new_tokens, head_size) };
+            let fresh = || Row { image, tokens: 0, units: KvStorage::new(layers * heads, max_new_tokens, head_size) };
             self.rows.push(Row { image, ..continued.unwrap_or_else(fresh) });
         }
         Ok(())
@@ -186,7 +192,7 @@ impl KvCache {
         for (row, qkv) in self.rows.iter_mut().zip(qkv.data.chunks_exact(3 * width)) {
             for head in 0..heads {
                 let key = &qkv[width + head * size..][..size];
-                row.text.put(layer * heads + head, row.tokens - 1, key, &qkv[2 * width + head * size..][..size]);
+                row.units.put(layer * heads + head, row.tokens - 1, key, &qkv[2 * width + head * size..][..size]);
             }
         }
         let mut out = Buffer::zeros(self.rows.len() * width);
@@ -199,8 +205,8 @@ impl KvCache {
                 let (row, head) = (task / heads, task % heads);
                 let query = &qkv.data[row * 3 * width + head * size..][..size];
                 let image = prefix_store.block((layer * images + rows[row].image) * heads + head);
-                let text = rows[row].text.block(layer * heads + head);
-                one_query(query, [(image, prefix), (text, rows[row].tokens)], scores, out);
+                let units = rows[row].units.block(layer * heads + head);
+                one_query(query, [(image, prefix), (units, rows[row].tokens)], scores, out);
             }
         });
         Ok(Tensor::new(self.rows.len(), width, out))
@@ -233,12 +239,12 @@ fn one_query_body<S: Simd>(query: &[f32], parts: [Part<'_>; 2], scores: &mut [f3
     }
     let scores = &mut scores[..known];
     softmax::<S>(scores, 1.0 / (size as f32).sqrt());
-    let (image, text) = scores.split_at(parts[0].1);
+    let (image, units) = scores.split_at(parts[0].1);
     let whole = size / (4 * S::N) * 4 * S::N;
     // Four registers of sums at a time: in memory they would wait for themselves at every token.
     for first in (0..whole).step_by(4 * S::N) {
         let mut acc = [S::splat(0.0); 4];
-        for (weights, ((_, values), _)) in [image, text].into_iter().zip(parts) {
+        for (weights, ((_, values), _)) in [image, units].into_iter().zip(parts) {
             for (&weight, value) in weights.iter().zip(values.chunks_exact(size)) {
                 for (i, acc) in acc.iter_mut().enumerate() {
                     prefetch_ahead(&value[first + i * S::N..]);
@@ -251,7 +257,7 @@ fn one_query_body<S: Simd>(query: &[f32], parts: [Part<'_>; 2], scores: &mut [f3
         }
     }
     for (at, out) in out.iter_mut().enumerate().skip(whole) {
-        for (weights, ((_, values), _)) in [image, text].into_iter().zip(parts) {
+        for (weights, ((_, values), _)) in [image, units].into_iter().zip(parts) {
             for (&weight, value) in weights.iter().zip(values.chunks_exact(size)) {
                 *out = S::mul_add1(weight, value[at], *out);
             }

@@ -2,7 +2,7 @@
 //! and a running sum after it.
 //!
 //! Each task owns a block of frames: it copies the block of x with its margins into contiguous scratch, applying the
-//! leaky ReLU and the zero padding on the way, and multiplies it as `filter` says, in Winograd's form where that is
+//! leaky ReLU and the zero padding on the way, and multiplies it as `conv` says, in Winograd's form where that is
 //! worth it. Operations: 2 * C out * C in * taps * columns, those that the direct form would take.
 
 use std::ops::Range;

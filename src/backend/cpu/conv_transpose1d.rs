@@ -2,7 +2,7 @@
 //! after.
 //!
 //! Output sample s * stride + phase - padding is an ordinary convolution of x with every stride-th tap: one product of
-//! `filter` for each phase, whose results are interleaved. Operations counted: 2 * C in * C out * taps * S.
+//! `conv` for each phase, whose results are interleaved. Operations counted: 2 * C in * C out * taps * S.
 
 use super::buffer::Buffer;
 use super::conv::{ConvWeights, Convolution, Form};

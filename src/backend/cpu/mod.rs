@@ -112,7 +112,7 @@ enum Weights {
 
 impl Matrix {
     /// Says that a product of a whole sequence has used it. After the first time, the pages of a mapped file are given
-    /// back: a process that captions one picture never needs them again, and so never holds all weights together. One
+    /// back: a process that captions one image never needs them again, and so never holds all weights together. One
     /// that captions another faults them in once more and keeps them.
     fn release_after_first_use(&self) {
         if let Weights::Stored(tensor) = &self.weights

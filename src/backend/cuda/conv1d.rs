@@ -135,9 +135,9 @@ fn launch(
     let ConvEpilogue { slope, residual, activation, sum, scale } = epilogue;
     let frames = columns.len();
     let x = cuda.columns_of(x, cuda.dtype)?;
-    let beside = |t: Option<&Tensor>| t.map(|t| cuda.columns_of(t, cuda.dtype)).transpose();
-    let (skipped, sum) = (residual.map_or(0, |(_, from)| from * outputs * cuda.dtype.size()), beside(sum)?);
-    let residual = beside(residual.map(|(t, _)| t))?;
+    let operand = |t: Option<&Tensor>| t.map(|t| cuda.columns_of(t, cuda.dtype)).transpose();
+    let (skipped, sum) = (residual.map_or(0, |(_, from)| from * outputs * cuda.dtype.size()), operand(sum)?);
+    let residual = operand(residual.map(|(t, _)| t))?;
     let sound = outputs == 1;
     let y = cuda.empty([outputs, frames], if sound { DType::F32 } else { cuda.dtype }, Layout::Columns)?;
     let reach = (kernel.taps - 1) * dilation / 2;
