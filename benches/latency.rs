@@ -1,4 +1,4 @@
-//! How long one listener waits: from a picture to the first sound and to the last, inside a process and from its start. The
+//! How long one listener waits: from an image to the first sound and to the last, inside a process and from its start. The
 //! device is the CPU, or what IM2SP_BENCH_DEVICE names ("cuda:0").
 
 use std::hint::black_box;
@@ -22,7 +22,7 @@ fn device() -> Device {
 fn embedded(criterion: &mut Criterion) {
     let engine =
         Engine::embedded_with(LoadOptions { device: device(), ..LoadOptions::default() }).expect("the embedded model");
-    let (image, options) = (Image::open(SCENE).expect("the picture"), CaptionOptions::default());
+    let (image, options) = (Image::open(SCENE).expect("the image"), CaptionOptions::default());
     let mut group = criterion.benchmark_group("latency/embedded");
     group.bench_function("whole", |b| b.iter(|| engine.caption(&image, &options).expect("a caption")));
     group.bench_function("streamed", |b| {
@@ -74,7 +74,7 @@ fn process(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The published size with random weights: a picture to 100 units, and those to sound.
+/// The published size with random weights: an image to 100 units, and those to sound.
 fn published(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("latency/published");
     for dtype in [DType::F32, DType::BF16] {
@@ -82,7 +82,7 @@ fn published(criterion: &mut Criterion) {
         let engine = Engine::random_with(load).expect("random weights");
         let side = engine.config().image.size;
         let rgb = (0..side * side * 3).map(|i| (i * 7919 % 251) as u8).collect();
-        let image = Image::from_rgb(side, side, rgb).expect("a picture");
+        let image = Image::from_rgb(side, side, rgb).expect("an image");
         let generate = GenerateOptions { max_length: 101, ..Default::default() };
         let options = CaptionOptions { generate, no_audio: true, ..Default::default() };
         let units: Vec<u32> = (0..100).collect();

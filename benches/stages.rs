@@ -62,10 +62,10 @@ fn full(criterion: &mut Criterion) {
 
 fn embedded(criterion: &mut Criterion) {
     let engine = Engine::embedded().expect("the embedded model");
-    let image = Image::open("assets/scene.png").expect("the picture");
+    let image = Image::open("assets/scene.png").expect("the image");
     let mut group = criterion.benchmark_group("embedded");
     group.bench_function("load", |b| b.iter(|| Engine::embedded().expect("the embedded model")));
-    group.bench_function("read_picture", |b| b.iter(|| Image::open("assets/scene.png").expect("the picture")));
+    group.bench_function("read_picture", |b| b.iter(|| Image::open("assets/scene.png").expect("the image")));
     group.bench_function("preprocess", |b| b.iter(|| image.preprocess(&engine.config().image)));
     group.bench_function("caption", |b| {
         b.iter(|| engine.caption(&image, &CaptionOptions::default()).expect("a caption"))

@@ -13,7 +13,7 @@ fn device() -> Device {
     name.parse().expect("IM2SP_BENCH_DEVICE is a device")
 }
 
-/// `count` pictures by each of `widths` at a time; width 0 is one after the other, without a pipeline.
+/// `count` images by each of `widths` at a time; width 0 is one after the other, without a pipeline.
 fn measure(
     criterion: &mut Criterion,
     name: &str,
@@ -29,17 +29,17 @@ fn measure(
             b.iter(|| {
                 if width == 0 {
                     for image in (0..).map_while(read) {
-                        engine.caption(&image.expect("the picture"), options).expect("a caption");
+                        engine.caption(&image.expect("the image"), options).expect("a caption");
                     }
                     return;
                 }
-                let mut heard = 0;
+                let mut ended = 0;
                 let done = engine.caption_many(&read, options, width, &mut |_, caption| {
-                    heard += usize::from(caption.is_ok());
+                    ended += usize::from(caption.is_ok());
                     ControlFlow::Continue(())
                 });
                 done.expect("captions");
-                assert_eq!(heard, count);
+                assert_eq!(ended, count);
             })
         });
     }

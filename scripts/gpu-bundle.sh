@@ -19,7 +19,7 @@ esac
 features=cuda,emulator
 cargo build --release --locked --features "$features" --bin im2sp
 # The test programs' paths, as cargo gives them.
-tests=$(cargo test --release --locked --features "$features" --test device --test driver --no-run \
+tests=$(cargo test --release --locked --features "$features" --test end_to_end --test driver --no-run \
   --message-format=json | python3 -c '
 import json, sys
 for line in sys.stdin:

@@ -130,9 +130,9 @@ operations=$(timeout 20 ./im2sp doctor --list)
   if [ -x test-driver ]; then
     echo "test-driver 40 ./test-driver --skip fake:: --skip the_emulator"
   fi
-  if [ -x test-device ]; then
-    echo "published-size 100 ./test-device --ignored --exact the_published_size_speaks_as_on_the_cpu"
-    echo "test-device 100 ./test-device" \
+  if [ -x test-end_to_end ]; then
+    echo "published-size 100 ./test-end_to_end --ignored --exact the_published_size_speaks_as_on_the_cpu"
+    echo "test-end_to_end 100 ./test-end_to_end" \
       "--skip captions_from_recorded_steps_are_those_of_plain_ones" \
       "--skip what_passes_between_the_stages_stays_on_the_device" \
       "--skip memory_goes_back_to_its_level_and_its_end_is_said" \

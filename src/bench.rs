@@ -34,12 +34,12 @@ pub struct BenchOptions {
 pub struct Row {
     /// Its name.
     pub stage: &'static str,
-    /// Milliseconds: median, least, most.
+    /// Milliseconds: median, min, max.
     pub median: f64,
     /// The fastest.
-    pub least: f64,
+    pub min: f64,
     /// The slowest.
-    pub most: f64,
+    pub max: f64,
     /// Floating-point operations of one run.
     pub flops: f64,
     /// Bytes of the weights of one run.
@@ -150,7 +150,7 @@ fn rows(engine: &Engine, runs: &[(Timings, f64)], steps: usize, samples: usize, 
         ("prefill", |run| run.0.prefill, cost::prefill(config, types.prefill.size())),
         ("per unit", |run| run.0.per_unit, step),
         ("vocoder", |run| run.0.vocoder, vocoder),
-        ("picture to samples", |run| run.1, Cost::default()),
+        ("image to samples", |run| run.1, Cost::default()),
     ];
     let mut rows: Vec<Row> = stages.map(|(stage, time, cost)| row(stage, runs.iter().map(time), cost, peaks)).into();
     let decode = Cost { flops: step.flops * steps as f64, bytes: step.bytes * steps as f64 };
@@ -166,8 +166,8 @@ fn row(stage: &'static str, times: impl Iterator<Item = f64>, cost: Cost, peaks:
         let floor = (cost.flops / peaks.flops).max(cost.bytes / peaks.bytes);
         floor * 1e3 / median
     });
-    let (least, most) = (times.first().copied().unwrap_or(median), times.last().copied().unwrap_or(median));
-    Row { stage, median, least, most, flops: cost.flops, bytes: cost.bytes, share }
+    let (min, max) = (times.first().copied().unwrap_or(median), times.last().copied().unwrap_or(median));
+    Row { stage, median, min, max, flops: cost.flops, bytes: cost.bytes, share }
 }
 
 impl Row {
@@ -191,7 +191,7 @@ impl Report {
             self.commit,
             "stage",
             "ms",
-            "least - most",
+            "min - max",
             "GFLOP/s",
             "GB/s",
             "share"
@@ -203,7 +203,7 @@ impl Report {
             };
             let share = row.share.map_or("-".into(), |share| format!("{:.0} %", share * 100.0));
             let mark = if row.is_impossible() { " !" } else { "" };
-            let range = format!("{:.2} - {:.2}", row.least, row.most);
+            let range = format!("{:.2} - {:.2}", row.min, row.max);
             out += &format!(
                 "{:<20} {:>10.2} {range:>20} {:>12} {:>12} {share:>8}{mark}\n",
                 row.stage,
@@ -227,16 +227,16 @@ impl Report {
         out
     }
 
-    /// The latency budget as a picture: one bar, a stretch for each stage.
+    /// The latency budget as a drawing: one bar, a stretch for each stage.
     pub fn plot(&self) -> String {
         const COLOURS: [&str; 5] = ["#7f7f7f", "#4477aa", "#66ccee", "#228833", "#ee6677"];
         const WIDTH: f64 = 720.0;
         let stages: Vec<&Row> =
-            self.rows.iter().filter(|row| row.stage != "per unit" && row.stage != "picture to samples").collect();
+            self.rows.iter().filter(|row| row.stage != "per unit" && row.stage != "image to samples").collect();
         let total: f64 = stages.iter().map(|row| row.median).sum();
         let mut out = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"760\" height=\"170\" font-family=\"sans-serif\" font-size=\"13\">\n\
-             <rect width=\"760\" height=\"170\" fill=\"white\"/>\n<text x=\"20\" y=\"26\">Picture to speech: {total:.1} ms for {} units, \
+             <rect width=\"760\" height=\"170\" fill=\"white\"/>\n<text x=\"20\" y=\"26\">Image to speech: {total:.1} ms for {} units, \
              {:.2} s of sound. {}, {}</text>\n",
             self.units,
             self.seconds,

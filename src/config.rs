@@ -18,10 +18,10 @@ pub struct ModelConfig {
     /// One line for people: where the weights come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// Set when the model knows only some kind of pictures: what they are ("drawn scenes of coloured shapes").
+    /// Set when the model knows only some kind of images: what they are ("drawn scenes of coloured shapes").
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
-    /// Picture to pixels.
+    /// Image to pixels.
     pub image: ImageConfig,
     /// Pixels to image tokens.
     pub vision: VisionConfig,
@@ -152,7 +152,7 @@ pub struct DecoderConfig {
     pub mlp: usize,
     /// Rows of the word embedding: units + 3.
     pub vocabulary: usize,
-    /// Rows of the position embedding; text positions only.
+    /// Rows of the position embedding; unit positions only.
     pub max_positions: usize,
     /// Epsilon of its layer norms.
     pub eps: f32,
@@ -202,7 +202,7 @@ pub struct DurationConfig {
 }
 
 impl ModelConfig {
-    /// Image tokens per picture: the patches and the class token.
+    /// Image tokens per image: the patches and the class token.
     pub fn image_tokens(&self) -> usize {
         let side = self.image.size / self.vision.patch;
         side * side + 1
@@ -227,9 +227,9 @@ impl ModelConfig {
             ("decoder.mlp", self.decoder.mlp, 1 << 16),
             ("decoder.max_positions", self.decoder.max_positions, 1 << 16),
         ];
-        for (field, value, most) in sizes {
-            if value == 0 || value > most {
-                return wrong(field, format!("is {value}, expected 1 to {most}"));
+        for (field, value, max) in sizes {
+            if value == 0 || value > max {
+                return wrong(field, format!("is {value}, expected 1 to {max}"));
             }
         }
         if self.decoder.vocabulary < 104 || self.decoder.vocabulary > 1 << 16 {

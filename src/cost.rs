@@ -20,7 +20,7 @@ fn transformer(layers: usize, width: usize, mlp: usize, tokens: usize, element: 
     Cost { flops: 2.0 * tokens as f64 * weights + attention, bytes: weights * element as f64 }
 }
 
-/// Pixels of one picture to image tokens, with weights of `element` bytes.
+/// Pixels of one image to image tokens, with weights of `element` bytes.
 pub fn vision(config: &ModelConfig, element: usize) -> Cost {
     let (vision, tokens) = (&config.vision, config.image_tokens());
     let patches = (vision.width * 3 * vision.patch * vision.patch) as f64;
@@ -32,7 +32,7 @@ pub fn vision(config: &ModelConfig, element: usize) -> Cost {
     }
 }
 
-/// Image tokens of one picture to keys and values. The last layer stops after them.
+/// Image tokens of one image to keys and values. The last layer stops after them.
 pub fn prefill(config: &ModelConfig, element: usize) -> Cost {
     let (decoder, tokens) = (&config.decoder, config.image_tokens());
     let layers = transformer(decoder.layers - 1, decoder.width, decoder.mlp, tokens, element);
@@ -40,7 +40,7 @@ pub fn prefill(config: &ModelConfig, element: usize) -> Cost {
     Cost { flops: layers.flops + 2.0 * tokens as f64 * last, bytes: layers.bytes + last * element as f64 }
 }
 
-/// One token of one text, with bytes of an element of the layers' matrices, of the output's, and of the image's keys and
+/// One token of one sequence, with bytes of an element of the layers' matrices, of the output's, and of the image's keys and
 /// values.
 pub fn step(config: &ModelConfig, elements: [usize; 3]) -> Cost {
     let decoder = &config.decoder;

@@ -20,10 +20,10 @@ pub enum Error {
         /// The reason the system gave.
         source: std::io::Error,
     },
-    /// A file was read, but its content is not a picture this crate can use.
+    /// A file was read, but its content is not an image this crate can use.
     #[error("{}: {problem}", path.display())]
     Image {
-        /// The picture, or what stands in for its name.
+        /// The image, or what stands in for its name.
         path: PathBuf,
         /// The problem and its remedy.
         problem: String,

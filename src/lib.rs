@@ -1,4 +1,4 @@
-//! Image-to-speech captioning without text: a picture goes through a vision transformer, a decoder emits discrete speech
+//! Image-to-speech captioning without text: an image goes through a vision transformer, a decoder emits discrete speech
 //! units, and a unit vocoder turns them into sound.
 //!
 //! [`Engine`] is the whole path. Below it, top to bottom and never upward: [`generate`] (greedy, beams, sampling),
@@ -28,9 +28,9 @@ pub mod units;
 pub mod weights;
 
 pub use engine::{
-    AudioChunk, CalibrateReport, CancelFlag, Caption, CaptionOptions, CaptionStream, Delivery, Device, DeviceMemory,
-    Engine, Event, Events, ImageSource, Input, LoadOptions, MatrixReport, OnCaption, Progress, Request, Speech,
-    SpeechStream, Timings, convert_calibrated,
+    AudioChunk, CancelFlag, Caption, CaptionOptions, CaptionStream, Delivery, Device, DeviceMemory, Engine, Event,
+    Events, ImageSource, Input, LoadOptions, OnCaption, Progress, Request, Speech, SpeechStream, Timings,
 };
 pub use error::{Error, Result};
 pub use image::Image;
+pub use quantize::calibrate::{CalibrateReport, MatrixReport, convert_calibrated};

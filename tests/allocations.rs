@@ -114,7 +114,7 @@ fn scheduled_steps(directory: &Path, dtype: Option<DType>, image: &Image) {
         };
         let (short, long) = (allocated(12), allocated(52));
         // The units of each caption are collected in a vector that doubles.
-        let most = short + blocks(40) + 3 * images.len();
-        assert!(long <= most, "{dtype:?}: {long} for 52 tokens of {}, {short} for 12", images.len());
+        let max = short + blocks(40) + 3 * images.len();
+        assert!(long <= max, "{dtype:?}: {long} for 52 tokens of {}, {short} for 12", images.len());
     }
 }

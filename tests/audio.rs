@@ -57,9 +57,9 @@ fn a_header_may_come_before_its_lengths() {
     assert_eq!([wav_header(16_000, Some(3)).unwrap(), pcm_bytes(&samples)].concat(), whole);
     let open = wav_header(16_000, None).unwrap();
     assert_eq!((&open[4..8], &open[40..], &open[8..40]), (&[255; 4][..], &[255; 4][..], &whole[8..40]));
-    let most = (u32::MAX as usize - 64) / 2;
-    assert!(wav_header(16_000, Some(most)).is_ok());
-    assert!(wav_header(16_000, Some(most + 1)).unwrap_err().to_string().contains("too many"));
+    let max = (u32::MAX as usize - 64) / 2;
+    assert!(wav_header(16_000, Some(max)).is_ok());
+    assert!(wav_header(16_000, Some(max + 1)).unwrap_err().to_string().contains("too many"));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Eight-bit weights rounded for pictures: the model loads and captions, it is
+//! Eight-bit weights rounded for images: the model loads and captions, it is
 //! closer to the unrounded one than nearest rounding, and what cannot be used is refused with one error.
 
 use std::fs;
@@ -27,9 +27,9 @@ fn options(output: &Path) -> ConvertOptions {
     }
 }
 
-/// A folder with the one picture of this repository, and a file that is none.
+/// A folder with the one image of this repository, and a file that is none.
 fn folder(place: &Path) -> PathBuf {
-    let folder = place.join("pictures");
+    let folder = place.join("images");
     fs::create_dir(&folder).unwrap();
     fs::copy(root("assets/scene.png"), folder.join("scene.png")).unwrap();
     fs::write(folder.join("captions.json"), "[]").unwrap();
@@ -41,14 +41,14 @@ fn a_calibrated_model_says_what_the_unrounded_one_does() {
     let place = tempfile::tempdir().unwrap();
     let output = place.path().join("model");
     let mut stages = Vec::new();
-    let heard = &mut |stage, done, total| {
+    let on_progress = &mut |stage, done, total| {
         assert!(done <= total, "{stage}: {done} of {total}");
         stages.push(stage);
     };
-    let (report, calibrated) = convert_calibrated(&options(&output), &folder(place.path()), heard).unwrap();
+    let (report, calibrated) = convert_calibrated(&options(&output), &folder(place.path()), on_progress).unwrap();
     stages.dedup();
     assert_eq!(stages, ["convert", "captions", "layers"]);
-    assert_eq!((calibrated.pictures, calibrated.kept, calibrated.matrices.len()), (1, 1, 24));
+    assert_eq!((calibrated.images, calibrated.kept, calibrated.matrices.len()), (1, 1, 24));
     assert!(calibrated.logit_error_rms < 0.1 * calibrated.logit_rms, "{calibrated:?}");
     assert!(calibrated.logit_error_rms <= calibrated.logit_error_max, "{calibrated:?}");
     for matrix in &calibrated.matrices {
@@ -66,9 +66,9 @@ fn a_calibrated_model_says_what_the_unrounded_one_does() {
         assert_eq!(tensor.dtype(), expected, "{name}");
     }
 
-    let picture = Image::open(root("assets/scene.png")).unwrap();
+    let image = Image::open(root("assets/scene.png")).unwrap();
     let only_units = CaptionOptions { no_audio: true, ..CaptionOptions::default() };
-    let units = |engine: Engine| engine.caption(&picture, &only_units).unwrap().units;
+    let units = |engine: Engine| engine.caption(&image, &only_units).unwrap().units;
     assert_eq!(units(Engine::load(&output, Device::Cpu).unwrap()), units(Engine::embedded().unwrap()));
 }
 
@@ -119,9 +119,9 @@ fn what_cannot_be_used_is_refused() {
     for _ in 0..2 {
         let said = refused(&options(&output), &empty).to_string();
         assert!(said.contains("calibrate") && said.contains("empty: holds no file named as an image"), "{said}");
-        fs::write(empty.join("notes.txt"), "no picture").unwrap();
+        fs::write(empty.join("notes.txt"), "no image").unwrap();
     }
-    fs::write(empty.join("broken.PNG"), "no picture either").unwrap();
+    fs::write(empty.join("broken.PNG"), "no image either").unwrap();
     assert!(refused(&options(&output), &empty).to_string().contains("broken.PNG"));
     assert!(refused(&options(&output), &place.path().join("nowhere")).to_string().contains("nowhere"));
     assert!(refused(&options(&output), &good.join("scene.png")).to_string().contains("scene.png"));

@@ -110,9 +110,9 @@ fn decoder_matrices_become_codes() {
             let half_a_step = if coded == DType::I8 { 1.0 / 253.9 } else { 1.0 / 16.0 };
             let columns = shape[1..].iter().product();
             for (row, wanted) in tensor.to_f32().chunks(columns).zip(values.chunks(columns)) {
-                let most = wanted.iter().fold(0.0f32, |most, v| most.max(v.abs()));
-                let error = row.iter().zip(wanted).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
-                assert!(error <= if decoded { most * half_a_step } else { 0.0 }, "{name}: {error} of {most}");
+                let max = wanted.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+                let error = row.iter().zip(wanted).fold(0.0f32, |max, (a, b)| max.max((a - b).abs()));
+                assert!(error <= if decoded { max * half_a_step } else { 0.0 }, "{name}: {error} of {max}");
             }
             if decoded && coded == DType::F8E4M3 {
                 assert_eq!(tensor.to_dtype(DType::BF16).to_f32(), tensor.to_f32(), "{name} is exact in bf16");

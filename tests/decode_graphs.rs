@@ -16,7 +16,7 @@ use im2sp::random::Random;
 use im2sp::tensor::DType;
 use im2sp::weights::random;
 
-/// Image tokens of a picture.
+/// Image tokens of an image.
 const PREFIX: usize = 5;
 /// Steps of a kind before it is recorded.
 const BEFORE: u64 = 2;
@@ -49,17 +49,18 @@ impl Device {
         Device { emulator, cuda, decoder }
     }
 
-    /// The logits of every step, in a cache of its own. A text that begins in the midst of others has a new picture.
+    /// The logits of every step, in a cache of its own. A sequence that begins in the midst of others has a new image.
     fn run(&self, images: usize, scenario: &Scenario) -> im2sp::Result<Vec<Vec<f32>>> {
         let (cuda, decoder, width) = (&self.cuda, &self.decoder, self.decoder.config().width);
         let mut random = Random::new(5);
-        let mut picture = |count: usize| cuda.sequence([count * PREFIX, width], &random.values(count * PREFIX * width));
-        let mut cache = decoder.prefill(cuda, &picture(images)?, images, scenario.len())?;
+        let mut prefixes =
+            |count: usize| cuda.sequence([count * PREFIX, width], &random.values(count * PREFIX * width));
+        let mut cache = decoder.prefill(cuda, &prefixes(images)?, images, scenario.len())?;
         let mut logits = Vec::new();
         let mut before = 0;
         for (step, rows) in scenario.iter().enumerate() {
             for begun in rows.iter().filter(|row| step > 0 && row.parent.is_none()) {
-                decoder.prefill_into(cuda, &mut cache, &[begun.image], &picture(1)?)?;
+                decoder.prefill_into(cuda, &mut cache, &[begun.image], &prefixes(1)?)?;
             }
             if rows.len() != before || rows.iter().enumerate().any(|(r, row)| row.parent != Some(r)) {
                 cuda.kv_reorder(&mut cache, rows)?;
@@ -72,7 +73,7 @@ impl Device {
     }
 }
 
-/// The same row for each picture, `steps` times.
+/// The same row for each image, `steps` times.
 fn steady(images: usize, steps: usize) -> Scenario {
     let rows = |step: usize| move |image| CacheRow { image, parent: (step > 0).then_some(image) };
     (0..steps).map(|step| (0..images).map(rows(step)).collect()).collect()
@@ -93,7 +94,7 @@ fn beams(images: usize, beams: usize, steps: usize) -> Scenario {
     scenario
 }
 
-/// Texts that end, one every eight steps; where `refill`, another takes their slot in the next step.
+/// Sequences that end, one every eight steps; where `refill`, another takes their slot in the next step.
 fn ending(images: usize, steps: usize, refill: bool) -> Scenario {
     let mut scenario = steady(images, 1);
     for step in 1..steps {
@@ -131,11 +132,11 @@ fn check(name: &str, images: usize, scenario: &Scenario, recorded: u64) {
 }
 
 #[test]
-fn beams_of_a_picture_are_one_graph() {
+fn beams_of_an_image_are_one_graph() {
     // The first step has one row, and comes but once.
     check("2 beams", 1, &beams(1, 2, 20), 1);
     check("5 beams", 1, &beams(1, 5, 60), 1);
-    check("5 beams of 3 pictures", 3, &beams(3, 5, 20), 1);
+    check("5 beams of 3 images", 3, &beams(3, 5, 20), 1);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The promise: every common picture file becomes the pixels the reference pipeline makes of it, and every other file
+//! The promise: every common image file becomes the pixels the reference pipeline makes of it, and every other file
 //! becomes one clear error. Golden data comes from `recipes/golden/images.py`.
 
 use std::path::{Path, PathBuf};
@@ -209,7 +209,7 @@ fn preprocess_is_exactly_the_clip_processors() {
 }
 
 #[test]
-fn thin_and_tiny_pictures_cost_no_memory() {
+fn thin_and_tiny_images_cost_no_memory() {
     for (width, height) in [(1, 1), (1, 30_000), (30_000, 1), (10_000, 3), (1, MAX_PIXELS as usize / 4)] {
         let rgb = (0..width * height * 3).map(|i| (i % 251) as u8).collect();
         let pixels = Image::from_rgb(width, height, rgb).unwrap().preprocess(&clip(224));
@@ -394,7 +394,7 @@ fn slow_axis(at: impl Fn(usize, usize) -> u8, from: usize, to: usize) -> Vec<u8>
     out
 }
 
-/// A valid picture file, for proptest to damage.
+/// A valid image file, for proptest to damage.
 /// Packs of kinds/.
 const PACKS: [&str; 8] = ["sampling", "colour", "process", "sizes", "ends", "damaged", "containers", "orientation"];
 

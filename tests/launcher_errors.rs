@@ -9,6 +9,7 @@ use im2sp::backend::cpu::Cpu;
 use im2sp::backend::cuda::Cuda;
 use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
 use im2sp::backend::prelude::*;
+use im2sp::backend::{Activation, AttentionShape, CacheRow, CacheShape, ConvEpilogue, LinearWeights};
 use im2sp::tensor::{DType, HostTensor};
 
 fn matrix<B: Backend>(backend: &B, rows: usize, columns: usize) -> B::Matrix {
@@ -47,13 +48,113 @@ macro_rules! refuse {
     };
 }
 
+fn linear_weights<B: Backend>(b: &B, rows: usize, columns: usize) -> LinearWeights<B> {
+    LinearWeights { weight: matrix(b, rows, columns), bias: tensor(b, 1, rows, &vec![0.0; rows]) }
+}
+
+fn zeros(shape: &[usize]) -> HostTensor {
+    HostTensor::from_f32(shape, vec![0.0; shape.iter().product()]).expect("the shape fits")
+}
+
+/// Both forms name themselves.
+#[test]
+fn linear() {
+    let none = Activation::None;
+    refuse!("linear: x (2, 3), weight (3, 2)", true, |b| {
+        b.linear(&tensor(b, 2, 3, &[0.0; 6]), &linear_weights(b, 3, 2), none, None)
+    });
+    refuse!("linear_decode: x (2, 3), weight (3, 2)", true, |b| {
+        b.linear_decode(&tensor(b, 2, 3, &[0.0; 6]), &linear_weights(b, 3, 2), none, None)
+    });
+    refuse!("residual Some([1, 2])", true, |b| {
+        let x = tensor(b, 1, 2, &[0.0; 2]);
+        b.linear_decode(&x, &linear_weights(b, 3, 2), none, Some(&x))
+    });
+    refuse!("matrix: weights of shape [2]", true, |b| b.matrix(zeros(&[2])));
+}
+
+#[test]
+fn convolutions() {
+    refuse!("conv1d: weight [2, 2, 2]", true, |b| b.conv_weights(&zeros(&[2, 2, 2]), &zeros(&[2])));
+    refuse!("conv_transpose1d: weight [2, 2, 3]", true, |b| {
+        b.conv_transpose_weights(&zeros(&[2, 2, 3]), &zeros(&[2]), 2)
+    });
+    refuse!("conv1d: x (3, 1)", true, |b| {
+        let weights = b.conv_weights(&zeros(&[2, 2, 3]), &zeros(&[2]))?;
+        b.conv1d(&tensor(b, 3, 1, &[0.0; 3]), &weights, 1, 0..1, ConvEpilogue::default())
+    });
+    refuse!("conv_transpose1d: x (2, 1)", true, |b| {
+        let weights = b.conv_weights(&zeros(&[2, 2, 3]), &zeros(&[2]))?;
+        b.conv_transpose1d(&tensor(b, 2, 1, &[0.0; 2]), &weights, 1.0)
+    });
+}
+
+#[test]
+fn attention_and_patch_embed() {
+    refuse!("attention: qkv (2, 6)", true, |b| {
+        let shape = AttentionShape { batch: 1, tokens: 3, heads: 1, prefix: 3 };
+        b.attention(&tensor(b, 2, 6, &[0.0; 12]), shape)
+    });
+    refuse!("patch_embed: pixels (1, 11)", true, |b| {
+        let (weight, position) = (matrix(b, 2, 3), matrix(b, 5, 2));
+        b.patch_embed(&tensor(b, 1, 11, &[0.0; 11]), &weight, &tensor(b, 1, 2, &[0.0; 2]), &position, 1)
+    });
+}
+
+/// A cache for one image of one token, with one row and room for one unit.
+fn cache<B: Backend>(b: &B) -> Result<B::KvCache> {
+    let shape = CacheShape { layers: 1, heads: 1, head_size: 1, images: 1, prefix: 1, max_new_tokens: 1 };
+    let mut cache = b.kv_cache(shape)?;
+    b.kv_reorder(&mut cache, &[CacheRow { image: 0, parent: None }])?;
+    Ok(cache)
+}
+
+#[test]
+fn kv_cache() {
+    let shape = CacheShape { layers: 1, heads: 0, head_size: 1, images: 1, prefix: 1, max_new_tokens: 1 };
+    refuse!("kv_cache: CacheShape", true, |b| b.kv_cache(shape));
+    refuse!("kv_reorder: CacheRow { image: 1", true, |b| {
+        b.kv_reorder(&mut cache(b)?, &[CacheRow { image: 1, parent: None }])
+    });
+    for (images, rows, weight) in
+        [(vec![1], 1, [3, 2]), (vec![0], 2, [3, 2]), (vec![0], 1, [4, 2]), (vec![0], 1, [3, 3])]
+    {
+        let x = vec![0.0; 2 * rows];
+        refused(
+            "prefill_qkv: ",
+            true,
+            || {
+                let weights = linear_weights(&Cpu, weight[0], weight[1]);
+                Cpu.prefill_qkv(&mut cache(&Cpu)?, &images, 0, &tensor(&Cpu, rows, 2, &x), &weights).map(drop)
+            },
+            |b| {
+                let weights = linear_weights(b, weight[0], weight[1]);
+                b.prefill_qkv(&mut cache(b)?, &images, 0, &tensor(b, rows, 2, &x), &weights).map(drop)
+            },
+        );
+    }
+    refuse!("attention_decode: a sequence without a new token", true, |b| {
+        b.attention_decode(&tensor(b, 1, 3, &[0.0; 3]), &mut cache(b)?, 0)
+    });
+    refuse!("attention_decode: qkv (2, 3) for 1 rows", true, |b| {
+        let mut cache = cache(b)?;
+        b.kv_append(&mut cache)?;
+        b.attention_decode(&tensor(b, 2, 3, &[0.0; 6]), &mut cache, 0)
+    });
+    refuse!("kv_append: position 1 of at most 1", true, |b| {
+        let mut cache = cache(b)?;
+        b.kv_append(&mut cache)?;
+        b.kv_append(&mut cache).map(<[u32]>::len)
+    });
+}
+
 #[test]
 fn embed() {
     refuse!("id 3 of a table of 3 rows", true, |b| b.embed(&matrix(b, 3, 2), &matrix(b, 3, 2), &[3], &[0]));
     refuse!("id 4 of a table of 3 rows", true, |b| b.embed(&matrix(b, 3, 2), &matrix(b, 3, 2), &[0], &[4]));
     refuse!("embed: tables of 2 and 1 columns", true, |b| b.embed(&matrix(b, 3, 2), &matrix(b, 3, 1), &[0], &[0]));
     refuse!("2 ids, 1 positions", true, |b| b.embed(&matrix(b, 3, 2), &matrix(b, 3, 2), &[0, 1], &[0]));
-    refuse!("embed_frames: 2 ids beside 1", true, |b| {
+    refuse!("embed_frames: 2 ids for 1 frames", true, |b| {
         let table = matrix(b, 3, 2);
         b.embed_frames(&[(&table, &[0]), (&table, &[0, 1])])
     });
@@ -80,7 +181,7 @@ fn beam_candidates() {
     refuse!("beam_candidates: logits (2, 3), 1 scores", true, |b| {
         b.beam_candidates(&tensor(b, 2, 3, &[0.0; 6]), &[0.0], &[2], 1)
     });
-    refuse!("pictures of [1] rows", true, |b| b.beam_candidates(&tensor(b, 2, 3, &[0.0; 6]), &[0.0; 2], &[1], 1));
+    refuse!("images of [1] rows", true, |b| b.beam_candidates(&tensor(b, 2, 3, &[0.0; 6]), &[0.0; 2], &[1], 1));
     refuse!("beam_candidates: logits (2, 0)", true, |b| b.beam_candidates(&tensor(b, 2, 0, &[]), &[0.0; 2], &[2], 1));
     for bad in [f32::NAN, -f32::NAN, f32::INFINITY] {
         for at in [1, 3] {

@@ -51,7 +51,7 @@ fn open_as(name: &'static str, dtype: Option<DType>) -> Model {
 }
 
 impl Model {
-    /// Image tokens of the first `images` golden pictures.
+    /// Image tokens of the first `images` golden images.
     fn image_tokens(&self, images: usize) -> <Cpu as Device>::Tensor {
         let pixels = self.expected.f32("pixels");
         let each = pixels.len() / self.expected.get("pixels").0[0];
@@ -131,7 +131,7 @@ fn greedy_and_beam_tokens_equal_golden() {
     }
 }
 
-/// Tokens identical and scores close, in a batch and each picture alone.
+/// Tokens identical and scores close, in a batch and each image alone.
 fn check(model: &Model, options: GenerateOptions, tokens: &serde_json::Value, scores: &serde_json::Value) {
     let what = format!("{} {options:?}", model.name);
     let expected: Vec<Vec<u32>> = serde_json::from_value(tokens.clone()).unwrap();
@@ -139,7 +139,7 @@ fn check(model: &Model, options: GenerateOptions, tokens: &serde_json::Value, sc
     for (image, (generated, expected)) in batch.iter().zip(&expected).enumerate() {
         assert_eq!(generated.tokens[0], BOS);
         let end = generated.tokens.iter().position(|&token| token == EOS).unwrap_or(generated.tokens.len());
-        assert_eq!(&generated.tokens[1..end], expected, "{what}, picture {image}");
+        assert_eq!(&generated.tokens[1..end], expected, "{what}, image {image}");
         assert!(generated.tokens.len() <= options.max_length);
         if let (Some(score), Some(expected)) = (generated.score, scores[image].as_f64()) {
             assert_close(&format!("{what} score"), &[score], &[expected as f32], DEPTH);
@@ -211,11 +211,11 @@ fn nan_weights_are_reported_not_spoken() {
     let vocoder = vocoder.iter().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
     ModelFiles::write(directory.path(), &files.config, &tensors, Some(&vocoder), false).unwrap();
     let engine = im2sp::Engine::load(directory.path(), im2sp::Device::Cpu).unwrap();
-    let picture = im2sp::Image::from_rgb(2, 2, vec![9; 12]).unwrap();
+    let image = im2sp::Image::from_rgb(2, 2, vec![9; 12]).unwrap();
     for beams in [1, 3] {
         let generate = GenerateOptions { beams, ..Default::default() };
         let options = im2sp::CaptionOptions { generate, ..Default::default() };
-        let error = engine.caption(&picture, &options).unwrap_err().to_string();
+        let error = engine.caption(&image, &options).unwrap_err().to_string();
         assert!(error.contains("NaN") && error.contains("convert"), "{error}");
     }
 }

@@ -40,10 +40,10 @@ fn nine_in_ten_captions_keep_their_units() {
     assert!(expected.iter().all(|units| units.len() > 10), "they say something");
 
     let place = tempfile::tempdir().unwrap();
-    let pictures = place.path().join("pictures");
-    fs::create_dir(&pictures).unwrap();
+    let images = place.path().join("images");
+    fs::create_dir(&images).unwrap();
     for file in known {
-        fs::copy(file, pictures.join(file.file_name().unwrap())).unwrap();
+        fs::copy(file, images.join(file.file_name().unwrap())).unwrap();
     }
     let options = |name: &str, quantize| ConvertOptions {
         source: root("weights/demo"),
@@ -61,7 +61,7 @@ fn nine_in_ten_captions_keep_their_units() {
         (options("nearest", DType::F8E4M3), options("rounded", DType::F8E4M3), options("int8", DType::I8));
     convert(&nearest, &mut |_, _| {}).unwrap();
     convert(&int8, &mut |_, _| {}).unwrap();
-    let (_, report) = convert_calibrated(&rounded, &pictures, &mut |_, _, _| {}).unwrap();
+    let (_, report) = convert_calibrated(&rounded, &images, &mut |_, _, _| {}).unwrap();
     assert!(report.logit_error_rms < 0.03 * report.logit_rms, "{report:?}");
     let [nearest, rounded, int8] = [nearest, rounded, int8].map(|options| {
         let said = units(&Engine::load(&options.output, Device::Cpu).unwrap(), &unseen);

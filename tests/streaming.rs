@@ -37,7 +37,7 @@ fn draw(random: &mut Random, below: usize) -> usize {
     ((unit * below as f32) as usize).min(below - 1)
 }
 
-fn picture(random: &mut Random) -> Image {
+fn image(random: &mut Random) -> Image {
     let (width, height) = (1 + draw(random, 60), 1 + draw(random, 60));
     let rgb = (0..width * height * 3).map(|_| draw(random, 256) as u8).collect();
     Image::from_rgb(width, height, rgb).unwrap()
@@ -209,7 +209,7 @@ fn a_stream_is_the_caption() {
     ] {
         for generate in settings() {
             // The smallest model is quick.
-            for image in [picture(&mut random), picture(&mut random)].iter().take(if name == "small" { 2 } else { 1 }) {
+            for image in [image(&mut random), image(&mut random)].iter().take(if name == "small" { 2 } else { 1 }) {
                 let options = CaptionOptions { generate, ..Default::default() };
                 let caption = engine.caption(image, &options).unwrap();
                 let mut stream = engine.stream_with(image, &options, 1 + draw(&mut random, 20));
@@ -277,10 +277,10 @@ fn a_break_ends_one_sequence() {
     let side = files.config.image.size;
     let tokens = captioner.encode(&Cpu, &Random::new(4).values(2 * 3 * side * side), 2).unwrap();
     for options in settings() {
-        let results = [usize::MAX, 4].map(|most| {
+        let results = [usize::MAX, 4].map(|max| {
             let cache = captioner.prefill(&Cpu, &tokens, 2, options.limit(&captioner.decoder)).unwrap();
             let mut on_token = |event: TokenEvent<'_>| match event.image {
-                1 if event.length >= most => ControlFlow::Break(()),
+                1 if event.length >= max => ControlFlow::Break(()),
                 _ => ControlFlow::Continue(()),
             };
             generate(&Cpu, &captioner.decoder, cache, 2, &options, SmBudget::All, &mut on_token).unwrap()
@@ -318,14 +318,14 @@ fn a_thread_counts_until_it_has_been_joined() {
 fn a_dropped_stream_leaves_no_thread() {
     let _one = alone();
     let engine = Engine::embedded().unwrap();
-    let picture = Image::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/scene.png")).unwrap();
-    let whole = engine.caption(&picture, &CaptionOptions::default()).unwrap();
+    let image = Image::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/scene.png")).unwrap();
+    let whole = engine.caption(&image, &CaptionOptions::default()).unwrap();
     for beams in [1, 3] {
         let generate = GenerateOptions { beams, ..Default::default() };
         let options = CaptionOptions { generate, ..Default::default() };
         // After so many chunks, or so many microseconds into the work.
         for chunks in 0..12 {
-            let mut stream = engine.stream_with(&picture, &options, 1);
+            let mut stream = engine.stream_with(&image, &options, 1);
             for chunk in stream.by_ref().take(chunks) {
                 chunk.unwrap();
             }
@@ -333,22 +333,22 @@ fn a_dropped_stream_leaves_no_thread() {
             assert_eq!(engine_threads(), 2, "after {chunks} chunks");
         }
         for pause in (0..30).map(|n| std::time::Duration::from_micros(n * 700)) {
-            let stream = engine.stream(&picture, &options);
+            let stream = engine.stream(&image, &options);
             std::thread::sleep(pause);
             drop(stream);
             assert_eq!(engine_threads(), 2, "after {pause:?}");
         }
     }
     // What was dropped is in nobody's way.
-    let after = engine.caption(&picture, &CaptionOptions::default()).unwrap();
+    let after = engine.caption(&image, &CaptionOptions::default()).unwrap();
     assert!(bits(&after.samples) == bits(&whole.samples));
-    let stream = engine.stream(&picture, &CaptionOptions::default());
+    let stream = engine.stream(&image, &CaptionOptions::default());
     drop(engine);
     assert_eq!(engine_threads(), 2, "a stream may outlive its engine");
     assert!(stream.map(|chunk| chunk.unwrap().samples.len()).sum::<usize>() > 16_000);
     assert_eq!(engine_threads(), 0);
     let engine = Engine::embedded().unwrap();
-    let stream = engine.stream(&picture, &CaptionOptions::default());
+    let stream = engine.stream(&image, &CaptionOptions::default());
     drop(stream);
     drop(engine);
     assert_eq!(engine_threads(), 0, "in the midst of a caption");
@@ -377,13 +377,13 @@ fn changed(name: &str, change: impl Fn(&mut Vec<f32>)) -> Engine {
 fn a_caption_without_units_has_no_sound() {
     let _one = alone();
     let engine = changed("decoder.output_bias", |bias| bias[EOS as usize] = 1e4);
-    let picture = picture(&mut Random::new(3));
+    let image = image(&mut Random::new(3));
     for beams in [1, 4] {
         let options =
             CaptionOptions { generate: GenerateOptions { beams, ..Default::default() }, ..Default::default() };
-        let caption = engine.caption(&picture, &options).unwrap();
+        let caption = engine.caption(&image, &options).unwrap();
         assert_eq!((&caption.tokens[..], caption.samples.len()), (&[BOS, EOS][..], 0));
-        let mut stream = engine.stream(&picture, &options);
+        let mut stream = engine.stream(&image, &options);
         assert!(stream.next().is_none());
         assert_eq!(stream.tokens(), caption.tokens);
     }
@@ -408,14 +408,14 @@ fn errors_come_once_and_end_the_stream() {
     ] {
         // One that has something to say.
         let silent = CaptionOptions { no_audio: true, ..plain };
-        let speaks = |picture: &Image| !engine.caption(picture, &silent).is_ok_and(|caption| caption.units.is_empty());
-        let picture = (0..20).map(|seed| picture(&mut Random::new(seed))).find(speaks).unwrap();
-        let mut stream = engine.stream(&picture, &options);
+        let speaks = |image: &Image| !engine.caption(image, &silent).is_ok_and(|caption| caption.units.is_empty());
+        let image = (0..20).map(|seed| image(&mut Random::new(seed))).find(speaks).unwrap();
+        let mut stream = engine.stream(&image, &options);
         let error = stream.find_map(|chunk| chunk.err()).unwrap_or_else(|| panic!("no error: {word}")).to_string();
         assert!(error.contains(word), "{error}");
         assert!(stream.next().is_none(), "{word}");
         if !options.no_audio {
-            assert_eq!(engine.caption(&picture, &options).unwrap_err().to_string(), error);
+            assert_eq!(engine.caption(&image, &options).unwrap_err().to_string(), error);
         }
     }
 }
@@ -444,8 +444,8 @@ fn long_lists_of_units_are_spoken_in_chunks() {
         let chunks: Vec<Vec<f32>> =
             engine.speak_in_chunks(&units, None).unwrap().map(|chunk| chunk.unwrap().samples).collect();
         assert!(bits(&chunks.concat()) == expected, "{count} units in {} chunks", chunks.len());
-        let most = 2048 * vocoder.config().hop();
-        assert!(chunks.iter().all(|chunk| chunk.len() < most), "{count} units");
+        let max = 2048 * vocoder.config().hop();
+        assert!(chunks.iter().all(|chunk| chunk.len() < max), "{count} units");
     }
 }
 

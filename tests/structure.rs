@@ -19,7 +19,11 @@ const FLOORS: &[&[&str]] = &[
     &["cli"],
 ];
 /// Names that `lib.rs` re-exports, and the modules they come from.
-const REEXPORTED: &[(&str, &[&str])] = &[("error", &["Error", "Result"]), ("image", &["Image"])];
+const REEXPORTED: &[(&str, &[&str])] = &[
+    ("error", &["Error", "Result"]),
+    ("image", &["Image"]),
+    ("quantize", &["CalibrateReport", "MatrixReport", "convert_calibrated"]),
+];
 /// Folders and files beside `src/` that may stand at the top level.
 const TOP_LEVEL: &[&str] = &[
     "benches", "build", "docs", "examples", "fuzz", "kernels", "recipes", "scripts", "src", "tests", "weights",

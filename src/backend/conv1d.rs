@@ -4,8 +4,9 @@
 use std::ops::Range;
 
 use super::{Device, ensure};
-use crate::Result;
 use crate::cost::Cost;
+use crate::tensor::HostTensor;
+use crate::{Error, Result};
 
 /// The activation of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,10 +54,12 @@ impl<D: Device> Default for ConvEpilogue<'_, D> {
 
 /// Convolution over time.
 pub trait Conv1d: Device {
-    /// The last bits of a result of `conv1d` may depend on where it stands in a run of this many times the dilation,
-    /// counted from the first.
-    #[doc(hidden)]
-    const CONVOLUTION_PERIOD: usize = 1;
+    /// The stretch of inputs that determines these outputs to the last bit: those that the taps meet of all outputs which
+    /// a device computes together with these. With one tap, the latter: a part of a sequence gives the bits of the whole
+    /// where `columns` begins with the first of them. The end may lie beyond the sequence.
+    fn conv1d_support(outputs: Range<usize>, taps: usize, dilation: usize) -> Range<usize> {
+        direct_support(outputs, taps, dilation)
+    }
 
     /// These columns of the convolution of x (C in, S), dilated, with zero padding (taps - 1) * dilation / 2:
     /// (C out, columns).
@@ -68,6 +71,23 @@ pub trait Conv1d: Device {
         columns: Range<usize>,
         epilogue: ConvEpilogue<'_, Self>,
     ) -> Result<Self::Tensor>;
+}
+
+/// Inputs that the taps of these outputs meet.
+pub(crate) fn direct_support(outputs: Range<usize>, taps: usize, dilation: usize) -> Range<usize> {
+    let margin = (taps - 1) / 2 * dilation;
+    outputs.start.saturating_sub(margin)..outputs.end + margin
+}
+
+/// Channels out and in and taps of weights (C out, C in, taps); an error unless the taps are odd and the bias is (C out).
+pub(crate) fn check_weights(weight: &HostTensor, bias: &HostTensor) -> Result<[usize; 3]> {
+    match *weight.shape() {
+        [outputs, inputs, taps] if bias.shape() == [outputs] && taps % 2 == 1 => Ok([outputs, inputs, taps]),
+        _ => Err(Error::shape(
+            "conv1d",
+            format!("weight {:?}, expected (C out, C in, odd taps), bias {:?}", weight.shape(), bias.shape()),
+        )),
+    }
 }
 
 /// An error unless the shapes fit, and these columns have all that is added to them.
@@ -105,5 +125,25 @@ pub fn cost([inputs, outputs, taps]: [usize; 3], frames: usize, operands: usize,
     Cost {
         flops: (2 * weights * frames) as f64,
         bytes: (((inputs + (1 + operands) * outputs) * frames + weights) * element) as f64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Cpu;
+
+    #[test]
+    fn a_direct_convolution_reads_its_taps_and_no_more() {
+        assert_eq!(direct_support(10..11, 7, 3), 1..20);
+        assert_eq!(direct_support(8..11, 7, 3), 0..20);
+    }
+
+    #[test]
+    fn groups_of_outputs_are_read_for_whole() {
+        assert_eq!(Cpu::conv1d_support(10..11, 7, 3), 0..21);
+        assert_eq!(Cpu::conv1d_support(12..24, 3, 1), 11..25);
+        assert_eq!(Cpu::conv1d_support(10..11, 1, 3), 0..12);
+        assert_eq!(Cpu::conv1d_support(100..101, 1, 3), 96..108);
     }
 }

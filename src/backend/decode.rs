@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::{Device, GraphId, LayerNormWeights, Linear, LinearWeights, ensure};
+use super::{Device, GraphId, LayerNormWeights, Linear, LinearWeights, ensure, linear};
 use crate::Result;
 use crate::cost::Cost;
 
@@ -24,6 +24,35 @@ pub struct CacheShape {
 }
 
 impl CacheShape {
+    /// An error unless there is something in a head, and heads are of `max_size` values at most.
+    pub(crate) fn check(&self, max_size: usize) -> Result<()> {
+        let fits = self.heads > 0 && (1..=max_size).contains(&self.head_size);
+        ensure(fits, "kv_cache", || format!("{self:?}"))
+    }
+
+    /// An error unless x are the prefixes of these images, and `qkv` makes rows of a layer of this cache of them.
+    pub(crate) fn check_prefill<D: Device>(
+        &self,
+        device: &D,
+        images: &[usize],
+        layer: usize,
+        x: &D::Tensor,
+        qkv: &LinearWeights<D>,
+    ) -> Result<()> {
+        const OP: &str = "prefill_qkv";
+        let known = images.iter().all(|&image| image < self.images);
+        ensure(known, OP, || format!("images {images:?} of {}", self.images))?;
+        linear::check(OP, device, x, qkv, None)?;
+        let result = [device.shape(x)[0], device.matrix_shape(&qkv.weight)[0]];
+        self.check_qkv(OP, result, images.len() * self.prefix, layer)
+    }
+
+    /// An error unless a sequence of `tokens` has room for one more.
+    pub(crate) fn check_append(&self, tokens: usize) -> Result<()> {
+        let max = self.max_new_tokens;
+        ensure(tokens < max, "kv_append", || format!("position {tokens} of at most {max}"))
+    }
+
     /// An error unless qkv (R, 3*H*D) has `rows` rows for a layer of this cache.
     pub(crate) fn check_qkv(
         &self,
@@ -44,6 +73,11 @@ impl CacheShape {
             None => Ok(()),
         }
     }
+}
+
+/// An error unless room was made for the new token of every live row.
+pub(crate) fn check_appended(appended: bool) -> Result<()> {
+    ensure(appended, "attention_decode", || "a sequence without a new token: kv_append comes first".into())
 }
 
 /// One live row of a cache: the image it describes, and the earlier row that it continues.

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 
 use super::ConvShape;
-use crate::Result;
 use crate::tensor::HostTensor;
+use crate::{Error, Result};
 
 /// Measured peak throughput of a device.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -37,6 +37,14 @@ impl GraphId {
 
 /// The operations of a [`GraphId`]: on their input and on constants, nothing else.
 pub type GraphBody<'a, D> = &'a dyn Fn(&D, &<D as Device>::Tensor) -> Result<<D as Device>::Tensor>;
+
+/// Rows N and columns K of the weights of a matrix; an error for any other number of dimensions.
+pub(crate) fn check_matrix(weight: &HostTensor) -> Result<[usize; 2]> {
+    match *weight.shape() {
+        [rows, columns] => Ok([rows, columns]),
+        _ => Err(Error::shape("matrix", format!("weights of shape {:?}, expected (N, K)", weight.shape()))),
+    }
+}
 
 /// A device with one stream of work: everything happens in the order of the calls.
 pub trait Device: Send + Sync + Sized + 'static {

@@ -44,8 +44,9 @@ pub trait Linear: Device {
     ) -> Result<Self::Tensor>;
 }
 
-/// An error unless the shapes fit.
+/// An error of `op`, one of the two forms, unless the shapes fit.
 pub(crate) fn check<D: Device>(
+    op: &'static str,
     device: &D,
     x: &D::Tensor,
     layer: &LinearWeights<D>,
@@ -53,7 +54,7 @@ pub(crate) fn check<D: Device>(
 ) -> Result<()> {
     let ([rows, depth], [n, k]) = (device.shape(x), device.matrix_shape(&layer.weight));
     let (bias, residual) = (device.shape(&layer.bias), residual.map(|r| device.shape(r)));
-    ensure(depth == k && bias[0] * bias[1] == n && residual.is_none_or(|r| r == [rows, n]), "linear", || {
+    ensure(depth == k && bias[0] * bias[1] == n && residual.is_none_or(|r| r == [rows, n]), op, || {
         format!("x ({rows}, {depth}), weight ({n}, {k}), bias {bias:?}, residual {residual:?}")
     })
 }

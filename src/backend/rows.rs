@@ -4,12 +4,12 @@ use crate::{Error, Result};
 
 /// log softmax of one row in f32, as the framework computes it; NaN is an error.
 pub fn log_softmax(logits: &[f32]) -> Result<Vec<f32>> {
-    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let log_sum = logits.iter().map(|&v| (v - most).exp()).sum::<f32>().ln();
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let log_sum = logits.iter().map(|&v| (v - max).exp()).sum::<f32>().ln();
     if !log_sum.is_finite() || logits.iter().any(|v| v.is_nan()) {
         return Err(Error::NotANumber { stage: "log_softmax" });
     }
-    Ok(logits.iter().map(|&v| v - most - log_sum).collect())
+    Ok(logits.iter().map(|&v| v - max - log_sum).collect())
 }
 
 /// Indices of the `count` largest values, largest first, lower indices first on ties.

@@ -148,8 +148,8 @@ impl Convert {
 /// How close the eight-bit model came to the unrounded one.
 fn say(report: &CalibrateReport) -> Result<()> {
     print_line(format_args!(
-        "calibrated: {} of {} pictures keep all their units; logits (rms {:.3}) are off by {:.4} rms, {:.3} at most",
-        report.kept, report.pictures, report.logit_rms, report.logit_error_rms, report.logit_error_max
+        "calibrated: {} of {} images keep all their units; logits (rms {:.3}) are off by {:.4} rms, {:.3} at most",
+        report.kept, report.images, report.logit_rms, report.logit_error_rms, report.logit_error_max
     ))?;
     report.matrices.iter().try_for_each(|matrix| {
         print_line(format_args!("  {:32} error {:.5}, nearest {:.5}", matrix.name, matrix.error, matrix.nearest))
@@ -159,7 +159,7 @@ fn say(report: &CalibrateReport) -> Result<()> {
 fn json_of(report: &CalibrateReport) -> serde_json::Value {
     let matrices = report.matrices.iter();
     json!({
-        "pictures": report.pictures,
+        "images": report.images,
         "kept": report.kept,
         "unreadable": report.unreadable,
         "logit_rms": report.logit_rms,

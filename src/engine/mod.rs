@@ -8,7 +8,6 @@
 //! ```
 
 mod bulk;
-mod calibrate;
 mod load;
 mod pipeline;
 mod request;
@@ -28,7 +27,6 @@ use crate::tensor::DType;
 use crate::weights::directory::ModelFiles;
 
 pub use bulk::{ImageSource, OnCaption};
-pub use calibrate::{CalibrateReport, MatrixReport, convert_calibrated};
 pub use load::Device;
 pub use request::{CancelFlag, Delivery, Event, Events, Input, Request};
 pub use stream::{CaptionStream, SpeechStream};
@@ -168,8 +166,8 @@ impl Engine {
     /// ```
     /// # fn main() -> im2sp::Result<()> {
     /// let engine = im2sp::Engine::embedded()?;
-    /// let picture = im2sp::Image::open("assets/scene.png")?;
-    /// let caption = engine.caption(&picture, &im2sp::CaptionOptions::default())?;
+    /// let image = im2sp::Image::open("assets/scene.png")?;
+    /// let caption = engine.caption(&image, &im2sp::CaptionOptions::default())?;
     /// assert_eq!(caption.sample_rate, 16_000);
     /// assert!(caption.samples.len() > 16_000, "more than a second of speech");
     /// let wav = im2sp::audio::wav_bytes(&caption.samples, caption.sample_rate)?;

@@ -205,13 +205,13 @@ impl<'a, B: Backend> Scheduler<'a, B> {
             if session.free.len() < few {
                 return Ok(());
             }
-            let most = self.waiting.front().map_or(0, |first| first.plan.together).max(few).min(session.free.len());
+            let max = self.waiting.front().map_or(0, |first| first.plan.together).max(few).min(session.free.len());
             let decoder = &self.worker.captioner.decoder;
             // Who does not fit waits for a cache of its own, and those behind it with it.
             let fits = |pending: &&Pending| {
                 pending.plan.width <= session.width && pending.options.generate.limit(decoder) <= session.max_tokens
             };
-            let count = self.waiting.iter().take(most).take_while(fits).count();
+            let count = self.waiting.iter().take(max).take_while(fits).count();
             if count == 0 {
                 return Ok(());
             }

@@ -48,7 +48,7 @@ pub struct Sampling {
     pub top_k: usize,
     /// Only the likeliest tokens that together reach this probability stay; 1 keeps all.
     pub top_p: f32,
-    /// Seed of every picture's own random numbers.
+    /// Seed of every image's own random numbers.
     pub seed: u64,
 }
 
@@ -82,7 +82,7 @@ impl Default for GenerateOptions {
     }
 }
 
-/// One decoded picture.
+/// One decoded image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generated {
     /// Token ids, BOS first, EOS last unless the length limit came before it.
@@ -120,7 +120,7 @@ impl GenerateOptions {
         Ok(())
     }
 
-    /// Text tokens that can occur: the limit, or the decoder's positions if they are fewer.
+    /// Unit tokens that can occur: the limit, or the decoder's positions if they are fewer.
     pub fn limit<B: Backend>(&self, decoder: &Decoder<B>) -> usize {
         self.max_length.min(decoder.config().max_positions)
     }

@@ -1,5 +1,5 @@
 //! The speech-unit decoder: a post-LN transformer over image tokens and unit tokens, its output tied to the word
-//! embedding. Image tokens never see text, so [`Decoder::prefill`] runs once per picture, and every later step handles
+//! embedding. Image tokens never see units, so [`Decoder::prefill`] runs once per image, and every later step handles
 //! one token a row. Source: transformers' GIT (GitForCausalLM) with the vocabulary replaced by units.
 
 use super::loader::Loader;
@@ -59,7 +59,7 @@ impl<B: Backend> Decoder<B> {
         &self.layers
     }
 
-    /// Tokens at their text positions to the input of the first layer (R, C).
+    /// Tokens at their positions to the input of the first layer (R, C).
     pub fn embed(&self, backend: &B, ids: &[u32], positions: &[u32]) -> Result<B::Tensor> {
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.config.vocabulary) {
             return Err(Error::shape("decoder", format!("token {id} of a vocabulary of {}", self.config.vocabulary)));
@@ -87,19 +87,19 @@ impl<B: Backend> Decoder<B> {
         Ok(cache)
     }
 
-    /// Image tokens (pictures*T, C) to their keys and values at these pictures' places of the cache.
+    /// Image tokens (images*T, C) to their keys and values in these slots of the cache.
     pub fn prefill_into(
         &self,
         backend: &B,
         cache: &mut B::KvCache,
-        pictures: &[usize],
+        images: &[usize],
         tokens: &B::Tensor,
     ) -> Result<()> {
-        let (batch, heads) = (pictures.len(), self.config.heads);
+        let (batch, heads) = (images.len(), self.config.heads);
         let prefix = backend.shape(tokens)[0].checked_div(batch).unwrap_or(0);
         let mut x = tokens.clone();
         for (n, layer) in self.layers.iter().enumerate() {
-            let qkv = backend.prefill_qkv(cache, pictures, n, &x, &layer.qkv)?;
+            let qkv = backend.prefill_qkv(cache, images, n, &x, &layer.qkv)?;
             // Nothing but the last layer's keys and values is ever read.
             if n + 1 < self.layers.len() {
                 let attended = backend.attention(&qkv, AttentionShape { batch, tokens: prefix, heads, prefix })?;
@@ -109,7 +109,7 @@ impl<B: Backend> Decoder<B> {
         Ok(())
     }
 
-    /// One more token in the text of every live row of the cache, to logits (R, V).
+    /// One more token in the sequence of every live row of the cache, to logits (R, V).
     pub fn step(&self, backend: &B, cache: &mut B::KvCache, ids: &[u32]) -> Result<B::Tensor> {
         let x = self.embed(backend, ids, backend.kv_append(cache)?)?;
         backend.captured_step(&self.step, cache, &x, &|backend, cache, x| {

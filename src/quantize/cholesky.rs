@@ -19,15 +19,15 @@ pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
 /// The lower factor L of a symmetric positive definite matrix L L^T, in the place of its lower half. A pivot lost to
 /// rounding becomes a tiny one.
 pub(super) fn cholesky(a: &mut [f64], size: usize) {
-    let largest = a.iter().step_by(size + 1).fold(0.0f64, |most, &v| most.max(v));
-    let least = (largest * f64::EPSILON).max(f64::MIN_POSITIVE);
+    let largest = a.iter().step_by(size + 1).fold(0.0f64, |max, &v| max.max(v));
+    let min = (largest * f64::EPSILON).max(f64::MIN_POSITIVE);
     for first in (0..size).step_by(PANEL) {
         let end = (first + PANEL).min(size);
         let (above, below) = a.split_at_mut(end * size);
         for i in first..end {
             for j in first..=i {
                 let rest = above[i * size + j] - dot(&above[i * size..][..j], &above[j * size..][..j]);
-                above[i * size + j] = if i == j { rest.max(least).sqrt() } else { rest / above[j * size + j] };
+                above[i * size + j] = if i == j { rest.max(min).sqrt() } else { rest / above[j * size + j] };
             }
         }
         below.par_chunks_mut(size).for_each(|row| {

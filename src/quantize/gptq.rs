@@ -164,17 +164,17 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(moments: &Hessian) -> Plan {
-        let size = moments.inputs;
+    fn new(hessian: &Hessian) -> Plan {
+        let size = hessian.inputs;
         let last = size - 1;
-        let diagonal = |j: usize| moments.squares[j * size + j];
+        let diagonal = |j: usize| hessian.squares[j * size + j];
         let mean = (0..last).map(diagonal).sum::<f64>() / last.max(1) as f64;
         let damping = if mean > 0.0 { DAMPING * mean } else { 1.0 };
         let mut order: Vec<usize> = (0..last).collect();
         order.sort_by(|&a, &b| diagonal(b).total_cmp(&diagonal(a)));
         order.push(last);
         let mut squares: Vec<f64> =
-            order.iter().flat_map(|&i| order.iter().map(move |&j| moments.squares[i * size + j])).collect();
+            order.iter().flat_map(|&i| order.iter().map(move |&j| hessian.squares[i * size + j])).collect();
         squares.iter_mut().step_by(size + 1).for_each(|v| *v += damping);
         let mut factor: Vec<f64> = squares.iter().rev().copied().collect();
         cholesky(&mut factor, size);
@@ -200,7 +200,7 @@ impl Plan {
         solve(&self.factor, size, &mut target);
         target.reverse();
         target.iter_mut().zip(self.ordered(row)).for_each(|(target, v)| *target += v);
-        let scale = scale_of(row.0.iter().fold(0.0, |most, v| most.max(v.abs())));
+        let scale = scale_of(row.0.iter().fold(0.0, |max, v| max.max(v.abs())));
         let mut line = Line { scale, target, rounded: vec![0.0; size], slopes: Vec::new() };
         let mut errors = vec![0.0; size];
         for place in 0..size {
@@ -285,14 +285,14 @@ mod tests {
     }
 
     /// Sums over samples (M, K) of a target that is the layer itself.
-    fn moments(rows: usize, columns: usize, x: &[f32]) -> Hessian {
-        let mut moments = Hessian::new(rows, columns);
+    fn hessian(rows: usize, columns: usize, x: &[f32]) -> Hessian {
+        let mut hessian = Hessian::new(rows, columns);
         for x in x.chunks_exact(columns) {
             let x: Vec<f32> = x.iter().copied().chain([1.0]).collect();
             let squares: Vec<f32> = x.iter().flat_map(|a| x.iter().map(move |b| a * b)).collect();
-            assert!(moments.add_inputs(&squares, &vec![0.0; rows * (columns + 1)]));
+            assert!(hessian.add_inputs(&squares, &vec![0.0; rows * (columns + 1)]));
         }
-        moments
+        hessian
     }
 
     fn values(rounded: &Rounded) -> Vec<f32> {
@@ -323,7 +323,7 @@ mod tests {
     fn outputs_are_closer_than_of_nearest_rounding() {
         let (rows, columns) = (7, 45);
         let (weight, bias, x) = layer(rows, columns, 300);
-        let rounded = round(&weight, &bias, &[moments(rows, columns, &x)]).expect("it fits");
+        let rounded = round(&weight, &bias, &[hessian(rows, columns, &x)]).expect("it fits");
         let none = vec![0.0; rows];
         let best = loss(&weight, &bias, &values(&rounded), &rounded.bias, &x, &none);
         let plain = loss(&weight, &bias, &nearest(&weight), &bias, &x, &none);
@@ -336,12 +336,12 @@ mod tests {
         let (rows, columns) = (8, 30);
         let (weight, bias, x) = layer(rows, columns, 300);
         let gradient: Vec<f32> = (0..rows).map(|n| 1.0 + n as f32 / 4.0).collect();
-        let alone = moments(rows, columns, &x);
+        let alone = hessian(rows, columns, &x);
         let mut together = alone.clone();
         let outputs: Vec<f32> = gradient.iter().flat_map(|a| gradient.iter().map(move |b| a * b)).collect();
         assert!(together.add_outputs(&outputs));
-        let [alone, together] = [alone, together].map(|moments| {
-            let rounded = round(&weight, &bias, &[moments]).expect("it fits");
+        let [alone, together] = [alone, together].map(|hessian| {
+            let rounded = round(&weight, &bias, &[hessian]).expect("it fits");
             loss(&weight, &bias, &values(&rounded), &rounded.bias, &x, &gradient)
         });
         assert!(together < 0.5 * alone, "{together} against {alone}");
@@ -352,12 +352,12 @@ mod tests {
         let (rows, columns) = (5, 19);
         let (weight, bias, _) = layer(rows, columns, 1);
         for scale in [0.0, 1e-30, 1.0, 1e30] {
-            let mut moments = Hessian::new(rows, columns);
+            let mut hessian = Hessian::new(rows, columns);
             let size = columns + 1;
             let identity: Vec<f32> =
                 (0..size * size).map(|at| if at % (size + 1) == 0 { scale } else { 0.0 }).collect();
-            assert!(moments.add_inputs(&identity, &vec![0.0; rows * size]));
-            let rounded = round(&weight, &bias, &[moments]).expect("it fits");
+            assert!(hessian.add_inputs(&identity, &vec![0.0; rows * size]));
+            let rounded = round(&weight, &bias, &[hessian]).expect("it fits");
             assert_eq!(values(&rounded), nearest(&weight), "{scale}");
             assert_eq!(rounded.bias, bias, "{scale}");
         }
@@ -372,7 +372,7 @@ mod tests {
             // One input that never speaks, one that always says the same.
             x.iter_mut().skip(columns / 2).step_by(columns).for_each(|v| *v = 0.0);
             x.iter_mut().step_by(columns).for_each(|v| *v = 3.0);
-            let rounded = round(&weight, &bias, &[moments(rows, columns, &x)]).expect("it fits");
+            let rounded = round(&weight, &bias, &[hessian(rows, columns, &x)]).expect("it fits");
             assert!(values(&rounded).iter().chain(&rounded.bias).all(|v| v.is_finite()), "({rows}, {columns})");
             assert!(rounded.error.is_finite() && rounded.error <= rounded.nearest + 1e-9, "({rows}, {columns})");
         }
@@ -383,7 +383,7 @@ mod tests {
         let (rows, columns) = (4, 24);
         let (weight, bias, x) = layer(rows, columns, 400);
         let wanted: Vec<f32> = weight.to_f32().iter().map(|v| 1.25 * v).collect();
-        let mut moments = moments(rows, columns, &x);
+        let mut hessian = hessian(rows, columns, &x);
         for x in x.chunks_exact(columns) {
             let x: Vec<f32> = x.iter().copied().chain([1.0]).collect();
             let values = weight.to_f32();
@@ -392,9 +392,9 @@ mod tests {
                 x.iter().map(move |x| residual * x).collect::<Vec<f32>>()
             });
             let residual: Vec<f32> = residual.collect();
-            assert!(moments.add_inputs(&vec![0.0; (columns + 1) * (columns + 1)], &residual));
+            assert!(hessian.add_inputs(&vec![0.0; (columns + 1) * (columns + 1)], &residual));
         }
-        let rounded = round(&weight, &bias, &[moments]).expect("it fits");
+        let rounded = round(&weight, &bias, &[hessian]).expect("it fits");
         let wanted = HostTensor::from_f32(&[rows, columns], wanted).expect("a matrix");
         let none = vec![0.0; rows];
         let [before, after] = [(nearest(&weight), bias.clone()), (values(&rounded), rounded.bias.clone())]
@@ -406,12 +406,12 @@ mod tests {
     fn parts_are_rounded_as_if_alone() {
         let (weight, bias, x) = layer(6, 21, 90);
         let (other, _, _) = layer(2, 21, 1);
-        let (first, second) = (moments(2, 21, &x), moments(4, 21, &other.to_f32()));
+        let (first, second) = (hessian(2, 21, &x), hessian(4, 21, &other.to_f32()));
         let rounded = round(&weight, &bias, &[first.clone(), second.clone()]).expect("it fits");
-        let part = |rows: std::ops::Range<usize>, moments: Hessian| {
+        let part = |rows: std::ops::Range<usize>, hessian: Hessian| {
             let part = weight.to_f32()[rows.start * 21..rows.end * 21].to_vec();
             let part = HostTensor::from_f32(&[rows.len(), 21], part).expect("a matrix");
-            values(&round(&part, &bias[rows], &[moments]).expect("it fits"))
+            values(&round(&part, &bias[rows], &[hessian]).expect("it fits"))
         };
         assert_eq!(values(&rounded), [part(0..2, first), part(2..6, second)].concat());
     }
@@ -419,11 +419,11 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let (weight, bias, x) = layer(3, 4, 9);
-        let good = moments(3, 4, &x);
+        let good = hessian(3, 4, &x);
         let mut bad = good.clone();
         assert!(!bad.add_inputs(&[0.0; 3], &[0.0; 15]) && !bad.add_outputs(&[0.0; 8]));
         assert!(round(&weight, &bias[..2], std::slice::from_ref(&good)).is_none());
-        assert!(round(&weight, &bias, &[moments(4, 3, &x)]).is_none());
+        assert!(round(&weight, &bias, &[hessian(4, 3, &x)]).is_none());
         assert!(bad.add_outputs(&[f32::INFINITY; 9]));
         assert!(round(&weight, &bias, &[bad]).is_none());
     }

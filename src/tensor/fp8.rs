@@ -48,7 +48,7 @@ pub fn quantize(matrix: &HostTensor) -> Option<(HostTensor, HostTensor)> {
     let (mut codes, mut scales) = (Vec::with_capacity(values.len()), Vec::with_capacity(rows));
     for row in 0..rows {
         let values = &values[row * columns..][..columns];
-        let scale = scale_of(values.iter().fold(0.0, |most, v| most.max(v.abs())));
+        let scale = scale_of(values.iter().fold(0.0, |max, v| max.max(v.abs())));
         codes.extend(values.iter().map(|v| encode(v / scale)));
         scales.push(scale);
     }
@@ -72,12 +72,12 @@ pub fn dequantize(codes: &HostTensor, scales: &HostTensor) -> Option<HostTensor>
 }
 
 /// The smallest power of two that brings `most` into range; 1 for a row of zeros.
-pub(crate) fn scale_of(most: f32) -> f32 {
-    if most == 0.0 {
+pub(crate) fn scale_of(max: f32) -> f32 {
+    if max == 0.0 {
         return 1.0;
     }
-    let scale = power_of_two(exponent(most) - 8);
-    if most <= MAX * scale { scale } else { 2.0 * scale }
+    let scale = power_of_two(exponent(max) - 8);
+    if max <= MAX * scale { scale } else { 2.0 * scale }
 }
 
 /// e with 2^e <= v < 2^(e + 1), for positive normal v; less for subnormal ones.

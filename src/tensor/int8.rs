@@ -5,11 +5,11 @@
 use crate::tensor::{Bytes, DType, HostTensor, Quantized};
 
 /// The largest code.
-pub const MOST: f32 = 127.0;
+pub const MAX: f32 = 127.0;
 
 /// The nearest code; values beyond the largest become the largest, and NaN becomes 0.
 pub fn encode(v: f32) -> i8 {
-    v.round_ties_even().clamp(-MOST, MOST) as i8
+    v.round_ties_even().clamp(-MAX, MAX) as i8
 }
 
 /// A matrix (N, K) as codes (N, K) and scales (N). `None` for other shapes.
@@ -30,12 +30,12 @@ pub fn fits(Quantized { codes, scales }: &Quantized) -> bool {
 
 /// Whether a scale is positive and its products with codes are finite.
 pub fn is_scale(scale: f32) -> bool {
-    scale.is_normal() && scale > 0.0 && (scale * MOST).is_finite()
+    scale.is_normal() && scale > 0.0 && (scale * MAX).is_finite()
 }
 
 /// The scale that makes the largest weight of a row the largest code; 1 for a row of zeros.
 fn scale_of(row: &[f32]) -> f32 {
-    let scale = row.iter().fold(0.0f32, |most, v| most.max(v.abs())) / MOST;
+    let scale = row.iter().fold(0.0f32, |max, v| max.max(v.abs())) / MAX;
     if is_scale(scale) { scale } else { 1.0 }
 }
 
@@ -55,9 +55,9 @@ mod tests {
         let matrix = HostTensor::from_f32(&[3, 20], values).expect("60 values");
         let narrow = quantized(&matrix);
         for (wide, narrow) in matrix.to_f32().chunks(20).zip(narrow.to_f32().chunks(20)) {
-            let most = wide.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+            let max = wide.iter().fold(0.0f32, |max, v| max.max(v.abs()));
             for (wide, narrow) in wide.iter().zip(narrow) {
-                assert!((wide - narrow).abs() <= most / 253.9, "{wide} became {narrow}");
+                assert!((wide - narrow).abs() <= max / 253.9, "{wide} became {narrow}");
             }
         }
     }

@@ -116,9 +116,9 @@ fn a_calibration_is_reported() {
     let said = succeeds(&output);
     let notes = text(&output.stderr);
     assert!(notes.contains("broken.jpe") && !notes.contains("._"), "left out, and the calibration goes on: {notes}");
-    assert!(said.contains("1 of 1 pictures keep all their units") && said.contains("decoder.layers.5.fc2"), "{said}");
+    assert!(said.contains("1 of 1 images keep all their units") && said.contains("decoder.layers.5.fc2"), "{said}");
     assert!(fails(&convert(&[])).contains("--force"));
     let line: Value = serde_json::from_str(&succeeds(&convert(&["--force", "--json"]))).unwrap();
-    assert_eq!((&line["calibration"]["kept"], &line["calibration"]["pictures"]), (&1.into(), &1.into()));
+    assert_eq!((&line["calibration"]["kept"], &line["calibration"]["images"]), (&1.into(), &1.into()));
     assert_eq!(line["calibration"]["matrices"].as_array().map(Vec::len), Some(24));
 }

@@ -77,10 +77,10 @@ pub use im2sp::{conformance::tolerance, random::Random};
 #[track_caller]
 pub fn assert_close(what: &str, actual: &[f32], expected: &[f32], length: usize) {
     assert_eq!(actual.len(), expected.len(), "{what}: number of values");
-    let size = expected.iter().fold(0.0f32, |most, v| most.max(v.abs()));
-    let most = tolerance(length, size);
+    let size = expected.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+    let max = tolerance(length, size);
     for (index, (a, e)) in actual.iter().zip(expected).enumerate() {
         // Written so that NaN fails.
-        assert!((a - e).abs() <= most, "{what}: value {index} is {a}, expected {e}, tolerance {most:e}");
+        assert!((a - e).abs() <= max, "{what}: value {index} is {a}, expected {e}, tolerance {max:e}");
     }
 }

@@ -45,8 +45,8 @@ fn equals_the_definition() {
                         (0..size).map(|d| at(b, t, 0, h, d) * at(b, s, 1, h, d)).sum::<f64>() / (size as f64).sqrt()
                     })
                     .collect();
-                let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
+                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 expected.extend(
                     (0..size)

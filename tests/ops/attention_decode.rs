@@ -15,7 +15,7 @@ fn identity(columns: usize) -> LinearWeights<Cpu> {
 
 const START: CacheRow = CacheRow { image: 0, parent: None };
 
-/// Text after an image prefix, one token at a time, gives what masked attention over everything gives.
+/// Tokens after an image prefix, one token at a time, gives what masked attention over everything gives.
 #[test]
 fn equals_golden() {
     let golden = ops();
@@ -26,9 +26,9 @@ fn equals_golden() {
         let heads = columns / 192;
         let cache_shape = CacheShape { layers: 2, heads, head_size: 64, images, prefix, max_new_tokens: tokens };
         let mut cache = Cpu.kv_cache(cache_shape).unwrap();
-        let pictures: Vec<usize> = (0..images).collect();
+        let slots: Vec<usize> = (0..images).collect();
         let x = tensor(images * prefix, columns, &prefix_qkv);
-        let packed = Cpu.prefill_qkv(&mut cache, &pictures, 1, &x, &identity(columns)).unwrap();
+        let packed = Cpu.prefill_qkv(&mut cache, &slots, 1, &x, &identity(columns)).unwrap();
         assert_eq!(values(&packed), *prefix_qkv);
         let rows: Vec<_> = (0..images).map(|image| CacheRow { image, parent: None }).collect();
         Cpu.kv_reorder(&mut cache, &rows).unwrap();
@@ -43,7 +43,7 @@ fn equals_golden() {
     }
 }
 
-/// Rows that fork, swap and vanish continue their parents' texts bit for bit, next to others that have just begun.
+/// Rows that fork, swap and vanish continue their parents' sequences bit for bit, next to others that have just begun.
 #[test]
 fn rows_continue_their_parents() {
     let mut random = random(4);
@@ -52,44 +52,44 @@ fn rows_continue_their_parents() {
     let prefix_qkv = random.values(2 * prefix * columns);
     let new = || {
         let mut cache = Cpu.kv_cache(shape).unwrap();
-        // The pictures in one call each, and not in their order.
-        for picture in [1, 0] {
-            let qkv = &prefix_qkv[picture * prefix * columns..][..prefix * columns];
+        // The images in one call each, and not in their order.
+        for image in [1, 0] {
+            let qkv = &prefix_qkv[image * prefix * columns..][..prefix * columns];
             let x = tensor(prefix, columns, qkv);
-            Cpu.prefill_qkv(&mut cache, &[picture], 0, &x, &identity(columns)).unwrap();
+            Cpu.prefill_qkv(&mut cache, &[image], 0, &x, &identity(columns)).unwrap();
         }
         cache
     };
-    // Each text is the list of its tokens' rows of qkv; the beams' cache is compared with a fresh one fed the same text.
+    // Each sequence is the list of its tokens' rows of qkv; the beams' cache is compared with a fresh one fed the same sequence.
     let mut cache = new();
-    let mut texts: Vec<(usize, Vec<Vec<f32>>)> = vec![(0, vec![]), (1, vec![])];
+    let mut sequences: Vec<(usize, Vec<Vec<f32>>)> = vec![(0, vec![]), (1, vec![])];
     let mut rows: Vec<CacheRow> = vec![START, CacheRow { image: 1, parent: None }];
     for t in 0..60 {
         Cpu.kv_reorder(&mut cache, &rows).unwrap();
-        let tokens: Vec<Vec<f32>> = texts.iter().map(|_| random.values(columns)).collect();
-        texts.iter_mut().zip(&tokens).for_each(|((_, text), token)| text.push(token.clone()));
-        let positions: Vec<u32> = texts.iter().map(|(_, text)| text.len() as u32 - 1).collect();
+        let tokens: Vec<Vec<f32>> = sequences.iter().map(|_| random.values(columns)).collect();
+        sequences.iter_mut().zip(&tokens).for_each(|((_, sequence), token)| sequence.push(token.clone()));
+        let positions: Vec<u32> = sequences.iter().map(|(_, sequence)| sequence.len() as u32 - 1).collect();
         assert_eq!(Cpu.kv_append(&mut cache).unwrap(), positions);
         let out =
-            values(&Cpu.attention_decode(&tensor(texts.len(), columns, &tokens.concat()), &mut cache, 0).unwrap());
-        for ((image, text), out) in texts.iter().zip(out.chunks_exact(columns / 3)) {
+            values(&Cpu.attention_decode(&tensor(sequences.len(), columns, &tokens.concat()), &mut cache, 0).unwrap());
+        for ((image, sequence), out) in sequences.iter().zip(out.chunks_exact(columns / 3)) {
             let mut fresh = new();
             Cpu.kv_reorder(&mut fresh, &[CacheRow { image: *image, parent: None }]).unwrap();
-            let last = text.iter().map(|token| {
+            let last = sequence.iter().map(|token| {
                 Cpu.kv_append(&mut fresh).unwrap();
                 values(&Cpu.attention_decode(&tensor(1, columns, token), &mut fresh, 0).unwrap())
             });
             assert_eq!(last.last().unwrap(), out, "token {t}");
         }
-        let parents: Vec<usize> = (0..1 + random.below(4)).map(|_| random.below(texts.len())).collect();
-        rows = parents.iter().map(|&p| CacheRow { image: texts[p].0, parent: Some(p) }).collect();
-        texts = parents.iter().map(|&p| texts[p].clone()).collect();
-        // Now and then a text that has ended, or grown to the limit, makes room for another.
-        for (row, (image, text)) in rows.iter_mut().zip(&mut texts) {
-            if random.below(10) == 0 || text.len() == shape.max_new_tokens {
+        let parents: Vec<usize> = (0..1 + random.below(4)).map(|_| random.below(sequences.len())).collect();
+        rows = parents.iter().map(|&p| CacheRow { image: sequences[p].0, parent: Some(p) }).collect();
+        sequences = parents.iter().map(|&p| sequences[p].clone()).collect();
+        // Now and then a sequence that has ended, or grown to the limit, makes room for another.
+        for (row, (image, sequence)) in rows.iter_mut().zip(&mut sequences) {
+            if random.below(10) == 0 || sequence.len() == shape.max_new_tokens {
                 *image = random.below(2);
                 *row = CacheRow { image: *image, parent: None };
-                text.clear();
+                sequence.clear();
             }
         }
     }
@@ -107,9 +107,9 @@ fn edges_and_misfits() {
     assert_eq!(values(&Cpu.attention_decode(&token, &mut cache, 0).unwrap()), [5.0, 6.0]);
     assert!(Cpu.kv_append(&mut cache).is_err(), "beyond the room");
     assert!(Cpu.attention_decode(&token, &mut cache, 1).is_err(), "no such layer");
-    assert!(Cpu.kv_reorder(&mut cache, &[CacheRow { image: 1, parent: None }]).is_err(), "no such picture");
+    assert!(Cpu.kv_reorder(&mut cache, &[CacheRow { image: 1, parent: None }]).is_err(), "no such image");
     assert!(Cpu.kv_reorder(&mut cache, &[CacheRow { image: 0, parent: Some(3) }]).is_err(), "no such parent");
-    let mut prefix = |pictures: &[usize], x| Cpu.prefill_qkv(&mut cache, pictures, 0, &x, &identity(6));
+    let mut prefix = |images: &[usize], x| Cpu.prefill_qkv(&mut cache, images, 0, &x, &identity(6));
     assert!(prefix(&[0], tensor(1, 6, &[0.0; 6])).is_err(), "no room for a prefix");
-    assert!(prefix(&[1], tensor(0, 6, &[])).is_err(), "no such picture");
+    assert!(prefix(&[1], tensor(0, 6, &[])).is_err(), "no such image");
 }

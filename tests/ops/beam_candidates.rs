@@ -4,22 +4,22 @@ use im2sp::backend::prelude::*;
 
 use crate::{random, tensor};
 
-fn places(picture: &[BeamCandidate]) -> Vec<(usize, u32)> {
-    picture.iter().map(|best| (best.row, best.token)).collect()
+fn places(image: &[BeamCandidate]) -> Vec<(usize, u32)> {
+    image.iter().map(|best| (best.row, best.token)).collect()
 }
 
 /// Golden beam searches test this inside the models; here, the definition in f64.
 #[test]
 fn equals_the_definition() {
     let mut random = random(11);
-    let (pictures, vocabulary, count) = ([2, 1, 4], 30, 8);
-    let rows = pictures.iter().sum();
+    let (images, vocabulary, count) = ([2, 1, 4], 30, 8);
+    let rows = images.iter().sum();
     let (logits, so_far) = (random.values(rows * vocabulary), random.values(rows));
-    let found = Cpu.beam_candidates(&tensor(rows, vocabulary, &logits), &so_far, &pictures, count).unwrap();
+    let found = Cpu.beam_candidates(&tensor(rows, vocabulary, &logits), &so_far, &images, count).unwrap();
     let mut first = 0;
-    for (texts, found) in pictures.into_iter().zip(found) {
+    for (beams, found) in images.into_iter().zip(found) {
         let mut all = Vec::new();
-        for row in first..first + texts {
+        for row in first..first + beams {
             let row_logits = &logits[row * vocabulary..][..vocabulary];
             let sum: f64 = row_logits.iter().map(|&v| f64::from(v).exp()).sum();
             for (token, &v) in row_logits.iter().enumerate() {
@@ -32,7 +32,7 @@ fn equals_the_definition() {
             assert_eq!((found.row, found.token), (expected.1, expected.2));
             assert!((f64::from(found.score) - expected.0).abs() < 1e-5);
         }
-        first += texts;
+        first += beams;
     }
 }
 

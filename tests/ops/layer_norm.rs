@@ -16,7 +16,7 @@ fn equals_golden() {
                 let norm = LayerNormWeights::<Cpu> { weight: row(&get("weight").1), bias: row(&get("bias").1), eps };
                 let y = Cpu.layer_norm(&tensor(shape[0], shape[1], &x), &norm).unwrap();
                 // Large magnitudes lose what the mean takes away, relative to the spread of the row.
-                let magnitude = x.iter().fold(1.0f32, |most, v| most.max(v.abs()));
+                let magnitude = x.iter().fold(1.0f32, |max, v| max.max(v.abs()));
                 let length = shape[1] * magnitude.log2().max(1.0) as usize;
                 assert_close(&format!("{case} {name}"), &values(&y), &get(name).1, length);
             }

@@ -68,7 +68,7 @@ fn attend(qkv: &Tensor, shape: AttentionShape, size: usize) -> Tensor {
     Tensor::new(batch * tokens, width, out)
 }
 
-/// Takes from queries `first..` the keys that they must not see: of text, what stands after them; for an image, all text.
+/// Takes from queries `first..` the keys that they must not see: of units, those after them; of an image, all units.
 fn hide(scores: &mut [f32], tokens: usize, first: usize, prefix: usize) {
     for (query, row) in scores.chunks_exact_mut(tokens).enumerate() {
         let visible = (first + query + 1).max(prefix);
@@ -93,24 +93,24 @@ fn softmax_rows_body<S: Simd>(scores: &mut [f32], columns: usize, scale: f32) {
 pub(super) fn softmax<S: Simd>(row: &mut [f32], scale: f32) {
     let mut lanes = [f32::NEG_INFINITY; 16];
     let chunks = row.chunks_exact(16);
-    let mut most = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut max = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
     for chunk in chunks {
         for (lane, &v) in lanes.iter_mut().zip(chunk) {
             *lane = if v > *lane { v } else { *lane };
         }
     }
-    most = lanes.into_iter().fold(most, f32::max) * scale;
+    max = lanes.into_iter().fold(max, f32::max) * scale;
     let mut sums = [0.0f32; 16];
     let mut chunks = row.chunks_exact_mut(16);
     for chunk in &mut chunks {
         for (sum, v) in sums.iter_mut().zip(chunk) {
-            *v = exp::<S>(S::mul_add1(*v, scale, -most));
+            *v = exp::<S>(S::mul_add1(*v, scale, -max));
             *sum += *v;
         }
     }
     let mut total = 0.0;
     for v in chunks.into_remainder() {
-        *v = exp::<S>(S::mul_add1(*v, scale, -most));
+        *v = exp::<S>(S::mul_add1(*v, scale, -max));
         total += *v;
     }
     let inverse = 1.0 / (total + sums.iter().sum::<f32>());

@@ -1,7 +1,8 @@
-//! attention_decode: one query per live row over the keys and values of its picture and of its text so far.
+//! attention_decode: one query per live row over the keys and values of its image and of its sequence so
+//! far.
 //!
-//! Image tokens never see text, so their keys and values are stored once per picture and shared by all of its rows; a
-//! row owns its text alone. Keys lie in tiles of 16 tokens, (tile, D, 16), so that scores are computed 16 at a time
+//! Image tokens never see units, so their keys and values are stored once per image and shared by all of its rows; a
+//! row owns its sequence alone. Keys lie in tiles of 16 tokens, (tile, D, 16), so that scores are computed 16 at a time
 //! without a horizontal sum; values lie as (T, D). Bytes per step and layer: 8 * H * D per visible token.
 
 use rayon::prelude::*;
@@ -9,7 +10,8 @@ use rayon::prelude::*;
 use super::attention::softmax;
 use super::buffer::Buffer;
 use super::simd::{Simd, dispatch, prefetch_ahead};
-use super::{Activation, Cpu, Tensor, ensure};
+use super::{Activation, Cpu, Tensor};
+use crate::backend::decode::check_appended;
 use crate::backend::{CacheRow, CacheShape, Decode, GraphId, Linear, LinearWeights, StepBody};
 use crate::{Result, trace};
 
@@ -18,18 +20,23 @@ const TILE: usize = 16;
 
 /// Keys and values of `blocks` (layer, owner, head) triples, each with room for `capacity` tokens.
 #[derive(Clone)]
-struct Store {
+struct KvStorage {
     size: usize,
     capacity: usize,
     keys: Vec<f32>,
     values: Vec<f32>,
 }
 
-impl Store {
-    fn new(blocks: usize, capacity: usize, size: usize) -> Store {
+impl KvStorage {
+    fn new(blocks: usize, capacity: usize, size: usize) -> KvStorage {
         let capacity = capacity.next_multiple_of(TILE);
         // Zeroed memory is not touched until it is used.
-        Store { size, capacity, keys: vec![0.0; blocks * capacity * size], values: vec![0.0; blocks * capacity * size] }
+        KvStorage {
+            size,
+            capacity,
+            keys: vec![0.0; blocks * capacity * size],
+            values: vec![0.0; blocks * capacity * size],
+        }
     }
 
     fn block(&self, block: usize) -> (&[f32], &[f32]) {
@@ -47,10 +54,10 @@ impl Store {
     }
 
     /// A copy of the first `tokens` tokens of every block.
-    fn fork(&self, tokens: usize) -> Store {
+    fn fork(&self, tokens: usize) -> KvStorage {
         let stride = self.capacity * self.size;
         let blocks = self.keys.len().checked_div(stride).unwrap_or(0);
-        let mut copy = Store::new(blocks, self.capacity, self.size);
+        let mut copy = KvStorage::new(blocks, self.capacity, self.size);
         let used = tokens.next_multiple_of(TILE) * self.size;
         for start in (0..self.keys.len()).step_by(stride.max(1)) {
             copy.keys[start..start + used].copy_from_slice(&self.keys[start..start + used]);
@@ -75,9 +82,10 @@ impl Decode for Cpu {
         x: &Tensor,
         qkv: &LinearWeights<Cpu>,
     ) -> Result<Tensor> {
+        cache.shape.check_prefill(self, images, layer, x, qkv)?;
         let qkv = self.linear(x, qkv, Activation::None, None)?;
         let _span = trace::span("prefill_qkv");
-        cache.set_prefix(images, layer, &qkv)?;
+        cache.set_prefix(images, layer, &qkv);
         Ok(qkv)
     }
 
@@ -104,7 +112,7 @@ impl Decode for Cpu {
 /// Keys and values of a decoder in host memory.
 pub struct KvCache {
     shape: CacheShape,
-    prefix: Store,
+    prefix: KvStorage,
     rows: Vec<Row>,
     /// Where each row's newest token stands.
     positions: Vec<u32>,
@@ -114,27 +122,25 @@ pub struct KvCache {
 
 struct Row {
     image: usize,
-    /// Tokens of the text.
+    /// Tokens of the sequence.
     tokens: usize,
-    text: Store,
+    units: KvStorage,
 }
 
 impl KvCache {
     pub(super) fn new(shape: CacheShape) -> Result<KvCache> {
-        ensure(shape.heads > 0 && shape.head_size > 0, "cache", || format!("{shape:?}"))?;
-        let prefix = Store::new(shape.layers * shape.images * shape.heads, shape.prefix, shape.head_size);
+        shape.check(usize::MAX)?;
+        let prefix = KvStorage::new(shape.layers * shape.images * shape.heads, shape.prefix, shape.head_size);
         let scores = vec![0.0; rayon::current_num_threads() * scores_room(shape)];
         Ok(KvCache { shape, prefix, rows: Vec::new(), positions: Vec::new(), scores })
     }
 
-    pub(super) fn set_prefix(&mut self, pictures: &[usize], layer: usize, qkv: &Tensor) -> Result<()> {
-        const OP: &str = "prefill_qkv";
+    /// Stores the keys and values of the prefixes of the slots `slots`.
+    fn set_prefix(&mut self, slots: &[usize], layer: usize, qkv: &Tensor) {
         let CacheShape { heads, head_size: size, images, prefix, .. } = self.shape;
-        ensure(pictures.iter().all(|&p| p < images), OP, || format!("pictures {pictures:?} of {images}"))?;
-        self.shape.check_qkv(OP, [qkv.rows, qkv.columns], pictures.len() * prefix, layer)?;
         let width = heads * size;
         for (index, row) in qkv.data.chunks_exact(3 * width).enumerate() {
-            let (image, token) = (pictures[index / prefix], index % prefix);
+            let (image, token) = (slots[index / prefix], index % prefix);
             for head in 0..heads {
                 let block = (layer * images + image) * heads + head;
                 let key = &row[width + head * size..][..size];
@@ -142,7 +148,6 @@ impl KvCache {
                 self.prefix.put(block, token, key, value);
             }
         }
-        Ok(())
     }
 
     pub(super) fn set_rows(&mut self, rows: &[CacheRow]) -> Result<()> {
@@ -162,20 +167,17 @@ impl KvCache {
                 if uses[parent] == 0 {
                     parents[parent].take()
                 } else {
-                    parents[parent].as_ref().map(|row| Row { text: row.text.fork(row.tokens), ..*row })
+                    parents[parent].as_ref().map(|row| Row { units: row.units.fork(row.tokens), ..*row })
                 }
             });
-            let fresh = || Row { image, tokens: 0, text: Store::new(layers * heads, max_new_tokens, head_size) };
+            let fresh = || Row { image, tokens: 0, units: KvStorage::new(layers * heads, max_new_tokens, head_size) };
             self.rows.push(Row { image, ..continued.unwrap_or_else(fresh) });
         }
         Ok(())
     }
 
     pub(super) fn grow(&mut self) -> Result<&[u32]> {
-        let most = self.shape.max_new_tokens;
-        for row in &self.rows {
-            ensure(row.tokens < most, "kv_append", || format!("position {} of at most {most}", row.tokens))?;
-        }
+        self.rows.iter().try_for_each(|row| self.shape.check_append(row.tokens))?;
         self.positions.clear();
         self.positions.extend(self.rows.iter().map(|row| row.tokens as u32));
         self.rows.iter_mut().for_each(|row| row.tokens += 1);
@@ -183,16 +185,14 @@ impl KvCache {
     }
 
     pub(super) fn attention(&mut self, qkv: &Tensor, layer: usize) -> Result<Tensor> {
-        const OP: &str = "attention_decode";
         let CacheShape { heads, head_size: size, images, prefix, .. } = self.shape;
-        self.shape.check_qkv(OP, [qkv.rows, qkv.columns], self.rows.len(), layer)?;
-        let grown = self.rows.iter().all(|row| row.tokens > 0);
-        ensure(grown, OP, || "a text without tokens: kv_append comes first".into())?;
+        self.shape.check_qkv("attention_decode", [qkv.rows, qkv.columns], self.rows.len(), layer)?;
+        check_appended(self.rows.iter().all(|row| row.tokens > 0))?;
         let width = heads * size;
         for (row, qkv) in self.rows.iter_mut().zip(qkv.data.chunks_exact(3 * width)) {
             for head in 0..heads {
                 let key = &qkv[width + head * size..][..size];
-                row.text.put(layer * heads + head, row.tokens - 1, key, &qkv[2 * width + head * size..][..size]);
+                row.units.put(layer * heads + head, row.tokens - 1, key, &qkv[2 * width + head * size..][..size]);
             }
         }
         let mut out = Buffer::zeros(self.rows.len() * width);
@@ -205,8 +205,8 @@ impl KvCache {
                 let (row, head) = (task / heads, task % heads);
                 let query = &qkv.data[row * 3 * width + head * size..][..size];
                 let image = prefix_store.block((layer * images + rows[row].image) * heads + head);
-                let text = rows[row].text.block(layer * heads + head);
-                one_query(query, [(image, prefix), (text, rows[row].tokens)], scores, out);
+                let units = rows[row].units.block(layer * heads + head);
+                one_query(query, [(image, prefix), (units, rows[row].tokens)], scores, out);
             }
         });
         Ok(Tensor::new(self.rows.len(), width, out))
@@ -239,12 +239,12 @@ fn one_query_body<S: Simd>(query: &[f32], parts: [Part<'_>; 2], scores: &mut [f3
     }
     let scores = &mut scores[..known];
     softmax::<S>(scores, 1.0 / (size as f32).sqrt());
-    let (image, text) = scores.split_at(parts[0].1);
+    let (image, units) = scores.split_at(parts[0].1);
     let whole = size / (4 * S::N) * 4 * S::N;
     // Four registers of sums at a time: in memory they would wait for themselves at every token.
     for first in (0..whole).step_by(4 * S::N) {
         let mut acc = [S::splat(0.0); 4];
-        for (weights, ((_, values), _)) in [image, text].into_iter().zip(parts) {
+        for (weights, ((_, values), _)) in [image, units].into_iter().zip(parts) {
             for (&weight, value) in weights.iter().zip(values.chunks_exact(size)) {
                 for (i, acc) in acc.iter_mut().enumerate() {
                     prefetch_ahead(&value[first + i * S::N..]);
@@ -257,7 +257,7 @@ fn one_query_body<S: Simd>(query: &[f32], parts: [Part<'_>; 2], scores: &mut [f3
         }
     }
     for (at, out) in out.iter_mut().enumerate().skip(whole) {
-        for (weights, ((_, values), _)) in [image, text].into_iter().zip(parts) {
+        for (weights, ((_, values), _)) in [image, units].into_iter().zip(parts) {
             for (&weight, value) in weights.iter().zip(values.chunks_exact(size)) {
                 *out = S::mul_add1(weight, value[at], *out);
             }

@@ -1,4 +1,4 @@
-//! beam_candidates: one step of a beam search from logits to the best continuations of each picture's texts. Scores are
+//! beam_candidates: one step of a beam search from logits to the best continuations of each image's sequences. Scores are
 //! summed in f32, as the frameworks do.
 
 use super::{Cpu, Tensor};
@@ -24,9 +24,9 @@ fn best(logits: &Tensor, scores: &[f32], images: &[usize], count: usize) -> Resu
     let mut live = logits.data.chunks_exact(vocabulary).zip(scores);
     images
         .iter()
-        .map(|&texts| {
-            let mut extended = Vec::with_capacity(texts * vocabulary);
-            for (row, score) in live.by_ref().take(texts) {
+        .map(|&beams| {
+            let mut extended = Vec::with_capacity(beams * vocabulary);
+            for (row, score) in live.by_ref().take(beams) {
                 extended.extend(rows::log_softmax(row)?.into_iter().map(|log| log + score));
             }
             let candidate = |i: usize| {

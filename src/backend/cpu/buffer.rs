@@ -5,21 +5,21 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Buffers that wait: at most `most`, of `elements` together.
-struct Shelf {
+/// Buffers that wait: at most `max`, of `elements` together.
+struct BufferPool {
     waiting: Mutex<Vec<Arc<Vec<f32>>>>,
-    most: usize,
+    max: usize,
     elements: usize,
 }
 
 /// Elements from which a buffer is large.
 const LARGE_FROM: usize = 1 << 16;
 /// 256 MiB of large ones, 4 MiB of others.
-static LARGE: Shelf = Shelf { waiting: Mutex::new(Vec::new()), most: 16, elements: 1 << 26 };
-static SMALL: Shelf = Shelf { waiting: Mutex::new(Vec::new()), most: 48, elements: 1 << 20 };
+static LARGE: BufferPool = BufferPool { waiting: Mutex::new(Vec::new()), max: 16, elements: 1 << 26 };
+static SMALL: BufferPool = BufferPool { waiting: Mutex::new(Vec::new()), max: 48, elements: 1 << 20 };
 
-impl Shelf {
-    fn of(len: usize) -> &'static Shelf {
+impl BufferPool {
+    fn of(len: usize) -> &'static BufferPool {
         if len < LARGE_FROM { &SMALL } else { &LARGE }
     }
 
@@ -34,11 +34,11 @@ impl Shelf {
     fn keep(&self, buffer: Arc<Vec<f32>>) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.capacity() == 0 {
-            waiting.reserve_exact(self.most);
+            waiting.reserve_exact(self.max);
         }
         waiting.push(buffer);
         let held = |waiting: &Vec<Arc<Vec<f32>>>| waiting.iter().map(|values| values.capacity()).sum::<usize>();
-        while waiting.len() >= self.most || held(&waiting) > self.elements {
+        while waiting.len() >= self.max || held(&waiting) > self.elements {
             waiting.remove(0);
         }
     }
@@ -51,7 +51,7 @@ pub(super) struct Buffer(Option<Arc<Vec<f32>>>);
 impl Buffer {
     /// `len` elements of any value: for results that are written whole.
     pub fn any(len: usize) -> Buffer {
-        let Some(mut waited) = Shelf::of(len).take(len) else { return vec![0.0; len].into() };
+        let Some(mut waited) = BufferPool::of(len).take(len) else { return vec![0.0; len].into() };
         Arc::make_mut(&mut waited).resize(len, 0.0);
         Buffer(Some(waited))
     }
@@ -87,7 +87,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let Some(mut values) = self.0.take() else { return };
         if Arc::get_mut(&mut values).is_some() {
-            Shelf::of(values.capacity()).keep(values);
+            BufferPool::of(values.capacity()).keep(values);
         }
     }
 }

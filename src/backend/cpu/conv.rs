@@ -152,8 +152,8 @@ impl<'a> Convolution<'a> {
         let reach = products.iter().flatten().map(|term: &Term| term.shift).max().unwrap_or(0);
         let unit = if kernel.form == Form::Winograd { dilation } else { 1 };
         let total = frames.div_ceil(unit * kernel.frames_per_column()) * unit;
-        let most = MAX_SUMS / (products.len() * kernel.outputs.next_multiple_of(GROUP)).max(1);
-        let (columns, wanted) = cut(total, unit, most.min(MAX_COLUMNS));
+        let max = MAX_SUMS / (products.len() * kernel.outputs.next_multiple_of(GROUP)).max(1);
+        let (columns, wanted) = cut(total, unit, max.min(MAX_COLUMNS));
         let tasks = total.div_ceil(wanted);
         Convolution { kernel, x, slope, dilation, from, streams, products, reach, columns, wanted, tasks }
     }
@@ -281,15 +281,15 @@ impl<'a> Convolution<'a> {
 
 /// Columns of a task and how many of them are wanted, a multiple of `unit`: what keeps all threads busy for the shortest
 /// time.
-fn cut(total: usize, unit: usize, most: usize) -> (usize, usize) {
+fn cut(total: usize, unit: usize, max: usize) -> (usize, usize) {
     let threads = rayon::current_num_threads();
-    let least = unit.next_multiple_of(LANES);
-    let choices = (least..=most.max(least)).step_by(LANES);
+    let min = unit.next_multiple_of(LANES);
+    let choices = (min..=max.max(min)).step_by(LANES);
     let cost = |&columns: &usize| {
         let tasks = total.div_ceil(columns / unit * unit);
         tasks.div_ceil(threads) * (columns + TASK_COLUMNS)
     };
-    let columns = choices.min_by_key(cost).unwrap_or(least);
+    let columns = choices.min_by_key(cost).unwrap_or(min);
     (columns, columns / unit * unit)
 }
 

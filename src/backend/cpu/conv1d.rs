@@ -2,7 +2,7 @@
 //! and a running sum after it.
 //!
 //! Each task owns a block of frames: it copies the block of x with its margins into contiguous scratch, applying the
-//! leaky ReLU and the zero padding on the way, and multiplies it as `filter` says, in Winograd's form where that is
+//! leaky ReLU and the zero padding on the way, and multiplies it as `conv` says, in Winograd's form where that is
 //! worth it. Operations: 2 * C out * C in * taps * columns, those that the direct form would take.
 
 use std::ops::Range;
@@ -11,7 +11,7 @@ use super::buffer::Buffer;
 use super::conv::{ConvWeights, Convolution, Form};
 use super::disjoint::Disjoint;
 use super::simd::{self, Simd, dispatch};
-use super::{Cpu, Tensor, ensure, winograd};
+use super::{Cpu, Tensor, winograd};
 use crate::backend::{Conv1d, ConvActivation, ConvEpilogue, conv1d};
 use crate::tensor::HostTensor;
 use crate::{Result, trace};
@@ -21,12 +21,7 @@ const WINOGRAD_FROM: usize = 32;
 
 /// Packs the weights (C out, C in, taps) of a convolution.
 pub(super) fn pack(weight: &HostTensor, bias: &HostTensor) -> Result<ConvWeights> {
-    let &[outputs, inputs, taps] = weight.shape() else {
-        return Err(crate::Error::shape("conv1d", format!("weights of shape {:?}", weight.shape())));
-    };
-    ensure(bias.shape() == [outputs] && taps % 2 == 1, "conv1d", || {
-        format!("weight {:?} (odd taps), bias {:?}", weight.shape(), bias.shape())
-    })?;
+    let [outputs, inputs, taps] = conv1d::check_weights(weight, bias)?;
     let worth = inputs.min(outputs) >= WINOGRAD_FROM && winograd::fits(taps);
     let form = if worth { Form::Winograd } else { Form::Direct };
     let first = |_, output: usize, input: usize| (output * inputs + input) * taps;
@@ -35,7 +30,12 @@ pub(super) fn pack(weight: &HostTensor, bias: &HostTensor) -> Result<ConvWeights
 }
 
 impl Conv1d for Cpu {
-    const CONVOLUTION_PERIOD: usize = winograd::FRAMES;
+    /// In Winograd's form, groups of four outputs are computed together, a dilation apart, counted from the first column.
+    fn conv1d_support(outputs: Range<usize>, taps: usize, dilation: usize) -> Range<usize> {
+        let group = winograd::FRAMES * dilation;
+        let whole = outputs.start / group * group..outputs.end.next_multiple_of(group);
+        conv1d::direct_support(whole, taps, dilation)
+    }
 
     fn conv1d(
         &self,

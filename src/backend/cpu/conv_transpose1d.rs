@@ -2,26 +2,19 @@
 //! after.
 //!
 //! Output sample s * stride + phase - padding is an ordinary convolution of x with every stride-th tap: one product of
-//! `filter` for each phase, whose results are interleaved. Operations counted: 2 * C in * C out * taps * S.
+//! `conv` for each phase, whose results are interleaved. Operations counted: 2 * C in * C out * taps * S.
 
 use super::buffer::Buffer;
 use super::conv::{ConvWeights, Convolution, Form};
 use super::disjoint::Disjoint;
-use super::{Cpu, Tensor, ensure};
+use super::{Cpu, Tensor};
 use crate::backend::{ConvTranspose1d, conv_transpose1d};
 use crate::tensor::HostTensor;
 use crate::{Result, trace};
 
 /// Packs the weights (C in, C out, taps) of a transposed convolution.
 pub(super) fn pack(weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<ConvWeights> {
-    let &[inputs, outputs, taps] = weight.shape() else {
-        return Err(crate::Error::shape("conv_transpose1d", format!("weights of shape {:?}", weight.shape())));
-    };
-    ensure(
-        bias.shape() == [outputs] && stride > 0 && taps >= stride && (taps - stride).is_multiple_of(2),
-        "conv_transpose1d",
-        || format!("weight {:?}, bias {:?}, stride {stride}", weight.shape(), bias.shape()),
-    )?;
+    let [inputs, outputs, taps] = conv_transpose1d::check_weights(weight, bias, stride)?;
     // Phase p has the taps p, p + stride, ...; the last of them meets the oldest frame.
     let phases: Vec<usize> = (0..stride).map(|phase| (taps - phase).div_ceil(stride)).collect();
     let first = |phase: usize, output: usize, input: usize| {

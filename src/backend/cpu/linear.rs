@@ -60,7 +60,7 @@ impl Linear for Cpu {
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
         let _span = trace::span("linear");
-        let y = product(x, layer, activation, residual, blocked);
+        let y = product("linear", x, layer, (activation, residual), blocked);
         layer.weight.release_after_first_use();
         y
     }
@@ -73,18 +73,18 @@ impl Linear for Cpu {
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
         let _span = trace::span("linear_decode");
-        product(x, layer, activation, residual, step)
+        product("linear_decode", x, layer, (activation, residual), step)
     }
 }
 
 fn product(
+    op: &'static str,
     x: &Tensor,
     layer: &LinearWeights<Cpu>,
-    activation: Activation,
-    residual: Option<&Tensor>,
+    (activation, residual): (Activation, Option<&Tensor>),
     form: Form,
 ) -> Result<Tensor> {
-    linear::check(&Cpu, x, layer, residual)?;
+    linear::check(op, &Cpu, x, layer, residual)?;
     let (rows, columns) = (x.rows, layer.weight.rows);
     let mut y = Buffer::any(rows * columns);
     let (bias, residual) = (&layer.bias.data[..], residual.map_or(&[][..], |r| &r.data));

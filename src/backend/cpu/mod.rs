@@ -31,6 +31,7 @@ use buffer::Buffer;
 use conv::Form;
 use int8::Packed;
 
+use super::device::check_matrix;
 use super::{Activation, ConvShape, Device, ensure};
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result};
@@ -111,7 +112,7 @@ enum Weights {
 
 impl Matrix {
     /// Says that a product of a whole sequence has used it. After the first time, the pages of a mapped file are given
-    /// back: a process that captions one picture never needs them again, and so never holds all weights together. One
+    /// back: a process that captions one image never needs them again, and so never holds all weights together. One
     /// that captions another faults them in once more and keeps them.
     fn release_after_first_use(&self) {
         if let Weights::Stored(tensor) = &self.weights
@@ -179,9 +180,7 @@ impl Device for Cpu {
     }
 
     fn matrix(&self, weight: HostTensor) -> Result<Matrix> {
-        let &[rows, columns] = weight.shape() else {
-            return Err(Error::shape("matrix", format!("weights of shape {:?}, expected (N, K)", weight.shape())));
-        };
+        let [rows, columns] = check_matrix(&weight)?;
         let weights = match (weight.dtype(), weight.quantized()) {
             (DType::I8, Some(quantized)) => {
                 let packed = Packed::new(quantized);

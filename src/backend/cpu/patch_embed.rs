@@ -1,4 +1,4 @@
-//! patch_embed: pictures to tokens. Patches are gathered into rows (channel, row, column) and multiplied with the patch
+//! patch_embed: images to tokens. Patches are gathered into rows (channel, row, column) and multiplied with the patch
 //! kernel; the class embedding and the positions stand in the result before the product is added to it.
 //! Operations: 2 * B * (T - 1) * C * 3 * patch^2.
 
@@ -36,8 +36,8 @@ fn tokens(
     let positions = position.elements()?;
     let mut out = Buffer::any(pixels.rows * tokens * columns);
     let mut patches = vec![0.0; (tokens - 1) * depth];
-    for (picture, out) in pixels.data.chunks_exact(pixels.columns).zip(out.chunks_exact_mut(tokens * columns)) {
-        gather(picture, side, patch, &mut patches);
+    for (image, out) in pixels.data.chunks_exact(pixels.columns).zip(out.chunks_exact_mut(tokens * columns)) {
+        gather(image, side, patch, &mut patches);
         out[..columns].copy_from_slice(&class.data);
         let product = Product { x: &patches, rows: tokens - 1, depth, bias: &[], residual: &[] };
         linear::blocked(&product, weight.elements()?, columns, Activation::None, &mut out[columns..]);
@@ -46,15 +46,15 @@ fn tokens(
     Ok(Tensor::new(pixels.rows * tokens, columns, out))
 }
 
-/// Copies each patch of a picture (3, side, side) into a row of `patches` (grid^2, 3 * patch * patch).
-fn gather(picture: &[f32], side: usize, patch: usize, patches: &mut [f32]) {
+/// Copies each patch of an image (3, side, side) into a row of `patches` (grid^2, 3 * patch * patch).
+fn gather(image: &[f32], side: usize, patch: usize, patches: &mut [f32]) {
     let grid = side / patch;
     for (index, row) in patches.chunks_exact_mut(3 * patch * patch).enumerate() {
         let (top, left) = (index / grid * patch, index % grid * patch);
         for (line, out) in row.chunks_exact_mut(patch).enumerate() {
             let (channel, y) = (line / patch, line % patch);
             let start = (channel * side + top + y) * side + left;
-            out.copy_from_slice(&picture[start..start + patch]);
+            out.copy_from_slice(&image[start..start + patch]);
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use super::driver::Launch;
 use super::kernels::{self, AttentionParams, SIZE_OF_ATTENTION_SHARED};
-use super::{AttentionShape, Cuda, Layout, Tensor, ensure, int};
+use super::{Cuda, Layout, Tensor, ensure, int};
 use crate::Result;
+use crate::backend::{Attention, AttentionShape, attention};
 use crate::tensor::DType;
 
 /// Head size of the form on tensor cores, and its queries of a block.
@@ -14,21 +15,19 @@ const PLAIN_QUERIES: usize = 4;
 const PLAIN_KEYS: usize = 32;
 const MAX_SIZE: usize = 256;
 
-/// Packed qkv (B*T, 3*H*D) to (B*T, H*D), in the type of the backend.
-pub(super) fn attention(cuda: &Cuda, qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
+impl Attention for Cuda {
+    fn attention(&self, qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
+        let size = attention::check(self, qkv, shape)?;
+        launch(self, qkv, shape, size)
+    }
+}
+
+/// Packed qkv (B*T, 3*H*D) of heads of `size` values to (B*T, H*D), in the type of the backend.
+fn launch(cuda: &Cuda, qkv: &Tensor, shape: AttentionShape, size: usize) -> Result<Tensor> {
     const OP: &str = "attention";
     let AttentionShape { batch, tokens, heads, prefix } = shape;
-    let width = qkv.columns / 3;
-    let size = width.checked_div(heads).unwrap_or(0);
-    ensure(
-        heads > 0
-            && qkv.columns == 3 * heads * size
-            && qkv.rows == batch * tokens
-            && prefix <= tokens
-            && (1..=MAX_SIZE).contains(&size),
-        OP,
-        || format!("qkv ({}, {}) for {shape:?}; heads of 1 to {MAX_SIZE}", qkv.rows, qkv.columns),
-    )?;
+    let width = heads * size;
+    ensure((1..=MAX_SIZE).contains(&size), OP, || format!("heads of {size} values, of 1 to {MAX_SIZE} possible"))?;
     let qkv = cuda.rows_of(qkv, cuda.dtype)?;
     let y = cuda.empty([batch * tokens, width], cuda.dtype, Layout::Rows)?;
     let params = AttentionParams {

@@ -15,7 +15,7 @@ pub(super) fn attention_decode(cuda: &Cuda, qkv: &Tensor, cache: &mut KvCache, l
     const OP: &str = "attention_decode";
     let CacheShape { heads, head_size, images, prefix, .. } = cache.shape();
     let rows = cache.rows();
-    let layer = cache.layer(OP, qkv, layer)?;
+    let layer = cache.layer(qkv, layer)?;
     let y = cuda.empty([rows, heads * head_size], DType::F32, Layout::Rows)?;
     let Some(Layer { prefix: (prefix_keys, prefix_values), generated, tables, slots, splits }) = layer else {
         return Ok(y);

@@ -30,14 +30,14 @@ fn launch(
 ) -> Result<Vec<Vec<BeamCandidate>>> {
     const OP: &str = "beam_candidates";
     let vocabulary = logits.columns;
-    let most = images.iter().copied().max().unwrap_or(0);
+    let widest = images.iter().copied().max().unwrap_or(0);
     // Even without a candidate to hand out, the rows are looked at for NaN.
-    let kept = count.max(1).min(most * vocabulary);
-    int(OP, most * vocabulary)?;
-    let shared = SIZE_OF_SELECT_SHARED + most * SIZE_OF_BEAM_ROW;
+    let kept = count.max(1).min(widest * vocabulary);
+    int(OP, widest * vocabulary)?;
+    let shared = SIZE_OF_SELECT_SHARED + widest * SIZE_OF_BEAM_ROW;
     let room = cuda.stream.properties().shared_per_block;
     ensure(shared <= room, OP, || {
-        format!("{most} hypotheses of an image; there is room for {}", room / SIZE_OF_BEAM_ROW)
+        format!("{widest} hypotheses of an image; there is room for {}", room / SIZE_OF_BEAM_ROW)
     })?;
     if kept == 0 {
         return Ok(vec![Vec::new(); images.len()]);
@@ -45,8 +45,8 @@ fn launch(
     let logits = cuda.rows_of(logits, DType::F32)?;
     let y = cuda.empty([images.len(), 2 * kept], DType::F32, Layout::Rows)?;
     // One copy to the device: the scores, then where each image's rows begin, and their end.
-    let starts = std::iter::once(0).chain(images.iter().scan(0, |row, texts| {
-        *row += *texts as u32;
+    let starts = std::iter::once(0).chain(images.iter().scan(0, |row, beams| {
+        *row += *beams as u32;
         Some(*row)
     }));
     let words: Vec<u32> = scores.iter().map(|score| score.to_bits()).chain(starts).collect();
@@ -64,8 +64,8 @@ fn launch(
     // for each of `count` candidates of each image, which has a block; shared memory has room for the rows of any.
     unsafe { cuda.launch(&kernels::BEAM_CANDIDATES_FORWARD_F32, grid, params)? };
     let words = cuda.get_words(&y, y.len())?;
-    let of_image = |(words, texts): (&[u32], &usize)| {
-        let known = texts * vocabulary;
+    let of_image = |(words, beams): (&[u32], &usize)| {
+        let known = beams * vocabulary;
         if known > 0 && f32::from_bits(words[0]).is_nan() {
             return Err(Error::NotANumber { stage: "log_softmax" });
         }

@@ -7,8 +7,8 @@ use half::bf16;
 use super::driver::{Kernel, Launch};
 use super::kernels::{self, ConvolutionParams};
 use super::tiles::{self, Tile};
-use super::{ConvEpilogue, Cuda, Layout, Tensor, ensure, int, pointer_of};
-use crate::backend::ConvActivation;
+use super::{Cuda, Layout, Tensor, int, pointer_of};
+use crate::backend::{Conv1d, ConvActivation, ConvEpilogue, conv1d};
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result};
 
@@ -55,12 +55,7 @@ pub(super) fn pack_with(
 
 /// Weights (C out, C in, taps) and bias (C out), as the kernels read them.
 pub(super) fn pack(cuda: &Cuda, weight: &HostTensor, bias: &HostTensor) -> Result<ConvWeights> {
-    let &[outputs, inputs, taps] = weight.shape() else {
-        return Err(Error::shape("conv1d", format!("weights of shape {:?}", weight.shape())));
-    };
-    ensure(bias.shape() == [outputs] && !taps.is_multiple_of(2), "conv1d", || {
-        format!("weight {:?} (odd taps), bias {:?}", weight.shape(), bias.shape())
-    })?;
+    let [outputs, inputs, taps] = conv1d::check_weights(weight, bias)?;
     let values = weight.to_f32();
     let weight = pack_with(cuda, [outputs, taps, inputs], |o, tap, i| values[(o * inputs + i) * taps + tap])?;
     let bias = cuda.put([1, outputs], DType::F32, &bias.to_f32())?;
@@ -112,8 +107,22 @@ impl ConvWeights {
     }
 }
 
+impl Conv1d for Cuda {
+    fn conv1d(
+        &self,
+        x: &Tensor,
+        weights: &ConvWeights,
+        dilation: usize,
+        columns: Range<usize>,
+        epilogue: ConvEpilogue<'_, Cuda>,
+    ) -> Result<Tensor> {
+        conv1d::check(self, x, weights, dilation, &columns, &epilogue)?;
+        launch(self, x, weights, dilation, columns, epilogue)
+    }
+}
+
 /// x (C in, S) to (C out, columns), column after column; sound, the result of a tanh, is f32.
-pub(super) fn conv1d(
+fn launch(
     cuda: &Cuda,
     x: &Tensor,
     kernel: &ConvWeights,
@@ -123,16 +132,12 @@ pub(super) fn conv1d(
 ) -> Result<Tensor> {
     const OP: &str = "conv1d";
     let outputs = kernel.outputs;
-    ensure(kernel.stride == 0 && x.rows == kernel.inputs && dilation > 0, OP, || {
-        let (inputs, taps) = (kernel.inputs, kernel.taps);
-        format!("x ({}, {}), weight ({outputs}, {inputs}, {taps}), dilation {dilation}", x.rows, x.columns)
-    })?;
     let ConvEpilogue { slope, residual, activation, sum, scale } = epilogue;
     let frames = columns.len();
     let x = cuda.columns_of(x, cuda.dtype)?;
-    let beside = |t: Option<&Tensor>| t.map(|t| cuda.columns_of(t, cuda.dtype)).transpose();
-    let (skipped, sum) = (residual.map_or(0, |(_, from)| from * outputs * cuda.dtype.size()), beside(sum)?);
-    let residual = beside(residual.map(|(t, _)| t))?;
+    let operand = |t: Option<&Tensor>| t.map(|t| cuda.columns_of(t, cuda.dtype)).transpose();
+    let (skipped, sum) = (residual.map_or(0, |(_, from)| from * outputs * cuda.dtype.size()), operand(sum)?);
+    let residual = operand(residual.map(|(t, _)| t))?;
     let sound = outputs == 1;
     let y = cuda.empty([outputs, frames], if sound { DType::F32 } else { cuda.dtype }, Layout::Columns)?;
     let reach = (kernel.taps - 1) * dilation / 2;

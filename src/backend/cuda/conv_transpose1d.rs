@@ -2,20 +2,14 @@
 
 use super::conv1d::pack_with;
 use super::kernels::{self, ConvolutionParams};
-use super::{ConvWeights, Cuda, Layout, Tensor, ensure};
+use super::{ConvWeights, Cuda, Layout, Tensor};
+use crate::Result;
+use crate::backend::{ConvTranspose1d, conv_transpose1d};
 use crate::tensor::{DType, HostTensor};
-use crate::{Error, Result};
 
 /// Weights (C in, C out, taps) and bias (C out), as the kernels read them: a column for each phase and output.
 pub(super) fn pack(cuda: &Cuda, weight: &HostTensor, bias: &HostTensor, stride: usize) -> Result<ConvWeights> {
-    let &[inputs, outputs, taps] = weight.shape() else {
-        return Err(Error::shape("conv_transpose1d", format!("weights of shape {:?}", weight.shape())));
-    };
-    ensure(
-        bias.shape() == [outputs] && stride > 0 && taps >= stride && (taps - stride).is_multiple_of(2),
-        "conv_transpose1d",
-        || format!("weight {:?}, bias {:?}, stride {stride}", weight.shape(), bias.shape()),
-    )?;
+    let [inputs, outputs, taps] = conv_transpose1d::check_weights(weight, bias, stride)?;
     let values = weight.to_f32();
     let (columns, steps) = (stride * outputs, taps.div_ceil(stride));
     let weight = pack_with(cuda, [columns, steps, inputs], |column, step, input| {
@@ -27,13 +21,17 @@ pub(super) fn pack(cuda: &Cuda, weight: &HostTensor, bias: &HostTensor, stride: 
     Ok(ConvWeights { inputs, outputs, taps, stride, columns, steps, weight, bias })
 }
 
+impl ConvTranspose1d for Cuda {
+    fn conv_transpose1d(&self, x: &Tensor, weights: &ConvWeights, slope: f32) -> Result<Tensor> {
+        let stride = conv_transpose1d::check(self, x, weights)?;
+        launch(self, x, weights, stride, slope)
+    }
+}
+
 /// x (C in, S) to (C out, S * stride), column after column.
-pub(super) fn conv_transpose1d(cuda: &Cuda, x: &Tensor, kernel: &ConvWeights, slope: f32) -> Result<Tensor> {
+fn launch(cuda: &Cuda, x: &Tensor, kernel: &ConvWeights, stride: usize, slope: f32) -> Result<Tensor> {
     const OP: &str = "conv_transpose1d";
-    let ConvWeights { inputs, outputs, taps, stride, .. } = *kernel;
-    ensure(stride > 0 && x.rows == inputs, OP, || {
-        format!("x ({}, {}), a kernel of {inputs} inputs and stride {stride}", x.rows, x.columns)
-    })?;
+    let ConvWeights { outputs, taps, .. } = *kernel;
     let x = cuda.columns_of(x, cuda.dtype)?;
     let samples = x.columns * stride;
     let y = cuda.empty([outputs, samples], cuda.dtype, Layout::Columns)?;

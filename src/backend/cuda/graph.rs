@@ -18,7 +18,7 @@ const MAX_GRAPHS: usize = 16;
 /// Keys remembered after their first sight.
 const MAX_SEEN: usize = 64;
 
-/// Key of a captured graph: its id, the shape, type and layout of its input, and in a decode step the splits that texts
+/// Key of a captured graph: its id, the shape, type and layout of its input, and in a decode step the splits that sequences
 /// are cut into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key {

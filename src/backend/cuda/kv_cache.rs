@@ -13,6 +13,7 @@ use super::graph::Key;
 use super::linear::{self, Split};
 use super::{CacheRow, CacheShape, Cuda, LinearWeights, Tensor, ensure};
 use crate::Result;
+use crate::backend::decode::check_appended;
 use crate::backend::{GraphId, StepBody};
 pub(super) use storage::KvPool;
 use storage::{Generated, KvStorage, Tables};
@@ -62,8 +63,7 @@ pub(super) struct Layer {
 
 impl KvCache {
     pub(super) fn new(cuda: &Cuda, shape: CacheShape) -> Result<KvCache> {
-        let fits = shape.heads > 0 && (1..=MAX_SIZE).contains(&shape.head_size);
-        ensure(fits, "cache", || format!("{shape:?}"))?;
+        shape.check(MAX_SIZE)?;
         let used = if cuda.pool.poisons() { None } else { cuda.kv_pool.take(shape) };
         let store = used.map_or_else(|| KvStorage::new(cuda, shape), Ok)?;
         let (rows, tables, kv_pool) = (Vec::new(), Vec::new(), cuda.kv_pool.clone());
@@ -82,11 +82,12 @@ impl KvCache {
     }
 
     /// The memory and tables that attention of a decode step reads in one layer; `None` before there are rows.
-    pub(super) fn layer(&self, op: &'static str, qkv: &Tensor, layer: usize) -> Result<Option<Layer>> {
+    pub(super) fn layer(&self, qkv: &Tensor, layer: usize) -> Result<Option<Layer>> {
+        const OP: &str = "attention_decode";
         let rows = self.rows.len();
-        self.check(op, qkv, rows, layer)?;
+        self.shape.check_qkv(OP, [qkv.rows, qkv.columns], rows, layer)?;
         let Some(generated) = &self.store.generated else { return Ok(None) };
-        ensure(self.written, op, || "a sequence without tokens: kv_append comes first".into())?;
+        check_appended(self.written)?;
         let ([keys, values], prefix) = (&generated.layers[layer], self.prefix(layer));
         Ok(Some(Layer {
             prefix,
@@ -102,13 +103,6 @@ impl KvCache {
         self.rows.len()
     }
 
-    fn check(&self, op: &'static str, qkv: &Tensor, rows: usize, layer: usize) -> Result<()> {
-        let width = self.shape.heads * self.shape.head_size;
-        ensure((qkv.rows, qkv.columns) == (rows, 3 * width) && layer < self.shape.layers, op, || {
-            format!("qkv ({}, {}) for {rows} rows, layer {layer} of {:?}", qkv.rows, qkv.columns, self.shape)
-        })
-    }
-
     pub(super) fn set_prefix(
         &mut self,
         cuda: &Cuda,
@@ -117,27 +111,17 @@ impl KvCache {
         x: &Tensor,
         qkv: &LinearWeights<Cuda>,
     ) -> Result<Tensor> {
-        let CacheShape { layers, heads, head_size, prefix, .. } = self.shape;
-        let weight = &qkv.weight.tensor;
-        let fits = images.iter().all(|&image| image < self.shape.images)
-            && x.rows == images.len() * prefix
-            && layer < layers
-            && (weight.rows, weight.dtype) == (3 * heads * head_size, cuda.dtype);
-        ensure(fits, "prefill_qkv", || {
-            let (rows, columns) = (x.rows, weight.rows);
-            format!("qkv ({rows}, {columns}) of images {images:?} for layer {layer} of {:?}", self.shape)
-        })?;
+        self.shape.check_prefill(cuda, images, layer, x, qkv)?;
+        let dtype = qkv.weight.tensor.dtype;
+        ensure(dtype == cuda.dtype, "prefill_qkv", || format!("weights in {dtype:?}, a cache in {:?}", cuda.dtype))?;
+        let CacheShape { heads, prefix, .. } = self.shape;
         let (keys, values) = self.prefix(layer);
         let places = cuda.put_ids(&images.iter().map(|&image| image as u32).collect::<Vec<_>>())?;
         linear::linear_split(cuda, x, qkv, Split { keys, values, images: places.pointer(), prefix, heads })
     }
 
     pub(super) fn set_rows(&mut self, cuda: &Cuda, rows: &[CacheRow]) -> Result<()> {
-        let before = self.rows.len();
-        for row in rows {
-            let fits = row.image < self.shape.images && row.parent.is_none_or(|parent| parent < before);
-            ensure(fits, "kv_reorder", || format!("{row:?} of {before} rows, {:?}", self.shape))?;
-        }
+        self.shape.check_rows(rows, self.rows.len())?;
         let continued: Vec<Row> = rows.iter().map(|row| self.continued(row.parent)).collect();
         let next = with_slots(continued);
         self.reserve(cuda, next.iter().map(|row| row.slot as usize + 1).max().unwrap_or(0))?;
@@ -192,10 +176,7 @@ impl KvCache {
     }
 
     pub(super) fn grow(&mut self, cuda: &Cuda) -> Result<&[u32]> {
-        let max = self.shape.max_new_tokens;
-        for row in &self.rows {
-            ensure(row.tokens < max, "kv_append", || format!("position {} of at most {max}", row.tokens))?;
-        }
+        self.rows.iter().try_for_each(|row| self.shape.check_append(row.tokens))?;
         let Some(generated) = &self.store.generated else { return Ok(&[]) };
         let rows = self.rows.len();
         for (position, row) in self.tables.iter_mut().zip(&self.rows) {

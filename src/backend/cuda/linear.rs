@@ -5,7 +5,7 @@ use super::kernels::{self, LinearDecodeParams, LinearParams};
 use super::tiles::{self, Tile};
 use super::{Cuda, Layout, LinearWeights, Tensor, ensure, int, pointer_of};
 use crate::Result;
-use crate::backend::Activation;
+use crate::backend::{Activation, Linear, linear};
 use crate::tensor::DType;
 
 /// Bytes of the addresses that vectors are read from.
@@ -69,30 +69,27 @@ fn code(activation: Activation) -> i32 {
     }
 }
 
-/// An error unless the shapes fit.
-fn check(op: &'static str, x: &Tensor, layer: &LinearWeights<Cuda>, residual: Option<&Tensor>) -> Result<()> {
-    let weight = &layer.weight.tensor;
-    let [rows, columns] = [x.rows, weight.rows];
-    let fit = x.columns == weight.columns
-        && layer.bias.len() == columns
-        && layer.bias.dtype == DType::F32
-        && residual.is_none_or(|r| [r.rows, r.columns] == [rows, columns]);
-    ensure(fit, op, || {
-        let residual = residual.map(|r| (r.rows, r.columns));
-        let (n, k, bias) = (columns, weight.columns, layer.bias.len());
-        format!("x ({rows}, {}), weight ({n}, {k}), bias {bias}, residual {residual:?}", x.columns)
-    })
-}
+impl Linear for Cuda {
+    fn linear(
+        &self,
+        x: &Tensor,
+        layer: &LinearWeights<Cuda>,
+        activation: Activation,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        linear_tiled(self, x, layer, activation, residual, best_tile(self, x, layer)?)
+    }
 
-/// `act(x weight^T + bias) + residual` for whole sequences, in the type of the backend.
-pub(super) fn linear(
-    cuda: &Cuda,
-    x: &Tensor,
-    layer: &LinearWeights<Cuda>,
-    activation: Activation,
-    residual: Option<&Tensor>,
-) -> Result<Tensor> {
-    linear_tiled(cuda, x, layer, activation, residual, best_tile(cuda, x, layer)?)
+    fn linear_decode(
+        &self,
+        x: &Tensor,
+        layer: &LinearWeights<Cuda>,
+        activation: Activation,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        linear::check("linear_decode", self, x, layer, residual)?;
+        launch_decode(self, x, layer, activation, residual)
+    }
 }
 
 /// Where keys and values of packed rows are scattered besides, into a KV cache. The caller guarantees capacity.
@@ -112,7 +109,8 @@ impl Split {
         Split { keys: DevicePtr::NULL, values: DevicePtr::NULL, images: DevicePtr::NULL, prefix: 0, heads: 0 };
 }
 
-/// `x weight^T + bias`, a row of packed query, key and value each, whose keys and values also go where `split` says.
+/// `x weight^T + bias`, a row of packed query, key and value each, whose keys and values also go where `split` says. The
+/// caller has checked the shapes.
 pub(super) fn linear_split(cuda: &Cuda, x: &Tensor, layer: &LinearWeights<Cuda>, split: Split) -> Result<Tensor> {
     launch(cuda, x, layer, (Activation::None, None), split, best_tile(cuda, x, layer)?)
 }
@@ -123,7 +121,8 @@ fn best_tile(cuda: &Cuda, x: &Tensor, layer: &LinearWeights<Cuda>) -> Result<&'s
     tile.ok_or_else(|| crate::Error::shape("linear", format!("weights in {:?}", weight.dtype)))
 }
 
-/// The same with a given tile shape, which changes the time and nothing else.
+/// `act(x weight^T + bias) + residual` for whole sequences, in the type of the backend, with a given tile shape, which changes
+/// the time and nothing else.
 pub(crate) fn linear_tiled(
     cuda: &Cuda,
     x: &Tensor,
@@ -132,6 +131,7 @@ pub(crate) fn linear_tiled(
     residual: Option<&Tensor>,
     tile: &ForwardTile,
 ) -> Result<Tensor> {
+    linear::check("linear", cuda, x, layer, residual)?;
     launch(cuda, x, layer, (activation, residual), Split::NONE, tile)
 }
 
@@ -143,7 +143,6 @@ fn launch(
     split: Split,
     tile: &ForwardTile,
 ) -> Result<Tensor> {
-    check("linear", x, layer, residual)?;
     let weight = &layer.weight.tensor;
     ensure(tile.takes(weight.dtype, is_aligned(weight.dtype, x.columns)), "linear", || {
         format!("{} tiles of {:?} for weights of {:?} and sums of {}", tile.name, tile.dtype, weight.dtype, x.columns)
@@ -178,19 +177,18 @@ fn launch(
 }
 
 /// The same for the few rows of a decode step: f32 rows, weights read once.
-pub(super) fn linear_decode(
+fn launch_decode(
     cuda: &Cuda,
     x: &Tensor,
     layer: &LinearWeights<Cuda>,
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let op = "linear_decode";
-    check(op, x, layer, residual)?;
+    const OP: &str = "linear_decode";
     let weight = &layer.weight.tensor;
     let (rows, columns, k) = (x.rows, weight.rows, x.columns);
     let tile = decode_tile_for(weight.dtype, rows, k, cuda.stream.properties());
-    let tile = tile.ok_or_else(|| crate::Error::shape(op, format!("weights in {:?}", weight.dtype)))?;
+    let tile = tile.ok_or_else(|| crate::Error::shape(OP, format!("weights in {:?}", weight.dtype)))?;
     let x = cuda.rows_of(x, DType::F32)?;
     let bias = cuda.rows_of(&layer.bias, DType::F32)?;
     let residual = residual.map(|r| cuda.rows_of(r, DType::F32)).transpose()?;
@@ -199,7 +197,7 @@ pub(super) fn linear_decode(
     let tiles = columns.div_ceil(tile.columns);
     // Each tile of y needs a counter of its own.
     let max = if share.blocks == 1 { rows.max(1) } else { (cuda.counters.len() / tiles.max(1)).max(1) * tile.rows };
-    ensure(share.blocks == 1 || tiles <= cuda.counters.len(), op, || format!("{columns} columns share sums of {k}"))?;
+    ensure(share.blocks == 1 || tiles <= cuda.counters.len(), OP, || format!("{columns} columns share sums of {k}"))?;
     let size = [max.min(rows).div_ceil(tile.rows) * tiles * share.blocks, tile.rows * tile.columns];
     let partial = if share.blocks > 1 { Some(cuda.empty(size, DType::F32, Layout::Rows)?) } else { None };
     for first in (0..rows).step_by(max) {
@@ -213,10 +211,10 @@ pub(super) fn linear_decode(
             y: from(y.pointer(), columns),
             partial: pointer_of(partial.as_ref()),
             arrived: cuda.counters.pointer(),
-            rows: int(op, rows)?,
-            columns: int(op, columns)?,
-            k: int(op, k)?,
-            block_k_tiles: int(op, share.k_tiles)?,
+            rows: int(OP, rows)?,
+            columns: int(OP, columns)?,
+            k: int(OP, k)?,
+            block_k_tiles: int(OP, share.k_tiles)?,
             activation: code(activation),
             unused: 0,
         };

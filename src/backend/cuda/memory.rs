@@ -23,7 +23,7 @@ struct State {
     free: BTreeMap<usize, Vec<DevicePtr>>,
     allocations: u64,
     in_use: usize,
-    most: usize,
+    peak: usize,
 }
 
 /// Device memory that goes back to its pool.
@@ -77,7 +77,7 @@ impl DevicePool {
             unsafe { self.stream.poison(pointer, bytes)? };
         }
         state.in_use += bytes;
-        state.most = state.most.max(state.in_use);
+        state.peak = state.peak.max(state.in_use);
         Ok(Buffer { pool: self.clone(), pointer, bytes })
     }
 
@@ -92,7 +92,7 @@ impl DevicePool {
     /// Allocations made so far, and the high-water mark in bytes.
     pub(super) fn statistics(&self) -> (u64, usize) {
         let state = self.state();
-        (state.allocations, state.most)
+        (state.allocations, state.peak)
     }
 
     fn release(&self, state: &mut State) {

@@ -27,13 +27,13 @@ pub mod tiles;
 mod top_k;
 mod transpose;
 
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 use self::driver::{DevicePtr, Driver, Kernel, Launch, Stream};
+use super::device::check_matrix;
 use super::{
-    self as contract, Activation, Attention, AttentionShape, CacheRow, CacheShape, Conv1d, ConvEpilogue, ConvShape,
-    ConvTranspose1d, Decode, DecoderWeights, Device, GraphBody, GraphId, Linear, LinearWeights, PatchEmbed, SmBudget,
+    CacheRow, CacheShape, ConvShape, Decode, DecoderWeights, Device, GraphBody, GraphId, LinearWeights, SmBudget,
     StepBody, ensure,
 };
 use crate::tensor::{DType, HostTensor};
@@ -291,9 +291,7 @@ impl Device for Cuda {
     }
 
     fn matrix(&self, weight: HostTensor) -> Result<Matrix> {
-        let &[rows, columns] = weight.shape() else {
-            return Err(Error::shape("matrix", format!("weights of shape {:?}, expected (N, K)", weight.shape())));
-        };
+        let [rows, columns] = check_matrix(&weight)?;
         let weight = weight.to_dtype(self.dtype);
         let eight_bit = weight.quantized().map(|eight| {
             let codes = self.put([rows, columns], DType::F8E4M3, eight.codes.bytes())?;
@@ -325,72 +323,6 @@ impl Device for Cuda {
     }
 }
 
-impl Linear for Cuda {
-    fn linear(
-        &self,
-        x: &Tensor,
-        layer: &LinearWeights<Cuda>,
-        activation: Activation,
-        residual: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        contract::linear::check(self, x, layer, residual)?;
-        linear::linear(self, x, layer, activation, residual)
-    }
-
-    fn linear_decode(
-        &self,
-        x: &Tensor,
-        layer: &LinearWeights<Cuda>,
-        activation: Activation,
-        residual: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        contract::linear::check(self, x, layer, residual)?;
-        linear::linear_decode(self, x, layer, activation, residual)
-    }
-}
-
-impl Attention for Cuda {
-    fn attention(&self, qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
-        contract::attention::check(self, qkv, shape)?;
-        attention::attention(self, qkv, shape)
-    }
-}
-
-impl PatchEmbed for Cuda {
-    fn patch_embed(
-        &self,
-        pixels: &Tensor,
-        weight: &Matrix,
-        class: &Tensor,
-        position: &Matrix,
-        patch: usize,
-    ) -> Result<Tensor> {
-        contract::patch_embed::check(self, pixels, weight, class, position, patch)?;
-        patch_embed::patch_embed(self, pixels, weight, class, position, patch)
-    }
-}
-
-impl Conv1d for Cuda {
-    fn conv1d(
-        &self,
-        x: &Tensor,
-        kernel: &ConvWeights,
-        dilation: usize,
-        columns: Range<usize>,
-        epilogue: ConvEpilogue<'_, Cuda>,
-    ) -> Result<Tensor> {
-        contract::conv1d::check(self, x, kernel, dilation, &columns, &epilogue)?;
-        conv1d::conv1d(self, x, kernel, dilation, columns, epilogue)
-    }
-}
-
-impl ConvTranspose1d for Cuda {
-    fn conv_transpose1d(&self, x: &Tensor, kernel: &ConvWeights, slope: f32) -> Result<Tensor> {
-        contract::conv_transpose1d::check(self, x, kernel)?;
-        conv_transpose1d::conv_transpose1d(self, x, kernel, slope)
-    }
-}
-
 impl Decode for Cuda {
     type KvCache = KvCache;
 
@@ -401,12 +333,12 @@ impl Decode for Cuda {
     fn prefill_qkv(
         &self,
         cache: &mut KvCache,
-        pictures: &[usize],
+        images: &[usize],
         layer: usize,
         x: &Tensor,
         qkv: &LinearWeights<Cuda>,
     ) -> Result<Tensor> {
-        cache.set_prefix(self, pictures, layer, x, qkv)
+        cache.set_prefix(self, images, layer, x, qkv)
     }
 
     fn kv_reorder(&self, cache: &mut KvCache, rows: &[CacheRow]) -> Result<()> {

@@ -3,42 +3,36 @@
 use super::driver::Launch;
 use super::kernels::{self, PatchEmbedParams};
 use super::tiles;
-use super::{Cuda, Layout, Matrix, Tensor, ensure, int};
+use super::{Cuda, Layout, Matrix, Tensor, int};
+use crate::backend::PatchEmbed;
+use crate::backend::patch_embed::{self, Patches};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
+impl PatchEmbed for Cuda {
+    fn patch_embed(
+        &self,
+        pixels: &Tensor,
+        weight: &Matrix,
+        class: &Tensor,
+        position: &Matrix,
+        patch: usize,
+    ) -> Result<Tensor> {
+        let sizes = patch_embed::check(self, pixels, weight, class, position, patch)?;
+        launch(self, sizes, (pixels, class), (weight, position), patch)
+    }
+}
+
 /// Images (B, 3*side*side) in f32 to tokens (B*T, C) in the type of the backend.
-pub(super) fn patch_embed(
+fn launch(
     cuda: &Cuda,
-    pixels: &Tensor,
-    weight: &Matrix,
-    class: &Tensor,
-    position: &Matrix,
+    Patches { side, tokens, depth }: Patches,
+    (pixels, class): (&Tensor, &Tensor),
+    (weight, position): (&Matrix, &Matrix),
     patch: usize,
 ) -> Result<Tensor> {
     const OP: &str = "patch_embed";
     let (batch, channels) = (pixels.rows, weight.tensor.rows);
-    let side = (pixels.columns / 3).isqrt();
-    let across = side.checked_div(patch).unwrap_or(0);
-    let (tokens, k) = (across * across + 1, 3 * patch * patch);
-    let fits = across > 0
-        && pixels.columns == 3 * side * side
-        && side == across * patch
-        && weight.tensor.columns == k
-        && class.len() == channels
-        && (position.tensor.rows, position.tensor.columns) == (tokens, channels);
-    ensure(fits, OP, || {
-        let (weight, position) = (&weight.tensor, &position.tensor);
-        format!(
-            "pixels ({batch}, {}), patch {patch}, weight ({}, {}), class {}, position ({}, {})",
-            pixels.columns,
-            weight.rows,
-            weight.columns,
-            class.len(),
-            position.rows,
-            position.columns
-        )
-    })?;
     let (pixels, class) = (cuda.rows_of(pixels, DType::F32)?, cuda.rows_of(class, DType::F32)?);
     let y = cuda.empty([batch * tokens, channels], cuda.dtype, Layout::Rows)?;
     let params = PatchEmbedParams {
@@ -52,7 +46,7 @@ pub(super) fn patch_embed(
         tokens: int(OP, tokens)?,
         side: int(OP, side)?,
         patch: int(OP, patch)?,
-        k: int(OP, k)?,
+        k: int(OP, depth)?,
     };
     int(OP, batch * tokens)?;
     let patches = batch * (tokens - 1);

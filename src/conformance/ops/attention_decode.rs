@@ -104,7 +104,7 @@ fn run<B: Backend>(backend: &B, cache: &mut B::KvCache, shape: CacheShape, steps
     Ok(out)
 }
 
-/// One row an image, then a fork into three, then beams that change places and die; and texts that end, so that the
+/// One row an image, then a fork into three, then beams that change places and die; and sequences that end, so that the
 /// next begins in the row of the last.
 fn scenario(images: usize, length: usize, random: &mut Random) -> Vec<Vec<CacheRow>> {
     let mut steps: Vec<Vec<CacheRow>> = vec![(0..images).map(|image| CacheRow { image, parent: None }).collect()];

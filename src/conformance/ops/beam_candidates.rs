@@ -39,7 +39,7 @@ struct Scores {
 }
 
 impl Scores {
-    /// Sums of the backend may differ from those of the CPU form by rounding. So the best `count + 1` texts of an image, one
+    /// Sums of the backend may differ from those of the CPU form by rounding. So the best `count + 1` sequences of an image, one
     /// more than are wanted, lie on a grid: those of a row `STEP` apart, and the grids of an image's rows in between each
     /// other, since the scores so far take back each row's own sum. With `ties` all rows are equal.
     fn new(inputs: &Inputs, images: &'static [usize], vocabulary: usize, count: usize, ties: bool) -> Scores {
@@ -60,16 +60,16 @@ impl Scores {
         }
         let mut so_far = Vec::new();
         let first = logits[..vocabulary.min(logits.len())].to_vec();
-        for &texts in images {
-            for text in 0..texts {
+        for &beams in images {
+            for beam in 0..beams {
                 let row = &mut logits[so_far.len() * vocabulary..][..vocabulary];
                 if ties {
                     row.copy_from_slice(&first);
                 }
                 let sum = row.iter().map(|&v| f64::from(v - TOP).exp()).sum::<f64>().ln() as f32;
-                // The best text is in a row of the middle.
-                let turn = (text + texts / 2) % texts;
-                so_far.push(if ties { -7.5 } else { sum - 20.0 - STEP * turn as f32 / texts as f32 });
+                // The best sequence is in a row of the middle.
+                let turn = (beam + beams / 2) % beams;
+                so_far.push(if ties { -7.5 } else { sum - 20.0 - STEP * turn as f32 / beams as f32 });
             }
         }
         Scores { images, vocabulary, logits, so_far }
@@ -119,14 +119,14 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
                     move || Ok(Output::ids(&places(&backend.beam_candidates(&x, &drawn.so_far, images, count)?)));
                 Prepared::new(run, move || Ok(Expected::ids(&places(&drawn.expected(count)?))))
             })?;
-            let Some((&texts, others)) = images.split_last() else { continue };
+            let Some((&beams, others)) = images.split_last() else { continue };
             let first: usize = others.iter().sum();
             // The same bits.
             harness.case(case("the last alone", Cost::default()), |_| {
-                let x = backend.upload([texts, vocabulary], &drawn.logits[first * vocabulary..])?;
+                let x = backend.upload([beams, vocabulary], &drawn.logits[first * vocabulary..])?;
                 let all = drawn.on(backend)?;
                 let so_far = &drawn.so_far[first..];
-                let run = move || Ok(Output::Values(scores(&backend.beam_candidates(&x, so_far, &[texts], count)?)));
+                let run = move || Ok(Output::Values(scores(&backend.beam_candidates(&x, so_far, &[beams], count)?)));
                 Prepared::new(run, move || {
                     let last = backend.beam_candidates(&all, &drawn.so_far, images, count)?.pop().unwrap_or_default();
                     Ok(Expected::Exact(scores(&[last])))
@@ -140,7 +140,7 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
 /// Rows of each image, for people.
 fn rows_of(images: &[usize]) -> String {
     match images {
-        [first, _, ..] if images.iter().all(|texts| texts == first) => format!("{}x{first}", images.len()),
+        [first, _, ..] if images.iter().all(|beams| beams == first) => format!("{}x{first}", images.len()),
         _ => format!("{images:?}"),
     }
 }
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
     use crate::conformance::tolerance;
 
-    /// No rounding within the tolerance exchanges two of the best texts, or the last of them with the next.
+    /// No rounding within the tolerance exchanges two of the best sequences, or the last of them with the next.
     #[test]
     fn best_texts_are_clear() -> Result<()> {
         for &(images, vocabulary, count, _) in SHAPES {

@@ -172,7 +172,7 @@ impl Loaded<Cpu> {
         Ok(())
     }
 
-    /// The token that ends rows: one that the first row gives in the midst of its text, or after that.
+    /// The token that ends rows: one that the first row gives in the midst of its sequence, or after that.
     fn ending(&mut self, rows: usize, limit: usize) -> Result<u32> {
         let mut ending = NEVER;
         self.steps(rows, limit - 1, |step, row, logits| {
@@ -265,14 +265,14 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
             let [layers, heads, hidden, vocabulary, prefix, images, limit] = dims;
             let width = heads * HEAD_SIZE;
             let name = format!("{} {layers} layers of {width}/{hidden}, {images} rows after {prefix}", dtype.name());
-            // Of texts that do not end.
+            // Of sequences that do not end.
             let shape = CacheShape { layers, heads, head_size: HEAD_SIZE, images, prefix, max_new_tokens: limit };
             let cost =
                 decode::steps_cost(shape, [hidden, vocabulary], [images, limit - 1], [dtype.size(), wide.size()]);
             harness.case(Case { name, dtype, size, cost }, |inputs| {
                 let drawn = Rc::new(Host::new(inputs, dims, dtype, wide)?);
                 let on_device = drawn.load(backend)?;
-                // Long texts never end, and timed ones take all steps.
+                // Long sequences never end, and timed ones take all steps.
                 let eos = match limit < HEAD_SIZE && size < Size::Real {
                     true => drawn.load(&Cpu)?.ending(images, limit)?,
                     false => NEVER,

@@ -7,9 +7,11 @@ mod synthesis;
 
 use std::ops::Range;
 
-use self::receptive_field::{ReceptiveField, StepSpans};
+use self::receptive_field::{DurationField, ReceptiveField, StepSpans};
 use super::loader::Loader;
-use crate::backend::{Activation, Backend, ConvActivation, ConvEpilogue, GraphId, LayerNormWeights, LinearWeights};
+use crate::backend::{
+    Activation, Backend, ConvActivation, ConvEpilogue, Device, GraphId, LayerNormWeights, LinearWeights,
+};
 use crate::config::{DurationConfig, VocoderConfig};
 use crate::{Error, Result};
 
@@ -40,9 +42,12 @@ pub struct Vocoder<B: Backend> {
 }
 
 struct DurationPredictor<B: Backend> {
-    layers: [(B::ConvWeights, LayerNormWeights<B>); 2],
+    layers: [ConvNorm<B>; 2],
     projection: LinearWeights<B>, // (1, hidden)
 }
+
+/// `norm(max(conv(x), 0))`.
+type ConvNorm<B> = (<B as Device>::ConvWeights, LayerNormWeights<B>);
 
 struct Stage<B: Backend> {
     upsample: B::ConvWeights,
@@ -108,13 +113,19 @@ impl<B: Backend> Vocoder<B> {
 
     /// Frames that each unit lasts: predicted, or one where the model has no predictor.
     pub fn durations(&self, backend: &B, units: &[u32]) -> Result<Vec<usize>> {
-        let Some(predictor) = &self.duration else { return Ok(vec![1; units.len()]) };
         if units.is_empty() {
             return Ok(Vec::new());
         }
+        let all = receptive_field::of_durations(self.config.duration.as_ref(), 0..units.len(), B::conv1d_support);
+        self.durations_of(backend, units, &all)
+    }
+
+    /// Frames that each unit lasts from the first result of `field` on; `units` are those in it.
+    fn durations_of(&self, backend: &B, units: &[u32], field: &DurationField) -> Result<Vec<usize>> {
+        let Some(predictor) = &self.duration else { return Ok(vec![1; units.len()]) };
         self.check_units(units)?;
         let x = backend.embed_frames(&[(&self.units, units)])?;
-        let logs = backend.download(&predictor.forward(backend, x)?)?;
+        let logs = backend.download(&predictor.forward(backend, x, field)?)?;
         logs.into_iter()
             .map(|log| {
                 let frames = (log.exp() - 1.0).round_ties_even().max(1.0);
@@ -146,7 +157,7 @@ impl<B: Backend> Vocoder<B> {
     fn whole(&self, backend: &B, ids: Vec<u32>, voice: Voice<'_>) -> Result<Vec<f32>> {
         let x = self.frames(backend, ids, voice)?;
         let frames = backend.shape(&x)[1];
-        let field = receptive_field::of_frames(&self.config, 0..frames, B::CONVOLUTION_PERIOD);
+        let field = receptive_field::of_frames(&self.config, 0..frames, B::conv1d_support);
         let body = |backend: &B, x: &B::Tensor| self.generator(backend, x, &field);
         reject_nan(backend.download(&backend.captured(&self.graph, &x, &body)?)?)
     }
@@ -266,20 +277,27 @@ impl<B: Backend> DurationPredictor<B> {
         Ok(DurationPredictor { layers, projection: loader.linear("dur_predictor.proj", 1, hidden)? })
     }
 
-    /// Embeddings (E, T) to log(frames + 1) of every unit, (T, 1).
-    fn forward(&self, backend: &B, x: B::Tensor) -> Result<B::Tensor> {
-        let relu = || ConvEpilogue { activation: ConvActivation::Relu, ..Default::default() };
-        let mut x = x;
-        for (n, (kernel, norm)) in self.layers.iter().enumerate() {
-            let all = 0..backend.shape(&x)[1];
-            let rows = backend.transpose(&backend.conv1d(&x, kernel, 1, all, relu())?)?;
-            x = backend.layer_norm(&rows, norm)?;
-            if n + 1 < self.layers.len() {
-                x = backend.transpose(&x)?;
-            }
-        }
-        backend.linear(&x, &self.projection, Activation::None, None)
+    /// Embeddings (E, ..) of a receptive field to log(frames + 1) of its results, (T, 1).
+    fn forward(&self, backend: &B, x: B::Tensor, field: &DurationField) -> Result<B::Tensor> {
+        let x = Segment::<B> { x, start: field.units.start };
+        let [first, second] = &self.layers;
+        let (hidden, start) = (conv_norm(backend, &x, first, &field.layers[0])?, field.layers[0].start);
+        let x = Segment::<B> { x: backend.transpose(&hidden)?, start };
+        let hidden = conv_norm(backend, &x, second, &field.layers[1])?;
+        backend.linear(&hidden, &self.projection, Activation::None, None)
     }
+}
+
+/// These results of one layer of the duration predictor, row by row: (T, hidden).
+fn conv_norm<B: Backend>(
+    backend: &B,
+    x: &Segment<B>,
+    (conv, norm): &ConvNorm<B>,
+    results: &Range<usize>,
+) -> Result<B::Tensor> {
+    let relu = ConvEpilogue { activation: ConvActivation::Relu, ..Default::default() };
+    let rows = backend.transpose(&x.conv1d(backend, conv, 1, results, relu)?.x)?;
+    backend.layer_norm(&rows, norm)
 }
 
 impl<B: Backend> Stage<B> {

@@ -4,30 +4,27 @@
 use std::ops::Range;
 
 use super::OUTER_TAPS;
-use crate::config::VocoderConfig;
+use crate::config::{DurationConfig, VocoderConfig};
 
-/// Inputs that a convolution reads for `results`: the margin of its taps and, on a backend that computes `period` times
-/// `dilation` results together, whole groups of them. The end may lie beyond the sequence.
-pub(super) fn convolution(results: Range<usize>, taps: usize, dilation: usize, period: usize) -> Range<usize> {
-    let (group, margin) = (alignment(dilation, period), (taps - 1) / 2 * dilation);
-    let (start, end) = (results.start / group * group, results.end.next_multiple_of(group));
-    start.saturating_sub(margin)..end + margin
+/// [`Conv1d::conv1d_support`](crate::backend::Conv1d::conv1d_support) of a backend.
+pub(super) type Support = fn(Range<usize>, usize, usize) -> Range<usize>;
+
+/// The results of a convolution that are computed for those `needed`, and the inputs that it reads for them. Ends may lie
+/// beyond the sequence.
+fn convolution(needed: Range<usize>, taps: usize, dilation: usize, support: Support) -> (Range<usize>, Range<usize>) {
+    let first = support(needed.clone(), 1, dilation).start;
+    (first..needed.end, support(needed, taps, dilation))
 }
 
-/// Results in a row that are computed together.
-fn alignment(dilation: usize, period: usize) -> usize {
-    if period == 1 { 1 } else { dilation * period }
-}
-
-/// As [`convolution`] for a transposed one.
+/// Inputs that a transposed convolution reads for `results`.
 fn transposed(results: Range<usize>, taps: usize, stride: usize) -> Range<usize> {
     let padding = (taps - stride) / 2;
     let (first, last) = ((results.start + padding) / stride, (results.end - 1 + padding) / stride);
     (first + 1).saturating_sub(taps.div_ceil(stride))..last + 1
 }
 
-/// Results of every convolution that go into a segment of sound, as positions in the whole sequences. They start where a
-/// group of their convolution begins; ends may lie beyond the sequence.
+/// Results of every convolution that go into a segment of sound, as positions in the whole sequences. Ends may lie
+/// beyond the sequence.
 #[derive(Debug)]
 pub(super) struct ReceptiveField {
     /// Frames that are read.
@@ -48,54 +45,69 @@ pub(super) struct StepSpans {
 }
 
 /// The receptive field of the sound of `frames`, which are not empty.
-pub(super) fn of_frames(config: &VocoderConfig, frames: Range<usize>, period: usize) -> ReceptiveField {
+pub(super) fn of_frames(config: &VocoderConfig, frames: Range<usize>, support: Support) -> ReceptiveField {
     let hop = config.hop();
-    let post = align_down(frames.start * hop..frames.end * hop, 1, period);
-    let mut needed = convolution(post.clone(), OUTER_TAPS, 1, period);
+    let (post, mut needed) = convolution(frames.start * hop..frames.end * hop, OUTER_TAPS, 1, support);
     let mut stages = Vec::with_capacity(config.upsample_rates.len());
     for (&rate, &taps) in config.upsample_rates.iter().zip(&config.upsample_kernel_sizes).rev() {
         let blocks = config.resblock_kernel_sizes.iter().zip(&config.resblock_dilation_sizes);
         let (read, blocks): (Vec<_>, Vec<_>) =
-            blocks.map(|(&taps, dilations)| of_block(needed.clone(), taps, dilations, period)).unzip();
+            blocks.map(|(&taps, dilations)| of_block(needed.clone(), taps, dilations, support)).unzip();
         stages.push(blocks);
         let upsampled = read.into_iter().reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(needed);
         needed = transposed(upsampled, taps, rate);
     }
     stages.reverse();
-    let pre = align_down(needed, 1, period);
-    ReceptiveField { frames: convolution(pre.clone(), OUTER_TAPS, 1, period), pre, stages, post }
+    let (pre, frames) = convolution(needed, OUTER_TAPS, 1, support);
+    ReceptiveField { frames, pre, stages, post }
 }
 
 /// Inputs that a residual block reads for `needed`, and the results of its steps.
-fn of_block(needed: Range<usize>, taps: usize, dilations: &[usize], period: usize) -> (Range<usize>, Vec<StepSpans>) {
+fn of_block(
+    needed: Range<usize>,
+    taps: usize,
+    dilations: &[usize],
+    support: Support,
+) -> (Range<usize>, Vec<StepSpans>) {
     let mut needed = needed;
     let mut steps = Vec::with_capacity(dilations.len());
     for &dilation in dilations.iter().rev() {
-        let plain = align_down(needed, 1, period);
-        let dilated = align_down(convolution(plain.clone(), taps, 1, period), dilation, period);
-        needed = convolution(dilated.clone(), taps, dilation, period);
+        let (plain, hidden) = convolution(needed, taps, 1, support);
+        let (dilated, inputs) = convolution(hidden, taps, dilation, support);
+        needed = inputs;
         steps.push(StepSpans { dilated, plain });
     }
     steps.reverse();
     (needed, steps)
 }
 
-/// The results of a convolution that have to be computed for those `needed`.
-fn align_down(needed: Range<usize>, dilation: usize, period: usize) -> Range<usize> {
-    let group = alignment(dilation, period);
-    needed.start / group * group..needed.end
+/// Results of the duration predictor's convolutions, as positions in the sequence of units; ends may lie beyond it.
+#[derive(Debug)]
+pub(super) struct DurationField {
+    /// Units that are read.
+    pub units: Range<usize>,
+    /// Results of each layer.
+    pub layers: [Range<usize>; 2],
+}
+
+/// The receptive field of the durations of `units`: these alone where nothing is predicted.
+pub(super) fn of_durations(config: Option<&DurationConfig>, units: Range<usize>, support: Support) -> DurationField {
+    let Some(config) = config else { return DurationField { layers: [units.clone(), units.clone()], units } };
+    let (second, hidden) = convolution(units, config.kernel, 1, support);
+    let (first, units) = convolution(hidden, config.kernel, 1, support);
+    DurationField { units, layers: [first, second] }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Conv1d;
+    use crate::backend::conv1d::direct_support;
+    use crate::backend::cpu::Cpu;
     use crate::weights::random;
 
     #[test]
-    fn a_direct_convolution_reads_its_taps_and_no_more() {
-        assert_eq!(convolution(10..11, 7, 3, 1), 1..20);
-        assert_eq!(convolution(10..11, 7, 3, 4), 0..21);
-        assert_eq!(convolution(12..24, 3, 1, 4), 11..25);
+    fn a_transposed_convolution_reads_its_taps_and_no_more() {
         assert_eq!(transposed(0..1, 11, 5), 0..1);
         assert_eq!(transposed(100..105, 11, 5), 18..22);
     }
@@ -107,14 +119,14 @@ mod tests {
     fn the_published_vocoder_reaches_so_far() {
         let config = random::published();
         let config = config.vocoder.as_ref().expect("a vocoder");
-        for (period, margin) in [(1, 21), (4, 30)] {
-            let field = of_frames(config, 600..601, period);
-            assert_eq!(field.frames.end - 601, margin, "after, {period}");
-            assert!(600 - field.frames.start <= margin, "before, {period}: {field:?}");
+        for (support, margin) in [(direct_support as Support, 21), (Cpu::conv1d_support, 30)] {
+            let field = of_frames(config, 600..601, support);
+            assert_eq!(field.frames.end - 601, margin, "after");
+            assert!(600 - field.frames.start <= margin, "before: {field:?}");
             assert_eq!(field.post, 600 * config.hop()..601 * config.hop());
             for block in field.stages.iter().flatten() {
-                for (step, &dilation) in block.iter().zip(&[1, 3, 5]) {
-                    assert_eq!((step.dilated.start % alignment(dilation, period), step.plain.start % period), (0, 0));
+                for step in block {
+                    assert!(step.dilated.start <= step.plain.start && step.plain.end <= step.dilated.end);
                 }
                 // From step to step less is left to compute.
                 assert!(block.windows(2).all(|pair| pair[0].plain.len() > pair[1].plain.len()));

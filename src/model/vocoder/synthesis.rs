@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::receptive_field::{self, ReceptiveField};
+use super::receptive_field::{self, ReceptiveField, Support};
 use super::{Vocoder, Voice};
 use crate::Result;
 use crate::backend::Backend;
@@ -86,10 +86,10 @@ impl Synthesis {
     }
 
     /// The frames of the next chunk and their receptive field: as many as are certain, if those are enough.
-    fn next(&self, config: &VocoderConfig, period: usize) -> Option<(Range<usize>, ReceptiveField)> {
+    fn next(&self, config: &VocoderConfig, support: Support) -> Option<(Range<usize>, ReceptiveField)> {
         let (emitted, known) = (self.emitted_frames, self.frames.len());
         let left = known - emitted;
-        let field = |count: usize| receptive_field::of_frames(config, emitted..emitted + count, period);
+        let field = |count: usize| receptive_field::of_frames(config, emitted..emitted + count, support);
         if self.complete && self.timed == self.units.len() {
             // The rest joins this chunk if it would make a short last one.
             let count = if left < self.chunk.saturating_mul(2) { left } else { self.chunk };
@@ -108,8 +108,7 @@ impl<B: Backend> Vocoder<B> {
     /// The next samples of `synthesis`; `None` until more units are known, and after the last.
     pub fn next_chunk(&self, backend: &B, synthesis: &mut Synthesis) -> Result<Option<Vec<f32>>> {
         self.predict_durations(backend, synthesis)?;
-        let next = synthesis.next(&self.config, B::CONVOLUTION_PERIOD);
-        let Some((wanted, field)) = next else { return Ok(None) };
+        let Some((wanted, field)) = synthesis.next(&self.config, B::conv1d_support) else { return Ok(None) };
         let known = synthesis.frames.len();
         let ids = synthesis.frames[field.frames.start..field.frames.end.min(known)].to_vec();
         synthesis.emitted_frames = wanted.end;
@@ -125,27 +124,24 @@ impl<B: Backend> Vocoder<B> {
     /// Predicts the durations of units whose neighbours are known.
     fn predict_durations(&self, backend: &B, synthesis: &mut Synthesis) -> Result<()> {
         let (known, timed) = (synthesis.units.len(), synthesis.timed);
-        let field = |units: Range<usize>| match &self.config.duration {
-            Some(duration) => {
-                let hidden = receptive_field::convolution(units, duration.kernel, 1, B::CONVOLUTION_PERIOD);
-                let read = receptive_field::convolution(hidden, duration.kernel, 1, B::CONVOLUTION_PERIOD);
-                read.start - read.start % B::CONVOLUTION_PERIOD..read.end
-            }
-            None => units,
-        };
+        let duration = self.config.duration.as_ref();
+        let field = |units: Range<usize>| receptive_field::of_durations(duration, units, B::conv1d_support);
         let few = known.min(timed + MAX_UNITS);
         let end = if synthesis.complete {
             few
         } else {
-            (timed..few).take_while(|&unit| field(unit..unit + 1).end <= known).last().map_or(timed, |unit| unit + 1)
+            (timed..few)
+                .take_while(|&unit| field(unit..unit + 1).units.end <= known)
+                .last()
+                .map_or(timed, |unit| unit + 1)
         };
         if end == timed {
             return Ok(());
         }
-        let cut = field(timed..end);
-        let cut = cut.start..cut.end.min(known);
-        let durations = self.durations(backend, &synthesis.units[cut.clone()])?;
-        for (&unit, &frames) in synthesis.units[timed..end].iter().zip(&durations[timed - cut.start..]) {
+        let field = field(timed..end);
+        let read = &synthesis.units[field.units.start..field.units.end.min(known)];
+        let durations = self.durations_of(backend, read, &field)?;
+        for (&unit, &frames) in synthesis.units[timed..end].iter().zip(&durations[timed - field.layers[1].start..]) {
             synthesis.frames.extend(std::iter::repeat_n(unit, frames));
         }
         synthesis.timed = end;

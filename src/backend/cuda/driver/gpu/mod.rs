@@ -104,10 +104,9 @@ impl Modules {
         // SAFETY: writes one number.
         let result = unsafe { sys::cuFuncGetAttribute(&mut fixed, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function) };
         self.loaded(what, result, properties)?;
-        let most = i32::try_from(properties.shared_per_block).unwrap_or(i32::MAX) - fixed;
+        let max = i32::try_from(properties.shared_per_block).unwrap_or(i32::MAX) - fixed;
         // SAFETY: the function was just looked up.
-        let result =
-            unsafe { sys::cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most) };
+        let result = unsafe { sys::cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, max) };
         self.loaded(what, result, properties)?;
         Ok(function)
     }
@@ -174,7 +173,7 @@ impl GpuStream {
             Err(_) => format!("{} on the device in all", mebibytes(self.device.properties.memory)),
         };
         self.device.context.error(format!(
-            "out of memory: {} wanted, {room}: stop what else uses the GPU (`nvidia-smi` lists it), take fewer pictures at \
+            "out of memory: {} wanted, {room}: stop what else uses the GPU (`nvidia-smi` lists it), take fewer images at \
              once or fewer beams, or use --dtype bf16 or --device cpu",
             mebibytes(bytes)
         ))

@@ -1,5 +1,5 @@
 //! The decoder backwards, over whole sequences on the CPU: what every layer's outputs do to the choice of tokens. Only
-//! these gradients are wanted, once per picture, so this is plain code and no operation of a backend.
+//! these gradients are wanted, once per image, so this is plain code and no operation of a backend.
 //! Math: y = LN(x): dx = rstd (w dy - mean(w dy) - x^ mean(w dy x^)); softmax: ds = p (dp - sum p dp).
 
 use rayon::prelude::*;
@@ -149,12 +149,12 @@ fn head_backward([query, key, value]: &[Vec<f32>; 3], dout: &[f32], shape: Atten
     let row = |t: usize| t * size..(t + 1) * size;
     let [mut dquery, mut dkey, mut dvalue] = [(); 3].map(|()| vec![0.0; dout.len()]);
     for t in 0..tokens {
-        // Image tokens see each other, text sees them and the text up to itself.
+        // Image tokens see each other, units see them and the units up to themselves.
         let seen = if t < prefix { prefix } else { t + 1 };
         let (q, dy) = (&query[row(t)], &dout[row(t)]);
         let scores: Vec<f32> = (0..seen).map(|s| scale * dot(q, &key[row(s)])).collect();
-        let most = scores.iter().fold(f32::NEG_INFINITY, |most, &v| most.max(v));
-        let mut p: Vec<f32> = scores.iter().map(|v| (v - most).exp()).collect();
+        let max = scores.iter().fold(f32::NEG_INFINITY, |max, &v| max.max(v));
+        let mut p: Vec<f32> = scores.iter().map(|v| (v - max).exp()).collect();
         let total: f32 = p.iter().sum();
         p.iter_mut().for_each(|p| *p /= total);
         let dp: Vec<f32> = (0..seen).map(|s| dot(dy, &value[row(s)])).collect();
@@ -192,9 +192,9 @@ mod tests {
 
     #[track_caller]
     fn close(gradient: &[f32], slopes: &[f32]) {
-        let most = slopes.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+        let max = slopes.iter().fold(0.0f32, |max, v| max.max(v.abs()));
         for (place, (a, b)) in gradient.iter().zip(slopes).enumerate() {
-            assert!((a - b).abs() < 0.01 * most, "{place}: {a}, expected {b}");
+            assert!((a - b).abs() < 0.01 * max, "{place}: {a}, expected {b}");
         }
         assert_eq!(gradient.len(), slopes.len());
     }

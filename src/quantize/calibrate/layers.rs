@@ -74,8 +74,8 @@ impl Rounding {
         let unfit = || Error::shape("calibrate", format!("layer {n}, {name}: the activations of this model overflow"));
         let sensitivities = self.sensitivities.remove(&(n, name)).ok_or_else(unfit)?;
         let &[rows, columns] = weight.shape() else { return Err(unfit()) };
-        let moments = moments([rows, columns], layer, batches, &sensitivities, inputs)?.ok_or_else(unfit)?;
-        let rounded = round(weight, &Cpu.download(&layer.bias)?, &moments).ok_or_else(unfit)?;
+        let hessians = hessians([rows, columns], layer, batches, &sensitivities, inputs)?.ok_or_else(unfit)?;
+        let rounded = round(weight, &Cpu.download(&layer.bias)?, &hessians).ok_or_else(unfit)?;
 
         let wide = HostTensor::from_quantized(rounded.weight.clone()).ok_or_else(unfit)?;
         let bias = HostTensor::from_f32(&[rounded.bias.len()], rounded.bias.clone()).ok_or_else(unfit)?;
@@ -91,7 +91,7 @@ impl Rounding {
 
 /// For each part of a matrix, sums over all tokens, each weighted with what its outputs matter. The target of the rounded
 /// run is what the unrounded one computes, residual included. `None` when shapes do not fit.
-fn moments(
+fn hessians(
     [rows, columns]: [usize; 2],
     layer: &LinearWeights<Cpu>,
     batches: &[Batch],
@@ -99,8 +99,8 @@ fn moments(
     inputs: Inputs<'_>,
 ) -> Result<Option<Vec<Hessian>>> {
     let count = rows / sensitivities.len().max(1);
-    let mut moments = vec![Hessian::new(count, columns); sensitivities.len()];
-    let mut fits = moments.iter_mut().zip(sensitivities).all(|(m, sensitivity)| m.add_outputs(&sensitivity.outputs));
+    let mut hessians = vec![Hessian::new(count, columns); sensitivities.len()];
+    let mut fits = hessians.iter_mut().zip(sensitivities).all(|(m, sensitivity)| m.add_outputs(&sensitivity.outputs));
     for (index, batch) in batches.iter().enumerate() {
         let (target, _) = outputs(layer, inputs(batch, 0)?)?;
         let (y, x) = outputs(layer, inputs(batch, 1)?)?;
@@ -108,8 +108,8 @@ fn moments(
         let residual: Vec<f32> = target.iter().zip(&y).map(|(target, y)| target - y).collect();
         let (mut x, residual) = (transposed(&x, columns), transposed(&residual, rows));
         x.resize((columns + 1) * depth, 1.0); // the constant one
-        for ((moments, sensitivity), residual) in
-            moments.iter_mut().zip(sensitivities).zip(residual.chunks_exact(count * depth))
+        for ((hessians, sensitivity), residual) in
+            hessians.iter_mut().zip(sensitivities).zip(residual.chunks_exact(count * depth))
         {
             let roots = sensitivity.roots(index);
             let scaled = |values: &[f32]| -> Vec<f32> {
@@ -119,10 +119,10 @@ fn moments(
                     .collect()
             };
             let (x, residual) = (scaled(&x), scaled(residual));
-            fits &= moments.add_inputs(&outer(&x, &x, depth)?, &outer(&residual, &x, depth)?);
+            fits &= hessians.add_inputs(&outer(&x, &x, depth)?, &outer(&residual, &x, depth)?);
         }
     }
-    Ok(fits.then_some(moments))
+    Ok(fits.then_some(hessians))
 }
 
 /// Outputs of the unrounded layer (M, N), and its inputs (M, K).

@@ -24,14 +24,14 @@ fn small() -> Engine {
     Engine::load(golden("models/small"), Device::Cpu).unwrap()
 }
 
-fn pictures(count: usize, seed: u64) -> Vec<Image> {
+fn images(count: usize, seed: u64) -> Vec<Image> {
     let mut random = Random::new(seed);
-    let picture = |_| {
+    let image = |_| {
         let (width, height) = (1 + random.below(50), 1 + random.below(50));
         let rgb = (0..width * height * 3).map(|_| random.below(256) as u8).collect();
         Image::from_rgb(width, height, rgb).unwrap()
     };
-    (0..count).map(picture).collect()
+    (0..count).map(image).collect()
 }
 
 /// A caption without the time it took.
@@ -39,19 +39,19 @@ fn content(caption: Caption) -> Caption {
     Caption { timings: Timings::default(), ..caption }
 }
 
-/// Captions of every picture by its number; an unreadable one has an error.
+/// Captions of every image by its number; an unreadable one has an error.
 fn many(
     engine: &Engine,
-    picture: &(dyn Fn(usize) -> Option<im2sp::Result<Image>> + Sync),
+    image: &(dyn Fn(usize) -> Option<im2sp::Result<Image>> + Sync),
     options: &CaptionOptions,
     in_flight: usize,
 ) -> Vec<Option<im2sp::Result<Caption>>> {
     let mut captions = Vec::new();
-    let done = engine.caption_many(picture, options, in_flight, &mut |index, caption| {
+    let done = engine.caption_many(image, options, in_flight, &mut |index, caption| {
         if captions.len() <= index {
             captions.resize_with(index + 1, || None);
         }
-        assert!(captions[index].is_none(), "picture {index} twice");
+        assert!(captions[index].is_none(), "image {index} twice");
         captions[index] = Some(caption.map(content));
         ControlFlow::Continue(())
     });
@@ -74,20 +74,20 @@ fn settings() -> Vec<GenerateOptions> {
 }
 
 #[test]
-fn every_picture_gets_the_caption_it_would_get_alone() {
+fn every_image_gets_the_caption_it_would_get_alone() {
     let _one = alone();
     let engine = small();
-    let pictures = pictures(23, 5);
+    let images = images(23, 5);
     for generate in settings() {
         let options = CaptionOptions { generate, ..Default::default() };
         let expected: Vec<Caption> =
-            pictures.iter().map(|picture| content(engine.caption(picture, &options).unwrap())).collect();
+            images.iter().map(|image| content(engine.caption(image, &options).unwrap())).collect();
         for in_flight in [1, 2, 3, 8, 64] {
-            let captions = many(&engine, &|n| pictures.get(n).cloned().map(Ok), &options, in_flight);
-            assert_eq!(captions.len(), pictures.len());
+            let captions = many(&engine, &|n| images.get(n).cloned().map(Ok), &options, in_flight);
+            assert_eq!(captions.len(), images.len());
             for (index, (caption, expected)) in captions.into_iter().zip(&expected).enumerate() {
                 let caption = caption.unwrap().unwrap();
-                assert!(caption == *expected, "picture {index} of {in_flight} at a time, {generate:?}");
+                assert!(caption == *expected, "image {index} of {in_flight} at a time, {generate:?}");
             }
         }
     }
@@ -120,7 +120,7 @@ fn streamed(image: &Image, options: CaptionOptions) -> Request {
 fn all_entry_points_give_the_same_bits() {
     let _one = alone();
     let engine = small();
-    let images = pictures(5, 15);
+    let images = images(5, 15);
     for generate in settings() {
         let options = CaptionOptions { generate, ..Default::default() };
         let batch = engine.caption_batch(&images.iter().collect::<Vec<_>>(), &options, &mut |_| {}).unwrap();
@@ -147,7 +147,7 @@ fn all_entry_points_give_the_same_bits() {
 fn options_that_differ_within_a_batch_change_nothing() {
     let _one = alone();
     let engine = small();
-    let images = pictures(6, 16);
+    let images = images(6, 16);
     let mut requests = Vec::new();
     for (n, generate) in settings().into_iter().cycle().take(48).enumerate() {
         let top_k = |sampling: Sampling| Sampling { top_k: 3 + n, ..sampling };
@@ -173,7 +173,7 @@ fn options_that_differ_within_a_batch_change_nothing() {
 fn a_cancelled_request_frees_its_slot() {
     let _one = alone();
     let engine = Engine::embedded().unwrap();
-    let images = pictures(6, 17);
+    let images = images(6, 17);
     let options = CaptionOptions::default();
     let expected: Vec<Caption> = images.iter().map(|image| content(engine.caption(image, &options).unwrap())).collect();
     let kept: Vec<_> = images.iter().map(|image| engine.submit(streamed(image, options))).collect();
@@ -186,7 +186,7 @@ fn a_cancelled_request_frees_its_slot() {
             _ => std::thread::sleep(Duration::from_micros(n as u64 * 150)),
         }
         if n % 2 == 0 {
-            // One who cancels but still listens is told.
+            // A receiver that cancels but still listens gets the error.
             events.cancel_flag().cancel();
             let end = events.by_ref().last().unwrap();
             assert!(matches!(end, Event::Failed(Error::Cancelled) | Event::Done(_)), "{end:?}");
@@ -204,7 +204,7 @@ fn a_cancelled_request_frees_its_slot() {
 fn an_error_of_one_request_touches_no_other() {
     let _one = alone();
     let engine = small();
-    let images = pictures(8, 18);
+    let images = images(8, 18);
     let good = CaptionOptions::default();
     let expected: Vec<Caption> = images.iter().map(|image| content(engine.caption(image, &good).unwrap())).collect();
     let pixels = 3 * engine.config().image.size.pow(2);
@@ -274,7 +274,7 @@ fn logits_that_are_no_numbers_cost_no_other_request_anything() {
 fn a_deadline_that_passes_is_an_error_and_frees_the_engine() {
     let _one = alone();
     let engine = Engine::embedded().unwrap();
-    let image = &pictures(1, 19)[0];
+    let image = &images(1, 19)[0];
     let options = CaptionOptions::default();
     let whole = content(engine.caption(image, &options).unwrap());
     let mut late = 0;
@@ -300,7 +300,7 @@ fn a_deadline_that_passes_is_an_error_and_frees_the_engine() {
 fn decoding_and_speaking_overlap() {
     let _one = alone();
     let engine = Engine::embedded().unwrap();
-    let images = pictures(16, 20);
+    let images = images(16, 20);
     let trace = trace::record(|| {
         let images = |n: usize| images.get(n).cloned().map(Ok);
         engine.caption_many(&images, &CaptionOptions::default(), 4, &mut |_, caption| {
@@ -335,35 +335,35 @@ fn decoding_and_speaking_overlap() {
 }
 
 #[test]
-fn a_picture_that_cannot_be_read_costs_nobody_else_anything() {
+fn an_image_that_cannot_be_read_costs_nobody_else_anything() {
     let _one = alone();
     let engine = small();
-    let pictures = pictures(9, 6);
+    let images = images(9, 6);
     let options = CaptionOptions { no_audio: true, ..Default::default() };
     for bad in [vec![0], vec![8], vec![3, 4, 5], (0..9).collect()] {
         let read = |n: usize| {
             let missing = || Err(Error::image(Path::new("gone.png"), "it is gone"));
-            pictures.get(n).map(|picture| if bad.contains(&n) { missing() } else { Ok(picture.clone()) })
+            images.get(n).map(|image| if bad.contains(&n) { missing() } else { Ok(image.clone()) })
         };
         for in_flight in [1, 4] {
             let captions = many(&engine, &read, &options, in_flight);
             for (index, caption) in captions.into_iter().enumerate() {
                 let caption = caption.unwrap();
-                assert_eq!(caption.is_err(), bad.contains(&index), "picture {index}, {bad:?} cannot be read");
+                assert_eq!(caption.is_err(), bad.contains(&index), "image {index}, {bad:?} cannot be read");
             }
         }
     }
-    assert!(many(&engine, &|_| None, &options, 3).is_empty(), "no pictures, no captions");
+    assert!(many(&engine, &|_| None, &options, 3).is_empty(), "no images, no captions");
 }
 
 #[test]
 fn options_that_make_no_sense_are_refused_before_any_work() {
     let _one = alone();
     let engine = small();
-    let picture = &pictures(1, 7)[0];
+    let image = &images(1, 7)[0];
     let refused = |options: CaptionOptions, in_flight: usize| {
         let mut on_caption = |_, _| panic!("nothing is captioned");
-        let read = |_| Some(Ok(picture.clone()));
+        let read = |_| Some(Ok(image.clone()));
         engine.caption_many(&read, &options, in_flight, &mut on_caption).unwrap_err().to_string()
     };
     assert!(refused(CaptionOptions::default(), 0).contains("in-flight"));
@@ -376,25 +376,25 @@ fn options_that_make_no_sense_are_refused_before_any_work() {
 fn an_end_at_any_point_leaves_nothing_behind() {
     let _one = alone();
     let engine = small();
-    let pictures = pictures(12, 8);
+    let images = images(12, 8);
     for in_flight in [1, 3, 8] {
         for last in 0..12 {
-            let (asked, mut heard) = (AtomicUsize::new(0), 0);
+            let (requested, mut ended) = (AtomicUsize::new(0), 0);
             // Without an end of its own.
             let read = |n: usize| {
-                asked.fetch_max(n, Ordering::Relaxed);
-                Some(Ok(pictures[n % 12].clone()))
+                requested.fetch_max(n, Ordering::Relaxed);
+                Some(Ok(images[n % 12].clone()))
             };
             let mut each = |_, caption: im2sp::Result<Caption>| {
                 caption.unwrap();
-                heard += 1;
-                if heard > last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                ended += 1;
+                if ended > last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
             engine.caption_many(&read, &CaptionOptions::default(), in_flight, &mut each).unwrap();
-            assert_eq!((heard, common::running_threads("im2sp-read")), (last + 1, 0));
-            let held = asked.load(Ordering::Relaxed) - last;
+            assert_eq!((ended, common::running_threads("im2sp-read")), (last + 1, 0));
+            let held = requested.load(Ordering::Relaxed) - last;
             // Those in the channel, in the readers' hands, and in places of the cache.
-            assert!(held <= 4 * in_flight + 20, "{held} pictures were read ahead of {in_flight} at a time");
+            assert!(held <= 4 * in_flight + 20, "{held} images were read ahead of {in_flight} at a time");
         }
     }
 }
@@ -409,22 +409,21 @@ fn resident() -> usize {
 fn ten_thousand_captions_leave_the_memory_as_it_was() {
     let _one = alone();
     let engine = small();
-    let pictures = pictures(10, 9);
+    let images = images(10, 9);
     let generate = GenerateOptions { max_length: 12, ..Default::default() };
     let options = CaptionOptions { generate, ..Default::default() };
-    let expected: Vec<Caption> =
-        pictures.iter().map(|picture| content(engine.caption(picture, &options).unwrap())).collect();
+    let expected: Vec<Caption> = images.iter().map(|image| content(engine.caption(image, &options).unwrap())).collect();
     let mut sizes = Vec::new();
     for round in 0..10 {
-        let read = |n: usize| (n < 500).then(|| Ok(pictures[n % 10].clone()));
+        let read = |n: usize| (n < 500).then(|| Ok(images[n % 10].clone()));
         let mut each = |index: usize, caption: im2sp::Result<Caption>| {
-            assert!(content(caption.unwrap()) == expected[index % 10], "round {round}, picture {index}");
+            assert!(content(caption.unwrap()) == expected[index % 10], "round {round}, image {index}");
             ControlFlow::Continue(())
         };
         engine.caption_many(&read, &options, 8, &mut each).unwrap();
         for n in 0..500 {
-            let caption = engine.caption(&pictures[n % 10], &options).unwrap();
-            assert!(content(caption) == expected[n % 10], "round {round}, picture {n} alone");
+            let caption = engine.caption(&images[n % 10], &options).unwrap();
+            assert!(content(caption) == expected[n % 10], "round {round}, image {n} alone");
         }
         sizes.push(resident());
     }

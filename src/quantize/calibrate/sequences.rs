@@ -1,4 +1,4 @@
-//! Pictures and the captions of the unrounded model as sequences for the decoder, and how much each of their activations
+//! Images and the captions of the unrounded model as sequences for the decoder, and how much each of their activations
 //! matters to the choice of tokens.
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use crate::units::EOS;
 /// A choice between two tokens whose logits are this far apart counts half of one between equals.
 const MARGIN: f32 = 0.5;
 
-/// A few pictures with their captions, as B sequences of T tokens and C channels, image tokens first.
+/// A few images with their captions, as B sequences of T tokens and C channels, image tokens first.
 pub(super) struct Batch {
     pub shape: AttentionShape,
     /// Token that follows each position (B*T); `None` where nothing is predicted.
@@ -58,7 +58,7 @@ impl Sensitivity {
 /// Sensitivities of the parts of every matrix, by layer and name.
 pub(super) type Sensitivities = BTreeMap<(usize, &'static str), Vec<Sensitivity>>;
 
-/// Reads and captions pictures and lays them out.
+/// Reads and captions images and lays them out.
 pub(super) fn batch(captioner: &Captioner<Cpu>, config: &ModelConfig, images: &[Image]) -> Result<Batch> {
     let pixels: Vec<f32> = images.iter().flat_map(|image| image.preprocess(&config.image)).collect();
     let (count, options) = (images.len(), GenerateOptions::default());
@@ -69,20 +69,20 @@ pub(super) fn batch(captioner: &Captioner<Cpu>, config: &ModelConfig, images: &[
 
     let [rows, width] = Cpu.shape(&tokens);
     let prefix = rows / count.max(1);
-    let text = captions.iter().map(|caption| caption.tokens.len() - 1).max().unwrap_or(0);
-    let positions: Vec<u32> = (0..text as u32).collect();
+    let units = captions.iter().map(|caption| caption.tokens.len() - 1).max().unwrap_or(0);
+    let positions: Vec<u32> = (0..units as u32).collect();
     let tokens = Cpu.download(&tokens)?;
     let (mut x, mut next) = (Vec::new(), Vec::new());
     for (image, caption) in tokens.chunks_exact(prefix * width).zip(&captions) {
         // Beyond its end a caption is filled up with tokens that nothing sees.
-        let ids: Vec<u32> = (0..text).map(|at| caption.tokens.get(at).copied().unwrap_or(EOS)).collect();
+        let ids: Vec<u32> = (0..units).map(|at| caption.tokens.get(at).copied().unwrap_or(EOS)).collect();
         x.extend_from_slice(image);
         x.extend(Cpu.download(&captioner.decoder.embed(&Cpu, &ids, &positions)?)?);
         next.extend(std::iter::repeat_n(None, prefix));
-        next.extend((0..text).map(|at| caption.tokens.get(at + 1).copied()));
+        next.extend((0..units).map(|at| caption.tokens.get(at + 1).copied()));
     }
     let x = Cpu.upload([next.len(), width], &x)?;
-    let shape = AttentionShape { batch: count, tokens: prefix + text, heads: config.decoder.heads, prefix };
+    let shape = AttentionShape { batch: count, tokens: prefix + units, heads: config.decoder.heads, prefix };
     Ok(Batch { shape, next, x: [x.clone(), x.clone()], attended: [x.clone(), x] })
 }
 

@@ -9,13 +9,13 @@ use crate::model::captioner::Captioner;
 /// Effect of rounding on the calibration images.
 #[derive(Clone, Debug)]
 pub struct CalibrateReport {
-    /// Pictures that were used.
-    pub pictures: usize,
+    /// Images that were used.
+    pub images: usize,
     /// Why others could not be read.
     pub unreadable: Vec<String>,
-    /// Pictures whose greedy caption stays the same to the last unit.
+    /// Images whose greedy caption stays the same to the last unit.
     pub kept: usize,
-    /// Root mean square of the unrounded model's logits, over all text tokens.
+    /// Root mean square of the unrounded model's logits, over all unit tokens.
     pub logit_rms: f64,
     /// Root mean square of their errors.
     pub logit_error_rms: f64,
@@ -44,7 +44,7 @@ pub(super) fn report(
     unreadable: Vec<String>,
     matrices: Vec<MatrixReport>,
 ) -> Result<CalibrateReport> {
-    let (mut kept, mut count, mut power, mut error, mut most) = (0, 0u64, 0.0, 0.0, 0.0f64);
+    let (mut kept, mut count, mut power, mut error, mut max) = (0, 0u64, 0.0, 0.0, 0.0f64);
     for batch in batches {
         let rounded = captioner.decoder.logits(&Cpu, &batch.x[1])?;
         let mut chosen = Vec::new();
@@ -60,7 +60,7 @@ pub(super) fn report(
                 let difference = f64::from(rounded - v);
                 power += f64::from(v) * f64::from(v);
                 error += difference * difference;
-                most = most.max(difference.abs());
+                max = max.max(difference.abs());
                 count += 1;
             }
         }
@@ -68,12 +68,12 @@ pub(super) fn report(
     }
     let mean = |sum: f64| (sum / count.max(1) as f64).sqrt();
     Ok(CalibrateReport {
-        pictures: batches.iter().map(|batch| batch.shape.batch).sum(),
+        images: batches.iter().map(|batch| batch.shape.batch).sum(),
         unreadable,
         kept,
         logit_rms: mean(power),
         logit_error_rms: mean(error),
-        logit_error_max: most,
+        logit_error_max: max,
         matrices,
     })
 }

@@ -34,7 +34,7 @@ fn engine(device: Device, dtype: DType) -> Engine {
 }
 
 /// Drawings in the spirit of the model's scenes: a noisy ground, and one to three discs and boxes.
-fn pictures(count: usize) -> Vec<Image> {
+fn images(count: usize) -> Vec<Image> {
     let mut random = Random::new(2026);
     (0..count)
         .map(|_| {
@@ -67,9 +67,9 @@ fn pictures(count: usize) -> Vec<Image> {
         .collect()
 }
 
-fn captions(engine: &Engine, pictures: &[Image], options: &CaptionOptions) -> Vec<Caption> {
-    let pictures: Vec<&Image> = pictures.iter().collect();
-    engine.caption_batch(&pictures, options, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"))
+fn captions(engine: &Engine, images: &[Image], options: &CaptionOptions) -> Vec<Caption> {
+    let images: Vec<&Image> = images.iter().collect();
+    engine.caption_batch(&images, options, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn units_only() -> CaptionOptions {
@@ -78,10 +78,10 @@ fn units_only() -> CaptionOptions {
 
 #[test]
 fn f32_speaks_as_the_cpu_does() {
-    let pictures = pictures(2);
+    let images = images(2);
     let options = CaptionOptions::default();
-    let expected = captions(&engine(Device::Cpu, DType::F32), &pictures, &options);
-    let actual = captions(&engine(device(), DType::F32), &pictures, &options);
+    let expected = captions(&engine(Device::Cpu, DType::F32), &images, &options);
+    let actual = captions(&engine(device(), DType::F32), &images, &options);
     for (expected, actual) in expected.iter().zip(&actual) {
         assert_eq!(actual.tokens, expected.tokens);
         assert_eq!(actual.samples.len(), expected.samples.len());
@@ -93,29 +93,29 @@ fn f32_speaks_as_the_cpu_does() {
 
 #[test]
 fn bf16_says_the_same_nearly_always() {
-    let pictures = pictures(20);
-    let expected = captions(&engine(Device::Cpu, DType::F32), &pictures, &units_only());
-    let actual = captions(&engine(device(), DType::BF16), &pictures, &units_only());
+    let images = images(20);
+    let expected = captions(&engine(Device::Cpu, DType::F32), &images, &units_only());
+    let actual = captions(&engine(device(), DType::BF16), &images, &units_only());
     let same = expected.iter().zip(&actual).filter(|(e, a)| e.units == a.units).count();
     assert!(same >= 19, "{same} of 20 captions have the same units");
 }
 
-/// The same for a directory of pictures, say the 200 test scenes that recipes/demo draws.
+/// The same for a directory of images, say the 200 test scenes that recipes/demo draws.
 #[test]
-#[ignore = "needs IM2SP_TEST_PICTURES, a directory of pictures, and minutes on the emulator"]
+#[ignore = "needs IM2SP_TEST_IMAGES, a directory of images, and minutes on the emulator"]
 fn bf16_says_the_same_of_a_test_set() {
-    let directory = std::env::var("IM2SP_TEST_PICTURES").expect("IM2SP_TEST_PICTURES names a directory");
+    let directory = std::env::var("IM2SP_TEST_IMAGES").expect("IM2SP_TEST_IMAGES names a directory");
     let files = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path());
-    let pictures: Vec<Image> = files.filter_map(|file| Image::open(file).ok()).collect();
-    assert!(!pictures.is_empty(), "no pictures in {directory}");
+    let images: Vec<Image> = files.filter_map(|file| Image::open(file).ok()).collect();
+    assert!(!images.is_empty(), "no images in {directory}");
     let (cpu, device) = (engine(Device::Cpu, DType::F32), engine(device(), DType::BF16));
     let mut same = 0;
-    for pictures in pictures.chunks(8) {
-        let [expected, actual] = [&cpu, &device].map(|engine| captions(engine, pictures, &units_only()));
+    for images in images.chunks(8) {
+        let [expected, actual] = [&cpu, &device].map(|engine| captions(engine, images, &units_only()));
         same += expected.iter().zip(&actual).filter(|(e, a)| e.units == a.units).count();
     }
-    println!("{same} of {} captions have the same units", pictures.len());
-    assert!(same * 100 >= pictures.len() * 95);
+    println!("{same} of {} captions have the same units", images.len());
+    assert!(same * 100 >= images.len() * 95);
 }
 
 /// The dimensions of the published models, from pixels to sound, with random weights: what they say means nothing, but all of
@@ -126,11 +126,11 @@ fn the_published_size_speaks_as_on_the_cpu() {
     // Few: a random model's likeliest two units are close, and what bf16 rounds would decide between them.
     let generate = GenerateOptions { max_length: 12, ..Default::default() };
     let options = CaptionOptions { generate, ..Default::default() };
-    let picture = pictures(1).remove(0);
+    let image = images(1).remove(0);
     let [expected, actual] = [Device::Cpu, device()].map(|device| {
         let engine = Engine::random_with(LoadOptions { device, dtype: Some(DType::BF16), ..LoadOptions::default() })
             .expect("an engine");
-        let caption = engine.caption(&picture, &options).expect("a caption");
+        let caption = engine.caption(&image, &options).expect("a caption");
         let spoken = engine.speak(&(0..50).collect::<Vec<u32>>(), None).expect("a second of sound");
         (caption, spoken.samples)
     });
@@ -147,12 +147,12 @@ fn the_published_size_speaks_as_on_the_cpu() {
 
 #[test]
 fn neighbours_in_a_batch_change_nothing() {
-    let pictures = pictures(4);
+    let images = images(4);
     for dtype in [DType::BF16, DType::F32] {
         let engine = engine(device(), dtype);
-        let together = captions(&engine, &pictures, &units_only());
-        for (picture, expected) in pictures.iter().zip(&together).skip(3) {
-            let alone = engine.caption(picture, &units_only()).expect("a caption");
+        let together = captions(&engine, &images, &units_only());
+        for (image, expected) in images.iter().zip(&together).skip(3) {
+            let alone = engine.caption(image, &units_only()).expect("a caption");
             assert_eq!(alone.tokens, expected.tokens);
         }
     }
@@ -160,41 +160,41 @@ fn neighbours_in_a_batch_change_nothing() {
 
 /// Slots that are refilled immediately change nothing, and a callback may use the device.
 #[test]
-fn many_pictures_are_captioned_as_each_alone() {
+fn many_images_are_captioned_as_each_alone() {
     let engine = engine(device(), DType::BF16);
-    let pictures = pictures(4);
+    let images = images(4);
     let sampling = Some(Sampling { temperature: 2.0, top_k: 0, top_p: 1.0, seed: 3 });
     let options = CaptionOptions {
         generate: GenerateOptions { sampling, max_length: 12, ..Default::default() },
         ..Default::default()
     };
-    let alone: Vec<Caption> = pictures.iter().map(|picture| engine.caption(picture, &options).unwrap()).collect();
-    let mut heard = 0;
-    let read = |n: usize| pictures.get(n).cloned().map(Ok);
+    let alone: Vec<Caption> = images.iter().map(|image| engine.caption(image, &options).unwrap()).collect();
+    let mut ended = 0;
+    let read = |n: usize| images.get(n).cloned().map(Ok);
     let done = engine.caption_many(&read, &options, 2, &mut |index, caption| {
         let caption = caption.unwrap();
-        assert_eq!(caption.tokens, alone[index].tokens, "picture {index}");
-        assert_eq!(caption.samples, alone[index].samples, "picture {index}");
+        assert_eq!(caption.tokens, alone[index].tokens, "image {index}");
+        assert_eq!(caption.samples, alone[index].samples, "image {index}");
         if index == 0 {
             assert_eq!(engine.speak(&caption.units, None).unwrap().samples, caption.samples);
         }
-        heard += 1;
+        ended += 1;
         ControlFlow::Continue(())
     });
     done.unwrap();
-    assert_eq!(heard, pictures.len());
+    assert_eq!(ended, images.len());
 }
 
 #[test]
 fn beams_are_those_of_the_cpu() {
-    let pictures = pictures(2);
+    let images = images(2);
     let options = CaptionOptions {
         generate: GenerateOptions { beams: 3, ..Default::default() },
         no_audio: true,
         ..Default::default()
     };
-    let expected = captions(&engine(Device::Cpu, DType::F32), &pictures, &options);
-    let actual = captions(&engine(device(), DType::F32), &pictures, &options);
+    let expected = captions(&engine(Device::Cpu, DType::F32), &images, &options);
+    let actual = captions(&engine(device(), DType::F32), &images, &options);
     for (expected, actual) in expected.iter().zip(&actual) {
         assert_eq!(actual.tokens, expected.tokens);
     }
@@ -202,7 +202,7 @@ fn beams_are_those_of_the_cpu() {
 
 #[test]
 fn a_warm_engine_allocates_nothing_and_repeats_itself() {
-    let pictures = pictures(9);
+    let images = images(9);
     let engine = engine(device(), DType::BF16);
     let generate = |beams, max_length| GenerateOptions { beams, max_length, ..Default::default() };
     let kinds = [
@@ -212,11 +212,11 @@ fn a_warm_engine_allocates_nothing_and_repeats_itself() {
         (9, CaptionOptions { generate: generate(1, 12), ..units_only() }),
     ];
     for (count, options) in kinds {
-        let [first, again] = [(); 2].map(|()| captions(&engine, &pictures[..count], &options));
+        let [first, again] = [(); 2].map(|()| captions(&engine, &images[..count], &options));
         // By now, what a cache keeps is nobody else's.
         let warm = engine.memory().expect("a device");
-        let last = captions(&engine, &pictures[..count], &options);
-        assert_eq!(engine.memory().expect("a device"), warm, "{count} pictures, {:?}", options.generate);
+        let last = captions(&engine, &images[..count], &options);
+        assert_eq!(engine.memory().expect("a device"), warm, "{count} images, {:?}", options.generate);
         for (later, first) in [again, last].iter().flat_map(|later| later.iter().zip(&first)) {
             assert_eq!(later.tokens, first.tokens);
             assert_eq!(later.samples, first.samples, "the recorded graphs give the same bits");
@@ -227,7 +227,7 @@ fn a_warm_engine_allocates_nothing_and_repeats_itself() {
 /// Beams, sampling and more rows than one launch takes, against an engine that has to do without graphs.
 #[test]
 fn captions_from_recorded_steps_are_those_of_plain_ones() {
-    let pictures = pictures(9);
+    let images = images(9);
     let sampling = Some(Sampling { temperature: 2.0, top_k: 20, top_p: 1.0, seed: 3 });
     let kinds = [
         (1, GenerateOptions { beams: 2, max_length: 30, ..Default::default() }),
@@ -241,10 +241,10 @@ fn captions_from_recorded_steps_are_those_of_plain_ones() {
         let options = CaptionOptions { generate, ..units_only() };
         // The vision encoder's graph, which is captured the second time.
         let short = CaptionOptions { generate: GenerateOptions { max_length: 2, ..generate }, ..options };
-        engines.iter().for_each(|engine| (0..2).for_each(|_| drop(captions(engine, &pictures[..count], &short))));
+        engines.iter().for_each(|engine| (0..2).for_each(|_| drop(captions(engine, &images[..count], &short))));
         let ([recorded, replayed], [made, _]) = (with.graphs(), without.graphs());
         without.refuse_captures(true);
-        let [actual, expected] = engines.each_ref().map(|engine| captions(engine, &pictures[..count], &options));
+        let [actual, expected] = engines.each_ref().map(|engine| captions(engine, &images[..count], &options));
         without.refuse_captures(false);
         for (actual, expected) in actual.iter().zip(&expected) {
             assert_eq!(actual.tokens, expected.tokens, "{generate:?}");
@@ -263,11 +263,11 @@ fn captions_from_recorded_steps_are_those_of_plain_ones() {
 fn what_passes_between_the_stages_stays_on_the_device() {
     let emulator = Arc::new(EmulatedDriver::new(1 << 30));
     let engine = Engine::embedded_on(emulator.clone(), DType::BF16).expect("an engine");
-    let (picture, beams) = (&pictures(1)[0], GenerateOptions { beams: 3, max_length: 20, ..Default::default() });
+    let (image, beams) = (&images(1)[0], GenerateOptions { beams: 3, max_length: 20, ..Default::default() });
     let side = engine.config().image.size as u64;
     for (generate, tables) in [(GenerateOptions::default(), 8 << 10), (beams, 32 << 10)] {
         let before = emulator.crossed();
-        let caption = engine.caption(picture, &CaptionOptions { generate, ..Default::default() }).expect("a caption");
+        let caption = engine.caption(image, &CaptionOptions { generate, ..Default::default() }).expect("a caption");
         let [up, down] = [0, 1].map(|way| emulator.crossed()[way] - before[way]);
         assert!(up - 4 * 3 * side * side < tables, "{up} bytes went up");
         assert!(down - 4 * (caption.samples.len() as u64) < tables, "{down} bytes came down");
@@ -277,17 +277,17 @@ fn what_passes_between_the_stages_stays_on_the_device() {
 #[test]
 fn memory_goes_back_to_its_level_and_its_end_is_said() {
     let emulator = Arc::new(EmulatedDriver::new(1 << 30));
-    let picture = &pictures(1)[0];
+    let image = &images(1)[0];
     {
         let engine = Engine::embedded_on(emulator.clone(), DType::BF16).expect("an engine");
-        engine.caption(picture, &units_only()).expect("a caption");
+        engine.caption(image, &units_only()).expect("a caption");
         assert!(emulator.in_use() > 10 << 20, "the weights are there");
     }
     assert_eq!(emulator.in_use(), 0);
     // Room for half of the weights; then for the weights and a little more.
     for (room, what) in [(6 << 20, "while loading"), (13 << 20, "while captioning")] {
         let small: Arc<dyn Driver> = Arc::new(EmulatedDriver::new(room));
-        let result = Engine::embedded_on(small, DType::BF16).and_then(|engine| engine.caption(picture, &units_only()));
+        let result = Engine::embedded_on(small, DType::BF16).and_then(|engine| engine.caption(image, &units_only()));
         let error = result.map(|_| ()).expect_err(what).to_string();
         assert!(error.contains("out of memory"), "{what}: {error}");
     }
@@ -297,30 +297,29 @@ fn memory_goes_back_to_its_level_and_its_end_is_said() {
 #[test]
 fn an_end_at_any_point_frees_everything() {
     let emulator = Arc::new(EmulatedDriver::new(1 << 30));
-    let picture = &pictures(1)[0];
+    let image = &images(1)[0];
     let generate = GenerateOptions { max_length: 60, ..Default::default() };
     {
         let engine = Engine::embedded_on(emulator.clone(), DType::BF16).expect("an engine");
         let options = CaptionOptions { generate, ..Default::default() };
-        let whole = engine.caption(picture, &options).expect("a caption");
+        let whole = engine.caption(image, &options).expect("a caption");
         for (chunks, pause) in [(0, 0), (0, 30), (0, 300), (1, 0), (2, 0)] {
-            let mut stream = engine.stream_with(picture, &options, 4);
+            let mut stream = engine.stream_with(image, &options, 4);
             std::thread::sleep(std::time::Duration::from_millis(pause));
             for chunk in stream.by_ref().take(chunks) {
                 chunk.expect("sound");
             }
         }
-        let mut heard = 0;
-        let read = |_| Some(Ok(picture.clone()));
+        let mut ended = 0;
+        let read = |_| Some(Ok(image.clone()));
         let done = engine.caption_many(&read, &CaptionOptions { no_audio: true, ..options }, 2, &mut |_, caption| {
             assert_eq!(caption.expect("a caption").tokens, whole.tokens);
-            heard += 1;
+            ended += 1;
             ControlFlow::Break(())
         });
         done.expect("an end");
-        assert_eq!(heard, 1);
-        let sound: Vec<f32> =
-            engine.stream(picture, &options).flat_map(|chunk| chunk.expect("sound").samples).collect();
+        assert_eq!(ended, 1);
+        let sound: Vec<f32> = engine.stream(image, &options).flat_map(|chunk| chunk.expect("sound").samples).collect();
         assert_eq!(sound, whole.samples, "the device does what it did");
     }
     assert_eq!(emulator.in_use(), 0);
@@ -329,7 +328,7 @@ fn an_end_at_any_point_frees_everything() {
 /// However many blocks the decoding loop has, and whatever it leaves to others.
 #[test]
 fn tokens_do_not_depend_on_the_multiprocessors() {
-    let pictures = pictures(2);
+    let images = images(2);
     let options = GenerateOptions { max_length: 10, ..Default::default() };
     for dtype in [DType::BF16, DType::F32] {
         let mut expected = None;
@@ -342,8 +341,7 @@ fn tokens_do_not_depend_on_the_multiprocessors() {
             let mut loader = Loader { backend: &cuda, store: &mut files.captioner, dtype: Some(dtype) };
             let captioner = Captioner::load(&mut loader, &files.config).unwrap();
             let decoder = &captioner.decoder;
-            let pixels: Vec<f32> =
-                pictures.iter().flat_map(|picture| picture.preprocess(&files.config.image)).collect();
+            let pixels: Vec<f32> = images.iter().flat_map(|image| image.preprocess(&files.config.image)).collect();
             let tokens = captioner.encode(&cuda, &pixels, 2).unwrap();
             let cache = captioner.prefill(&cuda, &tokens, 2, options.limit(decoder)).unwrap();
             let before = driver.launches();
@@ -359,14 +357,14 @@ fn tokens_do_not_depend_on_the_multiprocessors() {
 #[test]
 fn units_are_spoken_while_others_are_chosen() {
     let engine = engine(device(), DType::BF16);
-    let picture = &pictures(1)[0];
+    let image = &images(1)[0];
     let units = [3, 1, 4];
     let expected = engine.speak(&units, None).expect("speech");
     let sampling = Some(Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 1 });
     let generate = GenerateOptions { sampling, ..Default::default() };
     let options = CaptionOptions { generate, ..units_only() };
     let delivery = Delivery::Streamed { first_chunk: 8 };
-    let mut events = engine.submit(Request { delivery, ..Request::new(picture.clone(), options) });
+    let mut events = engine.submit(Request { delivery, ..Request::new(image.clone(), options) });
     assert!(matches!(events.next(), Some(Event::Units(_))));
     assert_eq!(engine.speak(&units, None).expect("speech").samples, expected.samples);
     let since = std::iter::from_fn(|| events.next_within(std::time::Duration::ZERO));
@@ -377,9 +375,9 @@ fn units_are_spoken_while_others_are_chosen() {
 #[test]
 fn every_stage_has_its_own_time() {
     let engine = engine(device(), DType::BF16);
-    let (picture, options) = (&pictures(1)[0], CaptionOptions::default());
+    let (image, options) = (&images(1)[0], CaptionOptions::default());
     let clock = std::time::Instant::now();
-    let timings = engine.caption(picture, &options).expect("a caption").timings;
+    let timings = engine.caption(image, &options).expect("a caption").timings;
     let whole = clock.elapsed().as_secs_f64() * 1e3;
     let stages = [timings.vision, timings.prefill, timings.decode, timings.vocoder];
     assert!(stages.iter().all(|&stage| stage > 0.0), "{timings:?}");
@@ -390,23 +388,23 @@ fn every_stage_has_its_own_time() {
 #[test]
 fn threads_and_engines_beside_each_other_say_what_each_alone_would() {
     let emulator = Arc::new(EmulatedDriver::new(1 << 30));
-    let pictures = pictures(2);
+    let images = images(2);
     let options =
         CaptionOptions { generate: GenerateOptions { max_length: 16, ..Default::default() }, ..Default::default() };
     {
         let engines =
             [emulator.clone(), emulator.clone()].map(|driver| Engine::embedded_on(driver, DType::BF16).unwrap());
-        let alone = captions(&engines[0], &pictures, &options);
+        let alone = captions(&engines[0], &images, &options);
         std::thread::scope(|scope| {
             for engine in &engines {
                 for turn in 0..2 {
-                    let (pictures, alone, options) = (&pictures, &alone, &options);
+                    let (images, alone, options) = (&images, &alone, &options);
                     scope.spawn(move || {
-                        let mut stream = engine.stream_with(&pictures[turn], options, 3);
+                        let mut stream = engine.stream_with(&images[turn], options, 3);
                         let chunks = stream.by_ref().map(|chunk| chunk.expect("sound").samples);
                         assert_eq!(chunks.collect::<Vec<_>>().concat(), alone[turn].samples);
                         assert_eq!(stream.tokens(), alone[turn].tokens);
-                        let caption = engine.caption(&pictures[1 - turn], options).expect("a caption");
+                        let caption = engine.caption(&images[1 - turn], options).expect("a caption");
                         assert_eq!(caption.samples, alone[1 - turn].samples);
                     });
                 }
@@ -428,10 +426,10 @@ fn a_device_index_that_does_not_exist_is_an_error() {
 fn greedy_loops_pin_memory_once() {
     let spy = Spy::new(Arc::new(EmulatedDriver::with_multiprocessors(1 << 30, 12)));
     let engine = Engine::embedded_on(spy.clone(), DType::BF16).expect("an engine");
-    let picture = &pictures(1)[0];
+    let image = &images(1)[0];
     let caption = |max_length: usize| {
         let generate = GenerateOptions { max_length, ..Default::default() };
-        engine.caption(picture, &CaptionOptions { generate, ..units_only() }).expect("a caption").tokens
+        engine.caption(image, &CaptionOptions { generate, ..units_only() }).expect("a caption").tokens
     };
     let first = caption(10);
     assert_eq!(spy.mapped.load(Ordering::Relaxed), 1, "the loop is one launch");
@@ -463,24 +461,24 @@ fn a_panic_is_an_error_of_the_requests_concerned() {
     let emulator: Arc<dyn Driver> = Arc::new(EmulatedDriver::new(1 << 30));
     let spy = Spy::new(emulator);
     let engine = Engine::embedded_on(spy.clone(), DType::F32).expect("an engine");
-    let picture = &pictures(1)[0];
+    let image = &images(1)[0];
     let sampling = Some(Sampling { temperature: 2.0, top_k: 0, top_p: 1.0, seed: 3 });
     let generate = GenerateOptions { sampling, max_length: 8, ..Default::default() };
     let options = CaptionOptions { generate, ..Default::default() };
-    let expected = engine.caption(picture, &options).expect("a caption");
+    let expected = engine.caption(image, &options).expect("a caption");
     // Everything is recorded at its second sight; from then on every run starts as much.
-    engine.caption(picture, &options).expect("a caption");
+    engine.caption(image, &options).expect("a caption");
     spy.fuse.store(1 << 30, Ordering::Relaxed);
-    assert_eq!(engine.caption(picture, &options).expect("a caption").samples, expected.samples);
+    assert_eq!(engine.caption(image, &options).expect("a caption").samples, expected.samples);
     let launches = (1 << 30) - spy.fuse.load(Ordering::Relaxed);
     for part in 0..12 {
         spy.fuse.store(launches * part / 12, Ordering::Relaxed);
-        match engine.caption(picture, &options) {
+        match engine.caption(image, &options) {
             Err(error @ Error::Internal { .. }) => assert!(error.to_string().contains("planted"), "{error}"),
             other => panic!("{:?} is no error", other.map(|caption| caption.units)),
         }
         spy.fuse.store(i64::MAX, Ordering::Relaxed);
-        let after = engine.caption(picture, &options).expect("the engine works on");
+        let after = engine.caption(image, &options).expect("the engine works on");
         assert_eq!(after.samples, expected.samples);
     }
 }

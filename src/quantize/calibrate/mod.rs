@@ -1,5 +1,5 @@
 //! `im2sp convert --calibrate`: eight-bit weights that know what they are multiplied with. Every matrix of the decoder is
-//! rounded for the inputs it has while a set of pictures is captioned. Two runs over the captions of the unrounded model
+//! rounded for the inputs it has while a set of images is captioned. Two runs over the captions of the unrounded model
 //! go side by side, layer by layer: that of the unrounded model, whose outputs are the target, and that of everything
 //! rounded so far, whose inputs the next matrix will really have. So later matrices make up for what earlier ones lost.
 
@@ -29,7 +29,7 @@ use crate::{Error, Result};
 
 pub use self::report::{CalibrateReport, MatrixReport};
 
-/// Pictures that go through the models together.
+/// Images that go through the models together.
 const BATCH: usize = 8;
 
 /// As [`convert()`] to eight bits, rounded for the images in `folder`. `progress` takes the stage, and how much of it of how
