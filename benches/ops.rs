@@ -48,7 +48,8 @@ fn run_all<B: TestBackend>(criterion: &mut Criterion, backend: &B, sizes: [Size;
     println!("peaks: {:.1} GB/s, {:.2} TFLOP/s", peaks.bytes / 1e9, peaks.flops / 1e12);
     let mut timer = |timing: Timing<'_>| measure(criterion, &timing, peaks);
     let [min_size, max_size] = sizes;
-    let mut harness = Harness::new(backend, max_size).timed(min_size, &mut timer).expect("memory to flush the L2");
+    let flush = backend.flush_buffer().expect("memory to flush the L2");
+    let mut harness = Harness::new(backend, max_size).timed(min_size, flush, &mut timer);
     let lost = harness.run(|op| ops.takes(op));
     for outcome in harness.outcomes.iter().filter(|_| B::COMPARED) {
         // A CPU's caches, and Winograd's form of a convolution, may go beyond its peaks.

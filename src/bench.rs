@@ -1,4 +1,5 @@
-//! `im2sp bench`: the time of each stage of a caption, its cost, and its share of the machine's measured peaks. Every figure comes from captions made by [`Engine::caption`], the path that users take.
+//! `im2sp bench`: the time of each stage of a caption, its cost, and its share of the machine's measured peaks. The figures come
+//! from [`Engine::caption`] and [`Engine::speak`], the paths that users take.
 
 mod in_flight;
 
@@ -46,7 +47,17 @@ pub struct Row {
     pub bytes: f64,
     /// Share of the peak that binds it; none where there is nothing to compare.
     pub share: Option<f64>,
+    /// Reason why the share is above 1, if it is.
+    pub remark: Option<&'static str>,
 }
+
+/// Runs before the clock runs: a sequence is captured at the second sight of its shape, and replayed from the third on.
+const WARM_UP: usize = 2;
+/// A device that streams its weights and computes every operation that is counted cannot exceed its peaks.
+const IMPOSSIBLE: &str = "more than the measured peak. The time or the peak is wrong: do not quote this figure";
+/// A CPU may: its shares are of the memory's bandwidth and of direct convolutions.
+const CACHED: &str = "more than the measured peak: weights that stay in the CPU's caches are read faster than from memory, and \
+                      Winograd's convolutions compute less than what is counted";
 
 /// A whole measurement.
 #[derive(Clone, Debug, Serialize)]
@@ -67,11 +78,13 @@ pub struct Report {
     pub repeat: usize,
     /// Measured peaks of the machine; `None` where they could not be measured, as on the emulator.
     pub peaks: Option<Peaks>,
+    /// Problem that kept the peaks from being measured.
+    pub peaks_problem: Option<String>,
     /// The stages in their order, and the whole.
     pub rows: Vec<Row>,
 }
 
-/// Captions `image` once to warm up, then `repeat` times. `device` is the engine's, whose peaks are measured.
+/// Captions `image` a few times to warm up, then `repeat` times. `device` is the engine's, whose peaks are measured.
 pub fn run(
     engine: &Engine,
     device: Device,
@@ -84,15 +97,19 @@ pub fn run(
     }
     let generate = GenerateOptions { max_length: options.units + 1, ..Default::default() };
     let caption = CaptionOptions { generate, ..Default::default() };
+    let (peaks, peaks_problem) = match peaks(engine, device) {
+        Ok(peaks) => (peaks, None),
+        Err(error) => (None, Some(error.to_string())),
+    };
     let warm = engine.caption(image, &CaptionOptions { no_audio: true, ..caption })?;
     // As many units as the caption has tokens, none twice in a row: a model of random weights repeats itself, and what is
     // repeated is spoken once.
     let known = engine.config().vocoder.as_ref().map_or(0, |vocoder| vocoder.num_embeddings as u32);
     let units: Vec<u32> = (0..warm.tokens.len() as u32 - 1).map(|n| n * 7 % known.max(1)).collect();
-    let mut runs = Vec::with_capacity(options.repeat);
+    let mut runs = Vec::with_capacity(WARM_UP + options.repeat);
     let mut samples = 0;
-    for n in 0..options.repeat {
-        on_progress(n);
+    for n in 0..WARM_UP + options.repeat {
+        on_progress(n.saturating_sub(WARM_UP));
         let clock = Instant::now();
         let mut timings = engine.caption(image, &CaptionOptions { no_audio: true, ..caption })?.timings;
         if known > 1 {
@@ -101,7 +118,7 @@ pub fn run(
         }
         runs.push((timings, clock.elapsed().as_secs_f64() * 1e3));
     }
-    let peaks = peaks(engine, device)?;
+    runs.drain(..WARM_UP);
     let steps = warm.tokens.len().saturating_sub(1);
     Ok(Report {
         commit: env!("IM2SP_COMMIT"),
@@ -112,6 +129,7 @@ pub fn run(
         seconds: samples as f64 / f64::from(warm.sample_rate.max(1)),
         repeat: options.repeat,
         peaks,
+        peaks_problem,
         rows: rows(engine, &runs, steps, samples, peaks),
     })
 }
@@ -155,7 +173,8 @@ fn rows(engine: &Engine, runs: &[(Timings, f64)], steps: usize, samples: usize, 
     let mut rows: Vec<Row> = stages.map(|(stage, time, cost)| row(stage, runs.iter().map(time), cost, peaks)).into();
     let decode = Cost { flops: step.flops * steps as f64, bytes: step.bytes * steps as f64 };
     rows.insert(4, row("all units", runs.iter().map(|run| run.0.decode), decode, peaks));
-    rows
+    let remark = if on_cpu { CACHED } else { IMPOSSIBLE };
+    rows.into_iter().map(|row| row.remarked(remark)).collect()
 }
 
 fn row(stage: &'static str, times: impl Iterator<Item = f64>, cost: Cost, peaks: Option<Peaks>) -> Row {
@@ -167,13 +186,14 @@ fn row(stage: &'static str, times: impl Iterator<Item = f64>, cost: Cost, peaks:
         floor * 1e3 / median
     });
     let (min, max) = (times.first().copied().unwrap_or(median), times.last().copied().unwrap_or(median));
-    Row { stage, median, min, max, flops: cost.flops, bytes: cost.bytes, share }
+    Row { stage, median, min, max, flops: cost.flops, bytes: cost.bytes, share, remark: None }
 }
 
 impl Row {
-    /// Whether the stage took less time than its measured peaks allow, which is an error of measurement.
-    pub fn is_impossible(&self) -> bool {
-        self.share.is_some_and(|share| share > 1.0)
+    /// The row with `remark`, if it is above a peak.
+    fn remarked(mut self, remark: &'static str) -> Row {
+        self.remark = self.share.is_some_and(|share| share > 1.0).then_some(remark);
+        self
     }
 }
 
@@ -202,7 +222,7 @@ impl Report {
                 amount => format!("{:.1}", amount / row.median / 1e6),
             };
             let share = row.share.map_or("-".into(), |share| format!("{:.0} %", share * 100.0));
-            let mark = if row.is_impossible() { " !" } else { "" };
+            let mark = if row.remark.is_some() { " !" } else { "" };
             let range = format!("{:.2} - {:.2}", row.min, row.max);
             out += &format!(
                 "{:<20} {:>10.2} {range:>20} {:>12} {:>12} {share:>8}{mark}\n",
@@ -218,11 +238,11 @@ impl Report {
                 "\npeaks measured here: {flops:.0} GFLOP/s, {bytes:.1} GB/s; share is of the one that binds\n"
             );
         }
-        for row in self.rows.iter().filter(|row| row.is_impossible()) {
-            out += &format!(
-                "\n! {}: more than the measured peak. The time or the peak is wrong: do not quote this figure.\n",
-                row.stage
-            );
+        if let Some(problem) = &self.peaks_problem {
+            out += &format!("\npeaks were not measured: {problem}\n");
+        }
+        for (stage, remark) in self.rows.iter().filter_map(|row| Some((row.stage, row.remark?))) {
+            out += &format!("\n! {stage}: {remark}.\n");
         }
         out
     }
@@ -272,8 +292,8 @@ mod tests {
     fn a_share_over_the_peak_is_marked() {
         let peaks = Some(Peaks { bytes: 1e9, flops: 1e12 });
         let cost = Cost { flops: 1e12, bytes: 1.0 };
-        let rows =
-            vec![row("vision", [500.0].into_iter(), cost, peaks), row("prefill", [2000.0].into_iter(), cost, peaks)];
+        let rows = [row("vision", [500.0].into_iter(), cost, peaks), row("prefill", [2000.0].into_iter(), cost, peaks)];
+        let rows = rows.map(|row| row.remarked(IMPOSSIBLE)).into();
         let report = Report {
             commit: "",
             device: "a device".into(),
@@ -283,6 +303,7 @@ mod tests {
             seconds: 1.0,
             repeat: 1,
             peaks,
+            peaks_problem: None,
             rows,
         };
         let table = report.table();

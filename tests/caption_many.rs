@@ -245,7 +245,7 @@ fn logits_that_are_no_numbers_cost_no_other_request_anything() {
         GenerateOptions { sampling: sampling.map(|s| Sampling { top_k: 0, ..s }), ..Default::default() },
         GenerateOptions { beams: 3, ..Default::default() },
     ];
-    let images = pictures(4, 21);
+    let images = images(4, 21);
     let options = |generate| CaptionOptions { generate, ..Default::default() };
     let expected: Vec<Caption> = images
         .iter()

@@ -150,9 +150,16 @@ impl<'c> Expected<'c> {
 }
 
 /// A case whose inputs are on the backend.
-pub struct Prepared<'c, B: Backend> {
-    pub(super) run: Box<dyn Fn() -> Result<Output<B>> + 'c>,
-    pub(super) expected: Box<dyn FnOnce() -> Result<Expected<'c>> + 'c>,
+pub enum Prepared<'c, B: Backend> {
+    /// It can be run.
+    Ready {
+        /// Computes on the backend.
+        run: Box<dyn Fn() -> Result<Output<B>> + 'c>,
+        /// Makes the expected results.
+        expected: Box<dyn FnOnce() -> Result<Expected<'c>> + 'c>,
+    },
+    /// The device does not offer it, for this reason; models do without.
+    Skipped(&'static str),
 }
 
 impl<'c, B: Backend> Prepared<'c, B> {
@@ -162,7 +169,7 @@ impl<'c, B: Backend> Prepared<'c, B> {
         run: impl Fn() -> Result<Output<B>> + 'c,
         expected: impl FnOnce() -> Result<Expected<'c>> + 'c,
     ) -> Result<Prepared<'c, B>> {
-        Ok(Prepared { run: Box::new(run), expected: Box::new(expected) })
+        Ok(Prepared::Ready { run: Box::new(run), expected: Box::new(expected) })
     }
 }
 
@@ -186,6 +193,8 @@ pub enum Verdict {
     Failed(String),
     /// Timed and not compared.
     Timed,
+    /// Not run, for this reason.
+    Skipped(&'static str),
 }
 
 /// Outcome of one case.
@@ -208,7 +217,7 @@ pub struct Outcome {
 impl Outcome {
     /// True if nothing is wrong.
     pub fn passed(&self) -> bool {
-        matches!(self.verdict, Verdict::Passed(_) | Verdict::Timed)
+        matches!(self.verdict, Verdict::Passed(_) | Verdict::Timed | Verdict::Skipped(_))
     }
 
     /// Share of the peak that binds the case, above 1 if the measurement is at fault; none where it was not timed.

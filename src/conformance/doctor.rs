@@ -10,7 +10,8 @@ use super::{Case, Deviation, Harness, Outcome, Progress, Size, TestBackend, Timi
 use crate::backend::cpu::Cpu;
 use crate::backend::{Device as _, Peaks};
 use crate::cost::Cost;
-use crate::{Device, Result};
+use crate::tensor::DType;
+use crate::{Device, Error, Result};
 
 /// Runs of a case that are timed: at most, and at least however long they take.
 const RUNS: std::ops::RangeInclusive<usize> = 3..=20;
@@ -186,21 +187,30 @@ impl Diagnosis {
         self.peaks = *peaks.as_ref().unwrap_or(&None);
         on_event(Event::Device(&self.device, self.peaks));
         if let Err(error) = peaks {
-            let outcome = Outcome {
-                op: "peak",
-                case: "copy and products".into(),
-                dtype: backend.dtype(),
-                verdict: Verdict::Failed(error.to_string()),
-                microseconds: None,
-                cost: Cost::default(),
-            };
-            on_event(Event::Outcome(&outcome, None));
-            self.outcomes.push(outcome);
+            self.fail(["peak", "copy and products"], backend.dtype(), &error, on_event);
         }
+    }
+
+    /// Notes an error of something that is no case.
+    fn fail(
+        &mut self,
+        [op, case]: [&'static str; 2],
+        dtype: DType,
+        error: &Error,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) {
+        let (verdict, cost) = (Verdict::Failed(error.to_string()), Cost::default());
+        let outcome = Outcome { op, case: case.into(), dtype, verdict, microseconds: None, cost };
+        on_event(Event::Outcome(&outcome, None));
+        self.outcomes.push(outcome);
     }
 
     fn run<B: TestBackend>(&mut self, backend: &B, options: &DoctorOptions, on_event: &mut dyn FnMut(Event<'_>)) {
         let mut timer = median;
+        let flush = options.time.then(|| backend.flush_buffer()).transpose();
+        if let Err(error) = &flush {
+            self.fail(["timing", "memory to flush the L2"], backend.dtype(), error, on_event);
+        }
         let peaks = self.peaks.filter(|_| self.cold);
         let mut observer = |progress: Progress<'_>| match progress {
             Progress::Case(op, case) => on_event(Event::Case(op, case)),
@@ -212,18 +222,22 @@ impl Diagnosis {
         if !options.compare {
             harness = harness.not_compared();
         }
-        let timed = if options.time { harness.timed(Size::Real, &mut timer) } else { Ok(harness) };
-        let done = timed.and_then(|mut harness| {
-            let done = harness.run(|op| options.ops.takes(op));
-            self.outcomes.append(&mut harness.outcomes);
-            done
-        });
+        if let Ok(Some(flush)) = flush {
+            harness = harness.timed(Size::Real, flush, &mut timer);
+        }
+        let done = harness.run(|op| options.ops.takes(op));
+        self.outcomes.append(&mut harness.outcomes);
         self.lost = done.err().map(|error| error.to_string());
     }
 
     /// Cases that did not compute what they should, or did not end.
     pub fn failed(&self) -> usize {
         self.outcomes.iter().filter(|outcome| !outcome.passed()).count()
+    }
+
+    /// Cases that this device does not offer.
+    pub fn skipped(&self) -> usize {
+        self.outcomes.iter().filter(|outcome| matches!(outcome.verdict, Verdict::Skipped(_))).count()
     }
 
     /// True if nothing is wrong.
@@ -247,7 +261,9 @@ impl Diagnosis {
 
     /// The end of the report in JSON.
     pub fn summary_json(&self) -> Value {
-        json!({ "examined": self.outcomes.len(), "failed": self.failed(), "faults": self.faults(), "lost": self.lost })
+        let (skipped, faults) = (self.skipped(), self.faults());
+        let examined = self.outcomes.len() - skipped;
+        json!({ "examined": examined, "failed": self.failed(), "skipped": skipped, "faults": faults, "lost": self.lost })
     }
 
     /// The table for people.
@@ -261,7 +277,7 @@ impl Diagnosis {
         for outcome in &self.outcomes {
             out += &self.row(outcome);
         }
-        let _ = writeln!(out, "\n{} of {} cases are wrong", self.failed(), self.outcomes.len());
+        let _ = writeln!(out, "\n{} of {} cases are wrong", self.failed(), self.outcomes.len() - self.skipped());
         if self.faults() > 0 {
             let _ = writeln!(
                 out,
@@ -305,9 +321,14 @@ impl Diagnosis {
                 (format!("{error:.1e}"), format!("{allowed:.1e}"), "  WRONG")
             }
             Verdict::Failed(_) => ("-".into(), "-".into(), "  FAILED: "),
+            Verdict::Skipped(_) => ("-".into(), "-".into(), "  skipped: "),
             Verdict::Timed => ("-".into(), "-".into(), ""),
         };
-        let problem = if let Verdict::Failed(problem) = &outcome.verdict { problem.as_str() } else { "" };
+        let problem = match &outcome.verdict {
+            Verdict::Failed(problem) => problem.as_str(),
+            Verdict::Skipped(reason) => reason,
+            _ => "",
+        };
         let time = outcome.microseconds.map_or("-".into(), |us| format!("{us:.1}"));
         let share = self
             .share(outcome)
@@ -331,8 +352,10 @@ impl Outcome {
             line["error"] = error.is_finite().then_some(error).into();
             line["allowed"] = allowed.into();
         }
-        if let Verdict::Failed(problem) = &self.verdict {
-            line["problem"] = problem.as_str().into();
+        match &self.verdict {
+            Verdict::Failed(problem) => line["problem"] = problem.as_str().into(),
+            Verdict::Skipped(reason) => line["skipped"] = (*reason).into(),
+            _ => {}
         }
         if share.is_some_and(|share| share > 1.0) {
             line["fault"] = "took less time than the peaks allow: the measurement is at fault".into();

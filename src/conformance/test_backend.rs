@@ -137,6 +137,7 @@ mod on_cuda {
             TILES
                 .iter()
                 .filter(|tile| tile.takes(Cuda::dtype(self), is_aligned(Cuda::dtype(self), depth)))
+                .filter(|tile| tile.shared_bytes <= self.stream().properties().shared_per_block)
                 .map(|tile| tile.name)
                 .collect()
         }

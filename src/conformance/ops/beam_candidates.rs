@@ -102,7 +102,7 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
     let backend = harness.backend;
     for &(images, vocabulary, count, size) in SHAPES {
         for ties in [false, true] {
-            let shape = format!("{count} of {}x{vocabulary}{}", rows_of(images), if ties { ", ties" } else { "" });
+            let shape = name(images, vocabulary, count, ties);
             let case = |what: &str, cost| Case { name: format!("{shape}, {what}"), dtype: DType::F32, size, cost };
             let inputs = Inputs::new("beam_candidates", &shape);
             let drawn = Scores::new(&inputs, images, vocabulary, count, ties);
@@ -137,6 +137,11 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
     Ok(())
 }
 
+/// Name of a shape, which its inputs are drawn by.
+fn name(images: &[usize], vocabulary: usize, count: usize, ties: bool) -> String {
+    format!("{count} of {}x{vocabulary}{}", rows_of(images), if ties { ", ties" } else { "" })
+}
+
 /// Rows of each image, for people.
 fn rows_of(images: &[usize]) -> String {
     match images {
@@ -154,7 +159,7 @@ mod tests {
     #[test]
     fn best_texts_are_clear() -> Result<()> {
         for &(images, vocabulary, count, _) in SHAPES {
-            let inputs = Inputs::new("beam_candidates", &format!("{images:?}x{vocabulary}"));
+            let inputs = Inputs::new("beam_candidates", &name(images, vocabulary, count, false));
             let drawn = Scores::new(&inputs, images, vocabulary, count, false);
             for best in drawn.expected(count + 1)? {
                 let close = best.windows(2).find(|w| w[0].score - w[1].score <= 2.0 * tolerance(vocabulary, 32.0));
