@@ -43,9 +43,14 @@ fn image(random: &mut Random) -> Image {
     Image::from_rgb(width, height, rgb).unwrap()
 }
 
-/// The vocoder of a model directory.
+/// The vocoder of a golden model.
 fn vocoder_of(name: &str) -> Vocoder<Cpu> {
-    let files = ModelFiles::open(&golden(&format!("models/{name}"))).unwrap();
+    vocoder_in(&golden(&format!("models/{name}")))
+}
+
+/// The vocoder of a model directory.
+fn vocoder_in(directory: &Path) -> Vocoder<Cpu> {
+    let files = ModelFiles::open(directory).unwrap();
     let config = files.config.vocoder.unwrap();
     let mut store = files.vocoder.unwrap();
     Vocoder::load(&mut Loader { backend: &Cpu, store: &mut store, dtype: None }, &config).unwrap()
@@ -447,6 +452,30 @@ fn long_lists_of_units_are_spoken_in_chunks() {
         let max = 2048 * vocoder.config().hop();
         assert!(chunks.iter().all(|chunk| chunk.len() < max), "{count} units");
     }
+}
+
+/// Without predicted durations a unit lasts a frame and each of its repeats another; with them, repeats are one unit.
+#[test]
+fn repeats_are_dropped_where_durations_are_predicted() {
+    let _one = alone();
+    let mut files = ModelFiles::open(&golden("models/small")).unwrap();
+    let tensors = |store: &TensorStore| -> BTreeMap<String, HostTensor> {
+        let kept = store.iter().filter(|(name, _)| !name.starts_with("dur_predictor."));
+        kept.map(|(name, tensor)| (name.to_string(), tensor.clone())).collect()
+    };
+    let (captioner, vocoder) = (tensors(&files.captioner), files.vocoder.as_ref().map(tensors));
+    files.config.vocoder.as_mut().unwrap().duration = None;
+    let directory = tempfile::TempDir::new().unwrap();
+    ModelFiles::write(directory.path(), &files.config, &captioner, vocoder.as_ref(), true).unwrap();
+    let units = [50, 50, 50, 7, 7, 99, 5, 5];
+    let spoken = Engine::load(directory.path(), Device::Cpu).unwrap().speak(&units, None).unwrap().samples;
+    let vocoder = vocoder_in(directory.path());
+    assert_eq!(spoken.len(), units.len() * vocoder.config().hop());
+    let expected = vocoder.synthesize(&Cpu, &units, &[1; 8], Voice::default()).unwrap();
+    assert!(bits(&spoken) == bits(&expected));
+    let predicting = Engine::load(golden("models/small"), Device::Cpu).unwrap();
+    let speak = |units: &[u32]| bits(&predicting.speak(units, None).unwrap().samples);
+    assert!(speak(&units) == speak(&deduplicated(&units)));
 }
 
 /// Ten times as many units take no more memory while they are spoken in chunks, and the samples alone when whole.

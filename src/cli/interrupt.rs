@@ -18,13 +18,19 @@ pub fn prepare(spare: bool) {
     // What is ignored stays ignored: nohup, and a shell's commands in the background.
     let answered: Vec<i32> =
         [SIGINT, SIGTERM, SIGHUP, SIGQUIT].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0).collect();
-    let _ = std::thread::Builder::new().name("im2sp-signal".into()).spawn(move || {
-        let Ok(mut signals) = signal_hook::iterator::Signals::new(answered) else { return };
+    // From here on a signal is kept, though the thread that answers it may begin later than the work.
+    let Ok(mut signals) = signal_hook::iterator::Signals::new(&answered) else { return };
+    let answer = move || {
         if let Some(signal) = signals.forever().next() {
             im2sp::files::remove_unfinished();
             let _ = signal_hook::low_level::emulate_default_handler(signal);
         }
-    });
+    };
+    if std::thread::Builder::new().name("im2sp-signal".into()).spawn(answer).is_err() {
+        for signal in answered {
+            let _ = signal_hook::flag::register_conditional_default(signal, Arc::new(AtomicBool::new(true)));
+        }
+    }
 }
 
 /// Signals that the process was started to ignore, a bit each; none where the system does not say.

@@ -85,6 +85,11 @@ pub struct Written {
     pub first: Option<Instant>,
 }
 
+/// An error if standard output is closed.
+pub fn check_standard_output() -> Result<()> {
+    standard_output().map(drop).map_err(Error::io("write", Path::new(STANDARD_OUTPUT)))
+}
+
 /// Whether `path` is "-".
 pub fn is_dash(path: &Path) -> bool {
     path.as_os_str() == OsStr::new("-")

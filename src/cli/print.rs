@@ -8,6 +8,8 @@ use std::path::Path;
 use im2sp::{Error, Result};
 use serde_json::{Map, Value};
 
+use super::output;
+
 /// Prints one remark on standard error.
 pub fn note(message: impl Display) {
     let line = format!("im2sp: {}\n", one_line(&message.to_string()));
@@ -20,8 +22,9 @@ pub fn print_error(error: impl Display) {
     note(format_args!("error: {error}"));
 }
 
-/// Prints one line of JSON.
+/// Prints one line of JSON. It is a result, so that a standard output that is closed is an error.
 pub fn print_json(value: &Value) -> Result<()> {
+    output::check_standard_output()?;
     print_line(value)
 }
 

@@ -112,15 +112,17 @@ pub(super) fn caption_many(
         let start = |_| {
             let (reading, sender) = (&reading, sender.clone());
             let reader = std::thread::Builder::new().name("im2sp-read".into());
-            reader.spawn_scoped(scope, move || reading.run(&sender)).map_err(|error| Error::Device {
-                device: "cpu".into(),
-                problem: format!("no thread to read images: {error}"),
-            })
+            reader.spawn_scoped(scope, move || while reading.permits.take() && reading.one(&sender) {}).ok()
         };
-        let readers = (0..readers).map(start).collect::<Result<Vec<_>>>()?;
-        drop(sender);
+        // A limit of threads leaves as many as it allows; without one, this thread reads.
+        let readers: Vec<_> = (0..readers).map_while(start).collect();
+        let mut sender = Some(sender).filter(|_| readers.is_empty());
         let mut result = Ok(());
-        for (number, event) in &receiver {
+        loop {
+            while sender.is_some() && permits.try_take() {
+                sender.take_if(|sender| !reading.one(sender));
+            }
+            let Ok((number, event)) = receiver.recv() else { break };
             let caption = match event {
                 Event::Done(caption) => Ok(caption),
                 // Every other caption would fail like this one.
@@ -157,25 +159,24 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// One thread: reads and prepares images and hands them to the captioner's thread.
-    fn run(&self, sender: &Sender<(usize, Event)>) {
-        while self.permits.take() {
-            let number = self.next.fetch_add(1, Ordering::Relaxed);
-            let clock = Instant::now();
-            let Some(image) = (self.images)(number) else { return };
-            let read = milliseconds(clock);
-            let sink = Sink::Numbered(number, sender.clone());
-            let reply = Reply::new(sink, self.cancel.clone(), None, Arc::default());
-            match image {
-                Err(error) => reply.fail(error),
-                Ok(image) => {
-                    let (pixels, timings) = self.pipeline.preprocess(&image);
-                    let timings = Timings { read, ..timings };
-                    let (options, delivery, plan) = (*self.options, Delivery::Whole, self.plan);
-                    self.pipeline.submit(vec![Pending { pixels, options, delivery, timings, reply, plan }]);
-                }
+    /// Reads and prepares the next image and hands it to the captioner's thread; false if there is none.
+    fn one(&self, sender: &Sender<(usize, Event)>) -> bool {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let clock = Instant::now();
+        let Some(image) = (self.images)(number) else { return false };
+        let read = milliseconds(clock);
+        let sink = Sink::Numbered(number, sender.clone());
+        let reply = Reply::new(sink, self.cancel.clone(), None, Arc::default());
+        match image {
+            Err(error) => reply.fail(error),
+            Ok(image) => {
+                let (pixels, timings) = self.pipeline.preprocess(&image);
+                let timings = Timings { read, ..timings };
+                let (options, delivery, plan) = (*self.options, Delivery::Whole, self.plan);
+                self.pipeline.submit(vec![Pending { pixels, options, delivery, timings, reply, plan }]);
             }
         }
+        true
     }
 }
 
@@ -211,6 +212,17 @@ impl Permits {
                     return true;
                 }
             }
+        }
+    }
+
+    /// Takes a permit if there is one.
+    fn try_take(&self) -> bool {
+        match &mut *self.free.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(count @ 1..) => {
+                *count -= 1;
+                true
+            }
+            _ => false,
         }
     }
 

@@ -156,7 +156,6 @@ impl StagedDirectory {
     pub fn create(destination: &Path, force: bool) -> Result<StagedDirectory> {
         check_replaceable(destination, force)?;
         let parent = parent_of(destination);
-        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
         let folder = match folder_in(parent) {
             Err(_) if destination.is_dir() => folder_in(destination),
             other => other,
@@ -220,7 +219,8 @@ fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A directory with a temporary name and the permissions an ordinary directory would get.
+/// A directory with a temporary name and the permissions an ordinary directory would get. Its parent is made in the
+/// same step: an interruption may just have removed it as unfinished.
 fn folder_in(parent: &Path) -> std::io::Result<(TempDir, Unfinished)> {
     let mut builder = readable_by_all();
     #[cfg(unix)]
@@ -228,7 +228,8 @@ fn folder_in(parent: &Path) -> std::io::Result<(TempDir, Unfinished)> {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(fs::Permissions::from_mode(0o777));
     }
-    Unfinished::create(|| builder.tempdir_in(parent), TempDir::path)
+    let create = || fs::create_dir_all(parent).and_then(|()| builder.tempdir_in(parent));
+    Unfinished::create(create, TempDir::path)
 }
 
 /// Refuses destinations whose content would be lost.

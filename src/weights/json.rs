@@ -58,6 +58,11 @@ impl Json {
         self.fields.get(field).filter(|value| !value.is_null())
     }
 
+    /// Whether `field` is there and null.
+    pub fn is_null(&self, field: &str) -> bool {
+        self.fields.get(field).is_some_and(Value::is_null)
+    }
+
     /// The value of `field`, unless that is absent. Null has to be one of the values of `T`.
     pub fn get<T: DeserializeOwned>(&self, field: &str) -> Result<Option<T>> {
         let Some(value) = self.fields.get(field) else { return Ok(None) };

@@ -124,9 +124,11 @@ fn help_teaches() {
 #[cfg(target_os = "linux")]
 fn threads_are_as_many_as_there_may_be() {
     let directory = TempDir::new().unwrap();
-    std::fs::copy(scene(), directory.path().join("a.png")).unwrap();
+    for name in ["a.png", "b.png", "c.png"] {
+        std::fs::copy(scene(), directory.path().join(name)).unwrap();
+    }
     let whole = sound_of(&scene());
-    for limit in [1, 2, 3, 4, 6, 40] {
+    for limit in [1, 2, 3, 4, 5, 6, 40] {
         let limit_option = format!("--nproc={limit}");
         let arguments = ["caption", "a.png", "-o", "-"];
         let Some(output) = as_somebody(directory.path(), &["prlimit", &limit_option], &arguments) else { return };
@@ -136,6 +138,10 @@ fn threads_are_as_many_as_there_may_be() {
         } else {
             succeeds(&output);
             assert!(output.stdout == whole, "{limit}");
+            // Where there is room for one image there is for many, whatever threads are left to read them.
+            let many = ["caption", "a.png", "b.png", "c.png", "--no-audio"];
+            let output = as_somebody(directory.path(), &["prlimit", &limit_option], &many).unwrap();
+            assert_eq!(succeeds(&output).lines().count(), 3, "{limit}");
         }
     }
 }
@@ -212,7 +218,8 @@ fn an_interrupted_run_leaves_nothing() {
         std::fs::copy(scene(), images.join(format!("{n}.png"))).unwrap();
     }
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/demo");
-    for (name, signal) in [("INT", 2), ("TERM", 15)] {
+    // Several times: an interruption may come at any moment.
+    for (name, signal) in [("INT", 2), ("TERM", 15)].repeat(4) {
         let mut convert = Command::new(env!("CARGO_BIN_EXE_im2sp"));
         convert.args(["convert", path(&demo), "--quantize", "fp8", "--calibrate", "images", "-o", "model"]);
         let mut convert = convert.current_dir(directory.path()).stderr(std::process::Stdio::null()).spawn().unwrap();

@@ -195,6 +195,10 @@ fn sound_for_a_closed_standard_output_is_an_error() {
         succeeds(&shell(directory.path(), &format!("im2sp {command} -o file.wav >&-")));
     }
     assert!(fails(&shell(directory.path(), "im2sp caption $scene --no-audio >&-")).contains("closed"));
+    for command in ["caption $scene -o with.wav --json", "speak --units 71 -o units.wav --json", "info --json"] {
+        assert!(fails(&shell(directory.path(), &format!("im2sp {command} >&-"))).contains("closed"), "{command}");
+    }
+    assert_eq!(names_in(directory.path()), ["file.wav", "units.wav", "with.wav"]);
 }
 
 #[test]

@@ -76,7 +76,24 @@ fn transformer(json: &Json, defaults: [usize; 4], eps: f32) -> Result<Transforme
     })
 }
 
-/// Refuses a configuration by which other tokens begin or end a sequence, or tokens are forced or forbidden.
+/// Fields of a generation configuration that force or forbid tokens.
+const FORCING: [&str; 8] = [
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "force_words_ids",
+    "constraints",
+    "sequence_bias",
+];
+
+/// Fields of a generation configuration that change the scores of tokens, each with the value that changes nothing.
+const SCORING: [(&str, f64); 4] =
+    [("repetition_penalty", 1.0), ("no_repeat_ngram_size", 0.0), ("min_length", 0.0), ("min_new_tokens", 0.0)];
+
+/// Refuses a configuration by which other tokens begin or end a sequence, tokens are forced or forbidden, or their scores
+/// depend on those before. Beams, sampling and lengths are options of each caption.
 fn refuse_tokens(json: &Json) -> Result<()> {
     for (field, expected) in [("bos_token_id", BOS), ("eos_token_id", EOS)] {
         let usual = match json.value(field) {
@@ -93,9 +110,19 @@ fn refuse_tokens(json: &Json) -> Result<()> {
             return Err(json.wrong(field, problem));
         }
     }
-    for field in ["forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"] {
+    if json.is_null("eos_token_id") {
+        let problem =
+            format!("is null, by which transformers ends no sequence, but im2sp ends them with {EOS}: say {EOS}");
+        return Err(json.wrong("eos_token_id", problem));
+    }
+    for field in FORCING {
         if json.is_truthy(field) {
             return Err(json.wrong(field, "is set, but im2sp neither forces nor forbids tokens: remove it"));
+        }
+    }
+    for (field, neutral) in SCORING {
+        if let Some(said) = json.value(field).filter(|said| said.as_f64() != Some(neutral)) {
+            return Err(json.wrong(field, format!("is {said}, but im2sp does not change scores by it: remove it")));
         }
     }
     Ok(())
