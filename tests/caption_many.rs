@@ -232,7 +232,7 @@ fn an_error_of_one_request_touches_no_other() {
     }
 }
 
-/// However they choose their tokens, and whether they are decoded beside others of their kind or not.
+/// However they choose their tokens, and with whomever they are decoded.
 #[test]
 fn logits_that_are_no_numbers_cost_no_other_request_anything() {
     let _one = alone();

@@ -7,6 +7,7 @@ mod fake;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use im2sp::Result;
 use im2sp::backend::cuda::driver::{DevicePtr, Driver, Launch, Stream};
@@ -228,14 +229,23 @@ fn too_much(stream: &Arc<dyn Stream>) -> Result<()> {
 
 /// Whether `other` waits for the lock that `driver` holds.
 fn excludes(driver: &Arc<dyn Driver>, other: &Arc<dyn Driver>) -> bool {
-    let taken = AtomicBool::new(false);
+    // Long enough for a thread to start on a busy machine.
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let (begun, taken) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let held = driver.lock_cooperative();
         scope.spawn(|| {
+            begun.store(true, Ordering::Release);
             let _held = other.lock_cooperative();
             taken.store(true, Ordering::Release);
         });
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        while !begun.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        let clock = Instant::now();
+        while !taken.load(Ordering::Acquire) && clock.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let waited = !taken.load(Ordering::Acquire);
         drop(held);
         waited

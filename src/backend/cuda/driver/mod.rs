@@ -247,8 +247,8 @@ pub trait Stream: Send + Sync {
     unsafe fn launch(&self, kernel: &'static KernelInfo, launch: Launch, params: &[u8]) -> Result<()>;
     /// Waits for all work; reports what went wrong in it.
     fn synchronize(&self) -> Result<()>;
-    /// From here to `end_capture`, `copy`, `fill` and `launch` are recorded instead of done; `write`, `read`, `allocate`
-    /// and `synchronize` are errors.
+    /// From here to `end_capture`, `copy`, `memset` and `launch` are recorded instead of done; `copy_to_device`, `copy_to_host`,
+    /// `allocate` and `synchronize` are errors.
     fn begin_capture(&self) -> Result<()>;
     /// Ends the capture; returns its graph.
     fn end_capture(&self) -> Result<Graph>;

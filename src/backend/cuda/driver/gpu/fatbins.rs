@@ -1,4 +1,4 @@
-//! The compiled kernels inside of this modules, and what the compiler said of them.
+//! The compiled kernels inside of this program, and what the compiler said of them.
 
 /// The image of one kernel file: machine code for several architectures, and PTX for later ones.
 #[derive(Debug)]

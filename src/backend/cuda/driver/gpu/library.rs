@@ -1,4 +1,4 @@
-//! Finds NVIDIA's driver library and its devices when the modules runs, and puts what it answers into words. Nothing here
+//! Finds NVIDIA's driver library and its devices when the program runs, and puts what it answers into words. Nothing here
 //! may panic on a machine without a GPU: every function of the library is behind [`load`].
 
 use std::ffi::{CStr, c_char, c_int};
@@ -21,7 +21,7 @@ fn load(device: &str) -> Result<()> {
 }
 
 fn find() -> std::result::Result<(), String> {
-    // SAFETY: loading the driver library runs its constructors, which any CUDA modules does.
+    // SAFETY: loading the driver library runs its constructors, which any CUDA program does.
     if !unsafe { sys::is_culib_present() } {
         return Err(
             "NVIDIA's driver library (libcuda.so) is not on this machine: install the driver of the GPU (in a \

@@ -1,6 +1,6 @@
-//! The driver of real GPUs, over NVIDIA's driver library, which is looked for when the modules runs: one binary starts on
-//! machines with and without a GPU. It holds one context, and every kernel of this modules, loaded when the device is
-//! opened, so that what does not fit is said then and not in the middle of a caption; both are shared by all forks, each of
+//! The driver of real GPUs, over NVIDIA's driver library, which is looked for when the program runs: one binary starts on
+//! machines with and without a GPU. It holds one context, and every kernel of this program, loaded when the device is
+//! opened, so that what does not fit is said then and not in the middle of a caption; both are shared by all streams, each of
 //! which has a stream, memory and staging memory of its own.
 
 mod context;
@@ -325,8 +325,8 @@ impl Stream for GpuStream {
 
     fn begin_capture(&self) -> Result<()> {
         self.bind("a second capture")?;
-        // Relaxed: the capture may end on another thread than it began on, and other threads may allocate for their forks
-        // meanwhile, which a capture in global mode would forbid them. What this one may not do, `enter` refuses.
+        // Relaxed: the capture may end on another thread than it began on, and other threads may allocate for their streams
+        // meanwhile, which a capture in global mode would forbid them. What this one may not do, `bind` refuses.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: a live stream.
         let result = unsafe { sys::cuStreamBeginCapture_v2(self.stream.raw, mode) };
