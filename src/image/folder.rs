@@ -30,6 +30,8 @@ pub struct Listing {
     dangling: usize,
     /// Folders, which are not searched.
     folders: usize,
+    /// Pipes, sockets and devices: a read of them may never end.
+    special: usize,
 }
 
 impl Listing {
@@ -60,6 +62,7 @@ impl Listing {
         match fs::metadata(&path) {
             _ if apple_double => self.apple_double += 1,
             Ok(about) if about.is_dir() => self.folders += usize::from(!hidden),
+            Ok(about) if !about.is_file() => self.special += usize::from(!hidden),
             Ok(_) if named => self.images.push(path),
             Err(_) if named => self.dangling += 1,
             _ if UNREADABLE.contains(&&*suffix) => *self.unreadable.entry(suffix).or_default() += 1,
@@ -88,6 +91,7 @@ impl Listing {
             (self.apple_double, "with attributes that macOS adds to files (._*)"),
             (self.dangling, "that are broken links"),
             (self.folders, "that are folders"),
+            (self.special, "that are pipes, sockets or devices"),
         ] {
             if count > 0 {
                 reasons.push(format!("{count} {what}"));
