@@ -321,6 +321,34 @@ fn promises(width: u32, height: u32) -> [Vec<u8>; 2] {
     [png, bmp]
 }
 
+/// Pixels have a checksum of their own. A header or palette with a wrong byte would give other pixels without a word.
+#[test]
+fn only_wrong_checksums_of_pixels_are_forgiven() {
+    let file = std::fs::read(golden("decode/palette.png")).unwrap();
+    let whole = Image::decode(&file, Path::new("cat.png")).unwrap();
+    // Content and checksum of a chunk.
+    let chunk = |kind: &[u8; 4]| {
+        let at = file.windows(4).position(|window| window == kind).unwrap();
+        let length = u32::from_be_bytes(file[at - 4..at].try_into().unwrap()) as usize;
+        (at + 4, at + 4 + length)
+    };
+    let flipped = |at: usize| {
+        let mut file = file.clone();
+        file[at] ^= 1;
+        Image::decode(&file, Path::new("cat.png")).map_err(|error| error.to_string())
+    };
+    for kind in [b"IHDR", b"PLTE"] {
+        let (content, checksum) = chunk(kind);
+        for at in [content + 3, checksum] {
+            let problem = flipped(at).unwrap_err();
+            assert!(problem.contains("damaged"), "{problem}");
+        }
+    }
+    let (content, checksum) = chunk(b"IDAT");
+    assert_eq!(flipped(checksum), Ok(whole));
+    assert!(flipped((content + checksum) / 2).unwrap_err().contains("damaged"));
+}
+
 #[test]
 fn dimensions_are_checked_before_decoding() {
     for bytes in promises(30_000, 30_000) {
