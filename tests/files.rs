@@ -68,7 +68,6 @@ fn links_are_followed_to_files_that_do_not_exist_yet() {
     write_atomically(&at("link"), b"new").unwrap();
     assert!(fs::symlink_metadata(at("link")).unwrap().is_symlink());
     assert_eq!(fs::read(at("far/sound.wav")).unwrap(), b"new");
-    // Also by a program that finds something there meanwhile.
     symlink("one", at("two")).unwrap();
     symlink("two", at("one")).unwrap();
     let problem = write_atomically(&at("one"), b"new").unwrap_err().to_string();
