@@ -71,6 +71,11 @@ impl Listing {
         }
     }
 
+    /// How many were left out because they are no files and no folders, in words; `None` if none.
+    pub fn special(&self) -> Option<String> {
+        (self.special > 0).then(|| format!("{} that are pipes, sockets or devices", self.special))
+    }
+
     /// How many files were left out and why, in words; `None` if none.
     pub fn left_out(&self) -> Option<String> {
         let counted = |files: &BTreeMap<String, usize>| {
@@ -91,12 +96,12 @@ impl Listing {
             (self.apple_double, "with attributes that macOS adds to files (._*)"),
             (self.dangling, "that are broken links"),
             (self.folders, "that are folders"),
-            (self.special, "that are pipes, sockets or devices"),
         ] {
             if count > 0 {
                 reasons.push(format!("{count} {what}"));
             }
         }
+        reasons.extend(self.special());
         (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 }

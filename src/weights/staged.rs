@@ -30,7 +30,10 @@ impl StagedDirectory {
         let destination = follow_links(destination).map_err(Error::io("write", destination))?;
         check_replaceable(&destination, &destination, force, &[])?;
         let parent = folder_of(&destination);
+        // The parent may be temporary itself: once an interruption has removed it, it stays away.
+        let uninterrupted = Uninterrupted::begin();
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+        drop(uninterrupted);
         let folder = match folder_in(parent) {
             Err(_) if destination.is_dir() => folder_in(&destination),
             other => other,

@@ -58,7 +58,7 @@ pub fn convert_calibrated(
     let mut tensors: BTreeMap<String, HostTensor> =
         files.captioner.iter().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
     let (rounded, mut calibrated) = calibrate(&mut files, Weights(tensors.clone()), &listing.images, progress)?;
-    let left_out = listing.left_out().map(|left_out| format!("{}: {left_out}", folder.display()));
+    let left_out = listing.special().map(|special| format!("{}: {special}", folder.display()));
     calibrated.unreadable.extend(left_out);
     let size = |tensors: &BTreeMap<String, HostTensor>| -> u64 {
         tensors.values().map(|tensor| tensor.bytes().len() as u64).sum()
