@@ -3,6 +3,7 @@
 //! the formats that need them.
 
 mod atomic;
+mod folders;
 mod identity;
 mod mistaken;
 mod unfinished;
@@ -14,9 +15,10 @@ use std::path::Path;
 use crate::{Error, Result};
 
 pub use atomic::AtomicFile;
+pub use folders::{folder_of, follow_links, sync_file, sync_folder, temporary};
 pub use identity::{FileId, names_descriptor};
-pub use mistaken::mistaken_content;
-pub use unfinished::{Unfinished, remove_unfinished};
+pub use mistaken::{Placeholder, mistaken_content};
+pub use unfinished::{Unfinished, Uninterrupted, remove_unfinished};
 
 /// The content of the file at `path`, which may hold at most `max` bytes.
 pub fn read_at_most(path: &Path, max: u64) -> Result<Vec<u8>> {

@@ -266,10 +266,10 @@ fn other_files_are_refused_by_what_they_are() {
         (b"\0\0\x01\0\x01\0\x10\x10", "an ICO file"),
         (b"\x00\x05\x16\x07\0\x02\0\0", "give the file of the same name without \"._\""),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "Git LFS pointer"),
-        (b"<!DOCTYPE html><html><head>", "a web page, not an image"),
-        (b"\xEF\xBB\xBF\n  <HTML lang=en>", "a web page, not an image"),
-        (b"<?xml version=\"1.0\"?>\n<!DOCTYPE html PUBLIC \"-//W3C\">\n<html>", "a web page, not an image"),
-        (b"<html><body><svg width=\"1\">", "a web page, not an image"),
+        (b"<!DOCTYPE html><html><head>", "a web page, not the file"),
+        (b"\xEF\xBB\xBF\n  <HTML lang=en>", "a web page, not the file"),
+        (b"<?xml version=\"1.0\"?>\n<!DOCTYPE html PUBLIC \"-//W3C\">\n<html>", "a web page, not the file"),
+        (b"<html><body><svg width=\"1\">", "a web page, not the file"),
         (
             b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>",
             "an XML text, perhaps a server's error message",
@@ -319,6 +319,34 @@ fn promises(width: u32, height: u32) -> [Vec<u8>; 2] {
     bmp[18..22].copy_from_slice(&width.to_le_bytes());
     bmp[22..26].copy_from_slice(&height.to_le_bytes());
     [png, bmp]
+}
+
+/// Pixels have a checksum of their own. A header or palette with a wrong byte would give other pixels without a word.
+#[test]
+fn only_wrong_checksums_of_pixels_are_forgiven() {
+    let file = std::fs::read(golden("decode/palette.png")).unwrap();
+    let whole = Image::decode(&file, Path::new("cat.png")).unwrap();
+    // Content and checksum of a chunk.
+    let chunk = |kind: &[u8; 4]| {
+        let at = file.windows(4).position(|window| window == kind).unwrap();
+        let length = u32::from_be_bytes(file[at - 4..at].try_into().unwrap()) as usize;
+        (at + 4, at + 4 + length)
+    };
+    let flipped = |at: usize| {
+        let mut file = file.clone();
+        file[at] ^= 1;
+        Image::decode(&file, Path::new("cat.png")).map_err(|error| error.to_string())
+    };
+    for kind in [b"IHDR", b"PLTE"] {
+        let (content, checksum) = chunk(kind);
+        for at in [content + 3, checksum] {
+            let problem = flipped(at).unwrap_err();
+            assert!(problem.contains("damaged"), "{problem}");
+        }
+    }
+    let (content, checksum) = chunk(b"IDAT");
+    assert_eq!(flipped(checksum), Ok(whole));
+    assert!(flipped((content + checksum) / 2).unwrap_err().contains("damaged"));
 }
 
 #[test]

@@ -62,6 +62,29 @@ fn a_plain_clip_processor_is_written_as_before() {
     assert_eq!(config_of(&json!({})).unwrap(), ImageConfig::clip(SIZE));
 }
 
+/// The defaults of transformers' classes, as their source says them.
+#[test]
+fn a_class_without_a_size_has_its_own() {
+    let config = |class: &str, size: usize| {
+        let text = json!({"image_processor_type": format!("{class}ImageProcessor")}).to_string();
+        let json = Json::parse(Path::new("preprocessor_config.json"), &text).unwrap();
+        let config = image_config(&json, size).map_err(|error| error.to_string())?;
+        Ok::<_, String>((config.resize, config.resized()))
+    };
+    for (class, size, resize, side) in [
+        ("CLIP", 224, Resize::ShortSide, 224),
+        ("Blip", 384, Resize::Square, 384),
+        ("ViT", 224, Resize::Square, 224),
+        ("DeiT", 224, Resize::Square, 256),
+        ("Siglip", 224, Resize::Square, 224),
+        ("VideoMAE", 224, Resize::ShortSide, 224),
+    ] {
+        assert_eq!(config(class, size), Ok((resize, side)), "{class}");
+        let problem = config(class, 480).unwrap_err();
+        assert!(problem.contains(&format!("size: is not set, which means {side}")), "{class}: {problem}");
+    }
+}
+
 #[test]
 fn what_is_not_done_is_refused_by_name() {
     let clip = processors()["clip"].clone();

@@ -17,6 +17,26 @@ fn the_map_is_the_published_one() {
     assert!((0..200).all(|unit| (to_token(unit) as usize) < 200 + SPECIAL && ![PAD, EOS].contains(&to_token(unit))));
 }
 
+/// Pointers and pages are recognised in one place, in the same words for all kinds of files.
+#[test]
+fn what_came_in_the_place_of_a_file_has_one_name() {
+    use im2sp::files::{Placeholder, mistaken_content};
+    use std::path::Path;
+    for (bytes, placeholder) in [
+        (&b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n"[..], Placeholder::Pointer),
+        (b"\xEF\xBB\xBF <!DOCTYPE html><title>404", Placeholder::WebPage),
+        (b"<HTML><svg>", Placeholder::WebPage),
+        (b"<?xml version='1.0'?><Error/>", Placeholder::Message),
+    ] {
+        let words = placeholder.problem();
+        assert_eq!(mistaken_content(bytes).as_deref(), Some(words));
+        let image = im2sp::Image::decode(bytes, Path::new("x")).unwrap_err().to_string();
+        assert_eq!(image, format!("x: {words}"));
+        let units = decode_lists(bytes, Path::new("x"), 200).unwrap_err().to_string();
+        assert_eq!(units, format!("units: x: {words}"));
+    }
+}
+
 #[test]
 fn a_row_ends_before_its_first_end_token() {
     for (row, kept) in [

@@ -1,14 +1,15 @@
 //! A file that appears whole or not at all: written under a temporary name next to its destination and renamed there.
 //! A destination that a rename cannot replace (a mount point, a file in a folder without write permission) is written
-//! in place; so are devices, pipes and open descriptors, after everything is known.
+//! in place; so are devices, pipes and open descriptors, after everything is known. A file that replaces another keeps its
+//! permissions. All bytes are on disk before the name changes: an error of the disk is one of the write.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::{NamedTempFile, SpooledTempFile};
 
-use super::{Unfinished, names_descriptor, refused};
+use super::{Unfinished, folder_of, follow_links, names_descriptor, refused, sync_file, temporary};
 use crate::{Error, Result};
 
 /// Bytes that a file without a temporary name next to its destination keeps in memory before it takes a disk.
@@ -32,7 +33,7 @@ enum Staging {
 }
 
 impl AtomicFile {
-    /// Begins a file that is to be at `path`. A link to a file is followed.
+    /// Begins a file that is to be at `path`. A link is followed, also to a file that does not exist yet.
     ///
     /// # Errors
     /// If `path` is a folder, or its folder is missing or takes no new file and `path` is no file that can be written.
@@ -45,15 +46,19 @@ impl AtomicFile {
                 Err(refused("write", path, ErrorKind::IsADirectory, "it is a folder: add a file name"))
             }
             Ok(about) if !about.is_file() || names_descriptor(path) => Ok(file(path.to_owned(), spooled())),
-            Ok(_) => {
+            Ok(about) => {
                 let destination = fs::canonicalize(path).map_err(fail())?;
-                let staging = match sibling(&destination) {
+                let staging = match sibling(&destination, Some(&about.permissions())) {
                     Err(error) if cannot_rename(&error) && File::options().append(true).open(path).is_ok() => spooled(),
                     other => other.map_err(fail())?,
                 };
                 Ok(file(destination, staging))
             }
-            Err(_) => Ok(file(path.to_owned(), sibling(path).map_err(fail())?)),
+            Err(_) => {
+                let destination = follow_links(path).map_err(fail())?;
+                let staging = sibling(&destination, None).map_err(fail())?;
+                Ok(file(destination, staging))
+            }
         }
     }
 
@@ -61,12 +66,14 @@ impl AtomicFile {
     pub fn commit(self) -> Result<()> {
         let destination = &self.destination;
         let done = match self.staging {
-            Staging::Sibling(file, _unfinished) => match file.persist(destination) {
-                Err(failed) if cannot_rename(&failed.error) && destination.is_file() => {
-                    overwrite(destination, &mut failed.file.as_file())
-                }
-                other => other.map(drop).map_err(|failed| failed.error),
-            },
+            Staging::Sibling(file, _unfinished) => {
+                sync_file(file.as_file()).and_then(|()| match file.persist(destination) {
+                    Err(failed) if cannot_rename(&failed.error) && destination.is_file() => {
+                        overwrite(destination, &mut failed.file.as_file())
+                    }
+                    other => other.map(drop).map_err(|failed| failed.error),
+                })
+            }
             Staging::Spooled(mut file) if destination.is_file() && !names_descriptor(destination) => {
                 overwrite(destination, &mut file)
             }
@@ -74,7 +81,8 @@ impl AtomicFile {
             Staging::Spooled(mut file) => File::options().append(true).open(destination).and_then(|mut device| {
                 file.rewind()?;
                 io::copy(&mut file, &mut device)?;
-                device.flush()
+                device.flush()?;
+                if device.metadata()?.is_file() { sync_file(&device) } else { Ok(()) }
             }),
         };
         done.map_err(Error::io("write", &self.name))
@@ -107,25 +115,24 @@ impl Seek for AtomicFile {
     }
 }
 
-/// A file with a temporary name in the folder of `path`.
-fn sibling(path: &Path) -> io::Result<Staging> {
+/// A file with a temporary name in the folder of `path`, with the permissions of the file that it replaces.
+fn sibling(path: &Path, old: Option<&Permissions>) -> io::Result<Staging> {
     if path.file_name().is_none() {
         return Err(io::Error::new(ErrorKind::InvalidInput, "this is no file name"));
     }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     if matches!(folder.try_exists(), Ok(false)) {
         let problem = format!("the folder {} does not exist: create it first", folder.display());
         return Err(io::Error::new(ErrorKind::NotFound, problem));
     }
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".im2sp-");
-    #[cfg(unix)]
-    {
-        // As an ordinary new file: whatever the umask leaves. The default would be readable by its owner only.
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
+    // Nobody may read it meanwhile who may not read the old one.
+    let builder = temporary(if old.is_some() { 0o600 } else { 0o666 });
     let (file, unfinished) = Unfinished::create(|| builder.tempfile_in(folder), NamedTempFile::path)?;
+    if cfg!(unix)
+        && let Some(old) = old
+    {
+        file.as_file().set_permissions(old.clone())?;
+    }
     Ok(Staging::Sibling(file, unfinished))
 }
 
@@ -142,6 +149,7 @@ fn overwrite(path: &Path, source: &mut (impl Read + Seek)) -> io::Result<()> {
     let mut file = File::options().write(true).open(path)?;
     source.rewind()?;
     let copied = io::copy(source, &mut file).and_then(|length| file.set_len(length)).and_then(|()| file.flush());
+    let copied = copied.and_then(|()| sync_file(&file));
     if copied.is_err() {
         let restored = file.rewind().and_then(|()| file.write_all(&old));
         let length = if restored.is_ok() { old.len() as u64 } else { 0 };

@@ -2,6 +2,52 @@
 
 /// Bytes at the start of a file that tell whether it is text.
 const MAX_TEXT_START: usize = 512;
+/// Bytes at the start of a file that a placeholder is recognised by.
+const MAX_PLACEHOLDER_START: usize = 1024;
+
+/// A text that came in the place of a file of any kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placeholder {
+    /// A pointer of Git LFS.
+    Pointer,
+    /// A page for people.
+    WebPage,
+    /// A message of a server for programs.
+    Message,
+}
+
+impl Placeholder {
+    /// The placeholder that `bytes` are, if they are one.
+    pub fn of(bytes: &[u8]) -> Option<Placeholder> {
+        let start = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_PLACEHOLDER_START)]).to_ascii_lowercase();
+        let text = start.trim_start_matches(|c: char| c == '\u{FEFF}' || c.is_whitespace());
+        let begins = |words: &[&str]| words.iter().any(|word| text.starts_with(word));
+        let holds = |words: &[&str]| words.iter().any(|word| text.contains(word));
+        if begins(&["version https://git-lfs.github.com/"]) {
+            Some(Placeholder::Pointer)
+        } else if begins(&["<!doctype html"]) || (begins(&["<"]) && holds(&["<html", "<head", "<body"])) {
+            Some(Placeholder::WebPage)
+        } else if begins(&["<?xml"]) || (begins(&["<"]) && holds(&["<error", "<message"])) {
+            Some(Placeholder::Message)
+        } else {
+            None
+        }
+    }
+
+    /// Name and remedy, to be put after the file's name.
+    pub fn problem(self) -> &'static str {
+        match self {
+            Placeholder::Pointer => {
+                "is a Git LFS pointer that stands for the file: fetch the file itself with `git lfs pull`"
+            }
+            Placeholder::WebPage => {
+                "is a web page, not the file (Google Drive shows one before it gives a large file away): open the address \
+                 in a browser and download the file from there"
+            }
+            Placeholder::Message => "is an XML text, perhaps a server's error message, not the file: download it again",
+        }
+    }
+}
 
 /// Name and remedy for the content of a file that was expected to be of another kind: an archive, a Git LFS pointer, a
 /// web page or other text in place of a download. `None` for bytes that are none of these.
@@ -20,6 +66,9 @@ pub fn mistaken_content(bytes: &[u8]) -> Option<String> {
     if let Some((_, problem)) = BINARY.iter().find(|(magic, _)| bytes.starts_with(magic)) {
         return Some(problem.to_string());
     }
+    if let Some(placeholder) = Placeholder::of(bytes) {
+        return Some(placeholder.problem().into());
+    }
     let start = &bytes[..bytes.len().min(MAX_TEXT_START)];
     let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
     // A character may be cut off at the end.
@@ -30,14 +79,6 @@ pub fn mistaken_content(bytes: &[u8]) -> Option<String> {
     };
     if text.is_empty() || text.contains(|c: char| c.is_control() && !c.is_ascii_whitespace()) {
         None
-    } else if text.starts_with("version https://git-lfs.github.com/spec/") {
-        Some("is a Git LFS pointer that stands for the file: fetch the file itself with `git lfs pull`".into())
-    } else if text.starts_with('<') {
-        Some(
-            "is a web page or an XML message, not the file: download it again (Google Drive asks a question before it \
-              gives a large file away: answer it in a browser)"
-                .into(),
-        )
     } else {
         let line: String = text.lines().next().unwrap_or_default().chars().take(60).collect();
         Some(format!("is text that begins with {line:?}: download or copy the file itself"))

@@ -29,6 +29,23 @@ impl Unfinished {
     }
 }
 
+/// While this exists no interruption removes anything; other threads wait with their temporary files. Within it no
+/// [`Unfinished`] may begin or end.
+pub struct Uninterrupted(MutexGuard<'static, BTreeSet<PathBuf>>);
+
+impl Uninterrupted {
+    /// Waits for other threads, and for ever once the process is about to end.
+    pub fn begin() -> Uninterrupted {
+        Uninterrupted(list())
+    }
+
+    /// Ends it, and enters `temporary` in the list, to be removed from then on.
+    pub fn end_with(mut self, temporary: &Path) -> Unfinished {
+        self.0.insert(temporary.to_owned());
+        Unfinished(temporary.to_owned())
+    }
+}
+
 impl Drop for Unfinished {
     fn drop(&mut self) {
         list().remove(&self.0);

@@ -85,6 +85,12 @@ impl File<'_> {
         Error::image(self.name, format!("needs more than {megabytes} MB to decode: scale it down first"))
     }
 
+    /// The error for a file that would keep a processor busy for minutes.
+    fn too_many_scans(&self) -> Error {
+        let problem = "has more scans, for its size, than any program writes, and would take minutes to decode";
+        Error::image(self.name, format!("{problem}: save it as PNG"))
+    }
+
     /// The meaning of a library's complaint for the person who has the file.
     fn failed(&self, error: ImageError) -> Error {
         match error {
@@ -125,6 +131,8 @@ fn decode_jpeg(file: &File) -> Result<Image> {
     let failed = |failure| match failure {
         jpeg::Failure::Damaged(reason) => file.damaged(reason),
         jpeg::Failure::Unsupported(part) => file.unsupported(part),
+        jpeg::Failure::TooLarge => file.too_large(),
+        jpeg::Failure::TooManyScans => file.too_many_scans(),
     };
     let decoder = jpeg::Decoder::new(file.bytes).map_err(failed)?;
     let (width, height) = decoder.dimensions();

@@ -30,6 +30,8 @@ pub struct Listing {
     dangling: usize,
     /// Folders, which are not searched.
     folders: usize,
+    /// Pipes, sockets and devices: a read of them may never end.
+    special: usize,
 }
 
 impl Listing {
@@ -60,12 +62,18 @@ impl Listing {
         match fs::metadata(&path) {
             _ if apple_double => self.apple_double += 1,
             Ok(about) if about.is_dir() => self.folders += usize::from(!hidden),
+            Ok(about) if !about.is_file() => self.special += usize::from(!hidden),
             Ok(_) if named => self.images.push(path),
             Err(_) if named => self.dangling += 1,
             _ if UNREADABLE.contains(&&*suffix) => *self.unreadable.entry(suffix).or_default() += 1,
             _ if !hidden => *self.others.entry(suffix).or_default() += 1,
             _ => (),
         }
+    }
+
+    /// How many were left out because they are no files and no folders, in words; `None` if none.
+    pub fn special(&self) -> Option<String> {
+        (self.special > 0).then(|| format!("{} that are pipes, sockets or devices", self.special))
     }
 
     /// How many files were left out and why, in words; `None` if none.
@@ -93,6 +101,7 @@ impl Listing {
                 reasons.push(format!("{count} {what}"));
             }
         }
+        reasons.extend(self.special());
         (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 }

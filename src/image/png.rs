@@ -1,12 +1,14 @@
 //! PNG files, by the library `png`, from a container put in order: the chunks that matter, with the header in front and
-//! an end. So pixels that are all there are decoded though a chunk stands before the header, the end is missing or a
-//! checksum is wrong.
+//! an end. So pixels that are all there are decoded though a chunk stands before the header, the end is missing or the
+//! checksum of a chunk of pixels is wrong, which their own checksum makes up for. That of the header and of the palette
+//! must be right.
 
 use std::io::Cursor;
 
 use ::image::ColorType;
 use ::image::metadata::Orientation;
 use ::png::{BitDepth, ColorType as PngColor, DecodeOptions, Decoder, DecodingError, Info, Limits, Transformations};
+use flate2::Crc;
 
 use super::decode::{File, MAX_DECODER_BYTES, to_rgb, upright};
 use super::{Image, orientation};
@@ -22,13 +24,14 @@ const MAX_TEXT_BYTES: usize = 1 << 22;
 /// Decodes a PNG file.
 pub fn decode(file: &File) -> Result<Image> {
     let chunks = chunks(file.bytes);
-    let bytes = in_order(&chunks, |_| false);
-    let (width, height, rgb) = pixels(file, &bytes, DecodeOptions::default()).or_else(|error| {
-        // Once more without the chunks' checksums, if that of the compressed pixels is right.
+    let as_stored = in_order(&chunks, |_| false);
+    let (width, height, rgb) = pixels(file, &as_stored, DecodeOptions::default()).or_else(|error| {
+        // Once more without the checksums of the chunks of pixels, if that of all pixels is right.
         let mut options = DecodeOptions::default();
-        options.set_ignore_crc(true);
         options.set_ignore_adler32(false);
-        pixels(file, &bytes, options).map_err(|_| error)
+        let mut chunks = self::chunks(file.bytes);
+        chunks.iter_mut().filter(|chunk| chunk.kind == *b"IDAT").for_each(Chunk::correct);
+        pixels(file, &in_order(&chunks, |_| false), options).map_err(|_| error)
     })?;
     Ok(upright(width, height, rgb, oriented(&chunks)))
 }
@@ -39,6 +42,16 @@ struct Chunk<'a> {
     content: &'a [u8],
     /// Checksum; zeros where the file ends before it.
     checksum: [u8; 4],
+}
+
+impl Chunk<'_> {
+    /// Gives the chunk the checksum of its content.
+    fn correct(&mut self) {
+        let mut checksum = Crc::new();
+        checksum.update(&self.kind);
+        checksum.update(self.content);
+        self.checksum = checksum.sum().to_be_bytes();
+    }
 }
 
 /// The chunks up to the end, wherever the file ends.

@@ -18,6 +18,8 @@ const HALF: i32 = 1 << (PRECISION - 1);
 const LANES: usize = 8;
 /// Multiplications that are worth a task of their own.
 const WORK_PER_TASK: usize = 1 << 18;
+/// Positions of the nearest input that are summed up; as one axis of an image they would be more than memories hold.
+const MAX_RUNNING_SUM: usize = 1 << 24;
 
 impl Image {
     /// The pixels (3, size, size) that the vision transformer takes.
@@ -128,15 +130,19 @@ impl Taps {
         taps
     }
 
-    /// One input with all the weight for each of `outputs`. The position is a running sum, as in Pillow.
+    /// One input with all the weight for each of `outputs`. The position is a running sum, as in Pillow, over as many
+    /// outputs as Pillow could hold; from there on it is a product.
     fn nearest(input: usize, output: usize, outputs: Range<usize>) -> Taps {
         let step = input as f64 / output as f64;
         let mut taps = Taps { windows: Vec::with_capacity(outputs.len()), weights: vec![1 << PRECISION] };
         let mut position = step * 0.5;
-        for i in 0..outputs.end {
-            if i >= outputs.start {
-                taps.windows.push(Window { start: (position as usize).min(input - 1), count: 1, weights: 0 });
-            }
+        if outputs.start <= MAX_RUNNING_SUM {
+            (0..outputs.start).for_each(|_| position += step);
+        } else {
+            position += step * outputs.start as f64;
+        }
+        for _ in outputs {
+            taps.windows.push(Window { start: (position as usize).min(input - 1), count: 1, weights: 0 });
             position += step;
         }
         taps
@@ -322,6 +328,24 @@ mod tests {
 
     const FILTERS: [Filter; 6] =
         [Filter::Nearest, Filter::Box, Filter::Bilinear, Filter::Hamming, Filter::Bicubic, Filter::Lanczos];
+
+    #[test]
+    fn nearest_is_as_fast_on_the_longest_axis() {
+        let (input, output, crop) = (1 << 27, 224 << 27, 224);
+        let start = std::time::Instant::now();
+        let taps = Taps::new(input, output, crop, Filter::Nearest);
+        assert!(start.elapsed().as_secs() < 2, "{:?}", start.elapsed());
+        let expected: Vec<usize> = (0..crop).map(|i| ((output - crop) / 2 + i) / 224).collect();
+        assert_eq!(taps.windows.iter().map(|window| window.start).collect::<Vec<_>>(), expected);
+        // The sum where Pillow has one, with its rounding.
+        let (input, output, crop) = (1_000_003, 3_000_001, 1_000);
+        let taps = Taps::new(input, output, crop, Filter::Nearest);
+        let (step, first) = (input as f64 / output as f64, (output - crop) / 2);
+        let sums: Vec<f64> =
+            std::iter::successors(Some(step * 0.5), |sum| Some(sum + step)).take(first + crop).collect();
+        let expected: Vec<usize> = sums[first..].iter().map(|&sum| sum as usize).collect();
+        assert_eq!(taps.windows.iter().map(|window| window.start).collect::<Vec<_>>(), expected);
+    }
 
     #[test]
     fn every_form_of_the_horizontal_pass_gives_the_same_bytes() {

@@ -2,6 +2,8 @@
 
 use ::image::ImageFormat;
 
+use crate::files::Placeholder;
+
 /// Bytes of the beginning that texts are looked for in.
 const TEXT_BYTES: usize = 1024;
 
@@ -12,7 +14,7 @@ pub fn sniff(bytes: &[u8]) -> Result<ImageFormat, String> {
     if bytes.is_empty() {
         return Err(format!("is empty: {GIVE}"));
     }
-    if let Some(problem) = placeholder(bytes) {
+    if let Some(problem) = in_place_of_image(bytes) {
         return Err(problem);
     }
     let what = match ::image::guess_format(bytes) {
@@ -35,32 +37,21 @@ fn with_article(name: &str) -> String {
 }
 
 /// The problem with a file that came in the place of an image: a pointer, a page, a server's message.
-fn placeholder(bytes: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(TEXT_BYTES)]).to_ascii_lowercase();
-    let text = text.trim_start_matches(|c: char| c == '\u{FEFF}' || c.is_whitespace());
-    if text.starts_with("version https://git-lfs.github.com/") {
-        return Some("is a Git LFS pointer, not the image: fetch the image with `git lfs pull`".into());
-    }
+fn in_place_of_image(bytes: &[u8]) -> Option<String> {
     if bytes.starts_with(b"\x00\x05\x16\x07") {
         let what = "holds what macOS knows about another file, not an image";
         return Some(format!("{what}: give the file of the same name without \"._\""));
     }
+    let placeholder = Placeholder::of(bytes);
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(TEXT_BYTES)]).to_ascii_lowercase();
+    let text = text.trim_start_matches(|c: char| c == '\u{FEFF}' || c.is_whitespace());
     if text.starts_with('{') {
-        return Some("is a JSON text, perhaps a server's error message, not an image: download the image again".into());
+        return Some("is a JSON text, perhaps a server's error message, not the file: download it again".into());
     }
-    if !text.starts_with('<') {
-        return None;
+    if text.starts_with('<') && text.contains("<svg") && placeholder != Some(Placeholder::WebPage) {
+        return Some("is an SVG drawing: save it as PNG".into());
     }
-    let page = text.starts_with("<!doctype html") || text.starts_with("<html") || text.contains("<html");
-    Some(if text.contains("<svg") && !page {
-        "is an SVG drawing: save it as PNG".into()
-    } else if page || text.contains("<head") || text.contains("<body") {
-        "is a web page, not an image: open the address in a browser and download the image from there".into()
-    } else if text.starts_with("<?xml") || text.contains("<error") || text.contains("<message") {
-        "is an XML text, perhaps a server's error message, not an image: download the image again".into()
-    } else {
-        return None;
-    })
+    placeholder.map(|placeholder| placeholder.problem().into())
 }
 
 /// The name of a file that is in no format of the library's.

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::{Error, Result, files};
+use crate::files::{self, Placeholder};
+use crate::{Error, Result};
 
 /// Longest list of units that is accepted: about half an hour of speech.
 pub const MAX_UNITS: usize = 1 << 16;
@@ -87,13 +88,10 @@ fn decode(bytes: &[u8]) -> std::result::Result<Cow<'_, str>, String> {
     };
     match text {
         None => Err("is no text: expected numbers with spaces between them".into()),
-        Some(text) if text.trim_start().starts_with('<') => {
-            Err("is a web page, not units: download the file itself".into())
-        }
-        Some(text) if text.starts_with("version https://git-lfs") => {
-            Err("is a Git LFS pointer, not units: run `git lfs pull`".into())
-        }
-        Some(text) => Ok(text),
+        Some(text) => match Placeholder::of(text.as_bytes()) {
+            Some(placeholder) => Err(placeholder.problem().into()),
+            None => Ok(text),
+        },
     }
 }
 

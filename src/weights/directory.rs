@@ -3,17 +3,14 @@
 //! is always complete.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use tempfile::TempDir;
-
 use super::json::Json;
-use super::safetensors::{Entry, Writer, readable_by_all, sync_folder, write_whole};
+use super::safetensors::{Entry, Writer};
+pub use super::staged::StagedDirectory;
 use super::store::TensorStore;
 use super::stored::read_file;
 use crate::config::ModelConfig;
-use crate::files::Unfinished;
 use crate::tensor::{Bytes, HostTensor};
 use crate::{Error, Result, files};
 
@@ -140,116 +137,4 @@ pub fn parse_config(path: &Path, text: &str) -> Result<ModelConfig> {
     })?;
     config.check().map_err(|(field, problem)| Error::weights(path, field, problem))?;
     Ok(config)
-}
-
-/// A model directory that does not have its name yet. Dropping it before [`StagedDirectory::commit`] removes it.
-pub struct StagedDirectory {
-    folder: TempDir,
-    destination: PathBuf,
-    _unfinished: Unfinished,
-}
-
-impl StagedDirectory {
-    /// Makes an empty directory next to `destination`, or inside it where its parent takes none. Without `force`,
-    /// `destination` must not exist or be empty; with it, it may also be a model directory, but never one that holds other
-    /// files.
-    pub fn create(destination: &Path, force: bool) -> Result<StagedDirectory> {
-        check_replaceable(destination, force)?;
-        let parent = parent_of(destination);
-        let folder = match folder_in(parent) {
-            Err(_) if destination.is_dir() => folder_in(destination),
-            other => other,
-        };
-        let (folder, _unfinished) = folder.map_err(Error::io("create a directory beside", destination))?;
-        Ok(StagedDirectory { folder, destination: destination.to_owned(), _unfinished })
-    }
-
-    /// Where to write the weights files.
-    pub fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    /// Checks and writes the configuration and gives the directory its name. A directory that had it before goes away
-    /// only after that; one that cannot be renamed (a mount point) takes the files instead.
-    pub fn commit(self, config: &ModelConfig) -> Result<()> {
-        config.check().map_err(|(field, problem)| Error::weights(&self.destination, field, problem))?;
-        let text = serde_json::to_string_pretty(config)
-            .map_err(|error| Error::weights(&self.destination, CONFIG, error.to_string()))?;
-        write_whole(&self.path().join(CONFIG), format!("{text}\n").as_bytes())?;
-        let destination = &self.destination;
-        if destination.exists() {
-            let Ok((aside, _unfinished)) = folder_in(parent_of(destination)) else { return self.fill() };
-            let old = aside.path().join("old");
-            if fs::rename(destination, &old).is_err() {
-                return self.fill();
-            }
-            if let Err(error) = fs::rename(self.folder.path(), destination) {
-                if let Err(error) = fs::rename(&old, destination) {
-                    let kept = aside.keep().join("old");
-                    return Err(Error::io("move back the model now at", &kept)(error));
-                }
-                return Err(Error::io("rename a new directory to", destination)(error));
-            }
-        } else {
-            fs::rename(self.folder.path(), destination).map_err(Error::io("rename a new directory to", destination))?;
-        }
-        // It is under its final name now: nothing of it may be removed any more.
-        let _ = self.folder.keep();
-        sync_folder(parent_of(destination))
-    }
-
-    /// Moves the files into the destination. Its configuration, without which there is no model, goes first and comes last.
-    fn fill(&self) -> Result<()> {
-        for stale in [CONFIG, VOCODER].map(|name| self.destination.join(name)).iter().filter(|path| path.exists()) {
-            fs::remove_file(stale).map_err(Error::io("remove", stale))?;
-        }
-        for name in [CAPTIONER, VOCODER, CONFIG] {
-            let (from, to) = (self.path().join(name), self.destination.join(name));
-            if from.exists() && fs::rename(&from, &to).is_err() {
-                // The destination may be on another disk.
-                fs::copy(&from, &to).map_err(Error::io("write", &to))?;
-            }
-        }
-        sync_folder(&self.destination)
-    }
-}
-
-/// The directory that holds `path`.
-fn parent_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// A directory with a temporary name and the permissions an ordinary directory would get. Its parent is made in the
-/// same step: an interruption may just have removed it as unfinished.
-fn folder_in(parent: &Path) -> std::io::Result<(TempDir, Unfinished)> {
-    let mut builder = readable_by_all();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(fs::Permissions::from_mode(0o777));
-    }
-    let create = || fs::create_dir_all(parent).and_then(|()| builder.tempdir_in(parent));
-    Unfinished::create(create, TempDir::path)
-}
-
-/// Refuses destinations whose content would be lost.
-fn check_replaceable(destination: &Path, force: bool) -> Result<()> {
-    if !destination.exists() {
-        return Ok(());
-    }
-    if !destination.is_dir() {
-        return Err(Error::weights(destination, "output", "exists and is not a directory"));
-    }
-    let entries = fs::read_dir(destination).map_err(Error::io("read", destination))?;
-    for entry in entries {
-        let name = entry.map_err(Error::io("read", destination))?.file_name();
-        if ![CONFIG, CAPTIONER, VOCODER].iter().any(|known| name == *known) {
-            let problem = format!("holds {}, which is no part of a model: choose another", name.display());
-            return Err(Error::weights(destination, "output", problem));
-        }
-        if !force {
-            return Err(Error::weights(destination, "output", "holds a model already; --force replaces it"));
-        }
-    }
-    Ok(())
 }

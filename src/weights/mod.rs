@@ -8,6 +8,7 @@ pub mod json;
 pub mod pickle;
 pub mod random;
 pub mod safetensors;
+mod staged;
 pub mod store;
 pub mod stored;
 pub mod torch;

@@ -4,7 +4,6 @@
 //! destination that takes its place only when it is complete and on disk.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +13,7 @@ use tempfile::NamedTempFile;
 
 use super::stored::{Element, StoredTensor, map_file};
 use super::torch::StateDict;
+use crate::files::{folder_of, sync_file, sync_folder, temporary};
 use crate::tensor::{Bytes, DType, HostTensor, element_count};
 use crate::{Error, Result, files};
 
@@ -113,8 +113,7 @@ impl Writer {
     /// should come first.
     pub fn create(path: &Path, entries: Vec<Entry>) -> Result<Writer> {
         let header = header(&entries).map_err(|problem| Error::weights(path, "header", problem))?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let file = readable_by_all().tempfile_in(folder).map_err(Error::io("create a file beside", path))?;
+        let file = temporary(0o666).tempfile_in(folder_of(path)).map_err(Error::io("create a file beside", path))?;
         let mut writer = Writer { path: path.to_owned(), file: BufWriter::new(file), entries: entries.into_iter() };
         let length = (header.len() as u64).to_le_bytes();
         writer.put(&length)?;
@@ -170,38 +169,9 @@ fn header(entries: &[Entry]) -> std::result::Result<String, String> {
     Ok(header)
 }
 
-/// Writes `bytes` to `path` so that the file is there completely or not at all.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = readable_by_all().tempfile_in(folder).map_err(Error::io("create a file beside", path))?;
-    file.write_all(bytes).map_err(Error::io("write", path))?;
-    publish(file, path)
-}
-
 /// Flushes a finished temporary file, renames it to `path` and flushes the folder that now names it.
 fn publish(file: NamedTempFile, path: &Path) -> Result<()> {
-    file.as_file().sync_all().map_err(Error::io("flush", path))?;
+    sync_file(file.as_file()).map_err(Error::io("flush", path))?;
     file.persist(path).map_err(|error| Error::io("rename a temporary file to", path)(error.error))?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    sync_folder(folder)
-}
-
-/// Brings renames inside `folder` to disk, where the system can.
-pub fn sync_folder(folder: &Path) -> Result<()> {
-    if cfg!(unix) {
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("flush", folder))?;
-    }
-    Ok(())
-}
-
-/// Temporary names inside the destination's folder, with the permissions an ordinary file would get.
-pub fn readable_by_all() -> tempfile::Builder<'static, 'static> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".im2sp-");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    builder
+    sync_folder(folder_of(path))
 }

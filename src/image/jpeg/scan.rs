@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::arithmetic::Arithmetic;
 use super::huffman::Huffman;
-use super::markers::{Component, Frame, Headers, Scan};
+use super::markers::{Component, Frame, Headers, Scan, ScanComponent};
 use super::progressive::ProgressiveHuffman;
 use super::smooth::{Accuracy, Smoother};
 use super::upsample::Plane;
@@ -48,6 +48,15 @@ pub fn decode(headers: &mut Headers, scan: &Scan, target: &mut impl Target) -> R
         (true, _) => walk(frame, scan, interval, &mut Arithmetic::new(input, tables, scan, frame.progressive), target),
         (false, false) => walk(frame, scan, interval, &mut Huffman::new(input, tables, scan)?, target),
         (false, true) => walk(frame, scan, interval, &mut ProgressiveHuffman::new(input, tables, scan)?, target),
+    }
+}
+
+/// Blocks that `scan` passes over.
+pub fn blocks(frame: &Frame, scan: &Scan) -> usize {
+    let of = |coded: &ScanComponent| &frame.components[coded.index];
+    match &scan.components[..] {
+        [alone] => of(alone).blocks_wide * of(alone).blocks_high,
+        several => several.iter().map(|coded| of(coded).padded_wide * of(coded).padded_high).sum(),
     }
 }
 

@@ -49,7 +49,7 @@ pub fn convert_calibrated(
         Error::Image { .. } => Error::Option { option: "calibrate", problem: error.to_string() },
         other => other,
     });
-    let images = listing?.images;
+    let listing = listing?;
     let staged = StagedDirectory::create(&options.output, options.force)?;
     let wide = staged.path().join("wide");
     let unrounded = ConvertOptions { quantize: None, output: wide.clone(), force: false, ..options.clone() };
@@ -57,7 +57,9 @@ pub fn convert_calibrated(
     let mut files = ModelFiles::open(&wide)?;
     let mut tensors: BTreeMap<String, HostTensor> =
         files.captioner.iter().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
-    let (rounded, calibrated) = calibrate(&mut files, Weights(tensors.clone()), &images, progress)?;
+    let (rounded, mut calibrated) = calibrate(&mut files, Weights(tensors.clone()), &listing.images, progress)?;
+    let left_out = listing.special().map(|special| format!("{}: {special}", folder.display()));
+    calibrated.unreadable.extend(left_out);
     let size = |tensors: &BTreeMap<String, HostTensor>| -> u64 {
         tensors.values().map(|tensor| tensor.bytes().len() as u64).sum()
     };

@@ -17,9 +17,11 @@ const SUFFIXES: [&str; 4] = ["Fast", "Pil", "ImageProcessor", "FeatureExtractor"
 /// Steps that are done here, or that change nothing on square RGB images.
 const STEPS: [&str; 6] = ["do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad"];
 
-/// Defaults of a class of processors.
+/// Defaults of a class of processors, those of transformers 5.24.
 struct Class {
     name: &'static str,
+    /// Geometry and side of the resize.
+    size: (Resize, usize),
     centre_crop: bool,
     /// Whether a plain number as `size` gives both sides.
     square: bool,
@@ -29,12 +31,54 @@ struct Class {
 }
 
 const CLASSES: [Class; 6] = [
-    Class { name: "CLIP", centre_crop: true, square: false, filter: Filter::Bicubic, clip: true },
-    Class { name: "Blip", centre_crop: false, square: true, filter: Filter::Bicubic, clip: true },
-    Class { name: "ViT", centre_crop: false, square: true, filter: Filter::Bilinear, clip: false },
-    Class { name: "DeiT", centre_crop: true, square: true, filter: Filter::Bicubic, clip: false },
-    Class { name: "Siglip", centre_crop: false, square: false, filter: Filter::Bicubic, clip: false },
-    Class { name: "VideoMAE", centre_crop: true, square: false, filter: Filter::Bilinear, clip: false },
+    Class {
+        name: "CLIP",
+        size: (Resize::ShortSide, 224),
+        centre_crop: true,
+        square: false,
+        filter: Filter::Bicubic,
+        clip: true,
+    },
+    Class {
+        name: "Blip",
+        size: (Resize::Square, 384),
+        centre_crop: false,
+        square: true,
+        filter: Filter::Bicubic,
+        clip: true,
+    },
+    Class {
+        name: "ViT",
+        size: (Resize::Square, 224),
+        centre_crop: false,
+        square: true,
+        filter: Filter::Bilinear,
+        clip: false,
+    },
+    Class {
+        name: "DeiT",
+        size: (Resize::Square, 256),
+        centre_crop: true,
+        square: true,
+        filter: Filter::Bicubic,
+        clip: false,
+    },
+    Class {
+        name: "Siglip",
+        size: (Resize::Square, 224),
+        centre_crop: false,
+        square: false,
+        filter: Filter::Bicubic,
+        clip: false,
+    },
+    Class {
+        name: "VideoMAE",
+        size: (Resize::ShortSide, 224),
+        centre_crop: true,
+        square: false,
+        filter: Filter::Bilinear,
+        clip: false,
+    },
 ];
 
 /// The processor's file in `folder`, by the precedence of transformers 5: a processor that holds an image processor,
@@ -59,6 +103,7 @@ pub fn image_config(json: &Json, size: usize) -> Result<ImageConfig> {
         return Err(json.wrong("do_resize", "is false, but im2sp always resizes: set it to true"));
     }
     let (resize, side) = resize(json, class, size)?;
+    let is = if json.value("size").is_some() { "is" } else { "is not set, which means" };
     if flag(json, "do_center_crop", class.centre_crop)? {
         // The default is one that some class has, whatever the model: what counts is what the model was made for.
         match square_of(json, "crop_size", true)? {
@@ -67,7 +112,7 @@ pub fn image_config(json: &Json, size: usize) -> Result<ImageConfig> {
                 return Err(json.wrong("crop_size", problem));
             }
             _ if side < size => {
-                let problem = format!("is {side}, less than the {size} that are cropped: im2sp does not pad images");
+                let problem = format!("{is} {side}, less than the {size} that are cropped: im2sp does not pad images");
                 return Err(json.wrong("size", problem));
             }
             _ => {}
@@ -79,7 +124,7 @@ pub fn image_config(json: &Json, size: usize) -> Result<ImageConfig> {
         );
         return Err(json.wrong("do_center_crop", problem));
     } else if side != size {
-        return Err(json.wrong("size", format!("is {side}, but the model was made for images of {size} x {size}")));
+        return Err(json.wrong("size", format!("{is} {side}, but the model was made for images of {size} x {size}")));
     }
     let clip = ImageConfig::clip(size);
     let (mean, std) = if class.clip { (clip.mean, clip.std) } else { (HALVES, HALVES) };
@@ -95,11 +140,14 @@ pub fn image_config(json: &Json, size: usize) -> Result<ImageConfig> {
     })
 }
 
+/// The field that names the class of processor, if one does.
+fn named(json: &Json) -> Option<&'static str> {
+    ["image_processor_type", "feature_extractor_type"].into_iter().find(|field| json.value(field).is_some())
+}
+
 /// The class of processor that the file names; CLIP, which GIT was made with, if it names none.
 fn class(json: &Json) -> Result<&'static Class> {
-    let field =
-        ["image_processor_type", "feature_extractor_type"].into_iter().find(|field| json.value(field).is_some());
-    let Some(field) = field else { return Ok(&CLASSES[0]) };
+    let Some(field) = named(json) else { return Ok(&CLASSES[0]) };
     let said: String = json.need(field)?;
     let mut name = said.as_str();
     while let Some(shorter) = SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix)) {
@@ -128,10 +176,10 @@ fn flag(json: &Json, field: &str, default: bool) -> Result<bool> {
     Ok(json.get::<Option<bool>>(field)?.map_or(default, |value| value == Some(true)))
 }
 
-/// Geometry and side of the resize. A processor that does not say a size is that of the model.
+/// Geometry and side of the resize. A processor that says neither its class nor a size is that of the model.
 fn resize(json: &Json, class: &Class, size: usize) -> Result<(Resize, usize)> {
-    let default = if class.square { Resize::Square } else { Resize::ShortSide };
-    Ok(square_of(json, "size", class.square)?.unwrap_or((default, size)))
+    let default = if named(json).is_some() { class.size } else { (class.size.0, size) };
+    Ok(square_of(json, "size", class.square)?.unwrap_or(default))
 }
 
 /// A size: a number, [height, width], {"shortest_edge": n} or {"height": n, "width": n}.
