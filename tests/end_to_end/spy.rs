@@ -1,6 +1,6 @@
 //! A driver in front of another that counts what is asked of it, and panics at a launch of the test's choice.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, MutexGuard};
 
 use im2sp::Result;
@@ -14,6 +14,8 @@ pub struct Spy {
     driver: Arc<dyn Driver>,
     /// Launches until the panic.
     pub fuse: Arc<AtomicI64>,
+    /// Launches in captures until another.
+    pub capture_fuse: Arc<AtomicI64>,
     /// Pieces of mapped host memory so far.
     pub mapped: Arc<AtomicI64>,
 }
@@ -21,12 +23,14 @@ pub struct Spy {
 struct SpiedStream {
     stream: Arc<dyn Stream>,
     spy: Spy,
+    capturing: AtomicBool,
 }
 
 impl Spy {
     /// Without a panic.
     pub fn new(driver: Arc<dyn Driver>) -> Arc<Spy> {
-        Arc::new(Spy { driver, fuse: Arc::new(AtomicI64::new(i64::MAX)), mapped: Arc::default() })
+        let [fuse, capture_fuse] = [(); 2].map(|()| Arc::new(AtomicI64::new(i64::MAX)));
+        Arc::new(Spy { driver, fuse, capture_fuse, mapped: Arc::default() })
     }
 }
 
@@ -38,7 +42,8 @@ impl Driver for Spy {
         self.driver.memory()
     }
     fn new_stream(&self) -> Result<Arc<dyn Stream>> {
-        Ok(Arc::new(SpiedStream { stream: self.driver.new_stream()?, spy: self.clone() }))
+        let (stream, capturing) = (self.driver.new_stream()?, AtomicBool::new(false));
+        Ok(Arc::new(SpiedStream { stream, spy: self.clone(), capturing }))
     }
     fn lock_cooperative(&self) -> MutexGuard<'_, ()> {
         self.driver.lock_cooperative()
@@ -84,6 +89,9 @@ impl Stream for SpiedStream {
         unsafe { self.stream.memset(to, byte, bytes) }
     }
     unsafe fn launch(&self, kernel: &'static KernelInfo, launch: Launch, params: &[u8]) -> Result<()> {
+        if self.capturing.load(Ordering::Relaxed) {
+            assert_ne!(self.spy.capture_fuse.fetch_sub(1, Ordering::Relaxed), 0, "a planted panic");
+        }
         assert_ne!(self.spy.fuse.fetch_sub(1, Ordering::Relaxed), 0, "a planted panic");
         // SAFETY: see above.
         unsafe { self.stream.launch(kernel, launch, params) }
@@ -92,9 +100,11 @@ impl Stream for SpiedStream {
         self.stream.synchronize()
     }
     fn begin_capture(&self) -> Result<()> {
+        self.capturing.store(true, Ordering::Relaxed);
         self.stream.begin_capture()
     }
     fn end_capture(&self) -> Result<Graph> {
+        self.capturing.store(false, Ordering::Relaxed);
         self.stream.end_capture()
     }
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {
