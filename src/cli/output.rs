@@ -208,8 +208,8 @@ impl Sound<'_> {
         // The next writer continues after the samples.
         let end = out.stream_position().map_err(Failure::Write)?;
         let completed = out.seek(SeekFrom::Start(start)).map_err(Failure::Write).and_then(|_| put(&mut out, &header));
-        sent.and(completed)?;
-        out.seek(SeekFrom::Start(end)).map_err(Failure::Write).map(drop)
+        let returned = out.seek(SeekFrom::Start(end)).map_err(Failure::Write).map(drop);
+        sent.and(completed).and(returned)
     }
 
     /// Sends the sound when all of it is there.
