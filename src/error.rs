@@ -1,6 +1,7 @@
 //! The one error type of the crate. Every variant names what was being read or done, which part of it was wrong, and,
 //! in `problem`, what to do about it. Nothing a user, a file or a network can cause ends in a panic.
 
+use std::any::Any;
 use std::path::{Path, PathBuf};
 
 /// Shorthand for results of this crate.
@@ -132,5 +133,30 @@ impl Error {
     /// An [`Error::Shape`].
     pub fn shape(op: &'static str, problem: impl Into<String>) -> Error {
         Error::Shape { op, problem: problem.into() }
+    }
+}
+
+/// Message of a panic, from its payload.
+pub fn panic_message(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_panic_has_a_message() {
+        let number = std::hint::black_box(7);
+        let payloads = [
+            std::panic::catch_unwind(|| panic!("plain")),
+            std::panic::catch_unwind(|| panic!("number {number}")),
+            std::panic::catch_unwind(|| std::panic::panic_any(number)),
+        ];
+        let messages = payloads
+            .each_ref()
+            .map(|payload: &std::thread::Result<()>| panic_message(&**payload.as_ref().unwrap_err()));
+        assert_eq!(messages, ["plain", "number 7", "a panic without a message"]);
     }
 }

@@ -118,7 +118,7 @@ fn what_cannot_be_used_is_refused() {
     fs::create_dir(&empty).unwrap();
     for _ in 0..2 {
         let said = refused(&options(&output), &empty).to_string();
-        assert!(said.contains("calibrate") && said.contains("empty: holds no file named as an image"), "{said}");
+        assert!(said.contains("empty: holds no file named as an image"), "{said}");
         fs::write(empty.join("notes.txt"), "no image").unwrap();
     }
     fs::write(empty.join("broken.PNG"), "no image either").unwrap();

@@ -12,10 +12,10 @@ use clap::{Args, ValueEnum};
 use im2sp::generate::{Compat, EarlyStopping, GenerateOptions, Sampling};
 use im2sp::{CaptionOptions, Engine, Error, Image, Progress, Result, image};
 
-use super::ModelArgs;
 use super::output::{self, Destination, Format};
 use super::print::{note, print_error};
 use super::progress::Bar;
+use super::{ModelArgs, vocoder_of};
 use jobs::{Job, Jobs};
 use report::OrderedOutput;
 
@@ -151,7 +151,8 @@ impl Caption {
     /// Captions every image. One that cannot be read is reported and does not stop the others.
     pub fn run(self) -> Result<ExitCode> {
         let started = Instant::now();
-        let Jobs { jobs, skipped } = jobs::of(&self)?;
+        let Jobs { jobs, skipped, failed } = jobs::of(&self)?;
+        let status = |failed: bool| if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         if self.stream && jobs.len() > 1 {
             return Err(Error::Option { option: "stream", problem: "takes one image at a time".into() });
         }
@@ -160,9 +161,12 @@ impl Caption {
             note(format_args!("skipping {skipped} of {all} images that already have {what} (--overwrite redoes them)"));
         }
         if jobs.is_empty() {
-            return Ok(ExitCode::SUCCESS);
+            return Ok(status(failed));
         }
         let engine = self.model.load()?;
+        if self.stream {
+            vocoder_of(&engine)?;
+        }
         note(format_args!("device {}, weights {}", engine.device(), engine.dtype()));
         if let Some(domain) = &engine.config().domain {
             note(format_args!(
@@ -171,15 +175,16 @@ impl Caption {
         }
         let options =
             CaptionOptions { generate: self.decoding.options(), speaker: self.speaker, no_audio: self.no_audio };
-        match &jobs[..] {
-            [job] if self.stream => self.stream(&engine, job, &options, started),
-            [job] => self.one(&engine, job, &options),
+        let all_done = match &jobs[..] {
+            [job] if self.stream => self.stream(&engine, job, &options, started).map(|()| true),
+            [job] => self.one(&engine, job, &options).map(|()| true),
             _ => self.many(&engine, &jobs, &options),
-        }
+        };
+        Ok(status(failed || !all_done?))
     }
 
     /// One image, as soon as possible.
-    fn one(&self, engine: &Engine, job: &Job, options: &CaptionOptions) -> Result<ExitCode> {
+    fn one(&self, engine: &Engine, job: &Job, options: &CaptionOptions) -> Result<()> {
         let clock = Instant::now();
         let image = open(&job.image)?;
         let read = clock.elapsed().as_secs_f64() * 1e3;
@@ -188,16 +193,17 @@ impl Caption {
         drop(bar);
         for mut caption in captions {
             caption.timings.read = read;
-            report::finish(self, engine, job, &mut caption)?.print()?;
+            report::finish(self, engine, job, &mut caption)?.print().map(drop)?;
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(())
     }
 
-    /// Many images, as many a second as possible.
-    fn many(&self, engine: &Engine, jobs: &[Job], options: &CaptionOptions) -> Result<ExitCode> {
+    /// Many images, as many a second as possible. Gives back whether all could be captioned.
+    fn many(&self, engine: &Engine, jobs: &[Job], options: &CaptionOptions) -> Result<bool> {
         let in_flight = self.in_flight.unwrap_or(IN_FLIGHT[usize::from(engine.memory().is_some())]);
         let images = |index: usize| jobs.get(index).map(|job| open(&job.image));
         let (mut bar, mut order, mut done, mut failed) = (Bar::new(), OrderedOutput::default(), 0, false);
+        // The reason that nothing more can be printed: an error, or nobody who reads.
         let mut unprinted = None;
         engine.caption_many(&images, options, in_flight, &mut |index, caption| {
             done += 1;
@@ -209,29 +215,30 @@ impl Caption {
                 (failed, full) = (true, is_full(&error));
             });
             if unprinted.is_none() {
-                unprinted = order.put(index, output.ok()).err();
+                unprinted = match order.put(index, output.ok()) {
+                    Ok(ControlFlow::Continue(())) => None,
+                    Ok(ControlFlow::Break(())) => Some(Ok(())),
+                    Err(error) => Some(Err(error)),
+                };
             }
-            // Where nothing more can be written there is no use in going on; what cannot be printed costs no file.
+            // The rest would be lost where nothing more can be written or nobody reads; what cannot be printed costs no file.
             if full || (unprinted.is_some() && jobs[index].destination.is_none()) {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
             }
         })?;
-        match unprinted {
-            Some(error) => Err(error),
-            None => Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }),
-        }
+        unprinted.unwrap_or(Ok(()))?;
+        Ok(!failed)
     }
 
     /// One image, its sound written as it is made.
-    fn stream(&self, engine: &Engine, job: &Job, options: &CaptionOptions, started: Instant) -> Result<ExitCode> {
+    fn stream(&self, engine: &Engine, job: &Job, options: &CaptionOptions, started: Instant) -> Result<()> {
         let mut stream = engine.stream(&open(&job.image)?, options);
         let destination = job.destination.as_ref().unwrap_or(&Destination::Standard);
         let rate = stream.sample_rate();
         let written = output::write_sound(destination, self.format, rate, true, &mut stream)?;
-        report::streamed(self, engine, job, &stream, &written, started).print()?;
-        Ok(ExitCode::SUCCESS)
+        report::streamed(self, engine, job, &stream, &written, started).print().map(drop)
     }
 }
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
 use im2sp::Result;
+use im2sp::error::panic_message;
 
 use super::print::print_error;
 
@@ -18,9 +19,7 @@ pub fn report_panics(command: impl FnOnce() -> Result<ExitCode>) -> Result<ExitC
     let trace = std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0");
     panic::set_hook(Box::new(move |info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
-        let payload = info.payload();
-        let message = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
-        let message = message.unwrap_or("a panic without a message");
+        let message = panic_message(info.payload());
         *LAST.lock().unwrap_or_else(PoisonError::into_inner) = format!("{place}: {message}");
         if trace {
             default(info);

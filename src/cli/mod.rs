@@ -19,10 +19,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use im2sp::config::VocoderConfig;
 use im2sp::tensor::DType;
-use im2sp::{Device, Engine, LoadOptions, Result};
+use im2sp::{Device, Engine, Error, LoadOptions, Result};
 
 use print::{print_error, print_json, print_line};
+
+/// Exit status of wrong usage, as clap has it.
+const WRONG_USAGE: u8 = 2;
 
 /// Describe images aloud, without generating text in between.
 #[derive(Parser)]
@@ -94,6 +98,12 @@ impl ModelArgs {
     }
 }
 
+/// The vocoder of an engine's model, for a command that needs one.
+fn vocoder_of(engine: &Engine) -> Result<&VocoderConfig> {
+    let problem = || "this model has no vocoder: convert it again with --vocoder".into();
+    engine.config().vocoder.as_ref().ok_or_else(|| Error::Units { problem: problem() })
+}
+
 /// Runs the program; the exit status is the caller's to return.
 pub fn run() -> ExitCode {
     let command = Cli::parse().command;
@@ -112,7 +122,10 @@ pub fn run() -> ExitCode {
         }
     });
     result.unwrap_or_else(|error| {
-        print_error(error);
-        ExitCode::FAILURE
+        print_error(&error);
+        match error {
+            Error::Option { .. } => ExitCode::from(WRONG_USAGE),
+            _ => ExitCode::FAILURE,
+        }
     })
 }

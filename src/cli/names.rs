@@ -1,4 +1,5 @@
-//! Names of the files that results go to, one for each input: as short as they can be without two being the same.
+//! Names of the files that results go to, one for each input: as short as they can be without two being the same, on disks
+//! that ignore case too.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -13,9 +14,9 @@ pub fn distinct(inputs: &[impl AsRef<Path>]) -> (Vec<OsString>, Vec<usize>) {
     let mut levels = vec![0; inputs.len()];
     let mut names: Vec<OsString> = inputs.iter().map(|input| name(input.as_ref(), 0, 0)).collect();
     loop {
-        let mut same: HashMap<&OsStr, Vec<usize>> = HashMap::new();
+        let mut same: HashMap<OsString, Vec<usize>> = HashMap::new();
         for (index, name) in names.iter().enumerate() {
-            same.entry(name).or_default().push(index);
+            same.entry(folded(name)).or_default().push(index);
         }
         // Of those with the same name, the shortest change: one of a higher level may have displaced nobody.
         let lowest = |group: &Vec<usize>| group.iter().map(|&index| levels[index]).min().unwrap_or(0);
@@ -35,6 +36,11 @@ pub fn distinct(inputs: &[impl AsRef<Path>]) -> (Vec<OsString>, Vec<usize>) {
             names[index] = name(inputs[index].as_ref(), levels[index], index);
         }
     }
+}
+
+/// A name in lower case: the same for names that a disk without upper and lower case takes for one.
+fn folded(name: &OsStr) -> OsString {
+    name.to_str().map_or_else(|| name.to_ascii_lowercase(), |name| name.to_lowercase().into())
 }
 
 /// The name of an input at a level.
@@ -88,5 +94,23 @@ mod tests {
         assert_eq!(names(&["a.jpg", "a.png", "a.jpg.png"]), ["a.jpg", "a.png", "a.jpg.png"]);
         assert_eq!(names(&["a/b.png", "./a/b.png"]), ["a_b.png-1", "a_b.png-2"]);
         assert_eq!(distinct(&["a.jpg", "c.jpg", "a.png"]).1, [0, 2]);
+    }
+
+    #[test]
+    fn names_that_differ_in_case_are_the_same() {
+        assert_eq!(names(&["IMG_1.JPG", "img_1.png", "img_2.png"]), ["IMG_1.JPG", "img_1.png", "img_2"]);
+        assert_eq!(names(&["x/\u{c4}.png", "y/\u{e4}.png"]), ["x_\u{c4}.png", "y_\u{e4}.png"]);
+        assert_eq!(names(&["x/A.png", "x/a.png", "X/a.png"]), ["x_A.png-1", "x_a.png-2", "X_a.png-3"]);
+        assert_eq!(names(&["b.wav.PNG", "B.WAV.png", "B.wav"]), ["b.wav.PNG-1", "B.WAV.png-2", "B.wav"]);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn names_that_are_no_text_differ_by_their_bytes() {
+        use std::os::unix::ffi::OsStrExt;
+        let inputs = [&b"A\xe9.png"[..], b"a\xe8.png", b"a\xe9.jpg"].map(|name| Path::new(OsStr::from_bytes(name)));
+        let (names, renamed) = distinct(&inputs);
+        assert_eq!(renamed, [0, 2]);
+        assert_eq!(names[0].as_bytes(), b"A\xe9.png");
     }
 }

@@ -4,12 +4,15 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::Instant;
 
 use clap::ValueEnum;
 use im2sp::files::{self, AtomicFile, FileId};
 use im2sp::{AudioChunk, Error, Result, audio};
 use tempfile::SpooledTempFile;
+
+use super::print::note;
 
 /// Bytes of sound for standard output that stay in memory before they take a disk.
 const SPOOL_BYTES: usize = 1 << 26;
@@ -57,10 +60,11 @@ impl Destination {
     /// standard output.
     ///
     /// # Errors
-    /// If it is "-" and standard output is closed.
+    /// If it is "-" and standard output cannot be used.
     pub fn of(path: &Path) -> Result<Destination> {
         let standard = standard_output().and_then(|file| FileId::of_open(&file));
         if is_dash(path) {
+            warn_of_loss();
             return standard.map(|_| Destination::Standard).map_err(Error::io("write", Path::new(STANDARD_OUTPUT)));
         }
         let same = FileId::of(path).is_some_and(|id| standard.is_ok_and(|standard| standard == Some(id)));
@@ -85,9 +89,29 @@ pub struct Written {
     pub first: Option<Instant>,
 }
 
-/// An error if standard output is closed.
-pub fn check_standard_output() -> Result<()> {
-    standard_output().map(drop).map_err(Error::io("write", Path::new(STANDARD_OUTPUT)))
+/// Says, the first time, that standard output may be closed. Rust opens /dev/null for reading and writing in place of a
+/// closed descriptor before the program begins; a redirection opens it for writing only, but Python's `DEVNULL` and Node's
+/// `ignore` give the same.
+pub fn warn_of_loss() {
+    static SAID: Once = Once::new();
+    if may_be_closed().unwrap_or(false) {
+        SAID.call_once(|| {
+            note("standard output is closed or /dev/null: to keep what is sent there, give it a file or a pipe");
+        });
+    }
+}
+
+#[cfg(unix)]
+fn may_be_closed() -> io::Result<bool> {
+    use rustix::fs::{OFlags, fcntl_getfl};
+    let out = standard_output()?;
+    let is_null = FileId::of_open(&out)? == FileId::of(Path::new("/dev/null"));
+    Ok(is_null && fcntl_getfl(&out)? & OFlags::ACCMODE == OFlags::RDWR)
+}
+
+#[cfg(not(unix))]
+fn may_be_closed() -> io::Result<bool> {
+    Ok(false)
 }
 
 /// Whether `path` is "-".
@@ -208,8 +232,8 @@ impl Sound<'_> {
         // The next writer continues after the samples.
         let end = out.stream_position().map_err(Failure::Write)?;
         let completed = out.seek(SeekFrom::Start(start)).map_err(Failure::Write).and_then(|_| put(&mut out, &header));
-        sent.and(completed)?;
-        out.seek(SeekFrom::Start(end)).map_err(Failure::Write).map(drop)
+        let returned = out.seek(SeekFrom::Start(end)).map_err(Failure::Write).map(drop);
+        sent.and(completed).and(returned)
     }
 
     /// Sends the sound when all of it is there.
@@ -258,20 +282,10 @@ fn sink(_: &File) -> Sink {
 }
 
 /// Standard output, without a buffer.
-///
-/// # Errors
-/// If it is closed. Rust opens /dev/null for reading and writing in its place, which a redirection would open for writing
-/// only; what is sent there would be lost without a word.
 #[cfg(unix)]
 fn standard_output() -> io::Result<File> {
-    use rustix::fs::{OFlags, fcntl_getfl};
     use std::os::fd::AsFd;
-    let out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    let is_null = FileId::of_open(&out)? == FileId::of(Path::new("/dev/null"));
-    if is_null && fcntl_getfl(&out)? & OFlags::ACCMODE == OFlags::RDWR {
-        return Err(io::Error::other("it is closed: send it to a file or a pipe"));
-    }
-    Ok(out)
+    Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?))
 }
 
 #[cfg(not(unix))]

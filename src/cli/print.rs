@@ -3,6 +3,7 @@
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use im2sp::{Error, Result};
@@ -22,19 +23,28 @@ pub fn print_error(error: impl Display) {
     note(format_args!("error: {error}"));
 }
 
-/// Prints one line of JSON. It is a result, so that a standard output that is closed is an error.
+/// Prints one line of JSON, as [`print_line`] does.
 pub fn print_json(value: &Value) -> Result<()> {
-    output::check_standard_output()?;
-    print_line(value)
+    offer_json(value).map(drop)
 }
 
 /// Prints one line on standard output. A closed pipe is no error, a full disk is one.
 pub fn print_line(line: impl Display) -> Result<()> {
+    offer_line(line).map(drop)
+}
+
+/// Prints one line of JSON, as [`offer_line`] does. It is a result, whose loss is worth a remark.
+pub fn offer_json(value: &Value) -> Result<ControlFlow<()>> {
+    output::warn_of_loss();
+    offer_line(value)
+}
+
+/// Prints one line on standard output. Breaks where nobody reads any more: those who print nothing else can end.
+pub fn offer_line(line: impl Display) -> Result<ControlFlow<()>> {
     match writeln!(std::io::stdout(), "{line}") {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Error::io("write", Path::new("standard output"))(error))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(error) => Err(Error::io("write", Path::new("standard output"))(error)),
     }
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::output::{self, Destination, Format, is_dash};
 use super::print::{insert_path, note, print_error, print_json, print_line, shown};
-use super::{ModelArgs, names};
+use super::{ModelArgs, names, vocoder_of};
 
 /// Speak lists of units
 ///
@@ -60,10 +60,7 @@ impl Speak {
     /// Reads, speaks and writes. A list that cannot be spoken is reported and does not stop the others.
     pub fn run(self) -> Result<ExitCode> {
         let engine = self.model.load()?;
-        let Some(vocoder) = &engine.config().vocoder else {
-            return Err(Error::Units { problem: "this model has no vocoder: convert it again with --vocoder".into() });
-        };
-        let count = vocoder.num_embeddings;
+        let count = vocoder_of(&engine)?.num_embeddings;
         let lists = match &self.file {
             Some(file) => {
                 units::decode_lists(&output::read_input(file, units::MAX_TEXT_BYTES)?, output::input_name(file), count)?
@@ -71,6 +68,7 @@ impl Speak {
             None => units::parse_lists(self.units.as_deref().unwrap_or_default(), count)?,
         };
         let jobs = self.direct(lists)?;
+        self.keep_input(&jobs)?;
         note(format_args!("device {}, weights {}", engine.device(), engine.dtype()));
         if let [job] = &jobs[..] {
             return self.speak(&engine, job).map(|()| ExitCode::SUCCESS);
@@ -92,15 +90,8 @@ impl Speak {
         let several = lists.len() > 1;
         let Some(folder) = folder else {
             let destination = Destination::of(&self.output)?;
-            let input = self.file.as_deref().and_then(FileId::of);
-            match &destination {
-                Destination::Standard if self.json => {
-                    return Err(wrong("standard output cannot take both sound and --json".into()));
-                }
-                Destination::File(path) if path.is_file() && input.is_some() && FileId::of(path) == input => {
-                    return Err(wrong(format!("{} holds the units: choose another", path.display())));
-                }
-                _ => (),
+            if self.json && destination == Destination::Standard {
+                return Err(wrong("standard output cannot take both sound and --json".into()));
             }
             if several {
                 let (count, output) = (lists.len(), shown(destination.path()));
@@ -118,6 +109,19 @@ impl Speak {
             Job { units: list.units, destination: Destination::File(folder.join(name)) }
         };
         Ok(lists.into_iter().zip(names).map(job).collect())
+    }
+
+    /// Refuses to write sound over the units, under whatever name.
+    fn keep_input(&self, jobs: &[Job]) -> Result<()> {
+        let Some(input) = self.file.as_deref().and_then(FileId::of) else { return Ok(()) };
+        let over = |job: &&Job| match &job.destination {
+            Destination::File(path) => path.is_file() && FileId::of(path).as_ref() == Some(&input),
+            Destination::Standard => false,
+        };
+        jobs.iter().find(over).map_or(Ok(()), |job| {
+            let problem = format!("{} holds the units: choose another", job.destination.path().display());
+            Err(Error::Option { option: "output", problem })
+        })
     }
 
     /// The path that names a list's sound: its own, or that of the file with the number of the line.

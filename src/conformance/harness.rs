@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{Case, Expected, Inputs, OpCheck, Outcome, Output, Prepared, Size, TestBackend, Verdict, ops};
 use crate::cost::Cost;
+use crate::error::panic_message;
 use crate::{Error, Result};
 
 /// A case that can be timed.
@@ -112,7 +113,7 @@ impl<'a, B: TestBackend> Harness<'a, B> {
         let problem = match attempt {
             Ok(Ok(done)) => return self.note(case, done),
             Ok(Err(error)) => error.to_string(),
-            Err(panic) => format!("panicked: {}", text_of(&*panic)),
+            Err(panic) => format!("panicked: {}", panic_message(&*panic)),
         };
         self.note(case, (Verdict::Failed(problem.clone()), None))?;
         self.backend.alive().map_err(|error| Error::Device {
@@ -199,12 +200,6 @@ impl<'a, B: TestBackend> Harness<'a, B> {
             observer(progress);
         }
     }
-}
-
-/// Message of a panic.
-fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {
-    let owned = panic.downcast_ref::<String>().map(String::as_str);
-    owned.or(panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
 }
 
 #[cfg(test)]

@@ -277,9 +277,3 @@ impl Drop for Events {
         self.cancel.cancel();
     }
 }
-
-/// Message of a thread's panic.
-pub(super) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic")
-}

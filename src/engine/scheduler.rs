@@ -10,10 +10,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use super::request::{Delivery, Event, Reply, panic_message};
+use super::request::{Delivery, Event, Reply};
 use super::speech::{self, News};
 use super::{Caption, CaptionOptions, Timings};
 use crate::backend::{Backend, SmBudget};
+use crate::error::panic_message;
 use crate::generate::{Compat, Generated, Slots, TokenEvent, greedy};
 use crate::model::captioner::Captioner;
 use crate::{Error, Result, trace, units};

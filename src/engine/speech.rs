@@ -8,9 +8,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use super::Caption;
-use super::request::{Event, Reply, panic_message};
+use super::request::{Event, Reply};
 use crate::backend::Backend;
 use crate::config::VocoderConfig;
+use crate::error::panic_message;
 use crate::model::vocoder::{Synthesis, Vocoder};
 use crate::{Error, Result, trace};
 

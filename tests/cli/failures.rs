@@ -35,7 +35,9 @@ fn bad_images_are_named_and_the_others_spoken() {
     let empty = file("empty.png", b"");
     let words = file("words.jpg", b"this is no picture");
     let missing = directory.path().join("missing.png");
-    for bad in [&truncated, &empty, &words, &missing, &directory.path().to_path_buf()] {
+    let void = directory.path().join("void");
+    std::fs::create_dir(&void).unwrap();
+    for bad in [&truncated, &empty, &words, &missing, &void] {
         let target = directory.path().join("bad.wav");
         let error = fails(&run(&["caption", path(bad), "-o", path(&target)]));
         assert!(error.contains(path(bad)), "the file is named: {error}");
@@ -59,7 +61,8 @@ fn outputs_that_cannot_be_written() {
     }
     let twice = directory.path().join("scene.jpg");
     std::fs::copy(scene(), &twice).unwrap();
-    let error = fails(&run(&["caption", path(&scene()), path(&twice), "-o", path(&directory.path().join("one.wav"))]));
+    let error =
+        refuses(&run(&["caption", path(&scene()), path(&twice), "-o", path(&directory.path().join("one.wav"))]));
     assert!(error.contains("no directory"), "{error}");
 }
 
@@ -73,15 +76,65 @@ fn devices_and_options_that_do_not_fit() {
         (&["--temperature", "0"], "temperature"),
         (&["--beam", "2", "--top-k", "3"], "beam"),
         (&["--max-units", "0"], "max-units"),
-        (&["--weights", "no-such-model"], "no-such-model"),
+        (&["--in-flight", "0", path(&other_scene())], "in-flight"),
     ] {
-        let error = fails(&run(&[&["caption", path(&scene()), "--no-audio"], arguments].concat()));
+        let error = refuses(&run(&[&["caption", path(&scene()), "--no-audio"], arguments].concat()));
         assert!(error.contains(word), "{error}");
     }
+    let error = fails(&run(&["caption", path(&scene()), "--no-audio", "--weights", "no-such-model"]));
+    assert!(error.contains("no-such-model"), "{error}");
     let directory = TempDir::new().unwrap();
     let target = directory.path().join("x.wav");
-    let error = fails(&run(&["caption", path(&scene()), "-o", path(&target), "--speaker", "3"]));
+    let error = refuses(&run(&["caption", path(&scene()), "-o", path(&target), "--speaker", "3"]));
     assert!(error.contains("speaker"), "{error}");
+}
+
+/// One of several folders may hold no image; a lone one is the whole call.
+#[test]
+fn an_empty_folder_does_not_stop_the_others() {
+    let directory = TempDir::new().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    for folder in ["empty", "void", "images"] {
+        std::fs::create_dir(at(folder)).unwrap();
+    }
+    std::fs::copy(scene(), at("images/a.png")).unwrap();
+    std::fs::copy(scene(), at("b.png")).unwrap();
+    let error = fails(&run_in(directory.path(), &["caption", "empty", "images", "b.png", "-o", "out/"]));
+    assert!(error.contains("empty: holds no file named as an image"), "{error}");
+    assert_eq!(names_in(&at("out")), ["a.wav", "b.wav"]);
+    let output = run_in(directory.path(), &["caption", "images", "empty", "-o", "out/"]);
+    assert!(fails(&output).contains("empty") && text(&output.stderr).contains("skipping 1 of 1"));
+    let output = run_in(directory.path(), &["caption", "b.png", "empty", "--no-audio"]);
+    assert!(fails(&output).contains("empty"));
+    assert_eq!(text(&output.stdout).lines().count(), 1);
+    // Two arguments are no single image, whatever one of them holds.
+    let output = run_in(directory.path(), &["caption", "b.png", "empty", "-o", "one.wav"]);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    let output = run_in(directory.path(), &["caption", "empty", "void", "-o", "none/"]);
+    let errors = text(&output.stderr);
+    assert_eq!((output.status.code(), errors.matches("error: ").count()), (Some(1), 2), "{errors}");
+    assert!(!errors.contains("device"), "no model is loaded for nothing: {errors}");
+    assert_eq!(names_in(directory.path()), ["b.png", "empty", "images", "out", "void"]);
+}
+
+#[test]
+fn a_model_without_a_vocoder_makes_no_sound() {
+    let directory = TempDir::new().unwrap();
+    let model = directory.path().join("model");
+    succeeds(&run(&["convert", path(&golden("weights/git")), "-o", path(&model)]));
+    let scene = scene();
+    for more in [&["--stream"][..], &["--stream", "--format", "pcm"], &[]] {
+        let arguments = ["caption", path(&scene), "--weights", "model", "-o", "x.wav"];
+        let error = fails(&run_in(directory.path(), &[&arguments[..], more].concat()));
+        assert!(error.contains("no vocoder: convert it again with --vocoder"), "{error}");
+        let output = run_in(directory.path(), &[&arguments[..5], &["-"], more].concat());
+        assert!(fails(&output).contains("no vocoder") && output.stdout.is_empty(), "no header either");
+    }
+    assert!(
+        fails(&run_in(directory.path(), &["speak", "--units", "1", "--weights", "model", "-o", "x.wav"]))
+            .contains("no vocoder")
+    );
+    assert_eq!(names_in(directory.path()), ["model"]);
 }
 
 #[test]
@@ -98,6 +151,8 @@ fn wrong_usage_is_status_2() {
         &["speak", "--units", "1", "units.txt", "-o", "x.wav"],
         &["convert", "x.ckpt"],
         &["convert", "x.ckpt", "-o", "x", "--calibrate", "pictures"],
+        &["convert", "x.ckpt", "-o", "x", "--calibrate", "pictures", "--quantize", "int8"],
+        &["bench", "--units", "0"],
         &["nonsense"],
     ] {
         assert_eq!(run(arguments).status.code(), Some(2), "{arguments:?}");

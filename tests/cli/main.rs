@@ -75,8 +75,19 @@ fn succeeds(output: &Output) -> String {
 /// The error message of a run that had to fail with status 1.
 #[track_caller]
 fn fails(output: &Output) -> String {
+    ends(output, 1)
+}
+
+/// The error message of a run that had to fail with status 2: its options make no sense.
+#[track_caller]
+fn refuses(output: &Output) -> String {
+    ends(output, 2)
+}
+
+#[track_caller]
+fn ends(output: &Output, status: i32) -> String {
     let errors = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert_eq!(output.status.code(), Some(status), "{errors}");
     assert!(!errors.contains("panicked"), "{errors}");
     let lines: Vec<&str> = errors.lines().filter(|line| line.starts_with("im2sp: error: ")).collect();
     assert_eq!(lines.len(), 1, "one error, in one line: {errors}");

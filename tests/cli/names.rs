@@ -40,7 +40,7 @@ fn a_directory_goes_on_where_it_was_interrupted() {
     std::fs::create_dir(&empty).unwrap();
     assert!(fails(&run(&["caption", path(&empty), "-o", path(&spoken)])).contains("empty"));
     let one = run(&["caption", path(&pictures), "-o", path(&alone)]);
-    assert!(fails(&one).contains("no directory"), "a directory has many images, even if it has one");
+    assert!(refuses(&one).contains("no directory"), "a directory has many images, even if it has one");
 }
 
 #[test]
@@ -156,11 +156,57 @@ fn an_input_is_never_overwritten() {
         let before = std::fs::read(at(input)).unwrap();
         let command = if input == "a.png" { "caption" } else { "speak" };
         for output in [input, link, hard] {
-            let error = fails(&run_in(directory.path(), &[command, input, "-o", output]));
+            let error = refuses(&run_in(directory.path(), &[command, input, "-o", output]));
             assert!(error.contains(output) && error.contains("choose another"), "{error}");
         }
         assert_eq!(std::fs::read(at(input)).unwrap(), before);
     }
+    // By the name that a list gets in a directory, too.
+    for (name, units, format) in [("71.pcm", "71 12 4", "pcm"), ("b.wav", "a|71\nb|12 4", "wav")] {
+        std::fs::write(at(name), units).unwrap();
+        let error = refuses(&run_in(directory.path(), &["speak", name, "--format", format, "-o", "./"]));
+        assert!(error.contains(name) && error.contains("choose another"), "{error}");
+        assert_eq!(std::fs::read_to_string(at(name)).unwrap(), units);
+    }
+    assert!(!at("a.wav").exists(), "it is known before anything is written");
+}
+
+/// A disk may ignore case: names that differ in nothing else are the same.
+#[test]
+fn names_that_differ_in_case_have_results_of_their_own() {
+    let directory = TempDir::new().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    std::fs::create_dir(at("images")).unwrap();
+    for (name, image) in [("IMG_1.JPG", scene()), ("img_1.png", other_scene()), ("img_2.png", scene())] {
+        std::fs::copy(image, at("images").join(name)).unwrap();
+    }
+    let output = run_in(directory.path(), &["caption", "images", "-o", "out/"]);
+    succeeds(&output);
+    assert!(text(&output.stderr).contains("2 images share a name"), "{}", text(&output.stderr));
+    assert_eq!(names_in(&at("out")), ["IMG_1.JPG.wav", "img_1.png.wav", "img_2.wav"]);
+    std::fs::write(at("list.txt"), "Utt|71 12\nutt|4 5 6\n").unwrap();
+    succeeds(&run_in(directory.path(), &["speak", "list.txt", "-o", "spoken/"]));
+    let names: Vec<String> = names_in(&at("spoken")).iter().map(|name| name.to_lowercase()).collect();
+    assert!(names.len() == 2 && names[0] != names[1], "{names:?}");
+}
+
+#[test]
+#[cfg(unix)]
+fn images_that_are_left_out_as_duplicates_are_counted() {
+    let directory = TempDir::new().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    ["x", "y", "z"].iter().for_each(|folder| std::fs::create_dir(at(folder)).unwrap());
+    std::fs::copy(scene(), at("x/a.png")).unwrap();
+    std::os::unix::fs::symlink(at("x/a.png"), at("y/a.png")).unwrap();
+    std::fs::hard_link(at("x/a.png"), at("z/a.png")).unwrap();
+    std::fs::hard_link(at("x/a.png"), at("z/b.png")).unwrap();
+    let output = run_in(directory.path(), &["caption", "x", "y", "z", "-o", "out/"]);
+    succeeds(&output);
+    let notes = text(&output.stderr);
+    assert!(notes.contains("left out 2 that are other images again") && notes.contains("(y/a.png)"), "{notes}");
+    assert_eq!(names_in(&at("out")), ["a.wav", "b.wav"]);
+    let output = run_in(directory.path(), &["caption", "x", "-o", "out/"]);
+    assert!(!text(&output.stderr).contains("left out"), "nothing was");
 }
 
 #[test]

@@ -146,5 +146,5 @@ fn units_come_from_standard_input_and_sound_goes_to_standard_output() {
     assert!(wav[44..] == pcm && !pcm.is_empty());
     succeeds(&shell(directory.path(), "echo 71 12 4 | im2sp speak - -o out/ --format pcm"));
     assert!(std::fs::read(directory.path().join("out/stdin.pcm")).unwrap() == pcm);
-    assert!(fails(&shell(directory.path(), "echo 71 | im2sp speak - -o - --json")).contains("--json"));
+    assert!(refuses(&shell(directory.path(), "echo 71 | im2sp speak - -o - --json")).contains("--json"));
 }

@@ -10,7 +10,7 @@ use im2sp::{Error, Result};
 
 use super::super::names;
 use super::super::output::{self, Destination, is_dash};
-use super::super::print::{note, shown};
+use super::super::print::{note, print_error, shown};
 use super::Caption;
 
 /// One image and where its result goes: sound, or units with `--no-audio`; `None` for units on standard output.
@@ -27,14 +27,23 @@ pub struct Jobs {
     pub jobs: Vec<Job>,
     /// Images of folders whose result existed already.
     pub skipped: usize,
+    /// One of several arguments was a folder without images, or one that cannot be read; its error was printed.
+    pub failed: bool,
 }
 
 /// All images named by `args`, without those of folders whose result exists already.
 pub fn of(args: &Caption) -> Result<Jobs> {
-    let mut jobs = Vec::new();
+    let (mut jobs, mut failed) = (Vec::new(), false);
     for path in &args.images {
         if !is_dash(path) && path.is_dir() {
-            let listing = Listing::of(path)?;
+            let listing = match Listing::of(path) {
+                Err(error) if args.images.len() > 1 => {
+                    print_error(error);
+                    failed = true;
+                    continue;
+                }
+                listing => listing?,
+            };
             if let Some(left_out) = listing.left_out() {
                 note(format_args!("{}: left out {left_out}", shown(path)));
             }
@@ -46,6 +55,9 @@ pub fn of(args: &Caption) -> Result<Jobs> {
     if jobs.iter().filter(|job| is_dash(&job.image)).count() > 1 {
         return Err(Error::Option { option: "image", problem: "- stands for standard input: give it once".into() });
     }
+    if jobs.is_empty() {
+        return Ok(Jobs { jobs, skipped: 0, failed });
+    }
     direct(args, &mut jobs)?;
     keep_inputs(&jobs)?;
     let all = jobs.len();
@@ -54,13 +66,13 @@ pub fn of(args: &Caption) -> Result<Jobs> {
         _ => false,
     };
     jobs.retain(|job| args.overwrite || !exists(job));
-    Ok(Jobs { skipped: all - jobs.len(), jobs })
+    Ok(Jobs { skipped: all - jobs.len(), jobs, failed })
 }
 
 /// Fills in the destinations. No two jobs have the same.
 fn direct(args: &Caption, jobs: &mut Vec<Job>) -> Result<()> {
     let wrong = |problem: String| Error::Option { option: "output", problem };
-    let alone = jobs.len() == 1 && (is_dash(&args.images[0]) || !args.images[0].is_dir());
+    let alone = matches!(&args.images[..], [image] if is_dash(image) || !image.is_dir());
     let what = if args.no_audio { "units" } else { "sound" };
     let folder = match &args.output {
         None if args.no_audio => return Destination::of(Path::new("-")).map(drop),
@@ -85,7 +97,13 @@ fn direct(args: &Caption, jobs: &mut Vec<Job>) -> Result<()> {
         },
     };
     let suffix = if args.no_audio { "units" } else { args.format.suffix() };
-    drop_duplicates(jobs);
+    let duplicates = drop_duplicates(jobs);
+    if let Some(first) = duplicates.first() {
+        let (count, first) = (duplicates.len(), shown(first));
+        note(format_args!(
+            "left out {count} that are other images again, under the same name ({first}): give links names of their own"
+        ));
+    }
     let images: Vec<&Path> = jobs.iter().map(|job| &*job.image).collect();
     let (names, renamed) = names::distinct(&images);
     let targets: Vec<PathBuf> = names.into_iter().map(|name| folder.join(with_suffix(name, suffix))).collect();
@@ -107,19 +125,25 @@ fn with_suffix(mut name: OsString, suffix: &str) -> OsString {
     name
 }
 
-/// Removes images that were named twice: by two arguments, or by a folder and an argument, which then counts.
-fn drop_duplicates(jobs: &mut Vec<Job>) {
+/// Removes images that were named twice: by two arguments, by a folder and an argument, which then counts, or by links of
+/// the same name. Gives back those that were removed.
+fn drop_duplicates(jobs: &mut Vec<Job>) -> Vec<PathBuf> {
     let mut known = HashMap::new();
     let mut distinct: Vec<Job> = Vec::with_capacity(jobs.len());
+    let mut removed = Vec::new();
     for job in jobs.drain(..) {
         let key = FileId::of(&job.image).map(|id| (id, job.image.file_name().map(OsString::from)));
         let first = key.map_or(distinct.len(), |key| *known.entry(key).or_insert(distinct.len()));
         match distinct.get_mut(first) {
-            Some(first) => first.found &= job.found,
+            Some(first) => {
+                first.found &= job.found;
+                removed.push(job.image);
+            }
             None => distinct.push(job),
         }
     }
     *jobs = distinct;
+    removed
 }
 
 /// Refuses to write a result over an image, under whatever names.

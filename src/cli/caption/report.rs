@@ -1,13 +1,14 @@
 //! Reports on captions: a sentence, the units, or JSON.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use im2sp::{Caption as Spoken, CaptionStream, Engine, Result, files};
 use serde_json::{Map, Value, json};
 
 use super::super::output::{self, Destination, Written};
-use super::super::print::{insert_path, note, print_json, print_line, shown};
+use super::super::print::{insert_path, note, offer_json, offer_line, shown};
 use super::Caption;
 use super::jobs::Job;
 
@@ -116,13 +117,16 @@ pub enum Output {
 }
 
 impl Output {
-    pub fn print(&self) -> Result<()> {
+    /// Prints it. Breaks where nobody reads standard output any more.
+    pub fn print(&self) -> Result<ControlFlow<()>> {
         match self {
-            Output::Json(value) => print_json(value)?,
-            Output::Line(line) => print_line(line)?,
-            Output::Remark(line) => note(line),
+            Output::Json(value) => offer_json(value),
+            Output::Line(line) => offer_line(line),
+            Output::Remark(line) => {
+                note(line);
+                Ok(ControlFlow::Continue(()))
+            }
         }
-        Ok(())
     }
 }
 
@@ -134,15 +138,18 @@ pub struct OrderedOutput {
 }
 
 impl OrderedOutput {
-    /// Takes the output about image `index`, if there is any, and prints those whose turn it is.
-    pub fn put(&mut self, index: usize, output: Option<Output>) -> Result<()> {
+    /// Takes the output about image `index`, if there is any, and prints those whose turn it is. Breaks where nobody reads
+    /// standard output any more.
+    pub fn put(&mut self, index: usize, output: Option<Output>) -> Result<ControlFlow<()>> {
         self.waiting.insert(index, output);
         while let Some(output) = self.waiting.remove(&self.next) {
             self.next += 1;
-            if let Some(output) = output {
-                output.print()?;
+            if let Some(output) = output
+                && output.print()?.is_break()
+            {
+                return Ok(ControlFlow::Break(()));
             }
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 }

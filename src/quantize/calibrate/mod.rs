@@ -45,11 +45,7 @@ pub fn convert_calibrated(
     if options.quantize != Some(DType::F8E4M3) {
         return Err(Error::Option { option: "calibrate", problem: "goes with --quantize fp8".into() });
     }
-    let listing = Listing::of(folder).map_err(|error| match error {
-        Error::Image { .. } => Error::Option { option: "calibrate", problem: error.to_string() },
-        other => other,
-    });
-    let listing = listing?;
+    let listing = Listing::of(folder)?;
     let staged = StagedDirectory::create(&options.output, options.force)?;
     let wide = staged.path().join("wide");
     let unrounded = ConvertOptions { quantize: None, output: wide.clone(), force: false, ..options.clone() };
