@@ -3,6 +3,7 @@
 
 mod bench;
 mod caption;
+mod closed;
 mod convert;
 mod crash;
 mod doctor;

@@ -4,7 +4,6 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
 use std::time::Instant;
 
 use clap::ValueEnum;
@@ -12,7 +11,7 @@ use im2sp::files::{self, AtomicFile, FileId};
 use im2sp::{AudioChunk, Error, Result, audio};
 use tempfile::SpooledTempFile;
 
-use super::print::note;
+use super::closed::standard_output_was_closed;
 
 /// Bytes of sound for standard output that stay in memory before they take a disk.
 const SPOOL_BYTES: usize = 1 << 26;
@@ -64,7 +63,6 @@ impl Destination {
     pub fn of(path: &Path) -> Result<Destination> {
         let standard = standard_output().and_then(|file| FileId::of_open(&file));
         if is_dash(path) {
-            warn_of_loss();
             return standard.map(|_| Destination::Standard).map_err(Error::io("write", Path::new(STANDARD_OUTPUT)));
         }
         let same = FileId::of(path).is_some_and(|id| standard.is_ok_and(|standard| standard == Some(id)));
@@ -89,29 +87,9 @@ pub struct Written {
     pub first: Option<Instant>,
 }
 
-/// Says, the first time, that standard output may be closed. Rust opens /dev/null for reading and writing in place of a
-/// closed descriptor before the program begins; a redirection opens it for writing only, but Python's `DEVNULL` and Node's
-/// `ignore` give the same.
-pub fn warn_of_loss() {
-    static SAID: Once = Once::new();
-    if may_be_closed().unwrap_or(false) {
-        SAID.call_once(|| {
-            note("standard output is closed or /dev/null: to keep what is sent there, give it a file or a pipe");
-        });
-    }
-}
-
-#[cfg(unix)]
-fn may_be_closed() -> io::Result<bool> {
-    use rustix::fs::{OFlags, fcntl_getfl};
-    let out = standard_output()?;
-    let is_null = FileId::of_open(&out)? == FileId::of(Path::new("/dev/null"));
-    Ok(is_null && fcntl_getfl(&out)? & OFlags::ACCMODE == OFlags::RDWR)
-}
-
-#[cfg(not(unix))]
-fn may_be_closed() -> io::Result<bool> {
-    Ok(false)
+/// An error if standard output is closed.
+pub fn check_standard_output() -> Result<()> {
+    standard_output().map(drop).map_err(Error::io("write", Path::new(STANDARD_OUTPUT)))
 }
 
 /// Whether `path` is "-".
@@ -281,10 +259,13 @@ fn sink(_: &File) -> Sink {
     Sink::Pipe
 }
 
-/// Standard output, without a buffer.
+/// Standard output, without a buffer; an error if the program began without one.
 #[cfg(unix)]
 fn standard_output() -> io::Result<File> {
     use std::os::fd::AsFd;
+    if standard_output_was_closed() {
+        return Err(io::Error::other("it is closed: send it to a file or a pipe"));
+    }
     Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?))
 }
 

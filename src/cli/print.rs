@@ -33,9 +33,9 @@ pub fn print_line(line: impl Display) -> Result<()> {
     offer_line(line).map(drop)
 }
 
-/// Prints one line of JSON, as [`offer_line`] does. It is a result, whose loss is worth a remark.
+/// Prints one line of JSON, as [`offer_line`] does. It is a result: a standard output that is closed is an error.
 pub fn offer_json(value: &Value) -> Result<ControlFlow<()>> {
-    output::warn_of_loss();
+    output::check_standard_output()?;
     offer_line(value)
 }
 
