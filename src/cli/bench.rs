@@ -43,7 +43,7 @@ pub struct Bench {
     /// Print a JSON object on standard output
     #[arg(long)]
     json: bool,
-    /// Write the latency budget as an SVG picture
+    /// Write the latency budget as an SVG drawing
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
     /// Write one more caption as a Chrome trace of every operation (chrome://tracing, ui.perfetto.dev)

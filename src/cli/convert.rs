@@ -49,14 +49,14 @@ pub struct Convert {
     /// each weight becomes the nearest unless --calibrate is given
     #[arg(long, value_name = "TYPE")]
     quantize: Option<Quantization>,
-    /// Round fp8 weights together, for the pictures of this directory: as many as there are of the kind the model
+    /// Round fp8 weights together, for the images of this directory: as many as there are of the kind the model
     /// will see, hundreds at least. They are captioned on the CPU first
     #[arg(long, value_name = "DIR", requires = "quantize")]
     calibrate: Option<PathBuf>,
     /// The model directory to make
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Say that the model knows one kind of pictures only, and which
+    /// Say that the model knows one kind of images only, and which
     #[arg(long, value_name = "TEXT")]
     domain: Option<String>,
     /// One line for people, kept in the result

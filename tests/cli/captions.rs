@@ -42,7 +42,7 @@ fn json_has_every_field_and_one_line_a_picture() {
             assert!(line["timings"][stage].as_f64().unwrap() > 0.0, "{stage}");
         }
     }
-    assert_eq!(lines[0]["tokens"], lines[1]["tokens"], "the same picture, the same caption");
+    assert_eq!(lines[0]["tokens"], lines[1]["tokens"], "the same image, the same caption");
 }
 
 #[test]
@@ -101,17 +101,17 @@ fn a_converted_model_captions() {
 #[test]
 fn a_calibration_is_reported() {
     let directory = TempDir::new().unwrap();
-    let pictures = directory.path().join("pictures");
-    std::fs::create_dir(&pictures).unwrap();
+    let images = directory.path().join("images");
+    std::fs::create_dir(&images).unwrap();
     let model = directory.path().join("model");
     let convert = |more: &[&str]| {
-        let (pictures, model) = (path(&pictures), path(&model));
-        run(&[&["convert", "weights/demo", "--quantize", "fp8", "--calibrate", pictures, "-o", model], more].concat())
+        let (images, model) = (path(&images), path(&model));
+        run(&[&["convert", "weights/demo", "--quantize", "fp8", "--calibrate", images, "-o", model], more].concat())
     };
     assert!(fails(&convert(&[])).contains("holds no file named as an image"));
-    std::fs::copy(scene(), pictures.join("scene.png")).unwrap();
-    std::fs::write(pictures.join("._scene.png"), b"attributes").unwrap();
-    std::fs::write(pictures.join("broken.jpe"), b"no image").unwrap();
+    std::fs::copy(scene(), images.join("scene.png")).unwrap();
+    std::fs::write(images.join("._scene.png"), b"attributes").unwrap();
+    std::fs::write(images.join("broken.jpe"), b"no image").unwrap();
     let output = convert(&[]);
     let said = succeeds(&output);
     let notes = text(&output.stderr);

@@ -33,7 +33,7 @@ fn bad_images_are_named_and_the_others_spoken() {
     let whole = std::fs::read(scene()).unwrap();
     let truncated = file("truncated.png", &whole[..whole.len() / 2]);
     let empty = file("empty.png", b"");
-    let words = file("words.jpg", b"this is no picture");
+    let words = file("words.jpg", b"this is no image");
     let missing = directory.path().join("missing.png");
     let void = directory.path().join("void");
     std::fs::create_dir(&void).unwrap();
@@ -46,7 +46,7 @@ fn bad_images_are_named_and_the_others_spoken() {
     let out = directory.path().join("out/");
     let error = fails(&run(&["caption", path(&empty), path(&scene()), "-o", path(&out)]));
     assert!(error.contains("empty.png"));
-    assert!(wav(&out.join("scene.wav")).1.len() > 1000, "the good picture is spoken");
+    assert!(wav(&out.join("scene.wav")).1.len() > 1000, "the good image is spoken");
 }
 
 #[test]
@@ -150,8 +150,8 @@ fn wrong_usage_is_status_2() {
         &["speak", "-o", "x.wav"],
         &["speak", "--units", "1", "units.txt", "-o", "x.wav"],
         &["convert", "x.ckpt"],
-        &["convert", "x.ckpt", "-o", "x", "--calibrate", "pictures"],
-        &["convert", "x.ckpt", "-o", "x", "--calibrate", "pictures", "--quantize", "int8"],
+        &["convert", "x.ckpt", "-o", "x", "--calibrate", "images"],
+        &["convert", "x.ckpt", "-o", "x", "--calibrate", "images", "--quantize", "int8"],
         &["bench", "--units", "0"],
         &["nonsense"],
     ] {

@@ -29,12 +29,12 @@ fn run_in(directory: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_im2sp")).args(arguments).current_dir(directory).output().expect("im2sp starts")
 }
 
-/// Another picture, with another caption.
+/// Another image, with another caption.
 fn other_scene() -> PathBuf {
     golden("scenes/scene_0001.jpg")
 }
 
-/// Runs a script in `directory`, in which `im2sp` is this program and `$scene` the picture.
+/// Runs a script in `directory`, in which `im2sp` is this program and `$scene` the image.
 fn shell(directory: &Path, script: &str) -> Output {
     let script = format!("set -o pipefail; im2sp() {{ \"$program\" \"$@\"; }}; {script}");
     let mut bash = Command::new("bash");
@@ -42,7 +42,7 @@ fn shell(directory: &Path, script: &str) -> Output {
     bash.output().expect("bash starts")
 }
 
-/// The sound of a picture by itself.
+/// The sound of a image by itself.
 fn sound_of(image: &Path) -> Vec<u8> {
     let directory = TempDir::new().unwrap();
     let target = directory.path().join("alone.wav");

@@ -5,15 +5,15 @@ use super::*;
 #[test]
 fn a_directory_goes_on_where_it_was_interrupted() {
     let directory = TempDir::new().unwrap();
-    let (pictures, spoken) = (directory.path().join("pictures"), directory.path().join("spoken/"));
-    std::fs::create_dir_all(pictures.join("inside")).unwrap();
+    let (images, spoken) = (directory.path().join("images"), directory.path().join("spoken/"));
+    std::fs::create_dir_all(images.join("inside")).unwrap();
     for name in ["a.png", "b.PNG", "c.png", "inside/d.png"] {
-        std::fs::copy(scene(), pictures.join(name)).unwrap();
+        std::fs::copy(scene(), images.join(name)).unwrap();
     }
-    std::fs::write(pictures.join("bad.jpg"), b"no picture").unwrap();
-    std::fs::write(pictures.join("notes.txt"), b"no picture either").unwrap();
+    std::fs::write(images.join("bad.jpg"), b"no image").unwrap();
+    std::fs::write(images.join("notes.txt"), b"no image either").unwrap();
     let names = || names_in(&spoken);
-    let arguments = ["caption", path(&pictures), "-o", path(&spoken), "--in-flight", "2"];
+    let arguments = ["caption", path(&images), "-o", path(&spoken), "--in-flight", "2"];
     let output = run(&arguments);
     assert!(fails(&output).contains("bad.jpg"));
     assert_eq!(text(&output.stdout).lines().count(), 3, "in the order of their names, whoever ended first");
@@ -24,7 +24,7 @@ fn a_directory_goes_on_where_it_was_interrupted() {
     let expected = std::fs::read(&alone).unwrap();
     assert!(names().iter().all(|name| std::fs::read(spoken.join(name)).unwrap() == expected));
 
-    std::fs::remove_file(pictures.join("bad.jpg")).unwrap();
+    std::fs::remove_file(images.join("bad.jpg")).unwrap();
     std::fs::remove_file(spoken.join("b.wav")).unwrap();
     std::fs::write(spoken.join("a.wav"), b"kept").unwrap();
     let output = run(&arguments);
@@ -39,7 +39,7 @@ fn a_directory_goes_on_where_it_was_interrupted() {
     let empty = directory.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
     assert!(fails(&run(&["caption", path(&empty), "-o", path(&spoken)])).contains("empty"));
-    let one = run(&["caption", path(&pictures), "-o", path(&alone)]);
+    let one = run(&["caption", path(&images), "-o", path(&alone)]);
     assert!(refuses(&one).contains("no directory"), "a directory has many images, even if it has one");
 }
 

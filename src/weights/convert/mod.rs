@@ -46,7 +46,7 @@ pub struct ConvertOptions {
     pub quantize: Option<DType>,
     /// The model directory to make.
     pub output: PathBuf,
-    /// Goes into the configuration: the only kind of pictures this model knows.
+    /// Goes into the configuration: the only kind of images this model knows.
     pub domain: Option<String>,
     /// Goes into the configuration: where the weights come from.
     pub description: Option<String>,
