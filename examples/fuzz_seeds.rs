@@ -106,12 +106,13 @@ fn images_of(pack: &[u8]) -> Vec<Vec<u8>> {
     images
 }
 
-/// A checkpoint `{"a": value}` in the legacy container, with a storage of four floats.
+/// A checkpoint `{"a": value}` in the legacy container, with a storage of four elements if the value has one.
 fn legacy(value: &[u8]) -> Vec<u8> {
-    let magic =
-        b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\x80\x02}.\x80\x02}X\x01\0\0\0a";
-    let keys = b"s.\x80\x02]X\x01\0\0\x000a.\x04\0\0\0\0\0\0\0";
-    [magic.as_slice(), value, keys, &[0; 16]].concat()
+    let magic = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.";
+    let object = b"\x80\x02}X\x0d\0\0\0little_endian\x88s.\x80\x02}X\x01\0\0\0a";
+    let stored = value.windows(7).any(|part| part == b"storage");
+    let keys: &[u8] = if stored { b"s.\x80\x02]X\x01\0\0\x000a.\x04\0\0\0\0\0\0\0" } else { b"s.\x80\x02]." };
+    [magic, object.as_slice(), value, keys, &[0; 32]].concat()
 }
 
 /// A zip archive of stored entries.
