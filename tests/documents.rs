@@ -11,6 +11,7 @@ const DOCUMENTS: &[&str] = &[
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/decisions.md",
+    "docs/fuzzing.md",
     "docs/style.md",
     "weights/README.md",
     "recipes/demo/README.md",

@@ -481,6 +481,22 @@ fn pickles_stay_proportional_to_their_length() {
 }
 
 #[test]
+fn what_many_values_share_is_not_read_for_ever() {
+    // Ten thousand OrderedDicts of the same ten thousand pairs, in 0.2 MB.
+    let start = b"\x80\x02K\x01K\x01\x86q\x010ccollections\nOrderedDict\nq\x020](";
+    let mut object = [start.as_slice(), &b"h\x01".repeat(10_000), b"e\x85q\x030}"].concat();
+    for name in 0..10_000 {
+        object.extend(b"X\x04\0\0\0");
+        object.extend(format!("{name:04}h\x02h\x03Rs").bytes());
+    }
+    object.push(b'.');
+    let before = std::time::Instant::now();
+    let said = message(archive(&[stored("a/data.pkl", &object)]));
+    assert!(said.contains("a.ckpt: object: shares long containers"), "{said}");
+    assert!(before.elapsed().as_secs() < 60, "{:?}", before.elapsed());
+}
+
+#[test]
 fn bytes_and_sets_are_understood_natively() {
     let parse = |bytes: &[u8]| Pickle::parse(Bytes::new(bytes.to_vec())).unwrap().0;
     let encoded = parse(b"\x80\x02c_codecs\nencode\nX\x03\0\0\0\xc3\xbf1X\x06\0\0\0latin1\x86R.");

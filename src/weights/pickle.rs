@@ -4,12 +4,14 @@
 //! fixed list; an object nobody knows is harmless until its value is needed, and then it is an error that names it.
 //!
 //! Every opcode adds at most one node of fixed size, text and bytes are ranges of the input, and nothing recurses: so
-//! memory stays proportional to the length of the pickle, whatever stands in it. Left out: the text opcodes of protocol
-//! 0, the extension registry and out-of-band buffers, which no checkpoint uses.
+//! memory stays proportional to the length of the pickle, whatever stands in it. So does time: reading what many values
+//! share, over and over, ends at a limit. Left out: the text opcodes of protocol 0, the extension registry and out-of-band
+//! buffers, which no checkpoint uses.
 
 mod machine;
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use self::machine::Machine;
 use crate::tensor::Bytes;
@@ -19,6 +21,12 @@ type Id = u32;
 const NONE: Id = 0;
 const FALSE: Id = 1;
 const TRUE: Id = 2;
+
+/// Most elements of containers that are read of one pickle, all readings together. The largest pickle has 2^22 nodes, and
+/// converting a checkpoint reads each a few times; more are read only where millions of values share a long container.
+const MAX_READ: usize = 1 << 26;
+/// Bytes of text that count as one element.
+const TEXT_PER_ELEMENT: usize = 64;
 
 /// One value. Containers hold indices, so cycles and sharing cost nothing and dropping does not recurse.
 #[derive(Debug)]
@@ -59,6 +67,8 @@ pub struct Pickle {
     bytes: Bytes,
     nodes: Vec<Node>,
     root: Id,
+    /// Elements read so far.
+    read: AtomicUsize,
 }
 
 /// One value of a [`Pickle`].
@@ -80,6 +90,11 @@ impl Pickle {
         View { pickle: self, id: self.root }
     }
 
+    /// Whether more was read than a checkpoint needs: values that hold others are no longer read.
+    pub fn is_spent(&self) -> bool {
+        self.read.load(Ordering::Relaxed) >= MAX_READ
+    }
+
     /// The arguments of every persistent id, in the order of the file.
     pub fn persistent_ids(&self) -> impl Iterator<Item = View<'_>> {
         self.nodes.iter().filter_map(|node| match node {
@@ -98,13 +113,26 @@ impl<'a> View<'a> {
         View { pickle: self.pickle, id }
     }
 
-    fn views(&self, ids: &'a [Id]) -> Vec<View<'a>> {
-        ids.iter().map(|&id| self.view(id)).collect()
+    /// Counts elements to be read; `None` once the pickle is spent.
+    fn count(&self, elements: usize) -> Option<()> {
+        self.pickle.read.fetch_add(elements, Ordering::Relaxed);
+        (!self.pickle.is_spent()).then_some(())
     }
 
-    fn text_at(&self, range: &Range<usize>) -> &'a str {
+    fn views(&self, ids: &'a [Id]) -> Option<Vec<View<'a>>> {
+        self.count(ids.len())?;
+        Some(ids.iter().map(|&id| self.view(id)).collect())
+    }
+
+    fn pairs(&self, ids: &'a [(Id, Id)]) -> Option<Vec<(View<'a>, View<'a>)>> {
+        self.count(ids.len())?;
+        Some(ids.iter().map(|&(key, value)| (self.view(key), self.view(value))).collect())
+    }
+
+    fn text_at(&self, range: &Range<usize>) -> Option<&'a str> {
+        self.count(range.len() / TEXT_PER_ELEMENT)?;
         // The range was checked to be UTF-8 when the node was made.
-        std::str::from_utf8(&self.pickle.bytes[range.clone()]).unwrap_or_default()
+        Some(std::str::from_utf8(&self.pickle.bytes[range.clone()]).unwrap_or_default())
     }
 
     /// Whether it is `None`.
@@ -139,7 +167,7 @@ impl<'a> View<'a> {
 
     /// Text.
     pub fn as_str(&self) -> Option<&'a str> {
-        if let Node::Text(range) = self.node() { Some(self.text_at(range)) } else { None }
+        if let Node::Text(range) = self.node() { self.text_at(range) } else { None }
     }
 
     /// Number of the value inside its pickle: equal for what the pickle shares.
@@ -170,18 +198,18 @@ impl<'a> View<'a> {
 
     /// The elements of a tuple.
     pub fn as_tuple(&self) -> Option<Vec<View<'a>>> {
-        if let Node::Tuple(ids) = self.node() { Some(self.views(ids)) } else { None }
+        if let Node::Tuple(ids) = self.node() { self.views(ids) } else { None }
     }
 
     /// The elements of a list.
     pub fn as_list(&self) -> Option<Vec<View<'a>>> {
-        if let Node::List(ids) = self.node() { Some(self.views(ids)) } else { None }
+        if let Node::List(ids) = self.node() { self.views(ids) } else { None }
     }
 
     /// The elements of a set, in either spelling.
     pub fn as_set(&self) -> Option<Vec<View<'a>>> {
         if let Node::Set(ids) = self.node() {
-            return Some(self.views(ids));
+            return self.views(ids);
         }
         match self.as_call()? {
             (("__builtin__" | "builtins", "set" | "frozenset"), arguments) => match arguments.first() {
@@ -203,9 +231,8 @@ impl<'a> View<'a> {
 
     /// The entries of a dict, an OrderedDict or a defaultdict, in order.
     pub fn as_dict(&self) -> Option<Vec<(View<'a>, View<'a>)>> {
-        let pairs = |ids: &'a [(Id, Id)]| ids.iter().map(|&(k, v)| (self.view(k), self.view(v))).collect::<Vec<_>>();
         match self.node() {
-            Node::Dict(items) => Some(pairs(items)),
+            Node::Dict(items) => self.pairs(items),
             Node::Object(object) if self.is_dict() => {
                 // Python 2 gives the entries of an OrderedDict as an argument, Python 3 sets them afterwards. The
                 // argument of a defaultdict makes values for other keys.
@@ -218,7 +245,7 @@ impl<'a> View<'a> {
                         entries.push((key, value));
                     }
                 }
-                entries.extend(pairs(&object.items));
+                entries.extend(self.pairs(&object.items)?);
                 Some(entries)
             }
             _ => None,
@@ -233,9 +260,9 @@ impl<'a> View<'a> {
     /// Module and name of a global, or of an object's class.
     pub fn class(&self) -> Option<(&'a str, &'a str)> {
         match self.node() {
-            Node::Global { module, name } => Some((self.text_at(module), self.text_at(name))),
+            Node::Global { module, name } => Some((self.text_at(module)?, self.text_at(name)?)),
             Node::Object(object) => match &self.pickle.nodes[object.class as usize] {
-                Node::Global { module, name } => Some((self.text_at(module), self.text_at(name))),
+                Node::Global { module, name } => Some((self.text_at(module)?, self.text_at(name)?)),
                 _ => None,
             },
             _ => None,

@@ -64,6 +64,7 @@ impl Checkpoint {
     pub fn dicts(&self) -> Result<Vec<Dict<'_>>> {
         let root = self.object.root();
         if root.as_dict().is_none() {
+            self.refuse_spent()?;
             let problem = format!(
                 "expected a dict of tensors, found {}; save the model's state_dict() with torch.save",
                 root.describe()
@@ -85,7 +86,18 @@ impl Checkpoint {
             }
             level = level.end..dicts.len();
         }
+        self.refuse_spent()?;
         Ok(dicts)
+    }
+
+    /// Refuses an object whose values share their parts so often that reading them was given up.
+    fn refuse_spent(&self) -> Result<()> {
+        if self.object.is_spent() {
+            let problem = "shares long containers among more values than a checkpoint does; save the model's \
+                           state_dict() with torch.save";
+            return Err(Error::weights(&self.path, "object", problem));
+        }
+        Ok(())
     }
 }
 
@@ -114,12 +126,15 @@ impl<'a> Dict<'a> {
         let mut reader = tensor::Reader::new(self.checkpoint);
         for (key, value) in self.value.as_dict().unwrap_or_default() {
             let Some(name) = key.as_str().filter(|name| wanted(name)) else { continue };
-            let tensor = reader.tensor(value).map_err(|problem| Error::weights(path, name, problem))?;
+            let tensor = reader.tensor(value);
+            self.checkpoint.refuse_spent()?;
+            let tensor = tensor.map_err(|problem| Error::weights(path, name, problem))?;
             if !names.insert(name) {
                 return Err(Error::weights(path, name, "occurs twice"));
             }
             tensors.push((name.to_string(), tensor));
         }
+        self.checkpoint.refuse_spent()?;
         Ok(tensors)
     }
 }

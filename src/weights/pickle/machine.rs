@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
 
 use super::{FALSE, Id, NONE, Node, Object, Pickle, TRUE};
 use crate::tensor::Bytes;
@@ -31,6 +32,7 @@ impl<'a> Machine<'a> {
                 bytes: input.clone(),
                 nodes: vec![Node::None, Node::Bool(false), Node::Bool(true)],
                 root: NONE,
+                read: AtomicUsize::new(0),
             },
             input,
             at: 0,
