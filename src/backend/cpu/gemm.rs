@@ -252,8 +252,20 @@ fn panels_of<S: Simd, R: Panel, const M: usize, const W: usize>(
                 break;
             }
         }
-        t.finish::<S>(l.rows, first, columns);
+        finish_panel(t, l.rows, first, columns);
     }
+}
+
+dispatch! {
+    /// [`Target::finish`] by itself: the constants of the activations, hoisted out of the loops over panels, would take the
+    /// registers of a tile's sums.
+    #[inline(never)]
+    fn finish_panel(t: Target<'_>, rows: usize, first: usize, columns: usize) = finish_panel_body;
+}
+
+#[inline(always)]
+fn finish_panel_body<S: Simd>(t: Target<'_>, rows: usize, first: usize, columns: usize) {
+    t.finish::<S>(rows, first, columns);
 }
 
 /// [`Panel::pack`] of a matrix with strides.
