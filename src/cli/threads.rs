@@ -12,6 +12,8 @@ use rayon::{ThreadBuilder, ThreadPoolBuilder};
 
 /// Threads left for reading images, decoding, speaking and signals, as far as the limit allows.
 const OTHERS: usize = 8;
+/// Limits from this on are not met but by accident.
+const LARGE: u64 = 4096;
 /// Time between two looks at threads that are ending.
 const POLL: Duration = Duration::from_micros(200);
 
@@ -30,7 +32,9 @@ pub fn start() -> Result<bool> {
     let workers = Arc::new(Mutex::new(workers));
     let mut refused = None;
     let mut started = Vec::new();
-    while started.len() < wanted + OTHERS && refused.is_none() {
+    // To start threads only to see whether they may be started takes milliseconds: it is done where there is a limit.
+    let probed = if is_limited() { OTHERS } else { 0 };
+    while started.len() < wanted + probed && refused.is_none() {
         let workers = workers.clone();
         match thread::Builder::new().name("im2sp-compute".into()).spawn(move || become_worker(&workers)) {
             Ok(thread) => started.push(thread),
@@ -41,7 +45,8 @@ pub fn start() -> Result<bool> {
     if let (true, Some(error)) = (started.is_empty(), &refused) {
         return Err(fail(format!("no thread can be started ({error}): raise the limit (ulimit -u, pids.max)")));
     }
-    let count = wanted.min(started.len().saturating_sub(OTHERS).max(1));
+    let others = if refused.is_some() { OTHERS } else { probed };
+    let count = wanted.min(started.len().saturating_sub(others).max(1));
     ThreadPoolBuilder::new()
         .num_threads(count)
         .spawn_handler(|worker| send.send(worker).map_err(|_| io::Error::other("it has ended")))
@@ -53,6 +58,42 @@ pub fn start() -> Result<bool> {
         thread::sleep(POLL);
     }
     Ok(refused.is_none())
+}
+
+/// Whether the number of threads has a limit that this program may meet.
+#[cfg(target_os = "linux")]
+fn is_limited() -> bool {
+    use rustix::process::{Resource, getrlimit};
+    getrlimit(Resource::Nproc).current.into_iter().chain(cgroup_limits()).any(|limit| limit < LARGE)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_limited() -> bool {
+    true
+}
+
+/// Limits of the pids controller: of the cgroup of this process, and of those around it.
+#[cfg(target_os = "linux")]
+fn cgroup_limits() -> Vec<u64> {
+    use std::path::Path;
+
+    let cgroups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mut limits = Vec::new();
+    for line in cgroups.lines() {
+        let Some((controllers, path)) = line.split_once(':').and_then(|(_, rest)| rest.split_once(':')) else {
+            continue;
+        };
+        let root = match controllers {
+            "" => "/sys/fs/cgroup",
+            "pids" => "/sys/fs/cgroup/pids",
+            _ => continue,
+        };
+        for folder in Path::new(path.trim_start_matches('/')).ancestors() {
+            let limit = std::fs::read_to_string(Path::new(root).join(folder).join("pids.max"));
+            limits.extend(limit.ok().and_then(|limit| limit.trim().parse::<u64>().ok()));
+        }
+    }
+    limits
 }
 
 fn become_worker(workers: &Mutex<Receiver<ThreadBuilder>>) {

@@ -77,7 +77,9 @@ fn in_order(chunks: &[Chunk], wanted: impl Fn(&Chunk) -> bool) -> Vec<u8> {
     let of_kind = |kind: &'static [u8; 4]| chunks.iter().filter(move |chunk| chunk.kind == *kind);
     let all = of_kind(b"IHDR").take(1).chain(of_kind(b"PLTE").take(1));
     let all = all.chain(chunks.iter().filter(|chunk| wanted(chunk))).chain(of_kind(b"IDAT"));
-    let mut out = SIGNATURE.to_vec();
+    let bytes: usize = chunks.iter().map(|chunk| chunk.content.len() + 12).sum();
+    let mut out = Vec::with_capacity(SIGNATURE.len() + bytes + END.len());
+    out.extend_from_slice(SIGNATURE);
     for chunk in all {
         out.extend_from_slice(&(chunk.content.len() as u32).to_be_bytes());
         out.extend_from_slice(&chunk.kind);
