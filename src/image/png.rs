@@ -3,6 +3,7 @@
 //! checksum of a chunk of pixels is wrong, which their own checksum makes up for. That of the header and of the palette
 //! must be right.
 
+use std::borrow::Cow;
 use std::io::Cursor;
 
 use ::image::ColorType;
@@ -24,7 +25,7 @@ const MAX_TEXT_BYTES: usize = 1 << 22;
 /// Decodes a PNG file.
 pub fn decode(file: &File) -> Result<Image> {
     let chunks = chunks(file.bytes);
-    let as_stored = in_order(&chunks, |_| false);
+    let as_stored = if is_in_order(&chunks) { file.bytes.into() } else { Cow::from(in_order(&chunks, |_| false)) };
     let (width, height, rgb) = pixels(file, &as_stored, DecodeOptions::default()).or_else(|error| {
         // Once more without the checksums of the chunks of pixels, if that of all pixels is right.
         let mut options = DecodeOptions::default();
@@ -70,6 +71,14 @@ fn chunks(bytes: &[u8]) -> Vec<Chunk<'_>> {
         }
     }
     chunks
+}
+
+/// Whether a file of these chunks has nothing to put in order or to leave out, as most have.
+fn is_in_order(chunks: &[Chunk]) -> bool {
+    let place = |chunk: &Chunk| [*b"IHDR", *b"PLTE", *b"IDAT", *b"IEND"].iter().position(|kind| *kind == chunk.kind);
+    let Some(places) = chunks.iter().map(place).collect::<Option<Vec<_>>>() else { return false };
+    let count = |place| places.iter().filter(|&&other| other == place).count();
+    places.is_sorted() && [count(0), count(3)] == [1, 1] && count(1) <= 1
 }
 
 /// A file of the chunks that matter: header, palette, those that are `wanted` too, pixels.

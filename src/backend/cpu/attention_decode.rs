@@ -112,7 +112,8 @@ impl Decode for Cpu {
 /// Keys and values of a decoder in host memory.
 pub struct KvCache {
     shape: CacheShape,
-    prefix: KvStorage,
+    /// Keys and values of each slot's image, once there are some: most captions use few slots.
+    prefixes: Vec<Option<KvStorage>>,
     rows: Vec<Row>,
     /// Where each row's newest token stands.
     positions: Vec<u32>,
@@ -130,22 +131,22 @@ struct Row {
 impl KvCache {
     pub(super) fn new(shape: CacheShape) -> Result<KvCache> {
         shape.check(usize::MAX)?;
-        let prefix = KvStorage::new(shape.layers * shape.images * shape.heads, shape.prefix, shape.head_size);
+        let prefixes = (0..shape.images).map(|_| None).collect();
         let scores = vec![0.0; rayon::current_num_threads() * scores_room(shape)];
-        Ok(KvCache { shape, prefix, rows: Vec::new(), positions: Vec::new(), scores })
+        Ok(KvCache { shape, prefixes, rows: Vec::new(), positions: Vec::new(), scores })
     }
 
     /// Stores the keys and values of the prefixes of the slots `slots`.
     fn set_prefix(&mut self, slots: &[usize], layer: usize, qkv: &Tensor) {
-        let CacheShape { heads, head_size: size, images, prefix, .. } = self.shape;
+        let CacheShape { layers, heads, head_size: size, prefix, .. } = self.shape;
         let width = heads * size;
         for (index, row) in qkv.data.chunks_exact(3 * width).enumerate() {
             let (image, token) = (slots[index / prefix], index % prefix);
+            let storage = self.prefixes[image].get_or_insert_with(|| KvStorage::new(layers * heads, prefix, size));
             for head in 0..heads {
-                let block = (layer * images + image) * heads + head;
                 let key = &row[width + head * size..][..size];
                 let value = &row[2 * width + head * size..][..size];
-                self.prefix.put(block, token, key, value);
+                storage.put(layer * heads + head, token, key, value);
             }
         }
     }
@@ -185,7 +186,7 @@ impl KvCache {
     }
 
     pub(super) fn attention(&mut self, qkv: &Tensor, layer: usize) -> Result<Tensor> {
-        let CacheShape { heads, head_size: size, images, prefix, .. } = self.shape;
+        let CacheShape { heads, head_size: size, prefix, .. } = self.shape;
         self.shape.check_qkv("attention_decode", [qkv.rows, qkv.columns], self.rows.len(), layer)?;
         check_appended(self.rows.iter().all(|row| row.tokens > 0))?;
         let width = heads * size;
@@ -198,15 +199,16 @@ impl KvCache {
         let mut out = Buffer::zeros(self.rows.len() * width);
         let room = scores_room(self.shape);
         let share = (self.rows.len() * heads).div_ceil(self.scores.len() / room).max(1);
-        let (rows, prefix_store) = (&self.rows, &self.prefix);
+        let (rows, prefixes) = (&self.rows, &self.prefixes);
         let scores = self.scores.par_chunks_exact_mut(room);
         out.par_chunks_mut(share * size).zip(scores).enumerate().for_each(|(part, (out, scores))| {
             for (task, out) in (part * share..).zip(out.chunks_exact_mut(size)) {
                 let (row, head) = (task / heads, task % heads);
                 let query = &qkv.data[row * 3 * width + head * size..][..size];
-                let image = prefix_store.block((layer * images + rows[row].image) * heads + head);
-                let units = rows[row].units.block(layer * heads + head);
-                one_query(query, [(image, prefix), (units, rows[row].tokens)], scores, out);
+                let block = layer * heads + head;
+                let image = prefixes[rows[row].image].as_ref();
+                let image = image.map_or((Default::default(), 0), |storage| (storage.block(block), prefix));
+                one_query(query, [image, (rows[row].units.block(block), rows[row].tokens)], scores, out);
             }
         });
         Ok(Tensor::new(self.rows.len(), width, out))
