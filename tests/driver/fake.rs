@@ -129,8 +129,8 @@ fn child() {
         }
         if number("CHILD_OPENS") > 0 {
             let (again, another) = (gpu::open(0)?, gpu::open(1)?);
-            assert!(excludes(&driver, &again), "one device, one lock");
-            assert!(!excludes(&driver, &another), "devices have nothing to do with each other");
+            assert!(excludes(&driver, &again, SHORT), "one device, one lock");
+            assert!(!excludes(&driver, &another, LONG), "devices have nothing to do with each other");
         }
         let ended = goes_through(&stream, false);
         // Whatever happened, the device still answers, with the same words if it is lost.

@@ -24,7 +24,7 @@ fn goes_through(stream: &Arc<dyn Stream>, computes: bool) -> Result<()> {
     launches(stream, computes)?;
     captures(stream, computes)?;
     too_much(stream)?;
-    assert!(excludes(&stream.driver(), &stream.driver()), "a cooperative kernel at a time");
+    assert!(excludes(&stream.driver(), &stream.driver(), SHORT), "a cooperative kernel at a time");
     streams(stream, computes)?;
     ordered(stream, computes)?;
     // Any thread may call.
@@ -227,10 +227,13 @@ fn too_much(stream: &Arc<dyn Stream>) -> Result<()> {
     Memory::new(stream, 1000).map(|_| ())
 }
 
-/// Whether `other` waits for the lock that `driver` holds.
-fn excludes(driver: &Arc<dyn Driver>, other: &Arc<dyn Driver>) -> bool {
-    // Long enough for a thread to start on a busy machine.
-    const PATIENCE: Duration = Duration::from_secs(2);
+/// Time in which a thread takes a lock that nobody holds, where it should not get it, and where it should.
+const SHORT: Duration = Duration::from_millis(20);
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+const LONG: Duration = Duration::from_secs(10);
+
+/// Whether `other` waits for the lock that `driver` holds, for as long as `patience`.
+fn excludes(driver: &Arc<dyn Driver>, other: &Arc<dyn Driver>, patience: Duration) -> bool {
     let (begun, taken) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let held = driver.lock_cooperative();
@@ -243,7 +246,7 @@ fn excludes(driver: &Arc<dyn Driver>, other: &Arc<dyn Driver>) -> bool {
             std::thread::yield_now();
         }
         let clock = Instant::now();
-        while !taken.load(Ordering::Acquire) && clock.elapsed() < PATIENCE {
+        while !taken.load(Ordering::Acquire) && clock.elapsed() < patience {
             std::thread::sleep(Duration::from_millis(1));
         }
         let waited = !taken.load(Ordering::Acquire);
