@@ -1,9 +1,9 @@
 //! The end of the program from outside: what is temporary is removed before a signal ends it. `SIGKILL` and a loss of power
 //! cannot be answered, and leave `.im2sp-*`.
 
-/// Prepares for signals. Without a thread to `spare` they do what they always do.
+/// Registers the program's answers to signals. Without a free thread only that to SIGXFSZ: the others need one.
 #[cfg(unix)]
-pub fn prepare(spare: bool) {
+pub fn prepare(has_free_thread: bool) {
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
 
@@ -11,7 +11,7 @@ pub fn prepare(spare: bool) {
 
     // A file larger than the limit is an error of the write instead of the end of the program.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
-    if !spare {
+    if !has_free_thread {
         return;
     }
     let ignored = ignored();

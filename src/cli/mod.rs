@@ -110,8 +110,8 @@ pub fn run() -> ExitCode {
     let command = Cli::parse().command;
     let result = crash::report_panics(|| {
         if !matches!(command, Command::Info(_)) {
-            let spare = threads::start()?;
-            interrupt::prepare(spare);
+            let has_free_thread = threads::start()?;
+            interrupt::prepare(has_free_thread);
         }
         match command {
             Command::Caption(command) => command.run(),

@@ -17,7 +17,7 @@ const LARGE: u64 = 4096;
 /// Time between two looks at threads that are ending.
 const POLL: Duration = Duration::from_micros(200);
 
-/// Starts as many threads of rayon's global pool as there may be. Gives back whether there may be more than are needed.
+/// Starts as many threads of rayon's global pool as there may be. Returns whether a further thread may be started.
 ///
 /// # Errors
 /// If there may be no thread at all.

@@ -113,7 +113,7 @@ impl Writer {
     /// should come first.
     pub fn create(path: &Path, entries: Vec<Entry>) -> Result<Writer> {
         let header = header(&entries).map_err(|problem| Error::weights(path, "header", problem))?;
-        let file = temporary(0o666).tempfile_in(folder_of(path)).map_err(Error::io("create a file beside", path))?;
+        let file = temporary(0o666).tempfile_in(folder_of(path)).map_err(Error::io("create a file next to", path))?;
         let mut writer = Writer { path: path.to_owned(), file: BufWriter::new(file), entries: entries.into_iter() };
         let length = (header.len() as u64).to_le_bytes();
         writer.put(&length)?;

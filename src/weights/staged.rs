@@ -38,7 +38,7 @@ impl StagedDirectory {
             Err(_) if destination.is_dir() => folder_in(&destination),
             other => other,
         };
-        let (folder, _unfinished) = folder.map_err(Error::io("create a directory beside", &destination))?;
+        let (folder, _unfinished) = folder.map_err(Error::io("create a directory next to", &destination))?;
         Ok(StagedDirectory { folder, destination, force, _unfinished })
     }
 

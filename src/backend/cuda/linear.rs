@@ -92,7 +92,7 @@ impl Linear for Cuda {
     }
 }
 
-/// Where keys and values of packed rows are scattered besides, into a KV cache. The caller guarantees capacity.
+/// Destination in a KV cache of the keys and values of packed rows. The caller guarantees capacity.
 pub(super) struct Split {
     /// (images, H, prefix, D), of the type of the weights.
     pub keys: DevicePtr,
