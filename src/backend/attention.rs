@@ -1,5 +1,6 @@
 //! attention: `softmax(query key^T / sqrt D) value` over whole sequences.
 
+use super::dropout::DropoutMask;
 use super::{Device, ensure};
 use crate::Result;
 use crate::cost::Cost;
@@ -41,4 +42,55 @@ pub fn cost(shape: AttentionShape, head_size: usize, element: usize) -> Cost {
     let pairs = prefix * prefix + units * prefix + units * (units + 1) / 2;
     let width = heads * head_size;
     Cost { flops: (4 * batch * pairs * width) as f64, bytes: (4 * batch * tokens * width * element) as f64 }
+}
+
+/// Attention in training.
+///
+/// Dropout zeroes probabilities after the softmax: the probability of query q and key k of head h of sequence b takes word
+/// `((b H + h) T + q) T4 + k` of the mask, T4 = T rounded up to a multiple of four. Sequences are padded at their end: later
+/// tokens are seen by nobody before them, and whoever padded them gives them no gradient.
+pub trait AttentionBackward: Attention {
+    /// As [`Attention::attention`], to the result and the log-sum-exp of the scaled scores of each query, (B*H, T) f32.
+    fn attention_saving(
+        &self,
+        qkv: &Self::Tensor,
+        shape: AttentionShape,
+        dropout: Option<DropoutMask>,
+    ) -> Result<(Self::Tensor, Self::Tensor)>;
+    /// The gradient at qkv (B*T, 3*H*D) from that at the result y, dy (B*T, H*D). Probabilities are computed again from
+    /// qkv and `log_sum_exp`.
+    fn attention_backward(
+        &self,
+        dy: &Self::Tensor,
+        qkv: &Self::Tensor,
+        y: &Self::Tensor,
+        log_sum_exp: &Self::Tensor,
+        shape: AttentionShape,
+        dropout: Option<DropoutMask>,
+    ) -> Result<Self::Tensor>;
+}
+
+/// The head size D; an error unless all shapes fit [`AttentionBackward::attention_backward`].
+pub(crate) fn check_backward<D: Device>(
+    device: &D,
+    [dy, qkv, y, log_sum_exp]: [&D::Tensor; 4],
+    shape: AttentionShape,
+    dropout: Option<DropoutMask>,
+) -> Result<usize> {
+    const OP: &str = "attention_backward";
+    let size = check(device, qkv, shape)?;
+    dropout.map_or(Ok(()), |mask| mask.check(OP))?;
+    let AttentionShape { batch, tokens, heads, .. } = shape;
+    let result = [batch * tokens, heads * size];
+    let shapes = [dy, y, log_sum_exp].map(|x| device.shape(x));
+    ensure(shapes == [result, result, [batch * heads, tokens]], OP, || {
+        format!("dy {:?}, y {:?}, log-sum-exp {:?} for {shape:?}", shapes[0], shapes[1], shapes[2])
+    })?;
+    Ok(size)
+}
+
+/// Cost of the backward pass: five products of the forward pass's two, reads of qkv, y, dy, writes of dqkv.
+pub fn backward_cost(shape: AttentionShape, head_size: usize, element: usize) -> Cost {
+    let Cost { flops, bytes } = cost(shape, head_size, element);
+    Cost { flops: 2.5 * flops, bytes: 2.0 * bytes }
 }

@@ -1,6 +1,7 @@
 //! embed: rows of tables. One form adds a word and a position (decoder), the other stacks rows of several tables as
 //! columns (vocoder: unit, pitch, speaker).
 
+use super::parameters::{self, Parameter, TrainedParameters};
 use super::{Device, ensure};
 use crate::Result;
 use crate::cost::Cost;
@@ -57,4 +58,49 @@ pub(crate) fn check_frames<D: Device>(device: &D, tables: &[(&D::Matrix, &[u32])
 pub fn cost(rows: usize, channels: usize, tables: usize, element: usize) -> Cost {
     let elements = (rows * channels) as f64;
     Cost { flops: elements, bytes: elements * (4 + tables * element) as f64 }
+}
+
+/// Places of the two tables of [`Embed::embed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EmbedTables {
+    /// (V, C).
+    pub table: Parameter,
+    /// (P, C).
+    pub position: Parameter,
+}
+
+/// Embedding lookups in training.
+pub trait EmbedBackward: Embed + TrainedParameters {
+    /// Adds row r of dy (R, C) to row `ids[r]` of the table, unless that is `ignored`, and to row `positions[r]` of the
+    /// positions; rows of the same id are added in their order.
+    fn embed_backward(
+        &self,
+        dy: &Self::Tensor,
+        ids: &[u32],
+        positions: &[u32],
+        ignored: Option<u32>,
+        gradients: &mut Self::Gradients,
+        at: EmbedTables,
+    ) -> Result<()>;
+}
+
+/// An error unless the shapes fit [`EmbedBackward::embed_backward`] with so many gradients.
+pub(crate) fn check_backward(
+    dy: [usize; 2],
+    ids: &[u32],
+    positions: &[u32],
+    at: EmbedTables,
+    gradients: usize,
+) -> Result<()> {
+    const OP: &str = "embed_backward";
+    ensure(ids.len() == dy[0] && positions.len() == dy[0], OP, || {
+        format!("dy {dy:?}, {} ids, {} positions", ids.len(), positions.len())
+    })?;
+    for (ids, table) in [(ids, at.table), (positions, at.position)] {
+        parameters::check(OP, table, [table.rows, dy[1]], gradients)?;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= table.rows) {
+            ensure(false, OP, || format!("id {id} of a table of {} rows", table.rows))?;
+        }
+    }
+    Ok(())
 }

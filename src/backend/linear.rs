@@ -1,5 +1,6 @@
 //! linear: fully connected layers, `y = act(x weight^T + bias) + residual`.
 
+use super::parameters::{self, TrainedParameters, WeightAndBias};
 use super::{Device, ensure};
 use crate::Result;
 use crate::cost::Cost;
@@ -67,4 +68,57 @@ pub fn cost([m, n, k]: [usize; 3], operands: usize, activation: usize, weight: u
         flops: 2.0 * m as f64 * n as f64 * k as f64,
         bytes: (activations * activation + n * k * weight + n * size_of::<f32>()) as f64,
     }
+}
+
+/// Fully connected layers in training. Backward passes: `dx = dy weight`, `dweight += dy^T x`, `dbias += sum of the rows of dy`.
+pub trait LinearBackward: Linear + TrainedParameters {
+    /// As [`Linear::linear`] without a residual, to the result (M, N) and the activation's input (M, N), which the backward pass of
+    /// the next layer takes.
+    fn linear_saving(
+        &self,
+        x: &Self::Tensor,
+        layer: &LinearWeights<Self>,
+        activation: Activation,
+    ) -> Result<(Self::Tensor, Self::Tensor)>;
+    /// The gradient (M, K) at the layer's input from that at its sums dy (M, N): `(dy weight) act'(saved) + residual`. `input`
+    /// names the activation that made x, and its saved input (M, K): the result then is the gradient at that.
+    fn linear_backward(
+        &self,
+        dy: &Self::Tensor,
+        layer: &LinearWeights<Self>,
+        input: Option<(Activation, &Self::Tensor)>,
+        residual: Option<&Self::Tensor>,
+    ) -> Result<Self::Tensor>;
+    /// Adds the gradients of weight and bias for x (M, K) and dy (M, N).
+    fn linear_weight_backward(
+        &self,
+        dy: &Self::Tensor,
+        x: &Self::Tensor,
+        gradients: &mut Self::Gradients,
+        at: WeightAndBias,
+    ) -> Result<()>;
+}
+
+/// An error unless the shapes fit [`LinearBackward::linear_backward`].
+pub(crate) fn check_backward<D: Device>(
+    device: &D,
+    dy: &D::Tensor,
+    layer: &LinearWeights<D>,
+    input: Option<&D::Tensor>,
+    residual: Option<&D::Tensor>,
+) -> Result<()> {
+    let ([rows, columns], [n, k]) = (device.shape(dy), device.matrix_shape(&layer.weight));
+    let others = [input, residual].map(|other| other.map(|other| device.shape(other)));
+    let fits = columns == n && others.iter().flatten().all(|&shape| shape == [rows, k]);
+    ensure(fits, "linear_backward", || {
+        format!("dy ({rows}, {columns}), weight ({n}, {k}), saved input {:?}, residual {:?}", others[0], others[1])
+    })
+}
+
+/// An error unless the shapes fit [`LinearBackward::linear_weight_backward`] with so many gradients.
+pub(crate) fn check_weight_backward(dy: [usize; 2], x: [usize; 2], at: WeightAndBias, gradients: usize) -> Result<()> {
+    const OP: &str = "linear_weight_backward";
+    ensure(dy[0] == x[0], OP, || format!("dy {dy:?}, x {x:?}"))?;
+    parameters::check(OP, at.weight, [dy[1], x[1]], gradients)?;
+    parameters::check(OP, at.bias, [1, dy[1]], gradients)
 }

@@ -3,7 +3,8 @@
 //!
 //! Each operation has one contract, in the file of its name: the trait, its parameters, the check of shapes that every
 //! implementer calls first, and its cost. [`Device`] holds memory, weights, streams and graph capture; [`Decode`] the
-//! key-value cache. Training adds a trait of its own for parameters and backward forms.
+//! key-value cache. [`Train`] is the sum of what training adds: parameters that can be written, backward forms next to their
+//! forward ones, dropout, the loss and the optimizer.
 //!
 //! Letters: B batch, T tokens, C channels, H heads, D head size, V vocabulary, S samples or frames, R rows of a decode
 //! step, M/N/K of a matrix product.
@@ -11,35 +12,47 @@
 //! A tensor is a matrix (rows, columns) whose values are those of row-major f32. A device may store it in bf16, and
 //! column by column; it converts where an operation needs another form. Weights keep the type they were stored in.
 
+pub mod adamw;
 pub mod argmax;
 pub mod attention;
 pub mod beam_candidates;
+pub mod concat;
 pub mod conv1d;
 pub mod conv_transpose1d;
 pub mod cpu;
+pub mod cross_entropy;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub mod cuda;
 pub mod decode;
 pub mod device;
+pub mod dropout;
 pub mod embed;
+pub mod gradient_norm;
 pub mod layer_norm;
 pub mod linear;
+pub mod parameters;
 pub mod patch_embed;
 pub(crate) mod rows;
 pub mod top_k;
 pub mod transpose;
 
+pub use adamw::{AdamW, AdamWStep};
 pub use argmax::Argmax;
-pub use attention::{Attention, AttentionShape};
+pub use attention::{Attention, AttentionBackward, AttentionShape};
 pub use beam_candidates::{BeamCandidate, BeamCandidates};
+pub use concat::Concat;
 pub use conv_transpose1d::ConvTranspose1d;
 pub use conv1d::{Conv1d, ConvActivation, ConvEpilogue, ConvShape};
+pub use cross_entropy::{CrossEntropy, CrossEntropyResult};
 pub use decode::{CacheRow, CacheShape, Decode, DecoderWeights, SmBudget, StepBody, TransformerLayer};
 pub use device::{Device, GraphBody, GraphId, Peaks};
-pub use embed::Embed;
-pub use layer_norm::{LayerNorm, LayerNormWeights};
-pub use linear::{Activation, Linear, LinearWeights};
-pub use patch_embed::PatchEmbed;
+pub use dropout::{Dropout, DropoutMask};
+pub use embed::{Embed, EmbedBackward, EmbedTables};
+pub use gradient_norm::GradientNorm;
+pub use layer_norm::{LayerNorm, LayerNormBackward, LayerNormWeights};
+pub use linear::{Activation, Linear, LinearBackward, LinearWeights};
+pub use parameters::{BlockPart, Parameter, TrainedParameters, WeightAndBias};
+pub use patch_embed::{PatchEmbed, PatchEmbedBackward, PatchParameters};
 pub use top_k::{TopK, TopValue};
 pub use transpose::Transpose;
 
@@ -78,11 +91,45 @@ impl<B> Backend for B where
 {
 }
 
+/// All operations of training. Whatever implements them can train.
+pub trait Train:
+    Backend
+    + TrainedParameters
+    + LinearBackward
+    + LayerNormBackward
+    + AttentionBackward
+    + EmbedBackward
+    + PatchEmbedBackward
+    + Concat
+    + Dropout
+    + CrossEntropy
+    + GradientNorm
+    + AdamW
+{
+}
+
+impl<B> Train for B where
+    B: Backend
+        + TrainedParameters
+        + LinearBackward
+        + LayerNormBackward
+        + AttentionBackward
+        + EmbedBackward
+        + PatchEmbedBackward
+        + Concat
+        + Dropout
+        + CrossEntropy
+        + GradientNorm
+        + AdamW
+{
+}
+
 /// Every trait of a backend, for code that calls the operations of one device by name.
 pub mod prelude {
     pub use super::{
-        Argmax, Attention, Backend, BeamCandidates, Conv1d, ConvTranspose1d, Decode, Device, Embed, LayerNorm, Linear,
-        PatchEmbed, TopK, Transpose,
+        AdamW, Argmax, Attention, AttentionBackward, Backend, BeamCandidates, Concat, Conv1d, ConvTranspose1d,
+        CrossEntropy, Decode, Device, Dropout, Embed, EmbedBackward, GradientNorm, LayerNorm, LayerNormBackward,
+        Linear, LinearBackward, PatchEmbed, PatchEmbedBackward, TopK, Train, TrainedParameters, Transpose,
     };
 }
 

@@ -92,6 +92,7 @@ fn every_operation_has_its_files() {
         "conv.rs",
         "winograd.rs",
         "int8.rs",
+        "parameters.rs",
         "peak.rs",
         "cache.rs",
     ];

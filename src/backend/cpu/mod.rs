@@ -15,6 +15,7 @@ mod gemm;
 mod int8;
 mod layer_norm;
 mod linear;
+mod parameters;
 mod patch_embed;
 mod peak;
 pub(crate) mod simd;
@@ -22,6 +23,7 @@ mod top_k;
 mod transpose;
 mod winograd;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -38,6 +40,7 @@ use crate::{Error, Result};
 
 pub use attention_decode::KvCache;
 pub use conv::ConvWeights;
+pub use parameters::Block;
 
 /// The host processor.
 #[derive(Clone, Copy, Debug, Default)]
@@ -108,9 +111,15 @@ enum Weights {
     Stored(HostTensor),
     /// Packed when they were loaded.
     Int8(Packed),
+    /// In a block of parameters, from element `start` on.
+    Shared { block: Arc<Vec<f32>>, start: usize },
 }
 
 impl Matrix {
+    fn new([rows, columns]: [usize; 2], weights: Weights) -> Matrix {
+        Matrix { rows, columns, weights, used: AtomicBool::new(false) }
+    }
+
     /// Says that a product of a whole sequence has used it. After the first time, the pages of a mapped file are given
     /// back: a process that captions one image never needs them again, and so never holds all weights together. One
     /// that captions another faults them in once more and keeps them.
@@ -127,6 +136,9 @@ impl Matrix {
     fn elements(&self) -> Result<Elements<'_>> {
         let tensor = match &self.weights {
             Weights::Int8(packed) => return Ok(Elements::Int8(packed)),
+            Weights::Shared { block, start } => {
+                return Ok(Elements::F32(&block[*start..*start + self.rows * self.columns]));
+            }
             Weights::Stored(tensor) => tensor,
         };
         match (tensor.as_f32(), tensor.as_bf16()) {
@@ -191,7 +203,7 @@ impl Device for Cpu {
             (DType::F16, _) => Weights::Stored(weight.to_dtype(DType::F32)),
             _ => Weights::Stored(weight),
         };
-        Ok(Matrix { rows, columns, weights, used: AtomicBool::new(false) })
+        Ok(Matrix::new([rows, columns], weights))
     }
 
     fn matrix_shape(&self, matrix: &Matrix) -> [usize; 2] {

@@ -21,6 +21,7 @@ mod kv_cache;
 mod layer_norm;
 pub(crate) mod linear;
 mod memory;
+mod parameters;
 mod patch_embed;
 mod peak;
 pub mod tiles;
@@ -41,6 +42,7 @@ use crate::{Error, Result, trace};
 pub use conv1d::ConvWeights;
 pub use kv_cache::KvCache;
 use memory::{Buffer, DevicePool};
+pub use parameters::Block;
 
 /// The typed table of all kernels.
 pub mod kernels {
@@ -81,6 +83,8 @@ enum Layout {
 #[derive(Clone)]
 pub struct Tensor {
     buffer: Arc<Buffer>,
+    /// Bytes of the buffer before its first element; a multiple of 256.
+    offset: usize,
     rows: usize,
     columns: usize,
     dtype: DType,
@@ -101,7 +105,12 @@ struct EightBit {
 
 impl Tensor {
     fn pointer(&self) -> DevicePtr {
-        self.buffer.pointer()
+        self.buffer.pointer().offset(self.offset)
+    }
+
+    /// `rows * columns` elements of a row-major tensor from element `start` on, which begins at a multiple of 256 bytes.
+    fn part(&self, start: usize, [rows, columns]: [usize; 2]) -> Tensor {
+        Tensor { offset: self.offset + start * self.dtype.size(), rows, columns, ..self.clone() }
     }
 
     fn len(&self) -> usize {
@@ -132,7 +141,8 @@ impl Cuda {
         let buffer = Arc::new(pool.take(size_of_val(&zeros))?);
         // SAFETY: the buffer was taken with as many bytes.
         unsafe { stream.copy_to_device(buffer.pointer(), bytemuck::cast_slice(&zeros))? };
-        let counters = Tensor { buffer, rows: 1, columns: COUNTERS, dtype: DType::F32, layout: Layout::Rows };
+        let counters =
+            Tensor { buffer, offset: 0, rows: 1, columns: COUNTERS, dtype: DType::F32, layout: Layout::Rows };
         Ok(Cuda {
             stream,
             pool,
@@ -184,7 +194,7 @@ impl Cuda {
             Err(_) if self.kv_pool.clear() => self.pool.take(bytes),
             taken => taken,
         };
-        Ok(Tensor { buffer: Arc::new(buffer?), rows, columns, dtype, layout })
+        Ok(Tensor { buffer: Arc::new(buffer?), offset: 0, rows, columns, dtype, layout })
     }
 
     /// A row-major tensor of `T`s from the host.
