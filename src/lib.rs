@@ -24,6 +24,7 @@ pub(crate) mod quantize;
 pub mod random;
 pub mod tensor;
 pub mod trace;
+pub mod train;
 pub mod units;
 pub mod weights;
 

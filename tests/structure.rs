@@ -15,6 +15,7 @@ const FLOORS: &[&[&str]] = &[
     &["generate"],
     &["quantize"],
     &["engine"],
+    &["train"],
     &["conformance", "bench"],
     &["cli"],
 ];
