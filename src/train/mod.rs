@@ -1,8 +1,12 @@
 //! Training of captioners: gradients by the backward operations of [`crate::backend`], the recipe of the reference, checkpoints
 //! that a run resumes from exactly.
 
+pub mod checkpoint;
 pub mod decoder;
+pub mod journal;
 pub mod model;
 pub mod parameters;
+pub mod plot;
 pub mod schedule;
+pub mod tensorboard;
 pub mod vision;
