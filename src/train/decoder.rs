@@ -2,13 +2,13 @@
 //! each way; a layer's forward pass returns what its backward pass reads.
 
 use super::parameters::{self, LayerPlaces, Layout};
-use crate::Result;
 use crate::backend::{
-    Activation, AttentionShape, DropoutMask, EmbedTables, LayerNormWeights, LinearWeights, Parameter, Train,
-    TransformerLayer, WeightAndBias,
+    Activation, AttentionShape, CrossEntropyResult, DropoutMask, EmbedTables, LayerNormWeights, LinearWeights,
+    Parameter, Train, TransformerLayer, WeightAndBias,
 };
 use crate::config::DecoderConfig;
 use crate::units::PAD;
+use crate::{Error, Result};
 
 /// Places of the decoder's parameters.
 #[derive(Clone, Debug)]
@@ -55,6 +55,9 @@ const PLACES: u64 = 1 << 12;
 const PLACES_OF_LAYER: u64 = 3;
 
 impl Dropout {
+    /// Nothing is dropped.
+    pub const NONE: Dropout = Dropout { hidden: 0.0, attention: 0.0, seed: 0, pass: 0 };
+
     fn mask(&self, probability: f32, place: u64) -> Option<DropoutMask> {
         let stream = self.pass.wrapping_mul(PLACES).wrapping_add(place);
         (probability > 0.0).then_some(DropoutMask { probability, seed: self.seed, stream })
@@ -83,12 +86,16 @@ pub struct Sequences<'a> {
     pub scale: f32,
 }
 
-/// Results of a pass.
-pub struct Pass<B: Train> {
-    /// (B*U, 2), as [`crate::backend::CrossEntropyResult`].
-    pub rows: B::Tensor,
-    /// Gradient at the image tokens (B*P, C).
-    pub dimage: B::Tensor,
+/// A forward pass: the losses, and values that the backward pass reads.
+pub struct Forward<B: Train> {
+    shape: AttentionShape,
+    positions: Vec<u32>,
+    embedded: B::Tensor, // (B*U, C), before its norm
+    norm: B::Tensor,     // (B*U, 2)
+    layers: Vec<SavedLayer<B>>,
+    x: B::Tensor, // (B*U, C), the last layer's result
+    /// Losses of the units, and the gradient at the logits.
+    pub loss: CrossEntropyResult<B>,
 }
 
 /// The decoder as views of a block.
@@ -136,49 +143,62 @@ impl<'a, B: Train> DecoderView<'a, B> {
         })
     }
 
-    /// Forward and backward over image tokens (B*P, C) and units; gradients are added.
-    pub fn pass(
+    /// Image tokens (B*P, C) and units to the loss of every unit.
+    pub fn forward(
         &self,
         backend: &B,
         image: &B::Tensor,
         sequences: &Sequences<'_>,
         dropout: Dropout,
-        gradients: &mut B::Gradients,
-    ) -> Result<Pass<B>> {
+    ) -> Result<Forward<B>> {
         let Sequences { batch, inputs, targets, scale } = *sequences;
         let (prefix, units) = (backend.shape(image)[0] / batch.max(1), inputs.len() / batch.max(1));
         let shape = AttentionShape { batch, tokens: prefix + units, heads: self.heads, prefix };
         let positions: Vec<u32> = (0..inputs.len()).map(|at| (at % units.max(1)) as u32).collect();
-
         let embedded = backend.embed(&self.output.weight, &self.position, inputs, &positions)?;
         let (normed, norm) = backend.layer_norm_saving(&embedded, &self.embedding_norm)?;
         let mut x = backend.concat(image, &dropped(backend, normed, dropout.embedding())?, batch)?;
-        let mut saved = Vec::with_capacity(self.layers.len());
+        let mut layers = Vec::with_capacity(self.layers.len());
         for (n, layer) in self.layers.iter().enumerate() {
-            // After the last attention, image rows have nobody left who sees them.
-            let first = if n + 1 == self.layers.len() { Some(prefix) } else { None };
-            let (result, layer) = forward(backend, layer, x, shape, first, dropout.layer(n))?;
-            saved.push(layer);
+            let (result, saved) = forward(backend, layer, x, shape, self.first(n, prefix), dropout.layer(n))?;
+            layers.push(saved);
             x = result;
         }
         let logits = backend.linear(&x, &self.output, Activation::None, None)?;
         let loss = backend.cross_entropy(&logits, targets, PAD, scale)?;
+        Ok(Forward { shape, positions, embedded, norm, layers, x, loss })
+    }
 
-        backend.linear_weight_backward(&loss.dlogits, &x, gradients, self.places.output)?;
-        let mut dx = backend.linear_backward(&loss.dlogits, &self.output, None, None)?;
-        for (n, layer) in self.layers.iter().enumerate().rev() {
-            let saved = saved.pop().ok_or_else(|| crate::Error::internal("a layer without its forward pass"))?;
-            let first = if n + 1 == self.layers.len() { Some(prefix) } else { None };
-            let places = &self.places.layers[n];
-            dx = backward(backend, layer, places, &saved, dx, shape, first, dropout.layer(n), gradients)?;
+    /// The gradient at the image tokens (B*P, C); gradients of all parameters are added.
+    pub fn backward(
+        &self,
+        backend: &B,
+        mut pass: Forward<B>,
+        inputs: &[u32],
+        dropout: Dropout,
+        gradients: &mut B::Gradients,
+    ) -> Result<B::Tensor> {
+        let AttentionShape { batch, prefix, .. } = pass.shape;
+        backend.linear_weight_backward(&pass.loss.dlogits, &pass.x, gradients, self.places.output)?;
+        let mut dx = backend.linear_backward(&pass.loss.dlogits, &self.output, None, None)?;
+        for (n, (layer, at)) in self.layers.iter().zip(&self.places.layers).enumerate().rev() {
+            let saved = pass.layers.pop().ok_or_else(|| Error::internal("a layer without its forward pass"))?;
+            let first = self.first(n, prefix);
+            dx = backward(backend, layer, at, &saved, dx, pass.shape, first, dropout.layer(n), gradients)?;
         }
         let (dimage, dunits) = backend.split(&dx, batch, prefix)?;
         let dunits = dropped(backend, dunits, dropout.embedding())?;
         let into = Some((&mut *gradients, self.places.embedding_norm));
-        let dembedded = backend.layer_norm_backward(&dunits, &embedded, &self.embedding_norm, &norm, None, into)?;
+        let norm = &self.embedding_norm;
+        let dembedded = backend.layer_norm_backward(&dunits, &pass.embedded, norm, &pass.norm, None, into)?;
         let tables = EmbedTables { table: self.places.output.weight, position: self.places.position };
-        backend.embed_backward(&dembedded, inputs, &positions, Some(PAD), gradients, tables)?;
-        Ok(Pass { rows: loss.rows, dimage })
+        backend.embed_backward(&dembedded, inputs, &pass.positions, Some(PAD), gradients, tables)?;
+        Ok(dimage)
+    }
+
+    /// After the last attention only units go on: image rows have nobody left who sees them.
+    fn first(&self, layer: usize, prefix: usize) -> Option<usize> {
+        (layer + 1 == self.layers.len()).then_some(prefix)
     }
 }
 

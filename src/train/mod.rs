@@ -2,6 +2,7 @@
 //! that a run resumes from exactly.
 
 pub mod checkpoint;
+pub mod config;
 pub mod decoder;
 pub mod journal;
 pub mod model;

@@ -52,6 +52,12 @@ pub struct Losses {
 
 /// A captioner in training on a backend.
 pub struct TrainedCaptioner<B: Train> {
+    weights: Weights<B>,
+    gradients: B::Gradients,
+}
+
+/// All of it but the gradients, to which a backward pass adds while it reads the rest.
+struct Weights<B: Train> {
     backend: B,
     config: ModelConfig,
     layout: Layout,
@@ -64,7 +70,6 @@ pub struct TrainedCaptioner<B: Train> {
     /// Tensors of the model that are not trained, by name.
     frozen: BTreeMap<String, HostTensor>,
     block: B::Block,
-    gradients: B::Gradients,
 }
 
 impl<B: Train> TrainedCaptioner<B> {
@@ -97,43 +102,28 @@ impl<B: Train> TrainedCaptioner<B> {
         let frozen = all.into_iter().filter(|(name, _)| !is_trained(name)).collect();
         let (block, gradients) = (backend.parameter_block(&values)?, backend.gradients(layout.len())?);
         let config = config.clone();
-        Ok(TrainedCaptioner {
-            backend,
-            config,
-            layout,
-            encoder,
-            projection,
-            decoder,
-            vision,
-            freeze,
-            frozen,
-            block,
-            gradients,
-        })
+        let weights = Weights { backend, config, layout, encoder, projection, decoder, vision, freeze, frozen, block };
+        Ok(TrainedCaptioner { weights, gradients })
     }
 
     /// The dimensions.
     pub fn config(&self) -> &ModelConfig {
-        &self.config
+        &self.weights.config
     }
 
     /// The backend.
     pub fn backend(&self) -> &B {
-        &self.backend
+        &self.weights.backend
     }
 
     /// The trained parameters.
     pub fn layout(&self) -> &Layout {
-        &self.layout
+        &self.weights.layout
     }
 
     /// Columns of the frozen part's output; `None` where nothing is frozen.
     pub fn feature_width(&self) -> Option<usize> {
-        match self.freeze {
-            Freeze::None => None,
-            Freeze::Encoder => Some(self.config.vision.width),
-            Freeze::Vision => Some(self.config.decoder.width),
-        }
+        self.weights.feature_width()
     }
 
     /// The frozen part's output (B*T, width) for pixels of `batch` images.
@@ -141,9 +131,98 @@ impl<B: Train> TrainedCaptioner<B> {
     /// # Errors
     /// If nothing is frozen, or the pixels do not fit.
     pub fn features(&self, pixels: &[f32], batch: usize) -> Result<Vec<f32>> {
-        self.backend.download(&self.encoded(pixels, batch)?)
+        self.weights.backend.download(&self.weights.encoded(pixels, batch)?)
     }
 
+    /// Forward and backward passes over a batch; gradients are added.
+    ///
+    /// # Errors
+    /// If shapes do not fit, or the loss is not a finite number: the gradients are of no use then.
+    pub fn pass(&mut self, images: Images<'_>, sequences: &Sequences<'_>, dropout: Dropout) -> Result<Losses> {
+        let TrainedCaptioner { weights, gradients } = self;
+        let (backend, tokens) = (&weights.backend, weights.image_tokens(images, sequences.batch)?);
+        let decoder = weights.decoder()?;
+        let pass = decoder.forward(backend, &tokens.values, sequences, dropout)?;
+        let losses = losses(&backend.download(&pass.loss.rows)?, sequences.targets)?;
+        let dimage = decoder.backward(backend, pass, sequences.inputs, dropout, gradients)?;
+        if let Some(projection) = tokens.projection {
+            let dx = projection.backward(backend, &dimage, tokens.encoder.is_some(), gradients)?;
+            if let Some((encoder, dx)) = tokens.encoder.zip(dx) {
+                encoder.backward(backend, &dx, gradients)?;
+            }
+        }
+        Ok(losses)
+    }
+
+    /// Losses of a batch without dropout or gradients.
+    ///
+    /// # Errors
+    /// As [`TrainedCaptioner::pass`].
+    pub fn evaluate(&self, images: Images<'_>, sequences: &Sequences<'_>) -> Result<Losses> {
+        let backend = &self.weights.backend;
+        let tokens = self.weights.image_tokens(images, sequences.batch)?;
+        let pass = self.weights.decoder()?.forward(backend, &tokens.values, sequences, Dropout::NONE)?;
+        losses(&backend.download(&pass.loss.rows)?, sequences.targets)
+    }
+
+    /// Euclidean norm of the gradients.
+    pub fn gradient_norm(&self) -> Result<f64> {
+        self.weights.backend.gradient_norm(&self.gradients)
+    }
+
+    /// One step of the optimizer over all parameters; sets the gradients to zero.
+    pub fn update(&mut self, step: AdamWStep) -> Result<()> {
+        self.weights.backend.adamw(&mut self.weights.block, &self.gradients, step)?;
+        self.zero_gradients()
+    }
+
+    /// Sets the gradients to zero.
+    pub fn zero_gradients(&mut self) -> Result<()> {
+        self.weights.backend.zero_gradients(&mut self.gradients)
+    }
+
+    /// The gradients, in the order of the block.
+    pub fn read_gradients(&self) -> Result<Vec<f32>> {
+        self.weights.backend.read_gradients(&self.gradients)
+    }
+
+    /// Overwrites the gradients.
+    pub fn write_gradients(&mut self, values: &[f32]) -> Result<()> {
+        self.weights.backend.write_gradients(&mut self.gradients, values)
+    }
+
+    /// An array of the block.
+    pub fn read(&self, part: BlockPart) -> Result<Vec<f32>> {
+        self.weights.backend.read_block(&self.weights.block, part)
+    }
+
+    /// Overwrites an array of the block.
+    pub fn write(&mut self, part: BlockPart, values: &[f32]) -> Result<()> {
+        self.weights.backend.write_block(&mut self.weights.block, part, values)
+    }
+
+    /// All tensors of the model as it is now, by their names in a model directory.
+    pub fn tensors(&self) -> Result<BTreeMap<String, HostTensor>> {
+        let mut tensors = self.weights.layout.tensors(&self.read(BlockPart::Values)?)?;
+        tensors.extend(self.weights.frozen.iter().map(|(name, tensor)| (name.clone(), tensor.clone())));
+        Ok(tensors)
+    }
+}
+
+impl<B: Train> Weights<B> {
+    fn decoder(&self) -> Result<DecoderView<'_, B>> {
+        DecoderView::new(&self.backend, &self.block, &self.decoder, &self.config.decoder)
+    }
+
+    fn feature_width(&self) -> Option<usize> {
+        match self.freeze {
+            Freeze::None => None,
+            Freeze::Encoder => Some(self.config.vision.width),
+            Freeze::Vision => Some(self.config.decoder.width),
+        }
+    }
+
+    /// The frozen part's output.
     fn encoded(&self, pixels: &[f32], batch: usize) -> Result<B::Tensor> {
         let vision = self.vision.as_ref().ok_or_else(|| Error::internal("features of an encoder that is trained"))?;
         match self.freeze {
@@ -152,87 +231,37 @@ impl<B: Train> TrainedCaptioner<B> {
         }
     }
 
-    /// Forward and backward passes over a batch; gradients are added.
-    ///
-    /// # Errors
-    /// If shapes do not fit, or the loss is not a finite number: the gradients are of no use then.
-    pub fn pass(&mut self, images: Images<'_>, sequences: &Sequences<'_>, dropout: Dropout) -> Result<Losses> {
-        let TrainedCaptioner { backend, config, block, gradients, .. } = self;
-        let (backend, config) = (&*backend, &*config);
-        let (batch, tokens) = (sequences.batch, config.image_tokens());
-        let features = |width: usize| match images {
-            Images::Features(values) => backend.upload([batch * tokens, width], values),
-            Images::Pixels(_) => Err(Error::internal("pixels where features were expected")),
-        };
+    /// Image tokens of a batch, through the trained part of the way to them.
+    fn image_tokens(&self, images: Images<'_>, batch: usize) -> Result<ImageTokens<'_, B>> {
+        let Weights { backend, config, block, .. } = self;
+        let rows = batch * config.image_tokens();
         let (x, encoder) = match (images, &self.encoder) {
             (Images::Pixels(pixels), Some(places)) => {
                 let pixels = backend.upload([batch, 3 * config.image.size * config.image.size], pixels)?;
                 let (x, encoder) = Encoder::forward(backend, block, places, config, pixels)?;
                 (x, Some(encoder))
             }
-            _ if self.projection.is_some() => (features(config.vision.width)?, None),
-            _ => (features(config.decoder.width)?, None),
-        };
-        let (x, projection) = match self.projection {
-            Some(places) => {
-                let (x, projection) = Projection::forward(backend, block, places, config, x)?;
-                (x, Some(projection))
+            (Images::Pixels(pixels), None) => (self.encoded(pixels, batch)?, None),
+            (Images::Features(values), _) => {
+                let width = self.feature_width().ok_or_else(|| Error::internal("features of a trained encoder"))?;
+                (backend.upload([rows, width], values)?, None)
             }
-            None => (x, None),
         };
-        let decoder = DecoderView::new(backend, block, &self.decoder, &config.decoder)?;
-        let pass = decoder.pass(backend, &x, sequences, dropout, gradients)?;
-        if let Some(projection) = projection {
-            let dx = projection.backward(backend, &pass.dimage, encoder.is_some(), gradients)?;
-            if let Some((encoder, dx)) = encoder.zip(dx) {
-                encoder.backward(backend, &dx, gradients)?;
+        match self.projection {
+            None => Ok(ImageTokens { values: x, projection: None, encoder }),
+            Some(places) => {
+                let (values, projection) = Projection::forward(backend, block, places, config, x)?;
+                Ok(ImageTokens { values, projection: Some(projection), encoder })
             }
         }
-        losses(&backend.download(&pass.rows)?, sequences.targets)
     }
+}
 
-    /// Euclidean norm of the gradients.
-    pub fn gradient_norm(&self) -> Result<f64> {
-        self.backend.gradient_norm(&self.gradients)
-    }
-
-    /// One step of the optimizer over all parameters; sets the gradients to zero.
-    pub fn update(&mut self, step: AdamWStep) -> Result<()> {
-        self.backend.adamw(&mut self.block, &self.gradients, step)?;
-        self.zero_gradients()
-    }
-
-    /// Sets the gradients to zero.
-    pub fn zero_gradients(&mut self) -> Result<()> {
-        self.backend.zero_gradients(&mut self.gradients)
-    }
-
-    /// The gradients, in the order of the block.
-    pub fn read_gradients(&self) -> Result<Vec<f32>> {
-        self.backend.read_gradients(&self.gradients)
-    }
-
-    /// Overwrites the gradients.
-    pub fn write_gradients(&mut self, values: &[f32]) -> Result<()> {
-        self.backend.write_gradients(&mut self.gradients, values)
-    }
-
-    /// An array of the block.
-    pub fn read(&self, part: BlockPart) -> Result<Vec<f32>> {
-        self.backend.read_block(&self.block, part)
-    }
-
-    /// Overwrites an array of the block.
-    pub fn write(&mut self, part: BlockPart, values: &[f32]) -> Result<()> {
-        self.backend.write_block(&mut self.block, part, values)
-    }
-
-    /// All tensors of the model as it is now, by their names in a model directory.
-    pub fn tensors(&self) -> Result<BTreeMap<String, HostTensor>> {
-        let mut tensors = self.layout.tensors(&self.read(BlockPart::Values)?)?;
-        tensors.extend(self.frozen.iter().map(|(name, tensor)| (name.clone(), tensor.clone())));
-        Ok(tensors)
-    }
+/// Image tokens, and the trained operations that made them.
+struct ImageTokens<'a, B: Train> {
+    values: B::Tensor, // (B*T, W)
+    projection: Option<Projection<B>>,
+    encoder: Option<Encoder<'a, B>>,
 }
 
 /// Sums of rows (loss, correct) whose target is no padding, in their order.
