@@ -8,6 +8,7 @@ pub mod journal;
 pub mod model;
 pub mod parameters;
 pub mod plot;
+pub mod ranks;
 pub mod schedule;
 pub mod tensorboard;
 pub mod vision;
