@@ -69,6 +69,12 @@ pub enum Error {
         /// The shapes, and what was expected.
         problem: String,
     },
+    /// A training run cannot go on.
+    #[error("training: {problem}")]
+    Training {
+        /// The problem and its remedy.
+        problem: String,
+    },
     /// A request was cancelled before it was done.
     #[error("the request was cancelled")]
     Cancelled,
@@ -123,6 +129,7 @@ impl Error {
             Error::Device { device, problem } => Error::Device { device: device.clone(), problem: problem.clone() },
             Error::Option { option, problem } => Error::Option { option, problem: problem.clone() },
             Error::Shape { op, problem } => Error::shape(op, problem),
+            Error::Training { problem } => Error::Training { problem: problem.clone() },
             Error::Cancelled => Error::Cancelled,
             Error::Deadline => Error::Deadline,
             Error::Internal { problem } => Error::internal(problem),

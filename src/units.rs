@@ -4,8 +4,10 @@
 //! Unit 100 and [`BOS`] share token 101: every published checkpoint was trained with that, and it is harmless because
 //! BOS stands at the start of a row only. Token 103 is never produced.
 
+mod distance;
 mod lists;
 
+pub use distance::edit_distance;
 pub use lists::{MAX_TEXT_BYTES, MAX_UNITS, UnitList, decode_lists, parse, parse_lists, read_lists};
 
 /// Fills a row after its end.

@@ -199,7 +199,8 @@ impl Engine {
         Engine::start(load::on_gpu(driver, crate::weights::embedded::files()?, Some(dtype))?)
     }
 
-    fn new(files: ModelFiles, options: LoadOptions) -> Result<Engine> {
+    /// A model whose files are open, or in memory.
+    pub(crate) fn new(files: ModelFiles, options: LoadOptions) -> Result<Engine> {
         Engine::start(load::load(files, options)?)
     }
 

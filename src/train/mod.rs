@@ -11,4 +11,5 @@ pub mod plot;
 pub mod ranks;
 pub mod schedule;
 pub mod tensorboard;
+pub mod trainer;
 pub mod vision;
