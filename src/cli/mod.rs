@@ -11,6 +11,7 @@ mod info;
 mod interrupt;
 mod names;
 mod output;
+mod plot;
 mod print;
 mod progress;
 mod speak;
@@ -50,6 +51,7 @@ enum Command {
     Info(info::Info),
     Bench(bench::Bench),
     Doctor(doctor::Doctor),
+    Plot(plot::Plot),
 }
 
 /// Model and device options.
@@ -120,6 +122,7 @@ pub fn run() -> ExitCode {
             Command::Info(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Doctor(command) => command.run(),
+            Command::Plot(command) => command.run(),
         }
     });
     result.unwrap_or_else(|error| {
