@@ -10,6 +10,8 @@ pub mod parameters;
 pub mod plot;
 pub mod ranks;
 pub mod schedule;
+pub mod session;
 pub mod tensorboard;
 pub mod trainer;
+pub mod validation;
 pub mod vision;
