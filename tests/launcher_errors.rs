@@ -9,7 +9,9 @@ use im2sp::backend::cpu::Cpu;
 use im2sp::backend::cuda::Cuda;
 use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
 use im2sp::backend::prelude::*;
-use im2sp::backend::{Activation, AttentionShape, CacheRow, CacheShape, ConvEpilogue, LinearWeights};
+use im2sp::backend::{
+    Activation, AttentionShape, CacheRow, CacheShape, ConvEpilogue, EmbedTables, LinearWeights, Parameter,
+};
 use im2sp::tensor::{DType, HostTensor};
 
 fn matrix<B: Backend>(backend: &B, rows: usize, columns: usize) -> B::Matrix {
@@ -197,5 +199,41 @@ fn beam_candidates() {
     let nothing = [f32::NEG_INFINITY; 2];
     refuse!("log_softmax: the model produced NaN", false, |b| {
         b.beam_candidates(&tensor(b, 1, 2, &nothing), &[0.0], &[1], 1)
+    });
+}
+
+#[test]
+fn cross_entropy() {
+    refuse!("cross_entropy: logits (2, 3), 1 targets", true, |b| {
+        b.cross_entropy(&tensor(b, 2, 3, &[0.0; 6]), &[1], 0, 1.0)
+    });
+    refuse!("cross_entropy: target 3 of 3 columns", true, |b| {
+        b.cross_entropy(&tensor(b, 2, 3, &[0.0; 6]), &[1, 3], 3, 1.0)
+    });
+}
+
+#[test]
+fn concat() {
+    refuse!("concat: [2, 3] and [2, 2] for 2 sequences", true, |b| {
+        b.concat(&tensor(b, 2, 3, &[0.0; 6]), &tensor(b, 2, 2, &[0.0; 4]), 2)
+    });
+    refuse!("concat: [2, 3] and [2, 3] for 0 sequences", true, |b| {
+        b.concat(&tensor(b, 2, 3, &[0.0; 6]), &tensor(b, 2, 3, &[0.0; 6]), 0)
+    });
+    refuse!("split: x (4, 1) for 2 sequences, split after 3", true, |b| b.split(&tensor(b, 4, 1, &[0.0; 4]), 2, 3));
+}
+
+#[test]
+fn embed_backward() {
+    let table = Parameter { start: 0, rows: 3, columns: 2 };
+    let at = EmbedTables { table, position: Parameter { start: 128, ..table } };
+    refuse!("embed_backward: dy [2, 2], 1 ids, 2 positions", true, |b| {
+        b.embed_backward(&tensor(b, 2, 2, &[0.0; 4]), &[0], &[0, 1], None, &mut b.gradients(134)?, at)
+    });
+    refuse!("embed_backward: id 3 of a table of 3 rows", true, |b| {
+        b.embed_backward(&tensor(b, 1, 2, &[0.0; 2]), &[0], &[3], None, &mut b.gradients(134)?, at)
+    });
+    refuse!("embed_backward: Parameter { start: 128, rows: 3, columns: 2 } of 133 values", true, |b| {
+        b.embed_backward(&tensor(b, 1, 2, &[0.0; 2]), &[0], &[0], None, &mut b.gradients(133)?, at)
     });
 }

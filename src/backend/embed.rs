@@ -104,3 +104,36 @@ pub(crate) fn check_backward(
     }
     Ok(())
 }
+
+/// The rows of dy by the row of a table to which they are added.
+pub(crate) struct RowsById {
+    /// (rows of the table + 1): where the list of each begins in `rows`, and the end of the last.
+    pub starts: Vec<u32>,
+    /// Numbers of rows of dy, in each list in their order.
+    pub rows: Vec<u32>,
+}
+
+impl RowsById {
+    /// The lists of all ids below `table`, that of `ignored` empty: a counting sort.
+    pub fn new(ids: &[u32], table: usize, ignored: Option<u32>) -> RowsById {
+        let kept = || (0..).zip(ids).filter(|(_, id)| Some(**id) != ignored);
+        let mut starts = vec![0; table + 1];
+        kept().for_each(|(_, &id)| starts[id as usize + 1] += 1);
+        for id in 0..table {
+            starts[id + 1] += starts[id];
+        }
+        let mut ends = starts.clone();
+        let mut rows = vec![0; starts[table] as usize];
+        for (row, &id) in kept() {
+            let end = &mut ends[id as usize];
+            rows[*end as usize] = row;
+            *end += 1;
+        }
+        RowsById { starts, rows }
+    }
+
+    /// The list of an id.
+    pub fn of(&self, id: usize) -> &[u32] {
+        &self.rows[self.starts[id] as usize..self.starts[id + 1] as usize]
+    }
+}

@@ -1,12 +1,12 @@
 //! The seam between the cases and the backend under test: what a test needs besides the operations themselves.
 
 use crate::backend::cpu::Cpu;
-use crate::backend::{Activation, Backend, LinearWeights, Peaks};
+use crate::backend::{Activation, Backend, Concat, CrossEntropy, EmbedBackward, LinearWeights, Peaks};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// A backend that the cases can be run on.
-pub trait TestBackend: Backend {
+pub trait TestBackend: Backend + Concat + CrossEntropy + EmbedBackward {
     /// Results are compared with the CPU form, unless the backend is that form.
     const COMPARED: bool = true;
     /// Cases of more operations are not timed.
@@ -29,6 +29,11 @@ pub trait TestBackend: Backend {
     /// `x` with its rows one after the other in memory.
     fn row_major(&self, x: Self::Tensor) -> Result<Self::Tensor> {
         Ok(x)
+    }
+    /// Gradients as a tensor with one row.
+    fn gradients_tensor(&self, gradients: Self::Gradients) -> Result<Self::Tensor> {
+        let values = self.read_gradients(&gradients)?;
+        self.upload([1, values.len()], &values)
     }
     /// Tiles of `linear` that take a product of this depth, by name.
     fn linear_tiles(&self, depth: usize) -> Vec<&'static str> {
@@ -131,6 +136,10 @@ mod on_cuda {
 
         fn row_major(&self, x: Tensor) -> Result<Tensor> {
             Cuda::row_major(self, &x)
+        }
+
+        fn gradients_tensor(&self, gradients: Tensor) -> Result<Tensor> {
+            Ok(gradients)
         }
 
         fn linear_tiles(&self, depth: usize) -> Vec<&'static str> {

@@ -8,8 +8,10 @@ mod argmax;
 mod attention;
 mod attention_decode;
 mod beam_candidates;
+mod concat;
 mod conv1d;
 mod conv_transpose1d;
+mod cross_entropy;
 mod embed;
 mod layer_norm;
 mod linear;
@@ -19,7 +21,9 @@ mod transpose;
 
 use common::{Golden, Random};
 use half::bf16;
+use im2sp::backend::Parameter;
 use im2sp::backend::cpu::{Cpu, Matrix, Tensor};
+use im2sp::backend::parameters::ALIGNMENT;
 use im2sp::backend::prelude::*;
 use im2sp::tensor::int8;
 use im2sp::tensor::{Bytes, DType, HostTensor, Quantized};
@@ -73,6 +77,17 @@ fn whole_matrix(rows: usize, columns: usize, values: &[f32]) -> Matrix {
 
 fn values(x: &Tensor) -> Vec<f32> {
     Cpu.download(x).expect("host memory")
+}
+
+/// Parameters of these shapes, one after the other, and the length of their block.
+fn parameters<const N: usize>(shapes: [[usize; 2]; N]) -> ([Parameter; N], usize) {
+    let mut len = 0;
+    let parameters = shapes.map(|[rows, columns]| {
+        let parameter = Parameter { start: len, rows, columns };
+        len = parameter.range().end.next_multiple_of(ALIGNMENT);
+        parameter
+    });
+    (parameters, len)
 }
 
 fn random(seed: u64) -> Random {

@@ -1,12 +1,16 @@
 //! patch_embed: images to tokens. Patches are gathered into rows (channel, row, column) and multiplied with the patch
 //! kernel; the class embedding and the positions stand in the result before the product is added to it.
-//! Operations: 2 * B * (T - 1) * C * 3 * patch^2.
+//! Operations: 2 * B * (T - 1) * C * 3 * patch^2, forward and backward.
+
+use rayon::prelude::*;
 
 use super::buffer::Buffer;
+use super::disjoint::Disjoint;
+use super::gemm::{self, Left, Right, Target};
 use super::linear::{self, Product};
 use super::{Activation, Cpu, Matrix, Tensor};
-use crate::backend::PatchEmbed;
 use crate::backend::patch_embed::{self, Patches};
+use crate::backend::{Device as _, PatchEmbed, PatchEmbedBackward, PatchParameters};
 use crate::{Result, trace};
 
 impl PatchEmbed for Cpu {
@@ -57,4 +61,85 @@ fn gather(image: &[f32], side: usize, patch: usize, patches: &mut [f32]) {
             out.copy_from_slice(&image[start..start + patch]);
         }
     }
+}
+
+impl PatchEmbedBackward for Cpu {
+    fn patch_embed_backward(
+        &self,
+        dy: &Tensor,
+        pixels: &Tensor,
+        patch: usize,
+        gradients: &mut Vec<f32>,
+        at: PatchParameters,
+    ) -> Result<()> {
+        let _span = trace::span("patch_embed_backward");
+        let (dy_shape, pixels_shape) = (self.shape(dy), self.shape(pixels));
+        let sizes = patch_embed::check_backward(dy_shape, pixels_shape, patch, at, gradients.len())?;
+        add_tokens(dy, sizes.tokens, &mut gradients[at.position.range()]);
+        add_tokens(dy, sizes.tokens, &mut gradients[at.class.range()]);
+        add_products(dy, pixels, sizes, patch, &mut gradients[at.weight.range()]);
+        Ok(())
+    }
+}
+
+/// Adds the first tokens of every image, as many as `gradients` has rows, image after image.
+fn add_tokens(dy: &Tensor, tokens: usize, gradients: &mut [f32]) {
+    let columns = dy.columns.max(1);
+    gradients.par_chunks_mut(columns).enumerate().for_each(|(token, gradient)| {
+        for row in (token..dy.rows).step_by(tokens) {
+            let dy = &dy.data[row * columns..][..columns];
+            gradient.iter_mut().zip(dy).for_each(|(gradient, dy)| *gradient += dy);
+        }
+    });
+}
+
+/// Adds dy^T patches: (C, B*G) times (B*G, K).
+fn add_products(dy: &Tensor, pixels: &Tensor, sizes: Patches, patch: usize, gradients: &mut [f32]) {
+    let Patches { side, tokens, depth } = sizes;
+    let rows = pixels.rows * (tokens - 1);
+    if rows == 0 || gradients.is_empty() {
+        return;
+    }
+    let mut patches = Buffer::any(rows * depth);
+    patches
+        .par_chunks_mut((tokens - 1) * depth)
+        .zip(pixels.data.par_chunks(pixels.columns))
+        .for_each(|(patches, image)| gather(image, side, patch, patches));
+    let turned = turned(dy, pixels.rows, tokens);
+    let left = Left { values: &turned, row_stride: rows, rows: dy.columns, depth: rows };
+    let right = Right { values: &patches[..], depth_stride: depth, column_stride: 1 };
+    let before = gradients.to_vec();
+    let target = Target {
+        out: Disjoint::new(gradients),
+        row_stride: depth,
+        columns: depth,
+        scales: &[],
+        bias: &[],
+        residual: &before,
+        activation: Activation::None,
+    };
+    // SAFETY: the gradients are (C, K) values, borrowed for the whole call.
+    unsafe { gemm::parallel(left, right, target) };
+}
+
+/// dy (B*T, C) without the class tokens, transposed: (C, B*G).
+fn turned(dy: &Tensor, batch: usize, tokens: usize) -> Buffer {
+    /// Channels of a task, and tokens that it reads in turn: whole cache lines of both.
+    const SQUARE: usize = 16;
+    let (columns, patches) = (dy.columns, tokens - 1);
+    let rows = batch * patches;
+    let mut turned = Buffer::any(columns * rows);
+    turned.par_chunks_mut(SQUARE * rows).enumerate().for_each(|(task, turned)| {
+        let first = task * SQUARE;
+        for start in (0..rows).step_by(SQUARE) {
+            for row in start..rows.min(start + SQUARE) {
+                let from = (row / patches * tokens + 1 + row % patches) * columns + first;
+                let count = SQUARE.min(columns - first);
+                for (channel, &v) in dy.data[from..][..count].iter().enumerate() {
+                    turned[channel * rows + row] = v;
+                }
+            }
+        }
+    });
+    turned
 }

@@ -1,10 +1,11 @@
 //! Launches kernels/embed.cu.
 
 use super::driver::Launch;
-use super::kernels::{self, EmbedFramesParams, EmbedParams};
+use super::kernels::{self, EmbedBackwardParams, EmbedFramesParams, EmbedParams};
 use super::{Cuda, Layout, Matrix, Tensor, int};
 use crate::Result;
-use crate::backend::{Embed, embed};
+use crate::backend::embed::{self, RowsById};
+use crate::backend::{Device as _, Embed, EmbedBackward, EmbedTables, Parameter};
 use crate::tensor::DType;
 
 /// Threads of a block.
@@ -77,4 +78,52 @@ fn launch_frames(cuda: &Cuda, tables: &[(&Matrix, &[u32])], frames: usize) -> Re
         first += channels;
     }
     Ok(y)
+}
+
+impl EmbedBackward for Cuda {
+    fn embed_backward(
+        &self,
+        dy: &Tensor,
+        ids: &[u32],
+        positions: &[u32],
+        ignored: Option<u32>,
+        gradients: &mut Tensor,
+        at: EmbedTables,
+    ) -> Result<()> {
+        embed::check_backward(self.shape(dy), ids, positions, at, gradients.len())?;
+        let dy = self.rows_of(dy, dy.dtype)?;
+        add_rows(self, &dy, ids, ignored, gradients, at.table)?;
+        add_rows(self, &dy, positions, None, gradients, at.position)
+    }
+}
+
+/// Adds rows of dy to the rows of a table.
+fn add_rows(
+    cuda: &Cuda,
+    dy: &Tensor,
+    ids: &[u32],
+    ignored: Option<u32>,
+    gradients: &Tensor,
+    table: Parameter,
+) -> Result<()> {
+    let RowsById { starts, rows } = RowsById::new(ids, table.rows, ignored);
+    // Lists that are not empty lie one after the other.
+    let ids: Vec<u32> = (0..).zip(starts.windows(2)).filter(|(_, at)| at[0] < at[1]).map(|(id, _)| id).collect();
+    let begins = ids.iter().map(|&id| starts[id as usize]).chain(starts.last().copied());
+    let numbers = cuda.put_ids(&ids.iter().copied().chain(begins).chain(rows).collect::<Vec<_>>())?;
+    let word = |n: usize| numbers.pointer().offset(n * size_of::<u32>());
+    let groups = dy.columns.div_ceil(BLOCK * VALUES);
+    let params = EmbedBackwardParams {
+        dy: dy.pointer(),
+        gradients: gradients.pointer().offset(table.start * DType::F32.size()),
+        ids: word(0),
+        starts: word(ids.len()),
+        rows: word(2 * ids.len() + 1),
+        channels: int("embed_backward", dy.columns)?,
+        groups: int("embed_backward", groups)?,
+    };
+    let kernel = if dy.dtype == DType::BF16 { &kernels::EMBED_BACKWARD_BF16 } else { &kernels::EMBED_BACKWARD_F32 };
+    // SAFETY: every list is one of rows of dy, with an id of its own, which names a row of the table; the table lies in the
+    // gradients. Threads beyond the channels stop; vectors are used where rows are whole ones, and the table is aligned.
+    unsafe { cuda.launch(kernel, Launch::blocks(ids.len() * groups), params) }
 }

@@ -4,8 +4,10 @@ mod argmax;
 mod attention;
 mod attention_decode;
 mod beam_candidates;
+mod concat;
 mod conv1d;
 mod conv_transpose1d;
+mod cross_entropy;
 mod decode_greedy;
 mod embed;
 mod layer_norm;
@@ -16,6 +18,7 @@ mod transpose;
 
 use super::{Harness, TestBackend};
 use crate::backend::cpu::Cpu;
+use crate::backend::parameters::{ALIGNMENT, Parameter, TrainedParameters};
 use crate::tensor::HostTensor;
 use crate::{Error, Result};
 
@@ -23,14 +26,16 @@ use crate::{Error, Result};
 pub type OpCheck<B> = fn(&mut Harness<'_, B>) -> Result<()>;
 
 /// Every operation and its cases.
-pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 14] {
+pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 16] {
     [
         ("argmax", argmax::check),
         ("attention", attention::check),
         ("attention_decode", attention_decode::check),
         ("beam_candidates", beam_candidates::check),
+        ("concat", concat::check),
         ("conv1d", conv1d::check),
         ("conv_transpose1d", conv_transpose1d::check),
+        ("cross_entropy", cross_entropy::check),
         ("decode_greedy", decode_greedy::check),
         ("embed", embed::check),
         ("layer_norm", layer_norm::check),
@@ -43,11 +48,31 @@ pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 14] {
 }
 
 /// Names of all operations.
-pub fn operations() -> [&'static str; 14] {
+pub fn operations() -> [&'static str; 16] {
     table::<Cpu>().map(|(op, _)| op)
 }
 
 /// Weights on the host.
 fn host(shape: &[usize], values: Vec<f32>) -> Result<HostTensor> {
     HostTensor::from_f32(shape, values).ok_or_else(|| Error::shape("weights", format!("no values of shape {shape:?}")))
+}
+
+/// Parameters of these shapes, one after the other, and the length of their block.
+fn parameters<const N: usize>(shapes: [[usize; 2]; N]) -> ([Parameter; N], usize) {
+    let mut len = 0;
+    let parameters = shapes.map(|[rows, columns]| {
+        let parameter = Parameter { start: len, rows, columns };
+        len = parameter.range().end.next_multiple_of(ALIGNMENT);
+        parameter
+    });
+    (parameters, len)
+}
+
+/// Gradients with these values, or, where there are none, of zero.
+fn gradients<B: TrainedParameters>(backend: &B, len: usize, values: &[f32]) -> Result<B::Gradients> {
+    let mut gradients = backend.gradients(len)?;
+    if !values.is_empty() {
+        backend.write_gradients(&mut gradients, values)?;
+    }
+    Ok(gradients)
 }
