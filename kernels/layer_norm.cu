@@ -8,42 +8,12 @@
 // Measured:  NVIDIA H200, driver 580.159.04, commit 449c6ab: `im2sp doctor --op =layer_norm` (cold L2, lightly contended):
 //            bf16 257x1024 in 6.5 us, 16448x1024 in 23.6 (2.85 TB/s, 67 % of a copy's there); f32 16448x1024 in 43.3 (3.11
 //            TB/s). ncu, `im2sp bench --random --dtype bf16 --units 50`: bf16 257x1024 in 4.3 us
-#include "prelude.cuh"
+#include "vector.cuh"
 
 namespace {
 
 constexpr int BLOCK = 128;     // threads; a warp per row up to C = 1024, else a block per row
-constexpr int VECTOR = 8;      // values a lane loads at a time
 constexpr int WARP_STEPS = 4;  // such loads a lane keeps in registers: rows of up to 1024 values
-
-template <typename T> struct Vector;
-template <> struct Vector<bf16> {
-    uint4 bits;
-};
-template <> struct Vector<float> {
-    float4 low, high;
-};
-
-DEVICE void unpack(const Vector<bf16>& v, float (&out)[VECTOR]) {
-    const uint32_t words[4] = {v.bits.x, v.bits.y, v.bits.z, v.bits.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        out[2 * i] = low_float(words[i]);
-        out[2 * i + 1] = high_float(words[i]);
-    }
-}
-DEVICE void unpack(const Vector<float>& v, float (&out)[VECTOR]) {
-    const float values[VECTOR] = {v.low.x, v.low.y, v.low.z, v.low.w, v.high.x, v.high.y, v.high.z, v.high.w};
-#pragma unroll
-    for (int i = 0; i < VECTOR; i++) out[i] = values[i];
-}
-DEVICE void pack(const float (&v)[VECTOR], Vector<bf16>& out) {
-    out.bits = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
-}
-DEVICE void pack(const float (&v)[VECTOR], Vector<float>& out) {
-    out.low = make_float4(v[0], v[1], v[2], v[3]);
-    out.high = make_float4(v[4], v[5], v[6], v[7]);
-}
 
 struct BlockSums {
     float part[BLOCK / WARP];

@@ -10,6 +10,7 @@ mod attention_decode;
 mod beam_candidates;
 mod conv1d;
 mod conv_transpose1d;
+mod dropout;
 mod embed;
 mod layer_norm;
 mod linear;

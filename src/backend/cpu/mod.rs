@@ -10,6 +10,7 @@ mod conv;
 mod conv1d;
 mod conv_transpose1d;
 mod disjoint;
+mod dropout;
 mod embed;
 mod gemm;
 mod int8;

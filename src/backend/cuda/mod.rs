@@ -15,6 +15,7 @@ mod conv1d;
 mod conv_transpose1d;
 mod decode_greedy;
 pub mod driver;
+mod dropout;
 mod embed;
 mod graph;
 mod kv_cache;

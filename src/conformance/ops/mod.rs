@@ -7,6 +7,7 @@ mod beam_candidates;
 mod conv1d;
 mod conv_transpose1d;
 mod decode_greedy;
+mod dropout;
 mod embed;
 mod layer_norm;
 mod linear;
@@ -23,7 +24,7 @@ use crate::{Error, Result};
 pub type OpCheck<B> = fn(&mut Harness<'_, B>) -> Result<()>;
 
 /// Every operation and its cases.
-pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 14] {
+pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 15] {
     [
         ("argmax", argmax::check),
         ("attention", attention::check),
@@ -32,6 +33,7 @@ pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 14] {
         ("conv1d", conv1d::check),
         ("conv_transpose1d", conv_transpose1d::check),
         ("decode_greedy", decode_greedy::check),
+        ("dropout", dropout::check),
         ("embed", embed::check),
         ("layer_norm", layer_norm::check),
         ("linear", linear::check),
@@ -43,7 +45,7 @@ pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 14] {
 }
 
 /// Names of all operations.
-pub fn operations() -> [&'static str; 14] {
+pub fn operations() -> [&'static str; 15] {
     table::<Cpu>().map(|(op, _)| op)
 }
 
