@@ -80,6 +80,21 @@ fn random(seed: u64) -> Random {
     Random::new(seed)
 }
 
+/// The slope of `f` along every element of `x`, from both sides.
+fn slopes(x: &[f32], f: impl Fn(&[f64]) -> f64) -> Vec<f32> {
+    const STEP: f64 = 1e-5;
+    let count = x.len();
+    let mut x: Vec<f64> = x.iter().map(|&v| f64::from(v)).collect();
+    let mut at = |place: usize, step: f64| {
+        let before = x[place];
+        x[place] += step;
+        let y = f(&x);
+        x[place] = before;
+        y
+    };
+    (0..count).map(|place| ((at(place, STEP) - at(place, -STEP)) / (2.0 * STEP)) as f32).collect()
+}
+
 /// The layout of the project: an operation is found by one stem, in every place.
 #[test]
 fn every_operation_has_its_files() {
