@@ -12,7 +12,7 @@ use crate::{Result, trace};
 /// Elements of a task: a multiple of [`RUN`].
 const TASK: usize = 1 << 14;
 /// Elements whose words are made together.
-const RUN: usize = 4 * MAX_LANES;
+pub(super) const RUN: usize = 4 * MAX_LANES;
 
 impl Dropout for Cpu {
     fn dropout(&self, x: &Tensor, mask: DropoutMask, residual: Option<&Tensor>) -> Result<Tensor> {
