@@ -70,6 +70,17 @@ pub trait AttentionBackward: Attention {
     ) -> Result<Self::Tensor>;
 }
 
+/// The head size D; an error unless the rows are those of `shape` and the mask can be drawn.
+pub(crate) fn check_saving<D: Device>(
+    device: &D,
+    qkv: &D::Tensor,
+    shape: AttentionShape,
+    dropout: Option<DropoutMask>,
+) -> Result<usize> {
+    dropout.map_or(Ok(()), |mask| mask.check("attention"))?;
+    check(device, qkv, shape)
+}
+
 /// The head size D; an error unless all shapes fit [`AttentionBackward::attention_backward`].
 pub(crate) fn check_backward<D: Device>(
     device: &D,

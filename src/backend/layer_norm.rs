@@ -78,3 +78,9 @@ pub(crate) fn check_backward<D: Device>(
     parameters::check(OP, at.weight, [1, channels], gradients)?;
     parameters::check(OP, at.bias, [1, channels], gradients)
 }
+
+/// Cost of the backward pass with `residuals` residuals: x and dy are read, the gradient at x is written.
+pub fn backward_cost(rows: usize, channels: usize, residuals: usize, element: usize) -> Cost {
+    let elements = (rows * channels) as f64;
+    Cost { flops: 16.0 * elements, bytes: (3 + residuals) as f64 * elements * element as f64 }
+}

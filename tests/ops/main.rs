@@ -12,6 +12,7 @@ mod concat;
 mod conv1d;
 mod conv_transpose1d;
 mod cross_entropy;
+mod dropout;
 mod embed;
 mod layer_norm;
 mod linear;
@@ -92,6 +93,21 @@ fn parameters<const N: usize>(shapes: [[usize; 2]; N]) -> ([Parameter; N], usize
 
 fn random(seed: u64) -> Random {
     Random::new(seed)
+}
+
+/// The slope of `f` along every element of `x`, from both sides.
+fn slopes(x: &[f32], f: impl Fn(&[f64]) -> f64) -> Vec<f32> {
+    const STEP: f64 = 1e-5;
+    let count = x.len();
+    let mut x: Vec<f64> = x.iter().map(|&v| f64::from(v)).collect();
+    let mut at = |place: usize, step: f64| {
+        let before = x[place];
+        x[place] += step;
+        let y = f(&x);
+        x[place] = before;
+        y
+    };
+    (0..count).map(|place| ((at(place, STEP) - at(place, -STEP)) / (2.0 * STEP)) as f32).collect()
 }
 
 /// The layout of the project: an operation is found by one stem, in every place.

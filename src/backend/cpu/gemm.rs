@@ -44,6 +44,8 @@ pub(super) struct Target<'a> {
     pub out: Disjoint,
     pub row_stride: usize,
     pub columns: usize,
+    /// Whether the sums continue the values that are there.
+    pub adds: bool,
     /// (N), multiplied with the sums; empty for none.
     pub scales: &'a [f32],
     /// (N); empty for none.
@@ -60,6 +62,12 @@ impl Left<'_> {
 }
 
 impl Target<'_> {
+    /// The sums alone.
+    pub fn plain<'a>(out: Disjoint, row_stride: usize, columns: usize) -> Target<'a> {
+        let (adds, activation) = (false, Activation::None);
+        Target { out, row_stride, columns, adds, scales: &[], bias: &[], residual: &[], activation }
+    }
+
     /// The epilogue of `columns` columns from `first`, whose sums are there: `act(sum * scale + bias) + residual`.
     #[inline(always)]
     pub fn finish<S: Simd>(&self, rows: usize, first: usize, columns: usize) {
@@ -333,7 +341,7 @@ fn tile<S: Simd, const M: usize, const W: usize>(
     // A narrow panel goes through a buffer as wide as the registers.
     let mut edge = [0.0f32; COLUMNS];
     let mut acc = [[S::splat(0.0); W]; M];
-    if start > 0 {
+    if start > 0 || t.adds {
         for (m, acc) in acc.iter_mut().enumerate() {
             let mut sums: &[f32] = y(m);
             if columns < width {
@@ -383,9 +391,7 @@ mod tests {
             let mut y = vec![f32::NAN; m * stride];
             let left = Left { values: &x, row_stride: k, rows: m, depth: k };
             let right = Right { values: &w[..], depth_stride: 1, column_stride: k };
-            let (out, activation) = (Disjoint::new(&mut y), Activation::None);
-            let target =
-                Target { out, row_stride: stride, columns: n, scales: &[], bias: &[], residual: &[], activation };
+            let target = Target::plain(Disjoint::new(&mut y), stride, n);
             panels::<Portable, _>(left, right, target, 0, n, &mut Vec::new());
             for (row, y) in y.chunks_exact(stride).enumerate() {
                 let dot = |n: usize| (0..k).map(|i| x[row * k + i] * w[n * k + i]).sum::<f32>();

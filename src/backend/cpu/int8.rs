@@ -182,8 +182,8 @@ fn tile<S: Simd, const R: usize, const C: usize, const M: usize>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::disjoint::Disjoint;
     use super::super::simd::Portable;
-    use super::super::{Activation, disjoint::Disjoint};
     use super::*;
     use crate::tensor::{Bytes, DType, HostTensor};
 
@@ -199,9 +199,7 @@ mod tests {
             let packed = Packed::new(&Quantized { codes, scales }).expect("a matrix");
             let mut y = vec![f32::NAN; m * n];
             let left = Left { values: &x, row_stride: k, rows: m, depth: k };
-            let (out, activation) = (Disjoint::new(&mut y), Activation::None);
-            let target = Target { out, row_stride: n, columns: n, scales: &[], bias: &[], residual: &[], activation };
-            sums::<Portable>(left, &packed, target, 0, n);
+            sums::<Portable>(left, &packed, Target::plain(Disjoint::new(&mut y), n, n), 0, n);
             let dot = |i: usize| x[i / n * k..][..k].iter().zip(&w[i % n * k..][..k]).map(|(x, w)| x * w).sum::<f32>();
             assert_eq!(y, (0..m * n).map(dot).collect::<Vec<f32>>(), "{m}x{n}x{k}");
         }

@@ -44,7 +44,7 @@ impl<'a> Product<'a> {
         let &Product { x, rows, depth, bias, residual } = self;
         let scales = if let Elements::Int8(packed) = weight { packed.scales() } else { &[] };
         let left = Left { values: x, row_stride: depth, rows, depth };
-        (left, Target { out: Disjoint::new(out), row_stride: columns, columns, scales, bias, residual, activation })
+        (left, Target { scales, bias, residual, activation, ..Target::plain(Disjoint::new(out), columns, columns) })
     }
 }
 

@@ -12,6 +12,7 @@ mod conv1d;
 mod conv_transpose1d;
 mod cross_entropy;
 mod disjoint;
+mod dropout;
 mod embed;
 mod gemm;
 mod int8;

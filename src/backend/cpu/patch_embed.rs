@@ -108,14 +108,14 @@ fn add_products(dy: &Tensor, pixels: &Tensor, sizes: Patches, patch: usize, grad
     let turned = turned(dy, pixels.rows, tokens);
     let left = Left { values: &turned, row_stride: rows, rows: dy.columns, depth: rows };
     let right = Right { values: &patches[..], depth_stride: depth, column_stride: 1 };
-    let before = gradients.to_vec();
     let target = Target {
         out: Disjoint::new(gradients),
         row_stride: depth,
         columns: depth,
+        adds: true,
         scales: &[],
         bias: &[],
-        residual: &before,
+        residual: &[],
         activation: Activation::None,
     };
     // SAFETY: the gradients are (C, K) values, borrowed for the whole call.

@@ -17,6 +17,7 @@ mod conv_transpose1d;
 mod cross_entropy;
 mod decode_greedy;
 pub mod driver;
+mod dropout;
 mod embed;
 mod graph;
 mod kv_cache;

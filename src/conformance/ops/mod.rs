@@ -9,6 +9,7 @@ mod conv1d;
 mod conv_transpose1d;
 mod cross_entropy;
 mod decode_greedy;
+mod dropout;
 mod embed;
 mod layer_norm;
 mod linear;
@@ -26,7 +27,7 @@ use crate::{Error, Result};
 pub type OpCheck<B> = fn(&mut Harness<'_, B>) -> Result<()>;
 
 /// Every operation and its cases.
-pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 16] {
+pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 17] {
     [
         ("argmax", argmax::check),
         ("attention", attention::check),
@@ -37,6 +38,7 @@ pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 16] {
         ("conv_transpose1d", conv_transpose1d::check),
         ("cross_entropy", cross_entropy::check),
         ("decode_greedy", decode_greedy::check),
+        ("dropout", dropout::check),
         ("embed", embed::check),
         ("layer_norm", layer_norm::check),
         ("linear", linear::check),
@@ -48,7 +50,7 @@ pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 16] {
 }
 
 /// Names of all operations.
-pub fn operations() -> [&'static str; 16] {
+pub fn operations() -> [&'static str; 17] {
     table::<Cpu>().map(|(op, _)| op)
 }
 
