@@ -3,19 +3,21 @@
 //!
 //!     train_step embedded|decoder BATCH UNITS UPDATES
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use im2sp::backend::cpu::Cpu;
 use im2sp::config::ModelConfig;
 use im2sp::random::Philox;
-use im2sp::tensor::DType;
+use im2sp::tensor::{DType, HostTensor};
 use im2sp::train::config::TrainConfig;
 use im2sp::train::model::{Freeze, TrainedCaptioner};
 use im2sp::train::ranks::Ranks;
 use im2sp::train::trainer::{Batch, ImageValues, Trainer};
 use im2sp::units::{BOS, EOS, to_token};
-use im2sp::weights::{embedded, random};
+use im2sp::weights::{TensorStore, embedded, random};
 use im2sp::{Error, Result};
 use serde_json::json;
 
@@ -25,7 +27,7 @@ const WARM_UP: usize = 2;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let numbers: Vec<usize> = arguments.iter().skip(1).filter_map(|text| text.parse().ok()).collect();
-    let (Some(model), [batch, units, updates]) = (arguments.first(), numbers[..]) else {
+    let (Some(model), &[batch, units, updates]) = (arguments.first(), &numbers[..]) else {
         eprintln!("usage: train_step embedded|decoder BATCH UNITS UPDATES");
         return ExitCode::from(2);
     };
@@ -50,7 +52,12 @@ fn model(name: &str) -> Result<(ModelConfig, Freeze)> {
 
 fn measure(name: &str, size: usize, units: usize, updates: usize) -> Result<serde_json::Value> {
     let (config, freeze) = model(name)?;
-    let store = random::files(config.clone(), DType::F32)?.captioner;
+    let random = random::files(config.clone(), DType::F32)?.captioner;
+    let mut tensors: BTreeMap<_, _> = random.iter().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
+    // Such weights never end a caption; here they have to learn it.
+    let zeros = HostTensor::from_f32(&[config.decoder.vocabulary], vec![0.0; config.decoder.vocabulary]);
+    tensors.extend(zeros.map(|zeros| ("decoder.output_bias".to_string(), zeros)));
+    let store = TensorStore::new(Path::new("<random>"), tensors);
     let values = |stream: u64, len: usize| Philox::new(1, stream).values(len);
     let images = match freeze {
         Freeze::None => ImageValues::Pixels(values(0, size * 3 * config.image.size * config.image.size)),
