@@ -14,6 +14,7 @@ pub mod bench;
 pub mod config;
 pub mod conformance;
 pub mod cost;
+pub mod data;
 mod engine;
 pub mod error;
 pub mod files;

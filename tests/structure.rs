@@ -15,6 +15,7 @@ const FLOORS: &[&[&str]] = &[
     &["generate"],
     &["quantize"],
     &["engine"],
+    &["data"],
     &["train"],
     &["conformance", "bench"],
     &["cli"],

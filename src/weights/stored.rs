@@ -135,6 +135,16 @@ impl StoredTensor {
         tensor.ok_or_else(dense)
     }
 
+    /// The integers of two, four or eight bytes, signed, in row-major order.
+    pub fn load_integers(&self) -> std::result::Result<Vec<i64>, String> {
+        match self.element {
+            Element::Integer(8) => Ok(self.gather(i64::from_le_bytes)),
+            Element::Integer(4) => Ok(self.gather(|b| i32::from_le_bytes(b).into())),
+            Element::Integer(2) => Ok(self.gather(|b| i16::from_le_bytes(b).into())),
+            other => Err(format!("holds {other:?} where integers of 16, 32 or 64 bits are expected")),
+        }
+    }
+
     fn is_dense(&self) -> bool {
         let dense = dense_strides(&self.shape);
         self.shape.iter().zip(self.strides.iter().zip(&dense)).all(|(&n, (a, b))| n <= 1 || a == b)

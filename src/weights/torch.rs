@@ -90,6 +90,13 @@ impl Checkpoint {
         Ok(dicts)
     }
 
+    /// The object itself, which has to be a tensor or an array.
+    pub fn tensor(&self) -> Result<StoredTensor> {
+        let tensor = tensor::Reader::new(self).tensor(self.object.root());
+        self.refuse_spent()?;
+        tensor.map_err(|problem| Error::weights(&self.path, "object", problem))
+    }
+
     /// Refuses an object whose values share their parts so often that reading them was given up.
     fn refuse_spent(&self) -> Result<()> {
         if self.object.is_spent() {
