@@ -139,7 +139,8 @@ impl Ahead {
     /// # Errors
     /// If the system gives no thread.
     pub fn start(loader: &Arc<Loader>, batches: Vec<Vec<usize>>, threads: usize) -> Result<Ahead> {
-        let (batches, threads) = (Arc::new(batches), threads.clamp(1, batches.len().max(1)));
+        let threads = threads.clamp(1, batches.len().max(1));
+        let batches = Arc::new(batches);
         let mut ahead = Ahead { queues: Vec::new(), threads: Vec::new(), next: 0, count: batches.len() };
         for thread in 0..threads {
             let (sender, receiver) = sync_channel(1);
