@@ -69,10 +69,43 @@ impl Philox {
         self.map(len, |word| (word >> 8) as f32 / (1 << 23) as f32 - 1.0)
     }
 
+    /// The first `len` values of the standard normal distribution, one a word, within 6.4 of 0.
+    pub fn normals(&self, len: usize) -> Vec<f32> {
+        self.map(len, normal)
+    }
+
     /// The first `len` whole numbers in 0..end.
     pub fn below(&self, len: usize, end: usize) -> Vec<usize> {
         self.map(len, |word| ((u64::from(word) * end as u64) >> 32) as usize)
     }
+}
+
+/// Quantile of the standard normal distribution at the middle of the word's part of 0..1 (Wichura, "Algorithm AS 241", 1988,
+/// PPND7: right to 1e-7). Nothing but IEEE arithmetic, so the same on every machine.
+fn normal(word: u32) -> f32 {
+    let p = (f64::from(word) + 0.5) / 4_294_967_296.0;
+    let q = p - 0.5;
+    let polynomial = |x: f64, factors: [f64; 4]| factors.iter().rev().fold(0.0, |sum, factor| sum * x + factor);
+    if q.abs() <= 0.425 {
+        let r = 0.180625 - q * q;
+        let above = [3.387_132_717_9, 50.434_271_938, 159.291_132_02, 59.109_374_720];
+        let below = [1.0, 17.895_169_469, 78.757_757_664, 67.187_563_600];
+        return (q * polynomial(r, above) / polynomial(r, below)) as f32;
+    }
+    let r = (-logarithm(p.min(1.0 - p))).sqrt() - 1.6;
+    let above = [1.423_437_277_7, 2.756_815_390_0, 1.306_728_481_6, 0.170_238_211_03];
+    let below = [1.0, 0.737_001_642_50, 0.120_211_329_75, 0.0];
+    (polynomial(r, above) / polynomial(r, below)).copysign(q) as f32
+}
+
+/// Natural logarithm of a positive normal number, to 1e-14, in IEEE arithmetic.
+fn logarithm(x: f64) -> f64 {
+    let exponent = (x.to_bits() >> 52) as i32 - 1023;
+    let mantissa = f64::from_bits(x.to_bits() & ((1 << 52) - 1) | 1023 << 52); // in 1..2
+    // ln m = ln(4/3) + 2 artanh s with |s| <= 1/5.
+    let s = (mantissa - 4.0 / 3.0) / (mantissa + 4.0 / 3.0);
+    let series = (0..10).rev().fold(0.0, |sum, n| sum * s * s + 1.0 / f64::from(2 * n + 1));
+    f64::from(exponent) * std::f64::consts::LN_2 + 0.287_682_072_451_780_9 + 2.0 * s * series
 }
 
 /// Low and high word.
@@ -147,6 +180,30 @@ mod tests {
         assert_ne!(Philox::new(7, 4).map(9, |word| word), words[..9]);
     }
 
+    /// Words and their quantiles by torch.special.ndtri.
+    const NORMALS: [(u32, f64); 8] = [
+        (0, -6.337_957_754_553_79),
+        (1, -6.166_429_517_819_75),
+        (1000, -5.039_851_125_968_712),
+        (0x0100_0000, -2.660_067_458_579_972),
+        (0x1333_3333, -1.439_531_470_445_015),
+        (0x4000_0000, -0.674_489_749_829_738_4),
+        (0x6000_0001, -0.318_639_363_043_356_4),
+        (0x7fff_ffff, -2.918_099_372_916_623e-10),
+    ];
+
+    #[test]
+    fn normals_are_quantiles() {
+        for (word, quantile) in NORMALS {
+            let found = f64::from(normal(word));
+            assert!((found - quantile).abs() <= 2e-7 * quantile.abs(), "{word}: {found} {quantile}");
+            assert_eq!(f64::from(normal(!word)), -found);
+        }
+        for x in [1.2e-10f64, 0.01, 0.0749, 0.5, 0.999, 1.0, 3.7] {
+            assert!((logarithm(x) - x.ln()).abs() <= 1e-14 * x.ln().abs().max(1.0), "{x}");
+        }
+    }
+
     #[test]
     fn values_fill_their_range() {
         let values = Philox::new(1, 0).values(1 << 16);
@@ -155,6 +212,10 @@ mod tests {
         // Five standard deviations: of a mean of 65,536 values of variance 1/3, and of their squares, 4/45.
         assert!(mean.abs() < 0.0113 && (square - 1.0 / 3.0).abs() < 0.0059, "{mean} {square}");
         assert!(values.iter().all(|v| (-1.0..1.0).contains(v)));
+        let normals = Philox::new(1, 2).normals(1 << 16);
+        let moment = |power| normals.iter().map(|&v| f64::from(v).powi(power)).sum::<f64>() / f64::from(1 << 16);
+        // Five standard deviations again: variances 1, 2 and 96.
+        assert!(moment(1).abs() < 0.0196 && (moment(2) - 1.0).abs() < 0.0277 && (moment(4) - 3.0).abs() < 0.192);
         let below = Philox::new(1, 1).below(1 << 16, 17);
         let counts = below.iter().fold([0; 17], |mut counts, &n| {
             counts[n] += 1;

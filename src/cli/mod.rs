@@ -7,6 +7,7 @@ mod closed;
 mod convert;
 mod crash;
 mod doctor;
+mod export;
 mod info;
 mod interrupt;
 mod names;
@@ -48,6 +49,7 @@ enum Command {
     Caption(caption::Caption),
     Speak(speak::Speak),
     Convert(convert::Convert),
+    Export(export::Export),
     Info(info::Info),
     Bench(bench::Bench),
     Doctor(doctor::Doctor),
@@ -119,6 +121,7 @@ pub fn run() -> ExitCode {
             Command::Caption(command) => command.run(),
             Command::Speak(command) => command.run(),
             Command::Convert(command) => command.run(),
+            Command::Export(command) => command.run(),
             Command::Info(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Doctor(command) => command.run(),

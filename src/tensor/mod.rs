@@ -267,6 +267,15 @@ impl HostTensor {
         HostTensor { shape: self.shape.clone(), dtype, bytes, quantized: None }
     }
 
+    /// Rows `range` of the first dimension, a view of the same bytes; `None` when there are no such rows.
+    pub fn rows(&self, range: std::ops::Range<usize>) -> Option<HostTensor> {
+        let (&rows, rest) = self.shape.split_first()?;
+        let row = element_count(rest)?.checked_mul(self.dtype.size())?;
+        let bytes = self.bytes.slice(range.start.checked_mul(row)?..range.end.checked_mul(row)?)?;
+        let shape = std::iter::once(range.len()).chain(rest.iter().copied()).collect();
+        (range.end <= rows).then_some(HostTensor { shape, dtype: self.dtype, bytes, quantized: None })
+    }
+
     /// The same elements under another shape; `None` when the number of elements differs.
     pub fn reshape(self, shape: &[usize]) -> Option<HostTensor> {
         (element_count(shape)? == self.len()).then(|| HostTensor { shape: shape.to_vec(), quantized: None, ..self })

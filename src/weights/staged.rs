@@ -1,5 +1,5 @@
-//! A model directory on its way to its name: complete and on disk before it gets it, so that the old model under that name is
-//! there until the new one is.
+//! A directory of a model on its way to its name: complete and on disk before it gets it, so that the old model under that name
+//! is there until the new one is.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -13,9 +13,22 @@ use crate::config::ModelConfig;
 use crate::files::{Unfinished, Uninterrupted, folder_of, follow_links, sync_file, sync_folder, temporary};
 use crate::{Error, Result, files};
 
-/// A model directory that does not have its name yet. Dropping it before [`StagedDirectory::commit`] removes it.
+/// Kind of directory, by its files.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// Name in errors, with its article.
+    pub name: &'static str,
+    /// Every file that one may hold. The first, without which there is no model, goes first and comes last.
+    pub files: &'static [&'static str],
+}
+
+/// A model directory.
+const MODEL: Kind = Kind { name: "a model", files: &[CONFIG, VOCODER, CAPTIONER] };
+
+/// A directory that does not have its name yet. Dropping it before [`StagedDirectory::commit`] removes it.
 pub struct StagedDirectory {
     folder: TempDir,
+    kind: Kind,
     /// Links followed.
     destination: PathBuf,
     force: bool,
@@ -23,12 +36,17 @@ pub struct StagedDirectory {
 }
 
 impl StagedDirectory {
-    /// Makes an empty directory next to `destination`, or inside it where its parent takes none. Without `force`,
-    /// `destination` must not exist or be empty; with it, it may also be a model directory, but never one that holds other
-    /// files. That is checked now and at the commit.
+    /// Makes an empty directory for a model: see [`StagedDirectory::create_kind`].
     pub fn create(destination: &Path, force: bool) -> Result<StagedDirectory> {
+        StagedDirectory::create_kind(destination, force, MODEL)
+    }
+
+    /// Makes an empty directory next to `destination`, or inside it where its parent takes none. Without `force`,
+    /// `destination` must not exist or be empty; with it, it may also be a directory of the same kind, but never one that
+    /// holds other files. That is checked now and at the commit.
+    pub fn create_kind(destination: &Path, force: bool, kind: Kind) -> Result<StagedDirectory> {
         let destination = follow_links(destination).map_err(Error::io("write", destination))?;
-        check_replaceable(&destination, &destination, force, &[])?;
+        check_replaceable(kind, &destination, &destination, force, &[])?;
         let parent = folder_of(&destination);
         // The parent may be temporary itself: once an interruption has removed it, it stays away.
         let uninterrupted = Uninterrupted::begin();
@@ -39,7 +57,7 @@ impl StagedDirectory {
             other => other,
         };
         let (folder, _unfinished) = folder.map_err(Error::io("create a directory next to", &destination))?;
-        Ok(StagedDirectory { folder, destination, force, _unfinished })
+        Ok(StagedDirectory { folder, kind, destination, force, _unfinished })
     }
 
     /// Where to write the weights files.
@@ -47,13 +65,18 @@ impl StagedDirectory {
         self.folder.path()
     }
 
-    /// Checks and writes the configuration and gives the directory its name. A directory that had it before goes away
-    /// only after that; one that cannot be renamed (a mount point) takes the files instead.
+    /// Checks and writes the configuration of a model and publishes the directory.
     pub fn commit(self, config: &ModelConfig) -> Result<()> {
         config.check().map_err(|(field, problem)| Error::weights(&self.destination, field, problem))?;
         let text = serde_json::to_string_pretty(config)
             .map_err(|error| Error::weights(&self.destination, CONFIG, error.to_string()))?;
         files::write_atomically(&self.path().join(CONFIG), format!("{text}\n").as_bytes())?;
+        self.publish()
+    }
+
+    /// Gives the directory, whose files are on disk, its name. A directory that had it before goes away only after that; one
+    /// that cannot be renamed (a mount point) takes the files instead.
+    pub fn publish(self) -> Result<()> {
         sync_folder(self.path())?;
         if self.is_inside() || !self.rename()? {
             return self.fill();
@@ -74,14 +97,14 @@ impl StagedDirectory {
         let (new, destination) = (self.path(), &self.destination);
         let fail = || Error::io("rename a new directory to", destination);
         let uninterrupted = Uninterrupted::begin();
-        check_replaceable(destination, destination, self.force, &[])?;
+        check_replaceable(self.kind, destination, destination, self.force, &[])?;
         let old_goes = destination.exists() && fs::remove_dir(destination).is_err() && self.force;
         if !old_goes {
             // Onto nothing or an empty directory; one that has been filled since the check stays.
             return match fs::rename(new, destination) {
                 Ok(()) => Ok(true),
                 Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) => {
-                    check_replaceable(destination, destination, false, &[]).and(Err(fail()(error)))
+                    check_replaceable(self.kind, destination, destination, false, &[]).and(Err(fail()(error)))
                 }
                 Err(_) if destination.exists() => Ok(false),
                 Err(error) => Err(fail()(error)),
@@ -94,7 +117,7 @@ impl StagedDirectory {
             return Ok(false);
         }
         // Under its new name nobody adds to it any more.
-        let checked = check_replaceable(&old, destination, true, &[]);
+        let checked = check_replaceable(self.kind, &old, destination, true, &[]);
         if let Err(problem) = checked.and_then(|()| fs::rename(new, destination).map_err(fail())) {
             return Err(match fs::rename(&old, destination) {
                 Ok(()) => problem,
@@ -111,7 +134,7 @@ impl StagedDirectory {
         let destination = &self.destination;
         let (inside, _unfinished) =
             folder_in(destination).map_err(Error::io("create a temporary directory in", destination))?;
-        for name in [CAPTIONER, VOCODER, CONFIG] {
+        for name in self.kind.files {
             let (from, to) = (self.path().join(name), inside.path().join(name));
             if from.exists() && fs::rename(&from, &to).is_err() {
                 // The destination is on another disk.
@@ -121,14 +144,14 @@ impl StagedDirectory {
         sync_folder(inside.path())?;
         let uninterrupted = Uninterrupted::begin();
         let own = [self.path(), inside.path()].map(|folder| folder.file_name().unwrap_or_default());
-        check_replaceable(destination, destination, self.force, &own)?;
+        check_replaceable(self.kind, destination, destination, self.force, &own)?;
         let aside = temporary(0o777).tempdir_in(destination);
         let aside = aside.map_err(Error::io("create a temporary directory in", destination))?;
-        // The configuration, without which there is no model, goes first and comes last.
-        let old = [CONFIG, CAPTIONER, VOCODER].map(|name| (destination.join(name), aside.path().join(name)));
-        let new = [CAPTIONER, VOCODER, CONFIG].map(|name| (inside.path().join(name), destination.join(name)));
+        let old = self.kind.files.iter().map(|name| (destination.join(name), aside.path().join(name)));
+        let new = self.kind.files.iter().rev().map(|name| (inside.path().join(name), destination.join(name)));
+        let moves: Vec<(PathBuf, PathBuf)> = old.chain(new).collect();
         let mut moved: Vec<(&PathBuf, &PathBuf)> = Vec::new();
-        for (from, to) in old.iter().chain(&new) {
+        for (from, to) in &moves {
             if !from.exists() {
                 continue;
             }
@@ -159,7 +182,7 @@ fn folder_in(parent: &Path) -> io::Result<(TempDir, Unfinished)> {
 }
 
 /// Refuses destinations whose content would be lost: `folder`, which errors call `name`, apart from the entries `own`.
-fn check_replaceable(folder: &Path, name: &Path, force: bool, own: &[&OsStr]) -> Result<()> {
+fn check_replaceable(kind: Kind, folder: &Path, name: &Path, force: bool, own: &[&OsStr]) -> Result<()> {
     if !folder.exists() {
         return Ok(());
     }
@@ -171,12 +194,13 @@ fn check_replaceable(folder: &Path, name: &Path, force: bool, own: &[&OsStr]) ->
         if own.contains(&&*entry) {
             continue;
         }
-        if ![CONFIG, CAPTIONER, VOCODER].iter().any(|known| entry == *known) {
-            let problem = format!("holds {}, which is no part of a model: choose another", entry.display());
+        if !kind.files.iter().any(|known| entry == *known) {
+            let problem = format!("holds {}, which is no part of {}: choose another", entry.display(), kind.name);
             return Err(Error::weights(name, "output", problem));
         }
         if !force {
-            return Err(Error::weights(name, "output", "holds a model already; --force replaces it"));
+            let problem = format!("holds {} already; --force replaces it", kind.name);
+            return Err(Error::weights(name, "output", problem));
         }
     }
     Ok(())

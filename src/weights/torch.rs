@@ -1,9 +1,10 @@
 //! PyTorch checkpoints: the zip container (since 1.6) and the legacy stream before it. Storages are views of the mapped
 //! file; the pickle that says which tensor is where is only read, never run ([`super::pickle`]). The tar container of
-//! the very first releases is refused.
+//! the very first releases is refused. Writing makes the zip container.
 
 mod container;
 mod tensor;
+mod writer;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use super::pickle::{Pickle, View};
 use super::stored::{StoredTensor, map_file};
 use crate::tensor::Bytes;
 use crate::{Error, Result, files};
+
+pub use writer::save;
 
 /// Levels of dicts below the object that are looked at.
 const MAX_DEPTH: usize = 2;

@@ -5,16 +5,13 @@ use std::path::Path;
 
 use super::huggingface::{self, Extras};
 use super::select::{self, Family};
-use super::{Parts, Planned, Source, processor};
+use super::{Parts, Planned, Source, processor, vocabulary_of};
 use crate::config::{DecoderConfig, ImageConfig, VisionConfig};
 use crate::weights::json::Json;
+use crate::weights::names::{
+    self, DECODER_EPS, HEAD, HEAD_SIZE, Mapped, OUTPUT, OUTPUT_BIAS, POSITIONS, VISION, VISION_EPS, WORDS,
+};
 use crate::{Error, Result};
-
-/// Channels of one head, where nothing says how many heads there are.
-const HEAD_SIZE: usize = 64;
-const VISION: &str = "git.image_encoder.vision_model.";
-const WORDS: &str = "git.embeddings.word_embeddings.weight";
-const OUTPUT: &str = "output.weight";
 
 /// Names of a captioner; `blocks` belong to one that takes image units.
 const FAMILY: Family = Family {
@@ -30,12 +27,15 @@ pub(super) struct CaptionerPlan {
     pub vision: VisionConfig,
     pub decoder: DecoderConfig,
     pub tensors: Vec<Planned>,
+    /// Whether the tensors of the head are missing among these.
+    pub fresh_head: bool,
     /// Names in the source that are not part of the model.
     pub left_aside: Vec<String>,
 }
 
-/// Opens a checkpoint, a safetensors file or a directory and plans the tensors of `captioner.safetensors`.
-pub(super) fn plan(path: &Path, preprocessor: Option<&Path>) -> Result<CaptionerPlan> {
+/// Opens a checkpoint, a safetensors file or a directory and plans the tensors of `captioner.safetensors`. Given a number
+/// of `units`, a head for another vocabulary is left aside, whether it is tied or not, and not planned.
+pub(super) fn plan(path: &Path, preprocessor: Option<&Path>, units: Option<usize>) -> Result<CaptionerPlan> {
     let companion = huggingface::companion(path)?;
     let (extras, processor) = match &companion {
         Some((folder, config)) => (huggingface::extras(folder, config)?, processor::find(folder)?),
@@ -50,10 +50,15 @@ pub(super) fn plan(path: &Path, preprocessor: Option<&Path>) -> Result<Captioner
     if source.tensors.keys().any(|name| name.starts_with("blocks.")) {
         return Err(Error::weights(path, "blocks.0", "belongs to an image-unit model, not supported yet"));
     }
-    take_tied(&mut source)?;
+    let head = [WORDS, OUTPUT].into_iter().find_map(|name| source.tensors.get(name)?.shape().first().copied());
+    let fresh = units.map(vocabulary_of).filter(|&vocabulary| head.is_some_and(|head| head != vocabulary));
+    match fresh {
+        Some(_) => left_aside.extend(source.remove(|name| [WORDS, OUTPUT, OUTPUT_BIAS].contains(&name))),
+        None => take_tied(&mut source)?,
+    }
     left_aside.extend(drop_unused(&mut source));
     let vision = vision_config(&source, &extras)?;
-    let decoder = decoder_config(&source, &extras)?;
+    let decoder = decoder_config(&source, &extras, fresh)?;
     let [positions, _] = source.shape(&format!("{VISION}embeddings.position_embedding.weight"))?;
     let side = positions.saturating_sub(1).isqrt();
     if side == 0 || side * side + 1 != positions {
@@ -66,11 +71,15 @@ pub(super) fn plan(path: &Path, preprocessor: Option<&Path>) -> Result<Captioner
         Some(path) => processor::image_config(&Json::read(path)?, size)?,
         None => ImageConfig::clip(size),
     };
-    let mut tensors = plan_vision(&mut source, &vision, positions)?;
-    tensors.extend(plan_projection(&mut source, &vision, &decoder)?);
-    tensors.extend(plan_decoder(&mut source, &decoder)?);
+    let mut tensors = Vec::new();
+    for Mapped { name, shape, parts, part } in names::captioner(&vision, &decoder, positions) {
+        if fresh.is_none() || !HEAD.contains(&name.as_str()) {
+            let parts = parts.iter().map(|from| source.take(from, &part)).collect::<Result<_>>()?;
+            tensors.push(Planned { name, shape, parts: Parts::Joined(parts) });
+        }
+    }
     source.finish()?;
-    Ok(CaptionerPlan { image, vision, decoder, tensors, left_aside })
+    Ok(CaptionerPlan { image, vision, decoder, tensors, fresh_head: fresh.is_some(), left_aside })
 }
 
 /// Removes what no caption of one image uses: the buffers 0, 1, 2, ... of old releases, and the embeddings of video
@@ -79,10 +88,7 @@ fn drop_unused(source: &mut Source<'_>) -> Vec<String> {
     source.tensors.remove("git.embeddings.position_ids");
     source.tensors.remove(&format!("{VISION}embeddings.position_ids"));
     let frames = ["git.img_temporal_embedding.", "git.img_temperal_embedding."];
-    let of_frames = |name: &&String| frames.iter().any(|frame| name.starts_with(frame));
-    let names: Vec<String> = source.tensors.keys().filter(of_frames).cloned().collect();
-    names.iter().for_each(|name| drop(source.tensors.remove(name)));
-    names
+    source.remove(|name| frames.iter().any(|frame| name.starts_with(frame)))
 }
 
 /// Heads as the configuration says, or of the usual size.
@@ -110,20 +116,24 @@ fn vision_config(source: &Source<'_>, extras: &Extras) -> Result<VisionConfig> {
     extras.expect(path, "vision_config.intermediate_size", extras.vision.mlp, mlp)?;
     extras.expect(path, "vision_config.num_hidden_layers", extras.vision.layers, layers)?;
     let heads = heads(path, "vision_config.num_attention_heads", extras.vision.heads, width)?;
-    Ok(VisionConfig { patch, width, layers, heads, mlp, eps: extras.vision.eps.unwrap_or(1e-5) })
+    Ok(VisionConfig { patch, width, layers, heads, mlp, eps: extras.vision.eps.unwrap_or(VISION_EPS) })
 }
 
-fn decoder_config(source: &Source<'_>, extras: &Extras) -> Result<DecoderConfig> {
+/// Dimensions of the decoder; its vocabulary is that of the word embedding, unless there will be a fresh one.
+fn decoder_config(source: &Source<'_>, extras: &Extras, fresh: Option<usize>) -> Result<DecoderConfig> {
     let path = source.path;
-    let [vocabulary, width] = source.shape(WORDS)?;
-    let [max_positions, _] = source.shape("git.embeddings.position_embeddings.weight")?;
+    let [max_positions, width] = source.shape(POSITIONS)?;
+    let vocabulary = match fresh {
+        Some(vocabulary) => vocabulary,
+        None => source.shape::<2>(WORDS)?[0],
+    };
     let [mlp, _] = source.shape("git.encoder.layer.0.intermediate.dense.weight")?;
     let layers = source.count("git.encoder.layer.", ".intermediate.dense.weight");
     extras.expect(path, "hidden_size", extras.text.width, width)?;
     extras.expect(path, "intermediate_size", extras.text.mlp, mlp)?;
     extras.expect(path, "num_hidden_layers", extras.text.layers, layers)?;
     let heads = heads(path, "num_attention_heads", extras.text.heads, width)?;
-    let eps = extras.text.eps.unwrap_or(1e-12);
+    let eps = extras.text.eps.unwrap_or(DECODER_EPS);
     Ok(DecoderConfig { width, layers, heads, mlp, vocabulary, max_positions, eps })
 }
 
@@ -150,107 +160,4 @@ fn take_tied(source: &mut Source<'_>) -> Result<()> {
         tensor.load().map_err(|problem| Error::weights(source.path, name, problem))
     };
     if load(OUTPUT, &output)?.to_f32() == load(WORDS, words)?.to_f32() { Ok(()) } else { Err(differs()) }
-}
-
-/// Weight (out, in) and bias (out) of a linear layer.
-fn linear(source: &mut Source<'_>, from: &str, to: &str, rows: usize, columns: usize) -> Result<[Planned; 2]> {
-    let weight = [rows, columns];
-    Ok([
-        source.plan(&format!("{from}.weight"), &format!("{to}.weight"), &weight, &weight)?,
-        source.plan(&format!("{from}.bias"), &format!("{to}.bias"), &[rows], &[rows])?,
-    ])
-}
-
-/// Weight and bias (C) of a layer norm.
-fn norm(source: &mut Source<'_>, from: &str, to: &str, width: usize) -> Result<[Planned; 2]> {
-    Ok([
-        source.plan(&format!("{from}.weight"), &format!("{to}.weight"), &[width], &[width])?,
-        source.plan(&format!("{from}.bias"), &format!("{to}.bias"), &[width], &[width])?,
-    ])
-}
-
-/// Query, key and value of width C as one linear layer (3C, C).
-fn qkv(source: &mut Source<'_>, from: [String; 3], to: &str, width: usize) -> Result<[Planned; 2]> {
-    let mut join = |kind: &str, stored: &[usize], written: Vec<usize>| -> Result<Planned> {
-        let parts = from.iter().map(|from| source.take(&format!("{from}.{kind}"), stored)).collect::<Result<_>>()?;
-        Ok(Planned { name: format!("{to}.{kind}"), shape: written, parts: Parts::Joined(parts) })
-    };
-    Ok([join("weight", &[width, width], vec![3 * width, width])?, join("bias", &[width], vec![3 * width])?])
-}
-
-fn plan_vision(source: &mut Source<'_>, vision: &VisionConfig, positions: usize) -> Result<Vec<Planned>> {
-    let (width, patch) = (vision.width, vision.patch);
-    let embeddings = format!("{VISION}embeddings.");
-    let mut tensors = vec![
-        source.plan(&format!("{embeddings}class_embedding"), "vision.class_embedding", &[width], &[width])?,
-        source.plan(
-            &format!("{embeddings}patch_embedding.weight"),
-            "vision.patch_embedding.weight",
-            &[width, 3, patch, patch],
-            &[width, 3 * patch * patch],
-        )?,
-        source.plan(
-            &format!("{embeddings}position_embedding.weight"),
-            "vision.position_embedding",
-            &[positions, width],
-            &[positions, width],
-        )?,
-    ];
-    // Spelling as in the published checkpoints.
-    tensors.extend(norm(source, &format!("{VISION}pre_layrnorm"), "vision.pre_norm", width)?);
-    for layer in 0..vision.layers {
-        let from = format!("{VISION}encoder.layers.{layer}");
-        let to = format!("vision.layers.{layer}");
-        let projections = ["q", "k", "v"].map(|p| format!("{from}.self_attn.{p}_proj"));
-        tensors.extend(norm(source, &format!("{from}.layer_norm1"), &format!("{to}.attention_norm"), width)?);
-        tensors.extend(qkv(source, projections, &format!("{to}.qkv"), width)?);
-        let out = format!("{from}.self_attn.out_proj");
-        tensors.extend(linear(source, &out, &format!("{to}.attention_out"), width, width)?);
-        tensors.extend(norm(source, &format!("{from}.layer_norm2"), &format!("{to}.mlp_norm"), width)?);
-        tensors.extend(linear(source, &format!("{from}.mlp.fc1"), &format!("{to}.fc1"), vision.mlp, width)?);
-        tensors.extend(linear(source, &format!("{from}.mlp.fc2"), &format!("{to}.fc2"), width, vision.mlp)?);
-    }
-    tensors.extend(norm(source, &format!("{VISION}post_layernorm"), "vision.post_norm", width)?);
-    Ok(tensors)
-}
-
-fn plan_projection(source: &mut Source<'_>, vision: &VisionConfig, decoder: &DecoderConfig) -> Result<Vec<Planned>> {
-    let from = "git.visual_projection.visual_projection";
-    let mut tensors =
-        Vec::from(linear(source, &format!("{from}.0"), "projection.linear", decoder.width, vision.width)?);
-    tensors.extend(norm(source, &format!("{from}.1"), "projection.norm", decoder.width)?);
-    Ok(tensors)
-}
-
-fn plan_decoder(source: &mut Source<'_>, decoder: &DecoderConfig) -> Result<Vec<Planned>> {
-    let width = decoder.width;
-    let words = [decoder.vocabulary, width];
-    let positions = [decoder.max_positions, width];
-    let mut tensors = vec![
-        source.plan(WORDS, "decoder.word_embedding", &words, &words)?,
-        source.plan(
-            "git.embeddings.position_embeddings.weight",
-            "decoder.position_embedding",
-            &positions,
-            &positions,
-        )?,
-    ];
-    tensors.extend(norm(source, "git.embeddings.LayerNorm", "decoder.embedding_norm", width)?);
-    for layer in 0..decoder.layers {
-        let from = format!("git.encoder.layer.{layer}");
-        let to = format!("decoder.layers.{layer}");
-        let projections = ["query", "key", "value"].map(|p| format!("{from}.attention.self.{p}"));
-        tensors.extend(qkv(source, projections, &format!("{to}.qkv"), width)?);
-        let out = format!("{from}.attention.output");
-        tensors.extend(linear(source, &format!("{out}.dense"), &format!("{to}.attention_out"), width, width)?);
-        tensors.extend(norm(source, &format!("{out}.LayerNorm"), &format!("{to}.attention_norm"), width)?);
-        let fc1 = format!("{from}.intermediate.dense");
-        tensors.extend(linear(source, &fc1, &format!("{to}.fc1"), decoder.mlp, width)?);
-        let fc2 = format!("{from}.output.dense");
-        tensors.extend(linear(source, &fc2, &format!("{to}.fc2"), width, decoder.mlp)?);
-        tensors.extend(norm(source, &format!("{from}.output.LayerNorm"), &format!("{to}.mlp_norm"), width)?);
-    }
-    let bias = [decoder.vocabulary];
-    tensors.push(source.plan("output.bias", "decoder.output_bias", &bias, &bias)?);
-    Ok(tensors)
 }

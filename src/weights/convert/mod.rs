@@ -6,6 +6,7 @@
 
 mod captioner;
 mod huggingface;
+mod initial;
 mod model;
 mod processor;
 mod select;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use super::directory::{CAPTIONER, StagedDirectory, VOCODER};
 use super::json::Json;
+use super::names::HEAD;
 use super::safetensors::{Entry, Writer};
 use super::store::{list_names, scale_name};
 use super::stored::StoredTensor;
@@ -24,6 +26,8 @@ use crate::config::{FORMAT, ModelConfig};
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result};
 
+use captioner::CaptionerPlan;
+pub use initial::{InitialCaptioner, initial_captioner, random_captioner};
 pub use processor::image_config;
 pub use vocoder::vocoder_config;
 
@@ -81,7 +85,7 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(u64, u64)) -> 
         let problem = format!("{dtype:?} has no eight bits; choose e4m3 or int8");
         return Err(Error::Option { option: "quantize", problem });
     }
-    let Planning { config, captioner, vocoder, left_aside } = plan(options)?;
+    let Planning { config, captioner, vocoder, left_aside, .. } = plan(options)?;
     config.check().map_err(|(field, problem)| Error::weights(&options.source, field, problem))?;
     if let (Some(path), Some(vocoder)) = (&options.vocoder, &config.vocoder) {
         let units = config.decoder.vocabulary - 3;
@@ -103,31 +107,15 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(u64, u64)) -> 
 struct Planning {
     config: ModelConfig,
     captioner: Vec<Planned>,
+    /// Whether the tensors of the head are missing among these, as they were for another vocabulary.
+    fresh_head: bool,
     vocoder: Option<Vec<Planned>>,
     left_aside: Vec<String>,
 }
 
 /// Reads everything but the data. A model directory keeps what no option replaces.
 fn plan(options: &ConvertOptions) -> Result<Planning> {
-    let mut planned = if model::is_model(&options.source) {
-        let mut planned = model::plan(&options.source)?;
-        if let Some(path) = &options.preprocessor {
-            planned.config.image = image_config(&Json::read(path)?, planned.config.image.size)?;
-        }
-        planned
-    } else {
-        let captioner = captioner::plan(&options.source, options.preprocessor.as_deref())?;
-        let config = ModelConfig {
-            format: FORMAT.into(),
-            description: None,
-            domain: None,
-            image: captioner.image,
-            vision: captioner.vision,
-            decoder: captioner.decoder,
-            vocoder: None,
-        };
-        Planning { config, captioner: captioner.tensors, vocoder: None, left_aside: captioner.left_aside }
-    };
+    let mut planned = plan_captioner(&options.source, options.preprocessor.as_deref(), None)?;
     if let Some(path) = &options.vocoder {
         let vocoder = vocoder::plan(path, options.vocoder_config.as_deref())?;
         planned.config.vocoder = Some(vocoder.config);
@@ -138,6 +126,42 @@ fn plan(options: &ConvertOptions) -> Result<Planning> {
     config.description = options.description.clone().or(config.description.take());
     config.domain = options.domain.clone().or(config.domain.take());
     Ok(planned)
+}
+
+/// The captioner at `source`, a model directory with its vocoder. Given a number of `units`, a head for another vocabulary
+/// is left aside and not planned.
+fn plan_captioner(source: &Path, preprocessor: Option<&Path>, units: Option<usize>) -> Result<Planning> {
+    if model::is_model(source) {
+        let mut planned = model::plan(source)?;
+        if let Some(path) = preprocessor {
+            planned.config.image = image_config(&Json::read(path)?, planned.config.image.size)?;
+        }
+        let decoder = &mut planned.config.decoder;
+        if let Some(vocabulary) = units.map(vocabulary_of).filter(|&vocabulary| decoder.vocabulary != vocabulary) {
+            decoder.vocabulary = vocabulary;
+            planned.fresh_head = true;
+            let head = planned.captioner.extract_if(.., |tensor| HEAD.contains(&tensor.name.as_str()));
+            planned.left_aside = head.map(|tensor| tensor.name).collect();
+        }
+        return Ok(planned);
+    }
+    let captioner = captioner::plan(source, preprocessor, units)?;
+    let config = ModelConfig {
+        format: FORMAT.into(),
+        description: None,
+        domain: None,
+        image: captioner.image,
+        vision: captioner.vision,
+        decoder: captioner.decoder,
+        vocoder: None,
+    };
+    let CaptionerPlan { tensors, fresh_head, left_aside, .. } = captioner;
+    Ok(Planning { config, captioner: tensors, fresh_head, vocoder: None, left_aside })
+}
+
+/// Tokens of a model that says `units` units.
+fn vocabulary_of(units: usize) -> usize {
+    units.saturating_add(3)
 }
 
 /// Streams the planned tensors of each file into a staged directory, counts them and gives the directory its name.
@@ -302,6 +326,13 @@ impl<'a> Source<'a> {
             let problem = format!("has shape {:?}, expected {N} dimensions", tensor.shape());
             Error::weights(self.path, name, problem)
         })
+    }
+
+    /// Removes the tensors with these names, and returns them.
+    fn remove(&mut self, which: impl Fn(&str) -> bool) -> Vec<String> {
+        let names: Vec<String> = self.tensors.keys().filter(|name| which(name)).cloned().collect();
+        names.iter().for_each(|name| drop(self.tensors.remove(name)));
+        names
     }
 
     /// Number of consecutive N, from 0, that make `{before}N{after}` a tensor.

@@ -20,7 +20,7 @@ pub(super) fn plan(path: &Path) -> Result<Planning> {
     let config = parse_config(&config, &read_small(&config)?)?;
     let captioner = tensors(&path.join(CAPTIONER))?;
     let vocoder = config.vocoder.is_some().then(|| tensors(&path.join(VOCODER))).transpose()?;
-    Ok(Planning { config, captioner, vocoder, left_aside: Vec::new() })
+    Ok(Planning { config, captioner, fresh_head: false, vocoder, left_aside: Vec::new() })
 }
 
 fn tensors(path: &Path) -> Result<Vec<Planned>> {
