@@ -3,6 +3,7 @@
 //! A sample is one caption of one image. Data sets only list samples; files are read when their batch comes, on threads of the
 //! loader, and one that cannot be read is left out and reported.
 
+pub mod augment;
 pub mod coco;
 pub mod features;
 pub mod flickr;

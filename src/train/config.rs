@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::model::Freeze;
 use super::schedule::Schedule;
+use crate::data::augment::Augment;
 use crate::weights::directory::read_small;
 use crate::{Error, Result, files};
 
@@ -87,14 +88,10 @@ pub struct DataConfig {
     pub splits: Option<PathBuf>,
     /// Keep the frozen part's output in the run directory, so that it is computed once.
     pub cache_features: bool,
-    /// Mirror images at random.
-    pub flip: bool,
-    /// Largest change of brightness, contrast and saturation, as a share.
-    pub colour_jitter: f32,
-    /// Largest change of the crop's sides, as a share.
-    pub crop_jitter: f32,
     /// Share of files that may be unreadable before the run stops.
     pub max_bad: f64,
+    /// Random changes of the images.
+    pub augment: Augment,
 }
 
 impl Default for TrainConfig {
@@ -170,8 +167,8 @@ impl TrainConfig {
             ("dropout", self.dropout),
             ("attention-dropout", self.attention_dropout),
             ("token-noise", self.token_noise),
-            ("colour-jitter", self.data.colour_jitter),
-            ("crop-jitter", self.data.crop_jitter),
+            ("colour-jitter", self.data.augment.colour_jitter),
+            ("crop-jitter", self.data.augment.crop_jitter),
             ("beta1", self.betas[0]),
             ("beta2", self.betas[1]),
         ] {
@@ -189,8 +186,7 @@ impl TrainConfig {
         if !(self.weight_decay >= 0.0 && self.eps > 0.0) {
             return wrong("weight-decay", "expected 0 or more, and eps above 0".into());
         }
-        let augments = self.data.flip || self.data.colour_jitter > 0.0 || self.data.crop_jitter > 0.0;
-        if self.data.cache_features && (augments || self.freeze == Freeze::None) {
+        if self.data.cache_features && (!self.data.augment.is_none() || self.freeze == Freeze::None) {
             let problem = "features are kept only of a frozen encoder and images that are not changed: leave out \
                            augmentation, or the cache";
             return wrong("cache-features", problem.into());
@@ -272,7 +268,7 @@ mod tests {
         assert!(with(|c| c.batch = 0).contains("batch"));
         assert!(with(|c| c.dropout = 1.0).contains("dropout"));
         assert!(with(|c| c.schedule.rate = f64::NAN).contains("rate"));
-        assert!(with(|c| (c.data.cache_features, c.data.flip) = (true, true)).contains("cache-features"));
+        assert!(with(|c| (c.data.cache_features, c.data.augment.flip) = (true, true)).contains("cache-features"));
         assert!(TrainConfig::default().check().is_ok());
     }
 }

@@ -11,6 +11,7 @@ pub mod plot;
 pub mod ranks;
 pub mod schedule;
 pub mod session;
+pub mod start;
 pub mod tensorboard;
 pub mod trainer;
 pub mod validation;

@@ -126,6 +126,11 @@ impl<B: Train> TrainedCaptioner<B> {
         self.weights.feature_width()
     }
 
+    /// Names and bytes of the tensors that are not trained.
+    pub fn frozen_bytes(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.weights.frozen.iter().map(|(name, tensor)| (name.as_str(), &**tensor.bytes()))
+    }
+
     /// The frozen part's output (B*T, width) for pixels of `batch` images.
     ///
     /// # Errors

@@ -1,0 +1,374 @@
+//! A session from a configuration: the run directory, the model, the samples and the features of a frozen encoder.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::checkpoint;
+use super::config::{CONFIG, DataConfig, TrainConfig};
+use super::model::TrainedCaptioner;
+use super::ranks::{Place, Ranks};
+use super::session::{Batches, Ending, Event, Session, Source, VocoderTensors};
+use super::trainer::{Batch, ImageValues, Trainer};
+use super::validation::{ValidationSample, ValidationSet};
+use crate::backend::Train;
+use crate::backend::cpu::Cpu;
+use crate::config::ModelConfig;
+use crate::data::features::{FeatureCache, FeatureShape};
+use crate::data::loader::{Ahead, LeftOut, LoadedBatch, Loader, OnBad, ReadImage};
+use crate::data::order::{epoch_order, rank_batches};
+use crate::data::{Listing, Sample, Split, coco, flickr, manifest};
+use crate::engine::Device;
+use crate::image::Image;
+use crate::units::SPECIAL;
+use crate::weights::convert::initial_captioner;
+use crate::weights::directory::{CAPTIONER, CONFIG as MODEL_CONFIG, ModelFiles, parse_config, read_small};
+use crate::weights::store::TensorStore;
+use crate::{Error, Result};
+
+/// Units of the published models, where no model says how many there are.
+const UNITS: usize = 200;
+/// Images that go through a frozen encoder together.
+const FEATURE_BATCH: usize = 8;
+/// Features of the frozen part, in the run directory.
+const FEATURES: &str = "features.bin";
+
+/// Everything about a session that decides nothing about its results.
+pub struct Options<'a> {
+    /// Run directory.
+    pub run: PathBuf,
+    /// Continue the run that is there.
+    pub resume: bool,
+    /// Where to compute.
+    pub device: Device,
+    /// Threads that read images; none: as many as the processor has.
+    pub threads: Option<usize>,
+    /// Ends the run after the current update when set.
+    pub stop: &'a AtomicBool,
+    /// Called with every damaged sample.
+    pub on_bad: OnBad,
+    /// Called with lines for people: what was left out of a listing, what is being computed.
+    pub note: &'a dyn Fn(&str),
+}
+
+/// Trains, or continues to train, by a configuration.
+///
+/// # Errors
+/// If the configuration, the run directory, the model or the samples cannot be used, or the session fails.
+pub fn train(
+    config: TrainConfig,
+    options: &Options<'_>,
+    place: Option<&Place>,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Ending> {
+    let config = open_run(config, options, place)?;
+    match options.device {
+        Device::Cpu | Device::Auto => on(Cpu, &config, options, place, on_event),
+        device => Err(Error::Device {
+            device: device.to_string(),
+            problem: "training runs on the CPU: use --device cpu".into(),
+        }),
+    }
+}
+
+/// Makes the run directory, or checks that the one that is there belongs to this configuration. Rank 0 writes.
+fn open_run(config: TrainConfig, options: &Options<'_>, place: Option<&Place>) -> Result<TrainConfig> {
+    let (run, path) = (&options.run, options.run.join(CONFIG));
+    config.check()?;
+    if options.resume {
+        if !path.exists() {
+            let problem = "is not there: a run begins without --resume";
+            return Err(Error::weights(&path, "file", problem));
+        }
+        let own = TrainConfig::read(&path)?;
+        let conflicts = own.conflicts(&config);
+        if !conflicts.is_empty() {
+            let problem = "differ from those that the run began with: leave them out, or begin another run";
+            return Err(Error::weights(&path, conflicts.join(", "), problem));
+        }
+        return Ok(TrainConfig { init: own.init, vocoder: config.vocoder.clone().or(own.vocoder), ..config });
+    }
+    if place.is_some_and(|place| place.rank > 0) {
+        return Ok(config);
+    }
+    let taken = std::fs::read_dir(run).is_ok_and(|mut entries| entries.next().is_some());
+    if taken {
+        let problem = "exists and is not empty: continue its run with --resume, or choose another";
+        return Err(Error::weights(run, "run", problem));
+    }
+    std::fs::create_dir_all(run).map_err(Error::io("create", run))?;
+    config.write(&path)?;
+    Ok(config)
+}
+
+/// The session on a backend.
+fn on<B: Train>(
+    backend: B,
+    config: &TrainConfig,
+    options: &Options<'_>,
+    place: Option<&Place>,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Ending> {
+    let last = if options.resume { checkpoint::last(&options.run)? } else { None };
+    let (mut model, store) = initial(config, last.as_deref())?;
+    let vocoder = vocoder(config, &mut model)?;
+    let captioner = TrainedCaptioner::load(backend, &model, store, config.freeze, None)?;
+    let max_length = config.max_length.min(model.decoder.max_positions);
+    let known = model.decoder.vocabulary - SPECIAL;
+    let [train, validation] = [Split::Train, Split::Validation].map(|split| list(&config.data, split, known));
+    let (train, validation) = (train?, validation?);
+    train.notes.iter().chain(&validation.notes).for_each(|line| (options.note)(line));
+
+    let features = features(config, options, place, &captioner, &train.samples)?;
+    let epoch = Arc::new(AtomicU64::new(0));
+    let loader = |samples: Vec<Sample>, read_image| Loader {
+        samples,
+        known,
+        max_length,
+        max_bad: config.data.max_bad,
+        read_image,
+        on_bad: options.on_bad.clone(),
+        left_out: LeftOut::default(),
+    };
+    let read_image = match &features {
+        Some(features) => features.reader(),
+        None => pixels(config, &model, epoch.clone()),
+    };
+    let validation = {
+        let samples: Vec<Sample> = validation.samples.into_iter().take(config.validation_images).collect();
+        let plain = TrainConfig { data: DataConfig::default(), ..config.clone() };
+        validation_set(&loader(samples, pixels(&plain, &model, Arc::default())), config.batch)?
+    };
+    let digest = Sha256::digest(toml::to_string(config).unwrap_or_default().as_bytes());
+    let digest = u64::from_le_bytes(std::array::from_fn(|i| digest[i]));
+    let ranks = place.map_or(Ok(Ranks::alone()), |place| Ranks::connect(place, digest))?;
+    let threads = options.threads.unwrap_or_else(rayon::current_num_threads);
+    let source = DataSource {
+        loader: Arc::new(loader(train.samples, read_image)),
+        seed: config.seed,
+        batch: config.batch,
+        place: [ranks.rank(), ranks.count()],
+        threads,
+        epoch,
+        cached: features.is_some(),
+    };
+    let mut trainer = Trainer::new(captioner, config.clone(), ranks);
+    if let Some(last) = last {
+        let resumed = checkpoint::resume(&last, trainer.captioner().layout())?;
+        trainer.resume(resumed)?;
+    }
+    let mut session = Session {
+        trainer,
+        config: config.clone(),
+        source: &source,
+        validation,
+        vocoder,
+        device: options.device,
+        run: options.run.clone(),
+        stop: options.stop,
+    };
+    let ending = session.run(on_event)?;
+    let long = source.loader.left_out.long();
+    if let Some(longest) = long.values().max() {
+        let line =
+            format!("{} samples of up to {longest} tokens were longer than {max_length} and left out", long.len());
+        (options.note)(&line);
+    }
+    Ok(ending)
+}
+
+/// The model to begin with, or that of the last checkpoint.
+fn initial(config: &TrainConfig, last: Option<&Path>) -> Result<(ModelConfig, TensorStore)> {
+    if let Some(last) = last {
+        let path = last.join(MODEL_CONFIG);
+        return Ok((parse_config(&path, &read_small(&path)?)?, TensorStore::open(&last.join(CAPTIONER))?));
+    }
+    let path = config.init.as_deref().ok_or_else(|| Error::Option {
+        option: "init",
+        problem: "is needed: a model directory, a checkpoint, or the config.json of a model of random weights".into(),
+    })?;
+    let units = match path.extension() {
+        Some(extension) if extension == "json" => {
+            parse_config(path, &read_small(path)?)?.decoder.vocabulary.saturating_sub(SPECIAL)
+        }
+        _ => UNITS,
+    };
+    let initial = initial_captioner(path, units, config.seed)?;
+    Ok((initial.config, TensorStore::new(path, initial.tensors)))
+}
+
+/// The vocoder's tensors; its dimensions become part of `model`.
+fn vocoder(config: &TrainConfig, model: &mut ModelConfig) -> Result<Option<VocoderTensors>> {
+    model.vocoder = None;
+    let Some(path) = &config.vocoder else { return Ok(None) };
+    let files = ModelFiles::open(path)?;
+    let (Some(dimensions), Some(store)) = (files.config.vocoder, files.vocoder) else {
+        return Err(Error::weights(path, "vocoder", "is not part of this model: name a directory with one"));
+    };
+    let units = model.decoder.vocabulary - SPECIAL;
+    if dimensions.num_embeddings != units {
+        let problem = format!("speaks {} units, but the captioner has {units}", dimensions.num_embeddings);
+        return Err(Error::weights(path, "vocoder.num_embeddings", problem));
+    }
+    model.vocoder = Some(dimensions);
+    Ok(Some(store.iter().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect()))
+}
+
+/// All samples of a split. There may be none to validate with.
+fn list(data: &DataConfig, split: Split, known: usize) -> Result<Listing> {
+    let mut listing = Listing::default();
+    if let Some(path) = &data.manifest {
+        listing.extend(manifest::list(path, split, known)?);
+    }
+    let needs = |option: &'static str, path: &Option<PathBuf>| {
+        path.clone().ok_or_else(|| Error::Option { option, problem: "is needed with this data set".into() })
+    };
+    if let Some(images) = &data.coco {
+        let (spoken, splits) = (needs("spoken-coco", &data.spoken_coco)?, needs("splits", &data.splits)?);
+        listing.extend(coco::list(images, &spoken, &splits, split)?);
+    }
+    // As in the reference, COCO's validation images are enough where there are both.
+    if let Some(images) = data.flickr.as_ref().filter(|_| data.coco.is_none() || split == Split::Train) {
+        let (audio, splits) = (needs("flickr-audio", &data.flickr_audio)?, needs("splits", &data.splits)?);
+        listing.extend(flickr::list(images, &audio, &splits, split)?);
+    }
+    if listing.samples.is_empty() && split == Split::Train {
+        let problem = "there are none: name a --manifest, --coco or --flickr".into();
+        return Err(Error::Option { option: "manifest", problem });
+    }
+    Ok(listing)
+}
+
+/// Reads images to pixels.
+fn pixels(config: &TrainConfig, model: &ModelConfig, epoch: Arc<AtomicU64>) -> ReadImage {
+    let (augment, seed, image_config) = (config.data.augment, config.seed, model.image.clone());
+    Box::new(move |number, sample, values| {
+        let image = augment.apply(Image::open(&sample.image)?, seed, epoch.load(Ordering::Relaxed), number)?;
+        values.extend(image.preprocess(&image_config));
+        Ok(())
+    })
+}
+
+/// The same for validation, in memory.
+fn validation_set(loader: &Loader, batch: usize) -> Result<Option<ValidationSet>> {
+    let mut set = ValidationSet::default();
+    let numbers: Vec<usize> = (0..loader.samples.len()).collect();
+    for numbers in numbers.chunks(batch) {
+        let loaded = loader.load(numbers)?;
+        for &number in &loaded.samples {
+            let sample = &loader.samples[number];
+            let units = sample.read_units(loader.known)?;
+            set.samples.push(ValidationSample { image: sample.image.clone(), units });
+        }
+        set.batches.push(batch_of(&loader.samples, loaded, false));
+    }
+    Ok((!set.samples.is_empty()).then_some(set))
+}
+
+fn batch_of(samples: &[Sample], loaded: LoadedBatch, cached: bool) -> Batch {
+    let LoadedBatch { samples: numbers, images, ids } = loaded;
+    Batch {
+        images: if cached { ImageValues::Features(images) } else { ImageValues::Pixels(images) },
+        ids,
+        size: numbers.len(),
+        names: numbers.iter().map(|&number| samples[number].image.display().to_string()).collect(),
+    }
+}
+
+/// Batches of a rank.
+struct DataSource {
+    loader: Arc<Loader>,
+    seed: u64,
+    batch: usize,
+    /// Rank and number of ranks.
+    place: [usize; 2],
+    threads: usize,
+    epoch: Arc<AtomicU64>,
+    cached: bool,
+}
+
+impl Source for DataSource {
+    fn batches(&self, epoch: u64, done: u64) -> Result<Batches<'_>> {
+        // The threads of the epoch before have ended with its batches.
+        self.epoch.store(epoch, Ordering::Relaxed);
+        let order = epoch_order(self.loader.samples.len(), self.seed, epoch, self.place[1]);
+        let ahead = Ahead::start(&self.loader, rank_batches(&order, done, self.batch, self.place), self.threads)?;
+        Ok(Box::new(ahead.map(|loaded| Ok(batch_of(&self.loader.samples, loaded?, self.cached)))))
+    }
+}
+
+/// Features of the images of all samples.
+struct Features {
+    cache: Arc<FeatureCache>,
+    /// Item of each sample.
+    items: Arc<Vec<usize>>,
+}
+
+impl Features {
+    fn reader(&self) -> ReadImage {
+        let (cache, items) = (self.cache.clone(), self.items.clone());
+        Box::new(move |number, sample, values| {
+            let item = items.get(number).copied().unwrap_or(usize::MAX);
+            cache.append(item, values).map_err(|error| match Image::open(&sample.image) {
+                // The image is the reason that it is missing.
+                Err(reason) => reason,
+                Ok(_) => error,
+            })
+        })
+    }
+}
+
+/// The frozen part's output for every image, from disk or computed now; `None` where it is not to be kept.
+fn features<B: Train>(
+    config: &TrainConfig,
+    options: &Options<'_>,
+    place: Option<&Place>,
+    captioner: &TrainedCaptioner<B>,
+    samples: &[Sample],
+) -> Result<Option<Features>> {
+    let Some(columns) = captioner.feature_width().filter(|_| config.data.cache_features) else { return Ok(None) };
+    let model = captioner.config();
+    let mut images: BTreeMap<&Path, usize> = BTreeMap::new();
+    for sample in samples {
+        images.entry(&sample.image).or_insert(0);
+    }
+    images.values_mut().enumerate().for_each(|(item, place)| *place = item);
+    let items = samples.iter().map(|sample| images.get(&*sample.image).copied().unwrap_or(usize::MAX)).collect();
+    let mut key = Sha256::new();
+    key.update(serde_json::to_vec(&(&model.image, &model.vision, config.freeze)).unwrap_or_default());
+    for (name, bytes) in captioner.frozen_bytes() {
+        key.update(name.as_bytes());
+        key.update(bytes);
+    }
+    images.keys().for_each(|path| key.update(path.as_os_str().as_encoded_bytes()));
+    let shape = FeatureShape { items: images.len(), rows: model.image_tokens(), columns };
+    // Ranks on one disk would write over each other: each keeps its own.
+    let name = place.map_or(FEATURES.to_string(), |place| format!("{}.{FEATURES}", place.rank));
+    let mut cache = FeatureCache::open(&options.run.join(name), &key.finalize().into(), shape)?;
+    let missing = cache.missing();
+    if !missing.is_empty() {
+        (options.note)(&format!("computing the features of {} images once", missing.len()));
+    }
+    let paths: Vec<&Path> = images.keys().copied().collect();
+    for items in missing.chunks(FEATURE_BATCH) {
+        if options.stop.load(Ordering::Relaxed) {
+            cache.flush()?;
+            return Err(Error::Cancelled);
+        }
+        let read: Vec<_> = items
+            .par_iter()
+            .filter_map(|&item| Some((item, Image::open(paths[item]).ok()?.preprocess(&model.image))))
+            .collect();
+        let pixels: Vec<f32> = read.iter().flat_map(|(_, pixels)| pixels.iter().copied()).collect();
+        let values = captioner.features(&pixels, read.len())?;
+        for ((item, _), values) in read.iter().zip(values.chunks_exact(shape.rows * columns)) {
+            cache.put(*item, values)?;
+        }
+    }
+    cache.flush()?;
+    Ok(Some(Features { cache: Arc::new(cache), items: Arc::new(items) }))
+}
