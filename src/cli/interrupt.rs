@@ -33,6 +33,18 @@ pub fn prepare(has_free_thread: bool) {
     }
 }
 
+/// A flag that the first SIGINT or SIGTERM sets; the second ends the program.
+pub fn stop_flag() -> std::sync::Arc<std::sync::atomic::AtomicBool> {
+    let flag = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    #[cfg(unix)]
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // In this order: the first time, the flag is not set yet when the default is asked.
+        let _ = signal_hook::flag::register_conditional_default(signal, flag.clone());
+        let _ = signal_hook::flag::register(signal, flag.clone());
+    }
+    flag
+}
+
 /// Signals that the process was started to ignore, a bit each; none where the system does not say.
 #[cfg(unix)]
 fn ignored() -> u64 {

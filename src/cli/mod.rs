@@ -17,6 +17,7 @@ mod print;
 mod progress;
 mod speak;
 mod threads;
+mod train;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,6 +54,7 @@ enum Command {
     Info(info::Info),
     Bench(bench::Bench),
     Doctor(doctor::Doctor),
+    Train(train::Train),
     Plot(plot::Plot),
 }
 
@@ -115,7 +117,8 @@ pub fn run() -> ExitCode {
     let result = crash::report_panics(|| {
         if !matches!(command, Command::Info(_)) {
             let has_free_thread = threads::start()?;
-            interrupt::prepare(has_free_thread);
+            // A training run answers signals by itself.
+            interrupt::prepare(has_free_thread && !matches!(command, Command::Train(_)));
         }
         match command {
             Command::Caption(command) => command.run(),
@@ -125,6 +128,7 @@ pub fn run() -> ExitCode {
             Command::Info(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Doctor(command) => command.run(),
+            Command::Train(command) => command.run(),
             Command::Plot(command) => command.run(),
         }
     });
