@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod adamw;
 mod argmax;
 mod attention;
 mod attention_decode;
@@ -14,8 +15,10 @@ mod conv_transpose1d;
 mod cross_entropy;
 mod dropout;
 mod embed;
+mod gradient_norm;
 mod layer_norm;
 mod linear;
+mod parameters;
 mod patch_embed;
 mod top_k;
 mod transpose;

@@ -1,6 +1,7 @@
 //! The CPU backend: runs everywhere, is the oracle of the others, and has to be quick, since it is what a user without
 //! a GPU runs. One file per operation; threads come from rayon's global pool.
 
+mod adamw;
 mod argmax;
 mod attention;
 mod attention_decode;
@@ -15,6 +16,7 @@ mod disjoint;
 mod dropout;
 mod embed;
 mod gemm;
+mod gradient_norm;
 mod int8;
 mod layer_norm;
 mod linear;

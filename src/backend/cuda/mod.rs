@@ -6,6 +6,7 @@
 //! f32 everything is f32. Sequences of channels (C, S) lie in device memory as S rows of C values, so that a convolution
 //! is a matrix product over shifted rows, and `transpose` costs nothing.
 
+mod adamw;
 mod argmax;
 mod attention;
 mod attention_decode;
@@ -19,6 +20,7 @@ mod decode_greedy;
 pub mod driver;
 mod dropout;
 mod embed;
+mod gradient_norm;
 mod graph;
 mod kv_cache;
 mod layer_norm;

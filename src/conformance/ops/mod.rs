@@ -1,5 +1,6 @@
 //! Cases of every operation, one file each: `check` runs them in a harness, `cost` counts an operation.
 
+mod adamw;
 mod argmax;
 mod attention;
 mod attention_decode;
@@ -11,6 +12,7 @@ mod cross_entropy;
 mod decode_greedy;
 mod dropout;
 mod embed;
+mod gradient_norm;
 mod layer_norm;
 mod linear;
 mod patch_embed;
@@ -27,8 +29,9 @@ use crate::{Error, Result};
 pub type OpCheck<B> = fn(&mut Harness<'_, B>) -> Result<()>;
 
 /// Every operation and its cases.
-pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 17] {
+pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 19] {
     [
+        ("adamw", adamw::check),
         ("argmax", argmax::check),
         ("attention", attention::check),
         ("attention_decode", attention_decode::check),
@@ -40,6 +43,7 @@ pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 17] {
         ("decode_greedy", decode_greedy::check),
         ("dropout", dropout::check),
         ("embed", embed::check),
+        ("gradient_norm", gradient_norm::check),
         ("layer_norm", layer_norm::check),
         ("linear", linear::check),
         ("linear_decode", linear::check_decode),
@@ -50,7 +54,7 @@ pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 17] {
 }
 
 /// Names of all operations.
-pub fn operations() -> [&'static str; 17] {
+pub fn operations() -> [&'static str; 19] {
     table::<Cpu>().map(|(op, _)| op)
 }
 
