@@ -9,7 +9,7 @@ use super::buffer::Buffer;
 use super::disjoint::Disjoint;
 use super::gemm::{self, Left, Right, Target};
 use super::simd::{Simd, dispatch, exp};
-use super::{Activation, Cpu, Tensor};
+use super::{Cpu, Tensor};
 use crate::backend::{Attention, AttentionShape, attention};
 use crate::{Result, trace};
 
@@ -44,18 +44,9 @@ fn attend(qkv: &Tensor, shape: AttentionShape, size: usize) -> Tensor {
         let value = Right { values: &rows[2 * width + head * size..], depth_stride: 3 * width, column_stride: 1 };
         let scores: &mut Vec<f32> = scores;
         scores.resize(queries * tokens, 0.0);
-        let plain = |out: Disjoint, row_stride: usize, columns: usize| Target {
-            out,
-            row_stride,
-            columns,
-            scales: &[],
-            bias: &[],
-            residual: &[],
-            activation: Activation::None,
-        };
         let left = Left { values: query, row_stride: 3 * width, rows: queries, depth: size };
         // SAFETY: `scores` holds `queries` rows of `tokens` and is this task's own.
-        unsafe { gemm::serial(left, key, plain(Disjoint::new(scores), tokens, tokens), scratch) };
+        unsafe { gemm::serial(left, key, Target::plain(Disjoint::new(scores), tokens, tokens), scratch) };
         if prefix < tokens {
             hide(scores, tokens, first, prefix);
         }
@@ -63,7 +54,7 @@ fn attend(qkv: &Tensor, shape: AttentionShape, size: usize) -> Tensor {
         let left = Left { values: scores, row_stride: tokens, rows: queries, depth: tokens };
         let out = target.offset((sequence * tokens + first) * width + head * size);
         // SAFETY: these columns of these rows of the result are touched by no other task.
-        unsafe { gemm::serial(left, value, plain(out, width, size), scratch) };
+        unsafe { gemm::serial(left, value, Target::plain(out, width, size), scratch) };
     });
     Tensor::new(batch * tokens, width, out)
 }
