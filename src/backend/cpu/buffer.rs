@@ -95,12 +95,24 @@ impl Drop for Buffer {
 /// Bytes of a cache line.
 pub(super) const LINE: usize = 64;
 
+/// Elements of a cache line.
+const SPARE: usize = LINE / size_of::<f32>();
+
 /// `len` elements of any value that start where a cache line does; the same ones until a longer run is requested.
 pub(super) fn grown(values: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    const SPARE: usize = LINE / size_of::<f32>();
     if values.len() < len + SPARE {
         values.resize(len + SPARE, 0.0);
     }
+    from_line(values, len)
+}
+
+/// Scratch for [`from_line`] of at most `len` elements.
+pub(super) fn scratch(len: usize) -> Buffer {
+    Buffer::any(len + SPARE)
+}
+
+/// `len` elements that start where the first cache line does.
+pub(super) fn from_line(values: &mut [f32], len: usize) -> &mut [f32] {
     let start = values.as_ptr().align_offset(LINE).min(SPARE);
     &mut values[start..start + len]
 }

@@ -20,6 +20,11 @@ impl Disjoint {
         Disjoint(self.0.wrapping_add(start))
     }
 
+    /// Where element `index` stands.
+    pub fn address(self, index: usize) -> *const f32 {
+        self.0.wrapping_add(index)
+    }
+
     /// # Safety
     /// The range has to lie in the result and belong to the calling task alone.
     pub unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [f32] {

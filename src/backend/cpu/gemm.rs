@@ -6,6 +6,10 @@
 //! of x, eight at a time: 24 registers of sums, x broadcast from where it lies (with 16 registers, six rows of two). The
 //! weights of the next panel are prefetched meanwhile. Every element is one chain of fused multiply-adds over K in order,
 //! so results depend neither on M nor on how the work is shared. The epilogue runs while the panel's results are warm.
+//!
+//! [`transposed`] is the product of the gradient of a weight, on the same tiles.
+
+mod transposed;
 
 use half::bf16;
 use rayon::prelude::*;
@@ -15,6 +19,8 @@ use super::buffer::{LINE, grown};
 use super::disjoint::Disjoint;
 use super::linear::{Element, finish};
 use super::simd::{MAX_LANES, Simd, dispatch, prefetch};
+
+pub(super) use transposed::add_transposed;
 
 /// Depth of a panel: 1024 x 48 f32 are 192 KiB.
 const DEPTH: usize = 1024;
@@ -53,6 +59,11 @@ pub(super) struct Target<'a> {
     /// As large as the result and with its strides; empty for none.
     pub residual: &'a [f32],
     pub activation: Activation,
+    /// Takes the activation's input, in the places of the result.
+    pub saved: Option<Disjoint>,
+    /// The activation's input where its derivative is a factor, with the strides of the result; empty where the activation
+    /// itself is applied.
+    pub input: &'a [f32],
 }
 
 impl Left<'_> {
@@ -61,23 +72,32 @@ impl Left<'_> {
     }
 }
 
-impl Target<'_> {
+impl<'a> Target<'a> {
     /// The sums alone.
-    pub fn plain<'a>(out: Disjoint, row_stride: usize, columns: usize) -> Target<'a> {
-        let (adds, activation) = (false, Activation::None);
-        Target { out, row_stride, columns, adds, scales: &[], bias: &[], residual: &[], activation }
+    pub fn plain(out: Disjoint, row_stride: usize, columns: usize) -> Target<'a> {
+        let (adds, activation, saved) = (false, Activation::None, None);
+        Target { out, row_stride, columns, adds, scales: &[], bias: &[], residual: &[], activation, saved, input: &[] }
     }
 
-    /// The epilogue of `columns` columns from `first`, whose sums are there: `act(sum * scale + bias) + residual`.
+    /// Whether more is done than sums.
+    fn has_epilogue(&self) -> bool {
+        let sides = [self.scales, self.bias, self.residual];
+        self.activation != Activation::None || self.saved.is_some() || sides.iter().any(|side| !side.is_empty())
+    }
+
+    /// The epilogue of `columns` columns from `first`, whose sums are there.
     #[inline(always)]
     pub fn finish<S: Simd>(&self, rows: usize, first: usize, columns: usize) {
-        let part = |values: &[f32], at: usize| if values.is_empty() { 0..0 } else { at..at + columns };
+        let part = |values: &'a [f32], at: usize| if values.is_empty() { values } else { &values[at..at + columns] };
         for row in 0..rows {
             let at = row * self.row_stride + first;
             // SAFETY: inside the target, by the promise of whoever made the sums; no other reference is alive.
             let y = unsafe { self.out.slice(at, columns) };
-            let (scales, bias) = (&self.scales[part(self.scales, first)], &self.bias[part(self.bias, first)]);
-            finish::<S>(y, scales, bias, &self.residual[part(self.residual, at)], self.activation);
+            // SAFETY: as above, of another result.
+            let saved = self.saved.map_or(&mut [][..], |saved| unsafe { saved.slice(at, columns) });
+            let sides =
+                [part(self.scales, first), part(self.bias, first), part(self.input, at), part(self.residual, at)];
+            finish::<S>(y, saved, sides, self.activation);
         }
     }
 }
@@ -103,19 +123,32 @@ pub(super) unsafe fn serial<R: Panel>(left: Left<'_>, right: R, target: Target<'
     right.panel(left, target, 0, target.columns, scratch);
 }
 
+/// Part of a right-hand matrix: `depth` rows from `start` on, of `columns` columns from `first` on.
+#[derive(Clone, Copy)]
+pub(super) struct Block {
+    pub start: usize,
+    pub depth: usize,
+    pub first: usize,
+    pub columns: usize,
+}
+
+/// A right-hand matrix that panels are made of.
+pub(super) trait Pack: Copy + Sync {
+    /// The rows of a block as lines of `width` values, where they are, or copied to `scratch`.
+    fn lines<'s, S: Simd>(&'s self, block: Block, width: usize, scratch: &'s mut Vec<f32>) -> &'s [f32];
+    /// Memory that [`Pack::lines`] will read for a later block.
+    fn ahead(&self, block: Block) -> Ahead<'_>;
+}
+
 /// A right-hand matrix that has a compiled panel product.
-pub(super) trait Panel: Copy + Sync {
+pub(super) trait Panel: Pack {
     /// Whether it holds (depth, columns).
     fn fits(&self, depth: usize, columns: usize) -> bool;
-    /// Copies rows `start..` of columns `first..first + columns` to `lines`, each `width` wide.
-    fn pack<S: Simd>(&self, start: usize, first: usize, columns: usize, lines: &mut [f32], width: usize);
-    /// Memory that [`Panel::pack`] will read for a later panel.
-    fn ahead(&self, start: usize, depth: usize, first: usize, columns: usize) -> Ahead<'_>;
     /// Columns `first..first + columns` of the product.
     fn panel(self, l: Left<'_>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>);
 }
 
-/// Steps along the depth between two prefetched lines.
+/// Steps along the depth between two prefetched lines; half a line of x.
 const AHEAD_EVERY: usize = 8;
 
 /// The cache lines of a later panel, prefetched one at a time while another is multiplied: packing alone would wait
@@ -149,24 +182,33 @@ impl<'a> Ahead<'a> {
 
 macro_rules! strided_panel {
     ($element:ty, $panel:ident, $body:ident) => {
+        impl Pack for Right<'_, $element> {
+            #[inline(always)]
+            fn lines<'s, S: Simd>(&'s self, block: Block, width: usize, scratch: &'s mut Vec<f32>) -> &'s [f32] {
+                let lines = grown(scratch, block.depth * width);
+                pack::<S, $element>(*self, block, lines, width);
+                lines
+            }
+            fn ahead(&self, Block { start, depth, first, columns }: Block) -> Ahead<'_> {
+                let size = size_of::<$element>();
+                let ([run, stride], [outer, inner]) = match (self.depth_stride, self.column_stride) {
+                    (1, stride) => ([depth, stride], [first, start]),
+                    (stride, 1) => ([columns, stride], [start, first]),
+                    _ => return Ahead::default(),
+                };
+                let runs = depth * columns / run.max(1);
+                if runs == 0 {
+                    return Ahead::default();
+                }
+                let values = &self.values[outer * stride + inner..][..(runs - 1) * stride + run];
+                Ahead::new(bytemuck::cast_slice(values), size * run, size * stride)
+            }
+        }
         impl Panel for Right<'_, $element> {
             fn fits(&self, depth: usize, columns: usize) -> bool {
                 depth == 0
                     || columns == 0
                     || self.values.len() > (depth - 1) * self.depth_stride + (columns - 1) * self.column_stride
-            }
-            #[inline(always)]
-            fn pack<S: Simd>(&self, start: usize, first: usize, columns: usize, lines: &mut [f32], width: usize) {
-                pack::<S, $element>(*self, start, first, columns, lines, width);
-            }
-            fn ahead(&self, start: usize, depth: usize, first: usize, columns: usize) -> Ahead<'_> {
-                // The values of attention, which lie the other way round, are in the caches already.
-                if self.depth_stride != 1 || columns == 0 {
-                    return Ahead::default();
-                }
-                let values = &self.values[first * self.column_stride + start..];
-                let values = &values[..(columns - 1) * self.column_stride + depth];
-                Ahead::new(bytemuck::cast_slice(values), size_of::<$element>() * depth, size_of::<$element>() * self.column_stride)
             }
             fn panel(self, l: Left<'_>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>) {
                 $panel(l, self, t, first, columns, scratch);
@@ -195,7 +237,7 @@ strided_panel!(bf16, panel_bf16, panel_bf16_body);
 
 /// The body of [`Panel::panel`].
 #[inline(always)]
-pub(super) fn panels<S: Simd, R: Panel>(
+pub(super) fn panels<S: Simd, R: Pack>(
     l: Left<'_>,
     r: R,
     t: Target<'_>,
@@ -205,15 +247,21 @@ pub(super) fn panels<S: Simd, R: Panel>(
 ) {
     // The largest tiles whose sums leave registers for a line and a value of x: of 32 registers 24, of 16 12.
     if S::N == MAX_LANES {
-        panels_of::<S, R, 8, 3>(l, r, t, first, columns, scratch);
+        panels_of::<S, R, 8, 3, 0>(l, r, t, first, columns, scratch);
     } else {
-        panels_of::<S, R, 6, 2>(l, r, t, first, columns, scratch);
+        panels_of::<S, R, 6, 2, 0>(l, r, t, first, columns, scratch);
     }
 }
 
-/// [`panels`] in tiles of M rows and W registers.
+/// Depth of the parts of a product, as equal as whole registers allow: a short last one would spend its time at the edges of
+/// its tiles.
+fn part_of(depth: usize) -> usize {
+    depth.div_ceil(depth.div_ceil(DEPTH).max(1)).next_multiple_of(MAX_LANES)
+}
+
+/// [`panels`] in tiles of M rows and W registers, with a left-hand matrix in groups of G rows.
 #[inline(always)]
-fn panels_of<S: Simd, R: Panel, const M: usize, const W: usize>(
+fn panels_of<S: Simd, R: Pack, const M: usize, const W: usize, const G: usize>(
     l: Left<'_>,
     r: R,
     t: Target<'_>,
@@ -222,45 +270,48 @@ fn panels_of<S: Simd, R: Panel, const M: usize, const W: usize>(
     scratch: &mut Vec<f32>,
 ) {
     let width = W * S::N;
-    // Parts as equal as whole registers allow: a short last one would spend its time at the edges of its tiles.
-    let part = l.depth.div_ceil(l.depth.div_ceil(DEPTH).max(1)).next_multiple_of(MAX_LANES);
+    let part = part_of(l.depth);
     for first in (first..first + columns).step_by(width) {
         // Columns of this panel; only the last of a matrix is narrower.
         let columns = width.min(t.columns - first);
         let mut start = 0;
         loop {
             let depth = part.min(l.depth - start);
-            let lines = grown(scratch, depth * width);
-            if columns < width {
-                lines.fill(0.0);
-            }
-            r.pack::<S>(start, first, columns, lines, width);
+            let lines = r.lines::<S>(Block { start, depth, first, columns }, width, scratch);
             let end = start + depth;
-            let mut ahead = if end < l.depth {
-                r.ahead(end, part.min(l.depth - end), first, columns)
+            let mut ahead = r.ahead(if end < l.depth {
+                Block { start: end, depth: part.min(l.depth - end), first, columns }
             } else {
                 let next = first + columns;
-                r.ahead(0, part.min(l.depth), next, width.min(t.columns - next))
-            };
-            let mut row = 0;
+                Block { start: 0, depth: part.min(l.depth), first: next, columns: width.min(t.columns - next) }
+            });
             let lines = Lines { values: lines, start, depth, first, columns };
+            // The rows of a tile as they lie, or in a group.
+            let rows = |row: usize| match G {
+                0 => &l.values[row * l.row_stride + start..],
+                _ => &l.values[row / G * G * l.depth..][start * G + row % G..],
+            };
+            let stride = if G > 0 { 1 } else { l.row_stride };
+            let mut row = 0;
             while row + M <= l.rows {
-                tile::<S, M, W>(l, row, lines, t, &mut ahead);
+                tile::<S, M, W, G>(rows(row), stride, row, lines, t, &mut ahead);
                 row += M;
             }
             while row + 2 <= l.rows {
-                tile::<S, 2, W>(l, row, lines, t, &mut ahead);
+                tile::<S, 2, W, G>(rows(row), stride, row, lines, t, &mut ahead);
                 row += 2;
             }
             if row < l.rows {
-                tile::<S, 1, W>(l, row, lines, t, &mut ahead);
+                tile::<S, 1, W, G>(rows(row), stride, row, lines, t, &mut ahead);
             }
             start = end;
             if start >= l.depth {
                 break;
             }
         }
-        finish_panel(t, l.rows, first, columns);
+        if t.has_epilogue() {
+            finish_panel(t, l.rows, first, columns);
+        }
     }
 }
 
@@ -276,21 +327,23 @@ fn finish_panel_body<S: Simd>(t: Target<'_>, rows: usize, first: usize, columns:
     t.finish::<S>(rows, first, columns);
 }
 
-/// [`Panel::pack`] of a matrix with strides.
+/// Copies a block of a matrix with strides to `lines`, each `width` wide and filled up with zeros.
 #[inline(always)]
-fn pack<S: Simd, E: Element>(
-    r: Right<'_, E>,
-    start: usize,
-    first: usize,
-    columns: usize,
-    lines: &mut [f32],
-    width: usize,
-) {
-    let depth = lines.len() / width;
+pub(super) fn pack<S: Simd, E: Element>(r: Right<'_, E>, block: Block, lines: &mut [f32], width: usize) {
+    let Block { start, depth, first, columns } = block;
+    if columns < width {
+        lines.fill(0.0);
+    }
     if r.column_stride == 1 {
         for (k, line) in lines.chunks_exact_mut(width).enumerate() {
             let source = &r.values[(start + k) * r.depth_stride + first..][..columns];
-            line.iter_mut().zip(source).for_each(|(to, from)| *to = from.widen());
+            if columns == width {
+                for n in (0..width).step_by(S::N) {
+                    S::store(&mut line[n..], E::lanes::<S>(&source[n..]));
+                }
+            } else {
+                line.iter_mut().zip(source).for_each(|(to, from)| *to = from.widen());
+            }
         }
         return;
     }
@@ -324,10 +377,12 @@ struct Lines<'a> {
     columns: usize,
 }
 
-/// M rows of x times a packed panel; continues the sums in the target unless the panel begins at 0.
+/// M rows of x times a packed panel; continues the sums in the target unless the panel begins at 0. With G > 0 the rows of x
+/// are in groups of G, of which element (m, k) stands at `k * G + m`.
 #[inline(always)]
-fn tile<S: Simd, const M: usize, const W: usize>(
-    l: Left<'_>,
+fn tile<S: Simd, const M: usize, const W: usize, const G: usize>(
+    x: &[f32],
+    stride: usize,
     row: usize,
     lines: Lines<'_>,
     t: Target<'_>,
@@ -335,7 +390,8 @@ fn tile<S: Simd, const M: usize, const W: usize>(
 ) {
     let Lines { values, start, depth, first, columns } = lines;
     let width = W * S::N;
-    let x = &l.values[row * l.row_stride + start..][..(M - 1) * l.row_stride + depth];
+    let step = if G > 0 { G } else { 1 };
+    let x = &x[..(M - 1) * stride + depth * step - (step - 1)];
     // SAFETY: as in `panels`.
     let y = |m: usize| unsafe { t.out.slice((row + m) * t.row_stride + first, columns) };
     // A narrow panel goes through a buffer as wide as the registers.
@@ -351,14 +407,26 @@ fn tile<S: Simd, const M: usize, const W: usize>(
             *acc = std::array::from_fn(|i| S::load(&sums[i * S::N..]));
         }
     }
+    // The sums of the next tile lie in memory.
+    for m in M..2 * M {
+        for i in 0..W {
+            prefetch(t.out.address((row + m) * t.row_stride + first + i * S::N));
+        }
+    }
     for (k, line) in values.chunks_exact(width).enumerate() {
         if k % AHEAD_EVERY == 0 {
             ahead.next();
+            // So do its rows of x, each by itself; groups follow each other.
+            if G == 0 && k % (2 * AHEAD_EVERY) == 0 {
+                for m in M..2 * M {
+                    prefetch(x.as_ptr().wrapping_add(m * stride + k));
+                }
+            }
         }
         let b: [S::Lanes; W] = std::array::from_fn(|i| S::load(&line[i * S::N..]));
         for (m, acc) in acc.iter_mut().enumerate() {
             // SAFETY: the panel has `depth` lines, as many as the last row of x was cut to.
-            let value = S::splat(unsafe { *x.get_unchecked(m * l.row_stride + k) });
+            let value = S::splat(unsafe { *x.get_unchecked(m * stride + k * step) });
             for (b, acc) in b.iter().zip(acc) {
                 *acc = S::mul_add(value, *b, *acc);
             }

@@ -4,7 +4,8 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{Ahead, Left, Panel, Target};
+use super::buffer::grown;
+use super::gemm::{Ahead, Block, Left, Pack, Panel, Target};
 use super::simd::{Simd, dispatch, prefetch_ahead};
 use crate::tensor::Quantized;
 
@@ -57,13 +58,14 @@ impl Packed {
     }
 }
 
-impl Panel for &Packed {
-    fn fits(&self, depth: usize, columns: usize) -> bool {
-        (self.rows, self.depth) == (columns, depth)
-    }
-
+impl Pack for &Packed {
     #[inline(always)]
-    fn pack<S: Simd>(&self, start: usize, first: usize, columns: usize, lines: &mut [f32], width: usize) {
+    fn lines<'s, S: Simd>(&'s self, block: Block, width: usize, scratch: &'s mut Vec<f32>) -> &'s [f32] {
+        let Block { start, depth, first, columns } = block;
+        let lines = grown(scratch, depth * width);
+        if columns < width {
+            lines.fill(0.0);
+        }
         for n in (0..columns).step_by(S::N) {
             // A register's columns lie in one group, since both begin at multiples of its lanes.
             let (group, lane) = ((first + n) / GROUP * GROUP, (first + n) % GROUP);
@@ -72,15 +74,22 @@ impl Panel for &Packed {
                 S::store(&mut line[n..], S::load_i8(&codes[lane..]));
             }
         }
+        lines
     }
 
-    fn ahead(&self, start: usize, depth: usize, first: usize, columns: usize) -> Ahead<'_> {
+    fn ahead(&self, Block { start, depth, first, columns }: Block) -> Ahead<'_> {
         let groups = columns.div_ceil(GROUP);
         if groups == 0 {
             return Ahead::default();
         }
         let codes = &self.groups(first)[start * GROUP..][..(groups - 1) * GROUP * self.depth + GROUP * depth];
         Ahead::new(bytemuck::cast_slice(codes), GROUP * depth, GROUP * self.depth)
+    }
+}
+
+impl Panel for &Packed {
+    fn fits(&self, depth: usize, columns: usize) -> bool {
+        (self.rows, self.depth) == (columns, depth)
     }
 
     fn panel(self, l: Left<'_>, t: Target<'_>, first: usize, columns: usize, scratch: &mut Vec<f32>) {
@@ -199,7 +208,8 @@ mod tests {
             let packed = Packed::new(&Quantized { codes, scales }).expect("a matrix");
             let mut y = vec![f32::NAN; m * n];
             let left = Left { values: &x, row_stride: k, rows: m, depth: k };
-            sums::<Portable>(left, &packed, Target::plain(Disjoint::new(&mut y), n, n), 0, n);
+            let target = Target::plain(Disjoint::new(&mut y), n, n);
+            sums::<Portable>(left, &packed, target, 0, n);
             let dot = |i: usize| x[i / n * k..][..k].iter().zip(&w[i % n * k..][..k]).map(|(x, w)| x * w).sum::<f32>();
             assert_eq!(y, (0..m * n).map(dot).collect::<Vec<f32>>(), "{m}x{n}x{k}");
         }

@@ -3,6 +3,8 @@
 //! Two forms, chosen by the caller. For whole sequences the tiled product of `gemm`; for a decode step dot products that
 //! read the weights once, so the time of one row is their bytes over the memory bandwidth. Operations: 2 * M * N * K.
 
+mod backward;
+
 use half::bf16;
 use rayon::prelude::*;
 
@@ -44,7 +46,8 @@ impl<'a> Product<'a> {
         let &Product { x, rows, depth, bias, residual } = self;
         let scales = if let Elements::Int8(packed) = weight { packed.scales() } else { &[] };
         let left = Left { values: x, row_stride: depth, rows, depth };
-        (left, Target { scales, bias, residual, activation, ..Target::plain(Disjoint::new(out), columns, columns) })
+        let plain = Target::plain(Disjoint::new(out), columns, columns);
+        (left, Target { scales, bias, residual, activation, ..plain })
     }
 }
 
@@ -119,14 +122,23 @@ pub(super) fn step(p: &Product<'_>, weight: Elements<'_>, columns: usize, activa
 /// Prefill, vision and batches.
 pub(super) fn blocked(p: &Product<'_>, weight: Elements<'_>, columns: usize, activation: Activation, out: &mut [f32]) {
     let (left, target) = p.operands(weight, columns, activation, out);
-    let depth = p.depth;
     // SAFETY: `out` holds M rows of N elements and is borrowed for the whole call.
+    unsafe { multiply(left, weight, target) };
+}
+
+/// `left weight^T` on all threads.
+///
+/// # Safety
+/// Every element of the target has to lie in its allocation and belong to this call alone.
+unsafe fn multiply(left: Left<'_>, weight: Elements<'_>, target: Target<'_>) {
+    let column_stride = left.depth;
+    // SAFETY (of all): the caller's promise.
     match weight {
         Elements::F32(values) => unsafe {
-            gemm::parallel(left, Right { values, depth_stride: 1, column_stride: depth }, target);
+            gemm::parallel(left, Right { values, depth_stride: 1, column_stride }, target);
         },
         Elements::Bf16(values) => unsafe {
-            gemm::parallel(left, Right { values, depth_stride: 1, column_stride: depth }, target);
+            gemm::parallel(left, Right { values, depth_stride: 1, column_stride }, target);
         },
         Elements::Int8(packed) => unsafe { gemm::parallel(left, packed, target) },
     }
@@ -256,23 +268,51 @@ fn dot<S: Simd, E: Element, const W: usize, const M: usize>(w: [&[E]; W], x: [&[
     dots
 }
 
-/// The epilogue on part of a row: `act(y * scales + bias) + residual`; empty slices stand for nothing to do.
+/// The epilogue on part of a row: `act(y * scales + bias) + residual`, or `(y * scales + bias) act'(input) + residual`; empty
+/// slices stand for nothing to do.
 #[inline(always)]
-pub(super) fn finish<S: Simd>(y: &mut [f32], scales: &[f32], bias: &[f32], residual: &[f32], activation: Activation) {
+pub(super) fn finish<S: Simd>(
+    y: &mut [f32],
+    saved: &mut [f32],
+    [scales, bias, input, residual]: [&[f32]; 4],
+    activation: Activation,
+) {
     y.iter_mut().zip(scales).for_each(|(y, s)| *y *= s);
     y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-    match activation {
-        Activation::None => {}
-        Activation::Gelu => {
+    saved.iter_mut().zip(&*y).for_each(|(saved, y)| *saved = *y);
+    // Loops, because closures this large need not be inlined, and are compiled without the features of their caller.
+    match (activation, input.is_empty()) {
+        (Activation::None, _) => {}
+        (Activation::Gelu, true) => {
             for y in &mut *y {
-                *y = 0.5 * *y * (1.0 + simd::erf::<S>(*y * std::f32::consts::FRAC_1_SQRT_2));
+                *y *= normal::<S>(*y);
             }
         }
-        Activation::QuickGelu => {
+        (Activation::QuickGelu, true) => {
             for y in &mut *y {
                 *y /= 1.0 + simd::exp::<S>(-1.702 * *y);
             }
         }
+        (Activation::Gelu, false) => {
+            for (y, &x) in y.iter_mut().zip(input) {
+                *y *= S::mul_add1(INVERSE_ROOT_2_PI * x, simd::exp::<S>(-0.5 * x * x), normal::<S>(x));
+            }
+        }
+        (Activation::QuickGelu, false) => {
+            for (y, &x) in y.iter_mut().zip(input) {
+                let sigmoid = 1.0 / (1.0 + simd::exp::<S>(-1.702 * x));
+                *y *= S::mul_add1(1.702 * x * sigmoid, 1.0 - sigmoid, sigmoid);
+            }
+        }
     }
     y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
+}
+
+/// 1 / sqrt(2 pi).
+const INVERSE_ROOT_2_PI: f32 = 0.398_942_3;
+
+/// The cumulative distribution function of the normal distribution.
+#[inline(always)]
+fn normal<S: Simd>(x: f32) -> f32 {
+    0.5 * (1.0 + simd::erf::<S>(x * std::f32::consts::FRAC_1_SQRT_2))
 }

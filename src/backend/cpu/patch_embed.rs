@@ -108,16 +108,7 @@ fn add_products(dy: &Tensor, pixels: &Tensor, sizes: Patches, patch: usize, grad
     let turned = turned(dy, pixels.rows, tokens);
     let left = Left { values: &turned, row_stride: rows, rows: dy.columns, depth: rows };
     let right = Right { values: &patches[..], depth_stride: depth, column_stride: 1 };
-    let target = Target {
-        out: Disjoint::new(gradients),
-        row_stride: depth,
-        columns: depth,
-        adds: true,
-        scales: &[],
-        bias: &[],
-        residual: &[],
-        activation: Activation::None,
-    };
+    let target = Target { adds: true, ..Target::plain(Disjoint::new(gradients), depth, depth) };
     // SAFETY: the gradients are (C, K) values, borrowed for the whole call.
     unsafe { gemm::parallel(left, right, target) };
 }
