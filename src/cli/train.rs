@@ -85,6 +85,9 @@ struct DataFlags {
     /// JSON lines {"image": "a.jpg", "units": [71, 12], "split": "train"}
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
+    /// Use this many samples at the end of a manifest for validation, where it has none
+    #[arg(long, value_name = "N")]
+    hold_out: Option<usize>,
     /// COCO 2014, with train2014/ and val2014/
     #[arg(long, value_name = "DIR", requires = "spoken_coco")]
     coco: Option<PathBuf>,
@@ -181,10 +184,12 @@ impl Train {
         let ending = start::train(config, &options, place.as_ref(), &mut |event| display.show(&event))?;
         drop(display);
         let run = self.run.display();
-        note(match ending {
-            Ending::Complete => format_args!("done: {run}/checkpoints.json names the best checkpoint and the last"),
-            Ending::Stopped => format_args!("stopped and saved: continue with im2sp train {run} --resume"),
-        });
+        match ending {
+            Ending::Complete => {
+                note(format_args!("done: {run}/checkpoints.json names the best checkpoint and the last"))
+            }
+            Ending::Stopped => note(format_args!("stopped and saved: continue with im2sp train {run} --resume")),
+        }
         Ok(if stop.load(std::sync::atomic::Ordering::Relaxed) && ending == Ending::Stopped {
             ExitCode::FAILURE
         } else {
@@ -236,6 +241,7 @@ impl DataFlags {
         ] {
             set(value, option.clone().map(Some));
         }
+        set(&mut data.hold_out, self.hold_out);
         data.cache_features |= self.cache_features;
         data.augment.flip |= self.flip;
         set(&mut data.augment.colour_jitter, self.colour_jitter);

@@ -86,6 +86,8 @@ pub struct DataConfig {
     /// Folder of Karpathy's `dataset_coco.json` and `dataset_flickr8k.json`, or of Flickr8k's own lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub splits: Option<PathBuf>,
+    /// Samples at the end of a manifest that are for validation, where it has none of its own.
+    pub hold_out: usize,
     /// Keep the frozen part's output in the run directory, so that it is computed once.
     pub cache_features: bool,
     /// Share of files that may be unreadable before the run stops.

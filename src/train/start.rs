@@ -65,7 +65,7 @@ pub fn train(
     place: Option<&Place>,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Ending> {
-    let config = open_run(config, options, place)?;
+    let config = open_run(config, options)?;
     match options.device {
         Device::Cpu | Device::Auto => on(Cpu, &config, options, place, on_event),
         device => Err(Error::Device {
@@ -75,34 +75,34 @@ pub fn train(
     }
 }
 
-/// Makes the run directory, or checks that the one that is there belongs to this configuration. Rank 0 writes.
-fn open_run(config: TrainConfig, options: &Options<'_>, place: Option<&Place>) -> Result<TrainConfig> {
+/// The configuration, checked against the run directory: that of the run to be resumed, or none yet.
+fn open_run(config: TrainConfig, options: &Options<'_>) -> Result<TrainConfig> {
     let (run, path) = (&options.run, options.run.join(CONFIG));
     config.check()?;
-    if options.resume {
-        if !path.exists() {
-            let problem = "is not there: a run begins without --resume";
-            return Err(Error::weights(&path, "file", problem));
+    if !options.resume {
+        if std::fs::read_dir(run).is_ok_and(|mut entries| entries.next().is_some()) {
+            let problem = "exists and is not empty: continue its run with --resume, or choose another";
+            return Err(Error::weights(run, "run", problem));
         }
-        let own = TrainConfig::read(&path)?;
-        let conflicts = own.conflicts(&config);
-        if !conflicts.is_empty() {
-            let problem = "differ from those that the run began with: leave them out, or begin another run";
-            return Err(Error::weights(&path, conflicts.join(", "), problem));
-        }
-        return Ok(TrainConfig { init: own.init, vocoder: config.vocoder.clone().or(own.vocoder), ..config });
-    }
-    if place.is_some_and(|place| place.rank > 0) {
         return Ok(config);
     }
-    let taken = std::fs::read_dir(run).is_ok_and(|mut entries| entries.next().is_some());
-    if taken {
-        let problem = "exists and is not empty: continue its run with --resume, or choose another";
-        return Err(Error::weights(run, "run", problem));
+    if !path.exists() {
+        return Err(Error::weights(&path, "file", "is not there: a run begins without --resume"));
     }
-    std::fs::create_dir_all(run).map_err(Error::io("create", run))?;
-    config.write(&path)?;
-    Ok(config)
+    let own = TrainConfig::read(&path)?;
+    let conflicts = own.conflicts(&config);
+    if conflicts.is_empty() {
+        return Ok(TrainConfig { init: own.init, vocoder: config.vocoder.clone().or(own.vocoder), ..config });
+    }
+    let problem = "differ from those that the run began with: leave them out, or begin another run";
+    Err(Error::weights(&path, conflicts.join(", "), problem))
+}
+
+/// Makes the directory of a new run. Rank 0 does it for all.
+fn make_run(config: &TrainConfig, options: &Options<'_>, place: Option<&Place>) -> Result<()> {
+    std::fs::create_dir_all(&options.run).map_err(Error::io("create", &options.run))?;
+    let writes = !options.resume && place.is_none_or(|place| place.rank == 0);
+    if writes { config.write(&options.run.join(CONFIG)) } else { Ok(()) }
 }
 
 /// The session on a backend.
@@ -120,8 +120,13 @@ fn on<B: Train>(
     let max_length = config.max_length.min(model.decoder.max_positions);
     let known = model.decoder.vocabulary - SPECIAL;
     let [train, validation] = [Split::Train, Split::Validation].map(|split| list(&config.data, split, known));
-    let (train, validation) = (train?, validation?);
+    let (mut train, mut validation) = (train?, validation?);
+    if validation.samples.is_empty() {
+        let kept = train.samples.len().saturating_sub(config.data.hold_out).max(1);
+        validation.samples = train.samples.split_off(kept);
+    }
     train.notes.iter().chain(&validation.notes).for_each(|line| (options.note)(line));
+    make_run(config, options, place)?;
 
     let features = features(config, options, place, &captioner, &train.samples)?;
     let epoch = Arc::new(AtomicU64::new(0));

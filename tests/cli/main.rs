@@ -9,6 +9,7 @@ mod failures;
 mod names;
 mod speak;
 mod streams;
+mod train;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
