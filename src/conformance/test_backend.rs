@@ -1,12 +1,12 @@
 //! The seam between the cases and the backend under test: what a test needs besides the operations themselves.
 
 use crate::backend::cpu::Cpu;
-use crate::backend::{Activation, Backend, Dropout, LayerNormBackward, LinearWeights, Peaks};
+use crate::backend::{Activation, AttentionBackward, Backend, Dropout, LayerNormBackward, LinearWeights, Peaks};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// A backend that the cases can be run on.
-pub trait TestBackend: Backend + Dropout + LayerNormBackward {
+pub trait TestBackend: Backend + LayerNormBackward + AttentionBackward + Dropout {
     /// Results are compared with the CPU form, unless the backend is that form.
     const COMPARED: bool = true;
     /// Cases of more operations are not timed.
