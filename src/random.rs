@@ -31,9 +31,13 @@ impl Philox {
     /// side by side.
     #[inline(always)]
     pub fn blocks<const N: usize>(&self, first: u64) -> [[u32; N]; BLOCK] {
-        let index = |n: usize| halves(first.wrapping_add(n as u64));
-        let (mut a, mut b) = (std::array::from_fn(|n| index(n)[0]), std::array::from_fn(|n| index(n)[1]));
-        let [mut c, mut d] = halves(self.stream).map(|half| [half; N]);
+        // Loops, because a closure of `from_fn` or `map` is compiled without the features of its caller.
+        let (mut a, mut b) = ([0; N], [0; N]);
+        for n in 0..N {
+            [a[n], b[n]] = halves(first.wrapping_add(n as u64));
+        }
+        let [stream, upper_stream] = halves(self.stream);
+        let (mut c, mut d) = ([stream; N], [upper_stream; N]);
         let [mut key, mut other] = halves(self.seed);
         for _ in 0..10 {
             for n in 0..N {
@@ -109,6 +113,7 @@ fn logarithm(x: f64) -> f64 {
 }
 
 /// Low and high word.
+#[inline(always)]
 fn halves(v: u64) -> [u32; 2] {
     [v as u32, (v >> 32) as u32]
 }

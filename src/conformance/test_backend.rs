@@ -1,17 +1,12 @@
 //! The seam between the cases and the backend under test: what a test needs besides the operations themselves.
 
 use crate::backend::cpu::Cpu;
-use crate::backend::{
-    Activation, AdamW, Backend, Concat, CrossEntropy, Dropout, EmbedBackward, GradientNorm, LayerNormBackward,
-    LinearWeights, Peaks,
-};
+use crate::backend::{Activation, LinearWeights, Peaks, Train};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// A backend that the cases can be run on.
-pub trait TestBackend:
-    Backend + AdamW + Concat + CrossEntropy + Dropout + EmbedBackward + GradientNorm + LayerNormBackward
-{
+pub trait TestBackend: Train {
     /// Results are compared with the CPU form, unless the backend is that form.
     const COMPARED: bool = true;
     /// Cases of more operations are not timed.

@@ -14,7 +14,7 @@ use super::buffer::Buffer;
 use super::disjoint::Disjoint;
 use super::dropout::{RUN, factors};
 use super::gemm::{self, Left, Right, Target};
-use super::simd::{MAX_LANES, Simd, dispatch, exp};
+use super::simd::{MAX_LANES, Simd, dispatch, exp, prefetch};
 use super::{Cpu, Tensor};
 use crate::backend::{Attention, AttentionBackward, AttentionShape, DropoutMask, attention};
 use crate::{Result, trace};
@@ -59,7 +59,7 @@ impl AttentionBackward for Cpu {
         if !out.is_empty() {
             let out = Disjoint::new(&mut out);
             let pass = Backward { dy, qkv, y, log_sum_exp, shape, size, dropout, out };
-            (0..shape.batch * shape.heads).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
+            (0..shape.batch * shape.heads).into_par_iter().for_each_init(Vec::new, |scratch, task| {
                 pass.head(task, scratch);
             });
         }
@@ -199,16 +199,9 @@ struct Backward<'a> {
     out: Disjoint,
 }
 
-/// Memory of a task, used again by the next.
-#[derive(Default)]
-struct Scratch {
-    panel: Vec<f32>,
-    deltas: Vec<f32>,
-}
-
 impl Backward<'_> {
     /// Head `task % H` of sequence `task / H`, whose columns of the result belong to this call alone.
-    fn head(&self, task: usize, scratch: &mut Scratch) {
+    fn head(&self, task: usize, scratch: &mut Vec<f32>) {
         let Backward { shape: AttentionShape { tokens, heads, prefix, .. }, size, .. } = *self;
         let (width, sequence, head, len) = (heads * size, task / heads, task % heads, tokens * size);
         let rows = &self.qkv.data[sequence * tokens * 3 * width..][..tokens * 3 * width];
@@ -240,22 +233,18 @@ impl Backward<'_> {
                 let left = Left { values: left.from(first), row_stride: left.stride, rows: queries, depth: size };
                 let right = Right { values: right.values, depth_stride: 1, column_stride: right.stride };
                 // SAFETY: `out` holds `queries` rows of `keys` and is this task's own.
-                unsafe { gemm::serial(left, right, Target::plain(Disjoint::new(out), keys, keys), &mut scratch.panel) };
+                unsafe { gemm::serial(left, right, Target::plain(Disjoint::new(out), keys, keys), scratch) };
             }
-            scratch.deltas.clear();
-            scratch.deltas.extend((first..first + queries).map(|q| dot(&dy.from(q)[..size], y.from(q))));
-            let row = task * tokens + first;
-            let saved = Saved { log_sum_exp: &self.log_sum_exp.data[row..], deltas: &scratch.deltas };
-            slopes(p, ds, keys, first, row, saved, self);
+            slopes(p, ds, keys, first, task, [dy, y], self);
             let down = |values| Right { values, depth_stride: keys, column_stride: 1 };
             let added = |n: usize| Target { adds: true, ..Target::plain(gradients.offset(n * len), tokens, keys) };
             let across = Right { values: &*ds, depth_stride: 1, column_stride: keys };
             // SAFETY: all three are inside of the sums, which are this task's own.
             unsafe {
-                gemm::serial(turned(0, first, queries), down(ds), added(1), &mut scratch.panel);
-                gemm::serial(turned(2, first, queries), down(p), added(2), &mut scratch.panel);
+                gemm::serial(turned(0, first, queries), down(ds), added(1), scratch);
+                gemm::serial(turned(2, first, queries), down(p), added(2), scratch);
                 let dquery = Target::plain(gradients.offset(first), tokens, queries);
-                gemm::serial(turned(1, 0, keys), across, dquery, &mut scratch.panel);
+                gemm::serial(turned(1, 0, keys), across, dquery, scratch);
             }
         }
         for (part, sums) in sums.chunks_exact(len).enumerate() {
@@ -278,27 +267,16 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Sums of the forward pass and `dy . y`, a value for each query of a block.
-#[derive(Clone, Copy)]
-struct Saved<'a> {
-    log_sum_exp: &'a [f32],
-    deltas: &'a [f32],
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
 dispatch! {
-    /// Scores to probabilities after dropout, and gradients at those to gradients at the scores, of queries `first..`, whose
-    /// first is row `row` of all probabilities. Both have rows of `keys`.
+    /// Scores to probabilities after dropout, and gradients at those to gradients at the scores: rows of `keys` values for
+    /// queries `first..` of head `task`, with its rows of dy and y.
     fn slopes(
         p: &mut [f32],
         ds: &mut [f32],
         keys: usize,
         first: usize,
-        row: usize,
-        saved: Saved<'_>,
+        task: usize,
+        results: [Rows<'_>; 2],
         pass: &Backward<'_>,
     ) = slopes_body;
 }
@@ -309,16 +287,17 @@ fn slopes_body<S: Simd>(
     ds: &mut [f32],
     keys: usize,
     first: usize,
-    row: usize,
-    saved: Saved<'_>,
+    task: usize,
+    [dy, y]: [Rows<'_>; 2],
     pass: &Backward<'_>,
 ) {
-    let AttentionShape { tokens, prefix, .. } = pass.shape;
-    let scale = 1.0 / (pass.size as f32).sqrt();
-    let rows = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys)).zip(saved.log_sum_exp).zip(saved.deltas);
-    for (query, (((p, ds), &log_sum_exp), &delta)) in rows.enumerate() {
-        let visible = visible_before(first + query + 1, prefix);
-        let block = first_block(row + query, tokens);
+    let (AttentionShape { tokens, prefix, .. }, size) = (pass.shape, pass.size);
+    let scale = 1.0 / (size as f32).sqrt();
+    for (n, (p, ds)) in p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys)).enumerate() {
+        let (query, row) = (first + n, task * tokens + first + n);
+        let (visible, block) = (visible_before(query + 1, prefix), first_block(row, tokens));
+        let log_sum_exp = pass.log_sum_exp.data[row];
+        let delta = dot::<S>(&dy.from(query)[..size], &y.from(query)[..size]);
         for (run, (p, ds)) in p[..visible].chunks_mut(RUN).zip(ds[..visible].chunks_mut(RUN)).enumerate() {
             let factors = match pass.dropout {
                 Some(mask) => factors::<S>(mask, block + (run * MAX_LANES) as u64),
@@ -333,6 +312,16 @@ fn slopes_body<S: Simd>(
         p[visible..].fill(0.0);
         ds[visible..].fill(0.0);
     }
+}
+
+#[inline(always)]
+fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = S::splat(0.0);
+    let whole = a.len() / S::N * S::N;
+    for n in (0..whole).step_by(S::N) {
+        sums = S::mul_add(S::load(&a[n..]), S::load(&b[n..]), sums);
+    }
+    (whole..a.len()).fold(S::sum(sums), |sum, n| S::mul_add1(a[n], b[n], sum))
 }
 
 dispatch! {
@@ -355,9 +344,15 @@ fn turn_body<S: Simd>(from: &[f32], stride: usize, [rows, columns]: [usize; 2], 
                 continue;
             }
             let mut square = [S::splat(0.0); MAX_LANES];
-            square.iter_mut().enumerate().take(S::N).for_each(|(n, lanes)| *lanes = S::load(from(n)));
+            for (n, lanes) in square.iter_mut().enumerate().take(S::N) {
+                // Rows are too far apart for the processor's own prefetcher.
+                prefetch(from(n).as_ptr().wrapping_add(S::N * stride));
+                *lanes = S::load(from(n));
+            }
             S::transpose(&mut square);
-            square.iter().enumerate().take(S::N).for_each(|(n, lanes)| S::store(out(n), *lanes));
+            for (n, lanes) in square.iter().enumerate().take(S::N) {
+                S::store(out(n), *lanes);
+            }
         }
     }
 }

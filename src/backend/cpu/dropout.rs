@@ -53,10 +53,22 @@ fn drop_values_body<S: Simd>(mask: DropoutMask, start: u64, x: &[f32], residual:
 pub(super) fn factors<S: Simd>(mask: DropoutMask, block: u64) -> [f32; RUN] {
     let (threshold, scale) = (mask.threshold(), mask.scale());
     let words = mask.words().blocks::<MAX_LANES>(block);
-    let kept = words.map(|words| words.map(|word| if word >= threshold { scale } else { 0.0 }));
+    let mut kept = [[0.0; MAX_LANES]; 4];
+    for (kept, words) in kept.iter_mut().zip(&words) {
+        for (kept, &word) in kept.iter_mut().zip(words) {
+            *kept = if word >= threshold { scale } else { 0.0 };
+        }
+    }
     let mut factors = [0.0; RUN];
     for (run, factors) in factors.chunks_exact_mut(4 * S::N).enumerate() {
-        S::store_fourths(factors, std::array::from_fn(|n| S::load(&kept[n][run * S::N..])));
+        let [a, b, c, d] = &kept;
+        let lanes = [
+            S::load(&a[run * S::N..]),
+            S::load(&b[run * S::N..]),
+            S::load(&c[run * S::N..]),
+            S::load(&d[run * S::N..]),
+        ];
+        S::store_fourths(factors, lanes);
     }
     factors
 }

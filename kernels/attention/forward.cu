@@ -2,7 +2,8 @@
 // Math:      tokens before `prefix` (an image) see the prefix, later ones (units) see the prefix and the units up to
 //            themselves; prefix = T is attention of everything to everything
 // Source:    Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Dao, "FlashAttention-2" (2023)
-// Tensors:   qkv (B*T, 3*H*D) packed rows of query, key, value; y (B*T, H*D); one type
+// Tensors:   qkv (B*T, 3*H*D) packed rows of query, key, value; y (B*T, H*D); one type. In training also log_sum_exp (B*H, T)
+//            f32, natural, of the scaled scores, and dropout of probabilities after the softmax
 // Numerics:  f32 scores, maximum and sum; probabilities rounded to bf16 before they meet the values; the order depends on
 //            the position of a query only
 // Requires:  tensor cores: D = 64, rows 16-byte aligned (8 divides 3*H*D); D <= 256
@@ -14,11 +15,16 @@
 //            x T x H x D: bf16 1x257x16x64 in 14.6 us, 64x257x16x64 in 184 (94 TFLOP/s); f32 1x257x16x64 in 110,
 //            64x257x16x64 in 11,830. ncu, `im2sp bench --random --dtype bf16 --units 50`: bf16 1x257x16x64 in 12.8 us,
 //            1x257x12x64 in 13.0
-#include "mma.cuh"
+#include "attention/tiles.cuh"
 
 struct AttentionParams {
     const void* qkv;
     void* y;
+    float* log_sum_exp;
+    long long seed;
+    long long stream;
+    unsigned threshold;
+    float keep_scale;
     int tokens;
     int prefix;
     int heads;
@@ -26,13 +32,9 @@ struct AttentionParams {
     float scale;  // log2 e / sqrt D
     int unused;
 };
-SIZE_OF(AttentionParams, 40);
+SIZE_OF(AttentionParams, 72);
 
 namespace {
-
-constexpr int D = 64;
-constexpr int QUERIES = 64, KEYS = 64;
-constexpr int THREADS = 128;
 
 struct AttentionShared {
     bf16 query[QUERIES * D];
@@ -40,26 +42,6 @@ struct AttentionShared {
     bf16 value[2][KEYS * D];
 };
 SIZE_OF(AttentionShared, 40960);
-
-DEVICE bool is_visible(const AttentionParams& p, int query, int key) {
-    return key < p.prefix || (query >= p.prefix && key <= query);
-}
-
-// Keys that are visible to any query before `end`.
-DEVICE int visible_before(const AttentionParams& p, int end) { return end <= p.prefix ? p.prefix : end; }
-
-// Where chunk16 `chunk` of a row lies, in values.
-DEVICE int place(int row, int chunk) { return chunk16_offset<ConsecutiveRows>(row, chunk) / int(sizeof(bf16)); }
-
-// Starts the copy of 64 rows of one part of qkv; rows from `tokens` on are zeros.
-DEVICE void copy_rows(const AttentionParams& p, const bf16* from, int first, bf16* to) {
-    const int64_t stride = int64_t(3) * p.heads * D;
-    for (int i = threadIdx.x; i < KEYS * CHUNKS; i += THREADS) {
-        const int row = i / CHUNKS, chunk = i % CHUNKS;
-        const bool inside = first + row < p.tokens;
-        cp_async_16(to + place(row, chunk), inside ? from + (first + row) * stride + chunk * 8 : from, inside);
-    }
-}
 
 // The online softmax of a warp's 16 queries: output, maximum and sum of rows g and g + 8.
 struct RunningSoftmax {
@@ -89,7 +71,7 @@ DEVICE void qk_scores(const AttentionParams& p, const uint32_t (&query)[4][4], c
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int q = row + lane / 4 + i / 2 * 8, k = first + n * 8 + lane % 4 * 2 + i % 2;
-            s[n][i] = whole || is_visible(p, q, k) ? s[n][i] * p.scale : -INFINITY;
+            s[n][i] = whole || is_visible(p.prefix, q, k) ? s[n][i] * p.scale : -INFINITY;
         }
     }
 }
@@ -99,14 +81,9 @@ DEVICE float row_max(float v) {
     v = fmaxf(v, shuffle_xor(v, 1));
     return fmaxf(v, shuffle_xor(v, 2));
 }
-DEVICE float row_sum(float v) {
-    v += shuffle_xor(v, 1);
-    return v + shuffle_xor(v, 2);
-}
 
-// One tile: new maximum, old output scaled to it, probabilities, their product with the values.
-DEVICE void softmax_update(RunningSoftmax& run, float (&s)[8][4], const bf16* value) {
-    const int lane = lane_index();
+// One tile: new maximum, old output scaled to it, probabilities.
+DEVICE void softmax_update(RunningSoftmax& run, float (&s)[8][4]) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         float maximum = run.maximum[half];
@@ -124,35 +101,17 @@ DEVICE void softmax_update(RunningSoftmax& run, float (&s)[8][4], const bf16* va
             run.sum[half] += s[n][half * 2] + s[n][half * 2 + 1];
         }
     }
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-        const float(&a)[4] = s[2 * k], (&b)[4] = s[2 * k + 1];
-        const uint32_t weights[4] = {pack_bf16(a[0], a[1]), pack_bf16(a[2], a[3]), pack_bf16(b[0], b[1]),
-                                     pack_bf16(b[2], b[3])};
-#pragma unroll
-        for (int n = 0; n < 8; n += 2) {
-            uint32_t pair[4];
-            ldmatrix_x4_trans(pair, value + place(k * 16 + lane % 16, n + lane / 16));
-            const uint32_t even[2] = {pair[0], pair[1]}, odd[2] = {pair[2], pair[3]};
-            mma_m16n8k16(run.out[n], weights, even);
-            mma_m16n8k16(run.out[n + 1], weights, odd);
-        }
-    }
 }
 
-}  // namespace
-
-// Grid: (ceil(T / 64), H, B). Shared memory: AttentionShared. A warp owns 16 queries.
-KERNEL(attention_forward_bf16, AttentionParams, 128, 3) {
-    const AttentionParams& p = params;
+template <bool SAVING> DEVICE void attend(const AttentionParams& p) {
     AttentionShared& shared = shared_memory<AttentionShared>();
     const int width = p.heads * D, head = blockIdx.y, first = blockIdx.x * QUERIES;
     const bf16* qkv = static_cast<const bf16*>(p.qkv) + int64_t(blockIdx.z) * p.tokens * 3 * width + head * D;
     const int row = first + warp_index() * 16, lane = lane_index();
-    const int keys = visible_before(p, min(first + QUERIES, p.tokens)), tiles = (keys + KEYS - 1) / KEYS;
-    copy_rows(p, qkv, first, shared.query);
-    copy_rows(p, qkv + width, 0, shared.key[0]);
-    copy_rows(p, qkv + 2 * width, 0, shared.value[0]);
+    const int keys = visible_before(p.prefix, min(first + QUERIES, p.tokens)), tiles = (keys + KEYS - 1) / KEYS;
+    copy_rows(qkv, 3 * width, first, p.tokens, shared.query);
+    copy_rows(qkv + width, 3 * width, 0, p.tokens, shared.key[0]);
+    copy_rows(qkv + 2 * width, 3 * width, 0, p.tokens, shared.value[0]);
     cp_async_commit();
     uint32_t query[4][4];
     RunningSoftmax run = {};
@@ -161,8 +120,8 @@ KERNEL(attention_forward_bf16, AttentionParams, 128, 3) {
         cp_async_wait<0>();
         sync_block();
         if (tile + 1 < tiles) {
-            copy_rows(p, qkv + width, (tile + 1) * KEYS, shared.key[(tile + 1) % 2]);
-            copy_rows(p, qkv + 2 * width, (tile + 1) * KEYS, shared.value[(tile + 1) % 2]);
+            copy_rows(qkv + width, 3 * width, (tile + 1) * KEYS, p.tokens, shared.key[(tile + 1) % 2]);
+            copy_rows(qkv + 2 * width, 3 * width, (tile + 1) * KEYS, p.tokens, shared.value[(tile + 1) % 2]);
         }
         cp_async_commit();
         if (row >= p.tokens) continue;
@@ -174,22 +133,42 @@ KERNEL(attention_forward_bf16, AttentionParams, 128, 3) {
         }
         float s[8][4] = {};
         qk_scores(p, query, shared.key[tile % 2], row, tile * KEYS, s);
-        softmax_update(run, s, shared.value[tile % 2]);
+        softmax_update(run, s);
+        if (SAVING) {
+            const KeptOfQueries kept = kept_of_queries(head_mask(p), row, tile * KEYS);
+#pragma unroll
+            for (int n = 0; n < 8; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) s[n][i] = kept.at(n, i) ? s[n][i] : 0.0f;
+            }
+        }
+        weights_times_rows(s, shared.value[tile % 2], run.out);
     }
     if (row >= p.tokens) return;
     bf16* y = static_cast<bf16*>(p.y) + int64_t(blockIdx.z) * p.tokens * width + head * D;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int q = row + lane / 4 + half * 8;
-        const float factor = 1.0f / row_sum(run.sum[half]);
+        const float sum = row_sum(run.sum[half]);
+        const float factor = SAVING ? p.keep_scale / sum : 1.0f / sum;
         if (q >= p.tokens) continue;
 #pragma unroll
         for (int n = 0; n < 8; n++) {
             const uint32_t pair = pack_bf16(run.out[n][half * 2] * factor, run.out[n][half * 2 + 1] * factor);
             *reinterpret_cast<uint32_t*>(y + int64_t(q) * width + n * 8 + lane % 4 * 2) = pair;
         }
+        if (SAVING && lane % 4 == 0) {
+            const int64_t at = (int64_t(blockIdx.z) * p.heads + head) * p.tokens + q;
+            p.log_sum_exp[at] = run.maximum[half] * LN_2 + logf(sum);
+        }
     }
 }
+
+}  // namespace
+
+// Grid: (ceil(T / 64), H, B). Shared memory: AttentionShared. A warp owns 16 queries.
+KERNEL(attention_forward_bf16, AttentionParams, 128, 3) { attend<false>(params); }
+KERNEL(attention_forward_saving_bf16, AttentionParams, 128, 3) { attend<true>(params); }
 
 namespace {
 
@@ -197,7 +176,7 @@ constexpr int PLAIN_QUERIES = THREADS / WARP;  // one a warp
 constexpr int MAX_VALUES = 8;                  // values of the output that a lane owns: D <= 256
 
 // Shared memory: 32 keys and 32 values of D + 1 floats, four queries of D.
-template <typename T> DEVICE void warp_per_query(const AttentionParams& p) {
+template <typename T, bool SAVING> DEVICE void warp_per_query(const AttentionParams& p) {
     const int size = p.head_size, width = p.heads * size, lane = lane_index();
     float* keys = &shared_memory<float>();
     float* values = keys + WARP * (size + 1);
@@ -209,7 +188,7 @@ template <typename T> DEVICE void warp_per_query(const AttentionParams& p) {
         queries[i] = to_float(qkv[int64_t(q) * 3 * width + i % size]);
     }
     const float* query = queries + warp_index() * size;
-    const int end = visible_before(p, min(first + PLAIN_QUERIES, p.tokens));
+    const int end = visible_before(p.prefix, min(first + PLAIN_QUERIES, p.tokens));
     float out[MAX_VALUES] = {}, maximum = -INFINITY, sum = 0.0f;
     for (int start = 0; start < end; start += WARP) {
         sync_block();
@@ -222,16 +201,17 @@ template <typename T> DEVICE void warp_per_query(const AttentionParams& p) {
         sync_block();
         float s = 0.0f;
         for (int d = 0; d < size; d++) s = fmaf(query[d], keys[lane * (size + 1) + d], s);
-        s = start + lane < end && is_visible(p, own, start + lane) ? s * p.scale : -INFINITY;
+        s = start + lane < end && is_visible(p.prefix, own, start + lane) ? s * p.scale : -INFINITY;
         const float now = fmaxf(maximum, warp_max(s));
         const float factor = maximum == now ? 1.0f : exp2_fast(maximum - now);
         const float weight = s == -INFINITY ? 0.0f : exp2_fast(s - now);
         maximum = now;
         sum = sum * factor + warp_sum(weight);
+        const float kept = SAVING ? weight * factor_of(head_mask(p), own, start + lane) : weight;
 #pragma unroll
         for (int i = 0; i < MAX_VALUES; i++) out[i] *= factor;
         for (int k = 0; k < WARP; k++) {
-            const float w = shuffle(weight, k);
+            const float w = shuffle(kept, k);
 #pragma unroll
             for (int i = 0; i < MAX_VALUES; i++) {
                 const int d = i * WARP + lane;
@@ -246,10 +226,16 @@ template <typename T> DEVICE void warp_per_query(const AttentionParams& p) {
         const int d = i * WARP + lane;
         if (d < size) y[d] = from_float<T>(out[i] / sum);
     }
+    if (SAVING && lane == 0) {
+        const int64_t at = (int64_t(blockIdx.z) * p.heads + blockIdx.y) * p.tokens + own;
+        p.log_sum_exp[at] = maximum * LN_2 + logf(sum);
+    }
 }
 
 }  // namespace
 
-// Grid: (ceil(T / 4), H, B). Shared memory: (66 + 4) * D + 64 floats. A warp owns a query.
-KERNEL(attention_forward_warp_per_query_bf16, AttentionParams, 128, 4) { warp_per_query<bf16>(params); }
-KERNEL(attention_forward_warp_per_query_f32, AttentionParams, 128, 4) { warp_per_query<float>(params); }
+// Grid: (ceil(T / 4), H, B). Shared memory: (64 + 4) * D + 64 floats. A warp owns a query.
+KERNEL(attention_forward_warp_per_query_bf16, AttentionParams, 128, 4) { warp_per_query<bf16, false>(params); }
+KERNEL(attention_forward_warp_per_query_f32, AttentionParams, 128, 4) { warp_per_query<float, false>(params); }
+KERNEL(attention_forward_saving_warp_per_query_bf16, AttentionParams, 128, 4) { warp_per_query<bf16, true>(params); }
+KERNEL(attention_forward_saving_warp_per_query_f32, AttentionParams, 128, 4) { warp_per_query<float, true>(params); }
