@@ -107,7 +107,7 @@ template <typename T> DEVICE void warp_per_row(const CrossEntropyParams& p) {
     for (int step = 0; step < WARP_STEPS; step++) {
         const int c = step * WARP + lane_index();
         if (c >= columns) continue;
-        dx[c] = from_float<T>(p.scale * (values[step] * share - (c == target ? 1.0f : 0.0f)));
+        dx[c] = from_float<T>(p.scale * (values[step] * share - (unsigned(c) == target ? 1.0f : 0.0f)));
     }
     if (lane_index() == 0) store_row(p, row, target, to_float(x[target]), all);
 }
@@ -149,7 +149,7 @@ template <typename T> DEVICE void block_per_row(const CrossEntropyParams& p) {
 #pragma unroll 4
     for (int c = threadIdx.x; c < columns; c += BLOCK) {
         const float v = exponential(to_float(x[c]) - all.largest) * share;
-        dx[c] = from_float<T>(p.scale * (v - (c == target ? 1.0f : 0.0f)));
+        dx[c] = from_float<T>(p.scale * (v - (unsigned(c) == target ? 1.0f : 0.0f)));
     }
     if (threadIdx.x == 0) store_row(p, row, target, at_target, all);
 }

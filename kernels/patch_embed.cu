@@ -1,4 +1,4 @@
-// patch_embed: images to the tokens of a vision transformer.
+// patch_embed: images to the tokens of a vision transformer, and the rows of patches that its backward pass multiplies.
 // Math:      token 0 of an image is the class embedding, token 1 + i the i-th patch (row-major) times weight; row t of
 //            position is added to each token t
 // Source:    Dosovitskiy et al., "An Image is Worth 16x16 Words" (2020), equation 1
@@ -32,6 +32,19 @@ struct PatchEmbedParams {
     int k;  // K
 };
 SIZE_OF(PatchEmbedParams, 64);
+
+// Patches as rows: out (B*(T-1), K) in the type of products.
+struct PatchRowsParams {
+    const float* pixels;
+    void* out;
+    int batch;
+    int tokens;
+    int side;
+    int patch;
+    int k;
+    int unused;
+};
+SIZE_OF(PatchRowsParams, 40);
 
 namespace {
 
@@ -165,6 +178,18 @@ template <typename Shape, typename T, typename Weight> DEVICE void patch_embed(c
     epilogue(tile, shared.tile, at, out);
 }
 
+constexpr int GATHERED = 256;  // values of a block
+
+template <typename T> DEVICE void gather(const PatchRowsParams& params) {
+    const int64_t index = int64_t(blockIdx.x) * GATHERED + threadIdx.x;
+    const int patches = params.tokens - 1;
+    if (index >= int64_t(params.batch) * patches * params.k) return;
+    const PatchEmbedParams p = {params.pixels, nullptr, nullptr, nullptr, nullptr, params.batch,
+                                0, params.tokens, params.side, params.patch, params.k};
+    const Patch from = patch_at(p, int(index / params.k));
+    static_cast<T*>(params.out)[index] = from_float<T>(params.pixels[from.origin + pixel_offset(p, int(index % params.k))]);
+}
+
 using Patches64x64 = PatchTile<MmaTile<64, 64, 2, 2, 4, F32PairOperand>>;
 using Patches128x128 = PatchTile<MmaTile<128, 128, 4, 2, 3, F32PairOperand>>;
 using Patches64x64Fma = PatchTile<FmaTile<64, 64, 2, 2, 8, 3>>;
@@ -194,3 +219,6 @@ TILE(patch_embed_forward_64x64_unaligned_bf16, Patches64x64Fma, 64, 64, 50176, 1
 TILE(patch_embed_forward_64x64_unaligned_f32, Patches64x64Fma, 64, 64, 50176, 1000,
      "H200 at 449c6ab, doctor: 1 image of 224x224 in 148 us, 64 in 1,286 us");
 
+// Grid: ceil(B*(T-1)*K / 256) blocks; a thread owns a value.
+KERNEL(patch_embed_backward_rows_bf16, PatchRowsParams, 256, 4) { gather<bf16>(params); }
+KERNEL(patch_embed_backward_rows_f32, PatchRowsParams, 256, 4) { gather<float>(params); }

@@ -2,6 +2,8 @@
 
 mod backward;
 
+pub(super) use backward::{add_columns, add_product, place};
+
 use super::driver::{DevicePtr, Launch, Properties};
 use super::kernels::{self, LinearDecodeParams, LinearParams};
 use super::tiles::{self, Tile};

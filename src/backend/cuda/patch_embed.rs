@@ -1,11 +1,12 @@
 //! Launches kernels/patch_embed.cu.
 
 use super::driver::Launch;
-use super::kernels::{self, PatchEmbedParams};
+use super::kernels::{self, PatchEmbedParams, PatchRowsParams};
+use super::linear::{add_columns, add_product, place};
 use super::tiles;
 use super::{Cuda, Layout, Matrix, Tensor, int};
-use crate::backend::PatchEmbed;
 use crate::backend::patch_embed::{self, Patches};
+use crate::backend::{Concat, Device as _, PatchEmbed, PatchEmbedBackward, PatchParameters};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -21,6 +22,58 @@ impl PatchEmbed for Cuda {
         let sizes = patch_embed::check(self, pixels, weight, class, position, patch)?;
         launch(self, sizes, (pixels, class), (weight, position), patch)
     }
+}
+
+/// Values of a block that gathers patches.
+const GATHERED: usize = 256;
+
+impl PatchEmbedBackward for Cuda {
+    fn patch_embed_backward(
+        &self,
+        dy: &Tensor,
+        pixels: &Tensor,
+        patch: usize,
+        gradients: &mut Tensor,
+        at: PatchParameters,
+    ) -> Result<()> {
+        let count = gradients.len();
+        let sizes = patch_embed::check_backward(self.shape(dy), self.shape(pixels), patch, at, count)?;
+        let batch = pixels.rows;
+        if batch == 0 {
+            return Ok(());
+        }
+        let (class, patches) = self.split(dy, batch, 1)?;
+        add_product(self, &patches, &patch_rows(self, sizes, pixels, patch)?, place(gradients, at.weight))?;
+        add_columns(self, &class, place(gradients, at.class))?;
+        // An image is a row of T*C values.
+        let dy = self.rows_of(dy, self.dtype)?;
+        let images = dy.part(0, [batch, sizes.tokens * dy.columns]);
+        add_columns(self, &images, place(gradients, at.position))
+    }
+}
+
+/// Images (B, 3*side*side) to their patches (B*(T-1), K), in the type of the backend.
+fn patch_rows(cuda: &Cuda, Patches { side, tokens, depth }: Patches, pixels: &Tensor, patch: usize) -> Result<Tensor> {
+    const OP: &str = "patch_embed_backward";
+    let pixels = cuda.rows_of(pixels, DType::F32)?;
+    let out = cuda.empty([pixels.rows * (tokens - 1), depth], cuda.dtype, Layout::Rows)?;
+    let params = PatchRowsParams {
+        pixels: pixels.pointer(),
+        out: out.pointer(),
+        batch: int(OP, pixels.rows)?,
+        tokens: int(OP, tokens)?,
+        side: int(OP, side)?,
+        patch: int(OP, patch)?,
+        k: int(OP, depth)?,
+        unused: 0,
+    };
+    let kernel = match cuda.dtype {
+        DType::BF16 => &kernels::PATCH_EMBED_BACKWARD_ROWS_BF16,
+        _ => &kernels::PATCH_EMBED_BACKWARD_ROWS_F32,
+    };
+    // SAFETY: a thread beyond the last value does nothing; the shapes were checked, so every patch lies inside of its image.
+    unsafe { cuda.launch(kernel, Launch::blocks(out.len().div_ceil(GATHERED)), params)? };
+    Ok(out)
 }
 
 /// Images (B, 3*side*side) in f32 to tokens (B*T, C) in the type of the backend.

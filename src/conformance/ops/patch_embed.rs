@@ -3,8 +3,10 @@
 use super::host;
 use crate::Result;
 use crate::backend::cpu::Cpu;
+use crate::backend::parameters::ALIGNMENT;
 use crate::backend::patch_embed;
 use crate::backend::prelude::*;
+use crate::backend::{Parameter, PatchParameters};
 use crate::conformance::{Case, Expected, Harness, Inputs, Output, Prepared, Size, TestBackend, round_bf16, stored};
 use crate::cost::Cost;
 use crate::tensor::DType;
@@ -153,7 +155,48 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
         })?;
         alone(harness, shape, size)?;
     }
-    Ok(())
+    SHAPES.iter().try_for_each(|&([batch, side, patch, channels], size)| {
+        backward(harness, Shape { batch, side, patch, channels }, size)
+    })
+}
+
+/// The gradients of all parameters, added to others.
+fn backward<B: TestBackend>(harness: &mut Harness<'_, B>, shape: Shape, size: Size) -> Result<()> {
+    let (backend, dtype) = (harness.backend, harness.backend.dtype());
+    let Shape { batch, side, patch, channels } = shape;
+    let mut len = 0;
+    let mut parameter = |rows: usize, columns: usize| {
+        let start = len;
+        len += (rows * columns).next_multiple_of(ALIGNMENT);
+        Parameter { start, rows, columns }
+    };
+    let at = PatchParameters {
+        weight: parameter(channels, shape.depth()),
+        class: parameter(1, channels),
+        position: parameter(shape.tokens(), channels),
+    };
+    harness.case(shape.case(", backward", dtype, size), |inputs| {
+        let pixels = stored(dtype, inputs.values(batch * 3 * side * side));
+        let dy = stored(dtype, inputs.values(batch * shape.tokens() * channels));
+        let before = inputs.values(len);
+        let shapes = [[batch, 3 * side * side], [batch * shape.tokens(), channels]];
+        let on_device = (backend.upload(shapes[0], &pixels)?, backend.sequence(shapes[1], &dy)?);
+        let start = before.clone();
+        Prepared::new(
+            move || {
+                let mut gradients = backend.gradients(len)?;
+                backend.write_gradients(&mut gradients, &start)?;
+                backend.patch_embed_backward(&on_device.1, &on_device.0, patch, &mut gradients, at)?;
+                Ok(Output::Values(backend.read_gradients(&gradients)?))
+            },
+            move || {
+                let (pixels, dy) = (Cpu.upload(shapes[0], &pixels)?, Cpu.upload(shapes[1], &dy)?);
+                let mut gradients = before;
+                Cpu.patch_embed_backward(&dy, &pixels, patch, &mut gradients, at)?;
+                Ok(Expected::close(gradients, batch * shape.tokens(), DType::F32))
+            },
+        )
+    })
 }
 
 /// The last image without its neighbours, and so perhaps in other tiles: the same bits.

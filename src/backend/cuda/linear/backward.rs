@@ -9,7 +9,7 @@ use super::super::tiles::{self, Tile};
 use super::super::{Cuda, Layout, Tensor, int, pointer_of};
 use super::{Epilogue, best_tile, code, is_aligned, launch};
 use crate::backend::linear::{check, check_backward, check_weight_backward};
-use crate::backend::{Activation, Device as _, LinearBackward, LinearWeights, WeightAndBias};
+use crate::backend::{Activation, Device as _, LinearBackward, LinearWeights, Parameter, WeightAndBias};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -66,18 +66,27 @@ impl LinearBackward for Cuda {
 
     fn linear_weight_backward(&self, dy: &Tensor, x: &Tensor, gradients: &mut Tensor, at: WeightAndBias) -> Result<()> {
         check_weight_backward(self.shape(dy), self.shape(x), at, gradients.len())?;
-        if dy.rows == 0 {
-            return Ok(());
-        }
-        let [dy, x] = [self.rows_of(dy, self.dtype)?, self.rows_of(x, self.dtype)?];
-        let place = |start: usize| gradients.pointer().offset(start * DType::F32.size());
-        let share = share([dy.rows, dy.columns, x.columns]);
-        let aligned = is_aligned(self.dtype, dy.columns) && is_aligned(self.dtype, x.columns);
-        let size = [dy.rows.div_ceil(share) * dy.columns, x.columns];
-        let tile = fastest(self, &kernels::LINEAR_BACKWARD_WEIGHT_TILES, self.dtype, aligned, size)?;
-        add_weight(self, &dy, &x, share, place(at.weight.start), tile)?;
-        add_bias(self, &dy, place(at.bias.start))
+        add_product(self, dy, x, place(gradients, at.weight))?;
+        add_columns(self, dy, place(gradients, at.bias))
     }
+}
+
+/// Where the gradient of a parameter is.
+pub(in super::super) fn place(gradients: &Tensor, parameter: Parameter) -> DevicePtr {
+    gradients.pointer().offset(parameter.start * DType::F32.size())
+}
+
+/// Adds `dy^T x` to the gradient at `dweight`, (N, K) f32.
+pub(in super::super) fn add_product(cuda: &Cuda, dy: &Tensor, x: &Tensor, dweight: DevicePtr) -> Result<()> {
+    if dy.rows == 0 {
+        return Ok(());
+    }
+    let [dy, x] = [cuda.rows_of(dy, cuda.dtype)?, cuda.rows_of(x, cuda.dtype)?];
+    let share = share([dy.rows, dy.columns, x.columns]);
+    let aligned = is_aligned(cuda.dtype, dy.columns) && is_aligned(cuda.dtype, x.columns);
+    let size = [dy.rows.div_ceil(share) * dy.columns, x.columns];
+    let tile = fastest(cuda, &kernels::LINEAR_BACKWARD_WEIGHT_TILES, cuda.dtype, aligned, size)?;
+    add_weight(cuda, &dy, &x, share, dweight, tile)
 }
 
 /// The tile of least time that the device has room for.
@@ -157,9 +166,13 @@ fn add_weight(
     sums.map_or(Ok(()), |sums| add_parts(cuda, &sums, dweight))
 }
 
-/// Adds the sums of the columns of dy to the gradient at `dbias`.
-fn add_bias(cuda: &Cuda, dy: &Tensor, dbias: DevicePtr) -> Result<()> {
+/// Adds the sums of the columns of dy (M, N) to the gradient at `dbias`, N values f32.
+pub(in super::super) fn add_columns(cuda: &Cuda, dy: &Tensor, dbias: DevicePtr) -> Result<()> {
     const OP: &str = "linear_weight_backward";
+    if dy.rows == 0 {
+        return Ok(());
+    }
+    let dy = cuda.rows_of(dy, cuda.dtype)?;
     let (rows, columns) = (dy.rows, dy.columns);
     let share = rows.div_ceil(BIAS_SHARES).max(BIAS_MIN);
     let sums = cuda.empty([rows.div_ceil(share), columns], DType::F32, Layout::Rows)?;
