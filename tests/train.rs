@@ -377,3 +377,33 @@ fn a_checkpoint_of_another_model_is_refused() -> Result<()> {
     assert!(error.contains("not part"), "{error}");
     Ok(())
 }
+
+/// Updates of the small model on the emulated device give the losses of the CPU: in f32 to rounding, in bf16 to its own.
+#[test]
+#[cfg(feature = "emulator")]
+fn updates_on_a_device_follow_the_cpu() -> Result<()> {
+    use im2sp::backend::Train;
+    use im2sp::backend::cuda::Cuda;
+    use im2sp::tensor::DType;
+
+    fn losses<B: Train>(backend: B, freeze: Freeze, dtype: Option<DType>) -> Result<Vec<f32>> {
+        let files = ModelFiles::open(&golden("models/small"))?;
+        let config = ModelConfig { vocoder: None, ..files.config };
+        let captioner = TrainedCaptioner::load(backend, &config, files.captioner, freeze, dtype)?;
+        let run = TrainConfig { accumulation: 1, eps: 1e-3, freeze, ..run_config() };
+        let mut trainer = Trainer::new(captioner, run, Ranks::alone());
+        let made = Made::new(4, 4, 0, 1);
+        (0..4).map(|_| Ok(trainer.update(&[made.batch(&[0, 1, 2, 3])])?.loss as f32)).collect()
+    }
+
+    for freeze in [Freeze::None, Freeze::Encoder, Freeze::Vision] {
+        let expected = losses(Cpu, freeze, None)?;
+        for (dtype, allowed) in [(DType::F32, 1e-4), (DType::BF16, 0.05)] {
+            let device = Cuda::new(Device::Emulator.driver()?, dtype)?;
+            for (update, (own, cpu)) in losses(device, freeze, Some(dtype))?.iter().zip(&expected).enumerate() {
+                assert!((own / cpu - 1.0).abs() < allowed, "{freeze:?}, {dtype:?}, update {update}: {own}, CPU {cpu}");
+            }
+        }
+    }
+    Ok(())
+}

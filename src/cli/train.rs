@@ -41,7 +41,7 @@ pub struct Train {
     /// Continue the run in RUN from its last checkpoint
     #[arg(long)]
     resume: bool,
-    /// Where to compute: auto or cpu
+    /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: Device,
     /// Threads that read images [default: all of the processor]
@@ -67,6 +67,9 @@ struct ModelFlags {
     /// Part that is not trained [default: vision]
     #[arg(long, value_name = "PART")]
     freeze: Option<Frozen>,
+    /// Compute in f32 on a GPU too, instead of bf16 with f32 master weights
+    #[arg(long)]
+    f32: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -205,7 +208,8 @@ impl Train {
             None if self.resume && own.exists() => TrainConfig::read(&own)?,
             None => TrainConfig::default(),
         };
-        let ModelFlags { init, vocoder, freeze } = &self.model;
+        let ModelFlags { init, vocoder, freeze, f32 } = &self.model;
+        config.f32 |= *f32;
         set(&mut config.init, init.clone().map(Some));
         set(&mut config.vocoder, vocoder.clone().map(Some));
         let freeze = freeze.map(|part| match part {

@@ -25,6 +25,8 @@ pub struct TrainConfig {
     pub vocoder: Option<PathBuf>,
     /// The part of the captioner that is not trained.
     pub freeze: Freeze,
+    /// Compute in f32 on a GPU too, instead of bf16 with f32 sums and master weights. A CPU always does.
+    pub f32: bool,
     /// Images of a batch, on each process.
     pub batch: usize,
     /// Batches whose gradients make one update.
@@ -102,6 +104,7 @@ impl Default for TrainConfig {
             init: None,
             vocoder: None,
             freeze: Freeze::Vision,
+            f32: false,
             batch: 16,
             accumulation: 1,
             iterations: 100_000,

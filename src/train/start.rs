@@ -17,6 +17,8 @@ use super::trainer::{Batch, ImageValues, Trainer};
 use super::validation::{ValidationSample, ValidationSet};
 use crate::backend::Train;
 use crate::backend::cpu::Cpu;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+use crate::backend::cuda::Cuda;
 use crate::config::ModelConfig;
 use crate::data::features::{FeatureCache, FeatureShape};
 use crate::data::loader::{Ahead, LeftOut, LoadedBatch, Loader, OnBad, ReadImage};
@@ -24,6 +26,7 @@ use crate::data::order::{epoch_order, rank_batches};
 use crate::data::{Listing, Sample, Split, coco, flickr, manifest};
 use crate::engine::Device;
 use crate::image::Image;
+use crate::tensor::DType;
 use crate::units::SPECIAL;
 use crate::weights::convert::initial_captioner;
 use crate::weights::directory::{CAPTIONER, CONFIG as MODEL_CONFIG, ModelFiles, parse_config, read_small};
@@ -66,11 +69,25 @@ pub fn train(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Ending> {
     let config = open_run(config, options)?;
-    match options.device {
-        Device::Cpu | Device::Auto => on(Cpu, &config, options, place, on_event),
+    let device = match (options.device, place) {
+        (Device::Auto, _) if Device::usable().is_err() => Device::Cpu,
+        // Each process of a machine has a device of its own.
+        (Device::Auto, Some(place)) => Device::Cuda(place.local),
+        (device, _) => device,
+    };
+    match device {
+        Device::Cpu => on(Cpu, None, &config, options, place, on_event),
+        #[cfg(any(feature = "cuda", feature = "emulator"))]
+        device => {
+            let dtype = if config.f32 { DType::F32 } else { DType::BF16 };
+            on(Cuda::new(device.driver()?, dtype)?, Some(dtype), &config, options, place, on_event)
+        }
+        #[cfg(not(any(feature = "cuda", feature = "emulator")))]
         device => Err(Error::Device {
             device: device.to_string(),
-            problem: "training runs on the CPU: use --device cpu".into(),
+            problem:
+                "this im2sp was built without kernels for GPUs: build it with --features cuda, or use --device cpu"
+                    .into(),
         }),
     }
 }
@@ -108,6 +125,7 @@ fn make_run(config: &TrainConfig, options: &Options<'_>, place: Option<&Place>) 
 /// The session on a backend.
 fn on<B: Train>(
     backend: B,
+    dtype: Option<DType>,
     config: &TrainConfig,
     options: &Options<'_>,
     place: Option<&Place>,
@@ -116,7 +134,7 @@ fn on<B: Train>(
     let last = if options.resume { checkpoint::last(&options.run)? } else { None };
     let (mut model, store) = initial(config, last.as_deref())?;
     let vocoder = vocoder(config, &mut model)?;
-    let captioner = TrainedCaptioner::load(backend, &model, store, config.freeze, None)?;
+    let captioner = TrainedCaptioner::load(backend, &model, store, config.freeze, dtype)?;
     let max_length = config.max_length.min(model.decoder.max_positions);
     let known = model.decoder.vocabulary - SPECIAL;
     let [train, validation] = [Split::Train, Split::Validation].map(|split| list(&config.data, split, known));
