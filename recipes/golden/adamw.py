@@ -20,6 +20,8 @@ import torch
 from safetensors.numpy import save_file
 
 STEPS, COUNT = 20, 203
+# beta1, beta2, eps, weight decay, largest learning rate.
+CASES = ((0.9, 0.999, 1e-8, 1e-2, 1e-3), (0.9, 0.98, 1e-6, 0.0, 1e-2), (0.5, 0.75, 1e-8, 0.5, 0.1))
 
 
 def run(beta1, beta2, eps, decay, peak, seed):
@@ -58,7 +60,7 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     tensors = {}
-    for n, case in enumerate([(0.9, 0.999, 1e-8, 1e-2, 1e-3), (0.9, 0.98, 1e-6, 0.0, 1e-2), (0.5, 0.75, 1e-8, 0.5, 0.1)]):
+    for n, case in enumerate(CASES):
         tensors |= {f"adamw.{n}.{name}": values for name, values in run(*case, seed=n).items()}
     assert all(np.isfinite(t).all() for t in tensors.values())
     save_file(tensors, out / "adamw.safetensors")

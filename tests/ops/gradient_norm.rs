@@ -17,7 +17,9 @@ fn equals_the_definition() {
         let values = random.values(len);
         let expected = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
         let actual = norm(&values);
-        assert!((actual - expected).abs() <= 1e-13 * expected, "{len}: {actual}, expected {expected}");
+        // The twin's own error, of one sum in order, grows with the root of the length.
+        let allowed = 8.0 * f64::EPSILON * (len as f64).sqrt() * expected;
+        assert!((actual - expected).abs() <= allowed, "{len}: {actual}, expected {expected}");
     }
 }
 
@@ -39,11 +41,12 @@ fn edges() {
     assert_eq!(norm(&[-3.0, 4.0]), 5.0);
     assert_eq!(norm(&[f32::MAX]), f64::from(f32::MAX), "a square beyond f32");
     assert_eq!(norm(&[f32::MIN_POSITIVE]), f64::from(f32::MIN_POSITIVE), "a square below f32");
-    for (bad, is_bad) in [(f32::NAN, f64::is_nan as fn(f64) -> bool), (f32::NEG_INFINITY, f64::is_infinite)] {
+    for bad in [f32::NAN, f32::NEG_INFINITY] {
         for at in [0, 17, 70_000] {
             let mut values = vec![1.0; 70_001];
             values[at] = bad;
-            assert!(is_bad(norm(&values)), "{bad} at {at}");
+            let norm = norm(&values);
+            assert!(if bad.is_nan() { norm.is_nan() } else { norm == f64::INFINITY }, "{bad} at {at}: {norm}");
         }
     }
 }

@@ -1,16 +1,17 @@
 //! Cases of adamw: each array of a block after a few steps, its working copy, and the time of one step.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
-use super::gradients;
+use super::{gradients, host};
+use crate::Result;
 use crate::backend::cpu::Cpu;
 use crate::backend::prelude::*;
 use crate::backend::{AdamWStep, BlockPart, Parameter, adamw};
 use crate::conformance::{Case, Deviation, Expected, Harness, Inputs, Output, Prepared, Size, TestBackend};
 use crate::conformance::{difference, stored};
 use crate::cost::Cost;
-use crate::tensor::{DType, HostTensor};
-use crate::{Error, Result};
+use crate::tensor::DType;
 
 /// Values of a block.
 const LENGTHS: &[(usize, Size)] = &[
@@ -83,7 +84,7 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
         for (name, part) in PARTS {
             let case = Case { name: format!("{len}, {name}"), dtype, size, cost: Cost::default() };
             harness.case(case, |inputs| {
-                let values = std::rc::Rc::new(Values::new(inputs, len));
+                let values = Rc::new(Values::new(inputs, len));
                 let same = values.clone();
                 let run = move || Ok(Output::Values(backend.read_block(&values.run(backend)?, part)?));
                 Prepared::new(run, move || {
@@ -104,8 +105,7 @@ fn working_copy<B: TestBackend>(harness: &mut Harness<'_, B>, len: usize, size: 
     let case = Case { name: format!("{len}, working copy"), dtype, size, cost: Cost::default() };
     harness.case(case, |inputs| {
         let values = Values::new(inputs, len);
-        let zeros = HostTensor::from_f32(&[1, len], vec![0.0; len]).ok_or_else(|| Error::shape("adamw", "zeros"))?;
-        let zeros = backend.matrix(zeros)?;
+        let zeros = backend.matrix(host(&[1, len], vec![0.0; len])?)?;
         let run = move || {
             let block = values.run(backend)?;
             let matrix = backend.parameter_matrix(&block, Parameter { start: 0, rows: 1, columns: len })?;
