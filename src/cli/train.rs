@@ -41,6 +41,9 @@ pub struct Train {
     /// Continue the run in RUN from its last checkpoint
     #[arg(long)]
     resume: bool,
+    /// Do a few updates, print what a run takes in memory and time, and write nothing
+    #[arg(long, conflicts_with = "resume")]
+    dry_run: bool,
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: Device,
@@ -177,6 +180,7 @@ impl Train {
         let options = Options {
             run: self.run.clone(),
             resume: self.resume,
+            dry_run: self.dry_run,
             device: self.device,
             threads: self.threads,
             stop: &stop,
@@ -186,6 +190,9 @@ impl Train {
         let mut display = Display::new(config.iterations, is_first);
         let ending = start::train(config, &options, place.as_ref(), &mut |event| display.show(&event))?;
         drop(display);
+        if self.dry_run {
+            return Ok(ExitCode::SUCCESS);
+        }
         let run = self.run.display();
         match ending {
             Ending::Complete => {

@@ -50,6 +50,8 @@ pub struct Options<'a> {
     pub device: Device,
     /// Threads that read images; none: as many as the processor has.
     pub threads: Option<usize>,
+    /// Do a few updates, say what a run takes, and write nothing.
+    pub dry_run: bool,
     /// Ends the run after the current update when set.
     pub stop: &'a AtomicBool,
     /// Called with every damaged sample.
@@ -144,9 +146,14 @@ fn on<B: Train>(
         validation.samples = train.samples.split_off(kept);
     }
     train.notes.iter().chain(&validation.notes).for_each(|line| (options.note)(line));
-    make_run(config, options, place)?;
+    if !options.dry_run {
+        make_run(config, options, place)?;
+    }
 
-    let features = features(config, options, place, &captioner, &train.samples)?;
+    let features = match options.dry_run {
+        true => None,
+        false => features(config, options, place, &captioner, &train.samples)?,
+    };
     let epoch = Arc::new(AtomicU64::new(0));
     let loader = |samples: Vec<Sample>, read_image| Loader {
         samples,
@@ -183,6 +190,10 @@ fn on<B: Train>(
     if let Some(last) = last {
         let resumed = checkpoint::resume(&last, trainer.captioner().layout())?;
         trainer.resume(resumed)?;
+    }
+    if options.dry_run {
+        estimate(&mut trainer, &source, config).map(|lines| lines.iter().for_each(|line| (options.note)(line)))?;
+        return Ok(Ending::Complete);
     }
     let mut session = Session {
         trainer,
@@ -394,4 +405,53 @@ fn features<B: Train>(
     }
     cache.flush()?;
     Ok(Some(Features { cache: Arc::new(cache), items: Arc::new(items) }))
+}
+
+/// What a run of this configuration takes, by a few updates with its first batches.
+fn estimate<B: Train>(trainer: &mut Trainer<B>, source: &DataSource, config: &TrainConfig) -> Result<Vec<String>> {
+    const UPDATES: usize = 3;
+    let mut batches = source.batches(0, 0)?;
+    let (mut seconds, mut images, mut tokens) = (Vec::new(), 0, 0);
+    // The first warms up.
+    for update in 0..=UPDATES {
+        let group: Vec<Batch> = batches.by_ref().take(config.accumulation).collect::<Result<_>>()?;
+        if group.is_empty() {
+            break;
+        }
+        let clock = std::time::Instant::now();
+        let report = trainer.update(&group)?;
+        if update > 0 || config.iterations == 1 {
+            seconds.push(clock.elapsed().as_secs_f64());
+            (images, tokens) = (images + report.images, tokens + report.tokens);
+        }
+    }
+    let mean = seconds.iter().sum::<f64>() / seconds.len().max(1) as f64;
+    let (count, frozen) = (trainer.captioner().layout().count(), trainer.captioner().frozen_bytes());
+    let frozen: usize = frozen.map(|(_, bytes)| bytes.len()).sum();
+    // Values, gradients and two moments.
+    let state = 16.0 * count as f64 / 1e6;
+    let mut lines = vec![
+        format!("{} samples, {} updates of {} images", source.loader.samples.len(), config.iterations, {
+            config.batch * config.accumulation * source.place[1]
+        }),
+        format!(
+            "{:.2} M trained parameters: {state:.0} MB with gradients and moments; {:.0} MB frozen",
+            count as f64 / 1e6,
+            { frozen as f64 / 1e6 }
+        ),
+        format!(
+            "{:.0} ms an update, over {} of {:.0} tokens: {:.2} hours in all, validations and reading images left out",
+            1e3 * mean,
+            seconds.len(),
+            tokens as f64 / seconds.len().max(1) as f64,
+            mean * config.iterations as f64 / 3600.0
+        ),
+    ];
+    if images == 0 {
+        lines.push("too few samples to time an update after the first".into());
+    }
+    if let Some((_, peak)) = trainer.captioner().backend().memory_stats() {
+        lines.push(format!("{:.0} MB of device memory", peak as f64 / 1e6));
+    }
+    Ok(lines)
 }

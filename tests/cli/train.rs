@@ -201,6 +201,17 @@ fn wrong_runs_are_refused() {
 }
 
 #[test]
+fn a_dry_run_estimates_and_writes_nothing() {
+    let directory = workplace();
+    let before = names_in(directory.path());
+    let output = begin(directory.path(), "run", &["--iterations", "1000", "--dry-run"]);
+    let words = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{words}");
+    assert!(words.contains("8 samples, 1000 updates") && words.contains("ms an update"), "{words}");
+    assert_eq!(names_in(directory.path()), before);
+}
+
+#[test]
 fn damaged_images_are_left_out_and_many_end_the_run() {
     let directory = workplace();
     std::fs::remove_file(directory.path().join("scene_0002.jpg")).unwrap();
