@@ -54,7 +54,7 @@ enum Command {
     Info(info::Info),
     Bench(bench::Bench),
     Doctor(doctor::Doctor),
-    Train(train::Train),
+    Train(Box<train::Train>),
     Plot(plot::Plot),
 }
 

@@ -327,7 +327,7 @@ impl Display {
                 bar.set_position(u.update);
                 bar.set_message(text);
             }
-            None if u.update % self.lines_every == 0 => self.line(format!("update {}: {text}", u.update)),
+            None if u.update.is_multiple_of(self.lines_every) => self.line(format!("update {}: {text}", u.update)),
             None => {}
         }
     }

@@ -272,7 +272,7 @@ fn add_noise(inputs: &mut [u32], share: f32, words: Philox, vocabulary: usize) {
     for (at, id) in inputs.iter_mut().enumerate().filter(|(_, id)| ![PAD, BOS, EOS].contains(id)) {
         let [word, other, ..] = words.block(at as u64);
         if u64::from(word) < threshold {
-            *id = crate::units::to_token((u64::from(other) * units >> 32) as u32);
+            *id = crate::units::to_token(((u64::from(other) * units) >> 32) as u32);
         }
     }
 }
