@@ -99,6 +99,23 @@ fn a_converted_model_captions() {
 }
 
 #[test]
+fn an_exported_model_captions_as_before() {
+    let directory = TempDir::new().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let model = golden("models/small");
+    let units = |model: &Path| succeeds(&run(&["caption", path(&scene()), "--no-audio", "--weights", path(model)]));
+    for format in ["hf", "reference"] {
+        let export = ["export", path(&model), "--format", format, "-o", path(&at(format))].map(str::to_string);
+        let output = run(&export.each_ref().map(String::as_str));
+        assert!(succeeds(&output).contains("48 tensors"), "{}", text(&output.stdout));
+        assert_eq!(text(&output.stderr), "im2sp: not part of the result: the vocoder\n");
+        assert!(fails(&run(&export.each_ref().map(String::as_str))).contains("--force"));
+        succeeds(&run(&["convert", path(&at(format)), "-o", path(&at("again")), "--force"]));
+        assert_eq!(units(&at("again")), units(&model));
+    }
+}
+
+#[test]
 fn a_calibration_is_reported() {
     let directory = TempDir::new().unwrap();
     let images = directory.path().join("images");

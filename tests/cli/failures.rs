@@ -150,6 +150,8 @@ fn wrong_usage_is_status_2() {
         &["speak", "-o", "x.wav"],
         &["speak", "--units", "1", "units.txt", "-o", "x.wav"],
         &["convert", "x.ckpt"],
+        &["export", "x", "-o", "y"],
+        &["export", "x", "--format", "onnx", "-o", "y"],
         &["convert", "x.ckpt", "-o", "x", "--calibrate", "images"],
         &["convert", "x.ckpt", "-o", "x", "--calibrate", "images", "--quantize", "int8"],
         &["bench", "--units", "0"],
@@ -166,6 +168,7 @@ fn help_teaches() {
         (&["caption", "--help"], "--top-p"),
         (&["speak", "--help"], "im2sp speak --units"),
         (&["convert", "--help"], "im2sp convert Im2Sp.ckpt"),
+        (&["export", "--help"], "im2sp export models/ours"),
         (&["info", "--help"], "embedded"),
         (&["--version"], "im2sp 0.1.0"),
     ] {

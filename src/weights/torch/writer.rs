@@ -89,9 +89,8 @@ fn integer(out: &mut Vec<u8>, value: usize) {
         out.push(b'J');
         out.extend(word.to_le_bytes());
     } else {
-        out.extend([0x8a, 9]);
-        out.extend((value as u64).to_le_bytes());
-        out.push(0); // no sign
+        out.extend([0x8a, 8]);
+        out.extend((value as i64).to_le_bytes());
     }
 }
 
@@ -172,5 +171,24 @@ impl<W: Write> Archive<W> {
         self.out.write_all(bytes)?;
         self.at += bytes.len() as u64;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Bytes;
+    use crate::weights::pickle::Pickle;
+
+    #[test]
+    fn integers_have_the_length_that_they_need() {
+        for (value, bytes) in [(0usize, 2), (255, 2), (256, 5), (i32::MAX as usize, 5), (1 << 31, 10), (1 << 40, 10)] {
+            let mut out = b"\x80\x02".to_vec();
+            integer(&mut out, value);
+            assert_eq!(out.len(), 2 + bytes);
+            out.push(b'.');
+            let (pickle, _) = Pickle::parse(Bytes::new(out)).unwrap();
+            assert_eq!(pickle.root().as_usize(), Some(value));
+        }
     }
 }
