@@ -64,6 +64,9 @@ struct ModelFlags {
     /// Weights to begin with: a model directory, a checkpoint, a Hugging Face GIT directory; or a config.json, for random ones
     #[arg(long, value_name = "PATH")]
     init: Option<PathBuf>,
+    /// Begin with random weights in the decoder, whatever --init has there
+    #[arg(long)]
+    fresh_decoder: bool,
     /// Model directory whose vocoder speaks samples and becomes part of the checkpoints
     #[arg(long, value_name = "DIR")]
     vocoder: Option<PathBuf>,
@@ -215,8 +218,9 @@ impl Train {
             None if self.resume && own.exists() => TrainConfig::read(&own)?,
             None => TrainConfig::default(),
         };
-        let ModelFlags { init, vocoder, freeze, f32 } = &self.model;
+        let ModelFlags { init, fresh_decoder, vocoder, freeze, f32 } = &self.model;
         config.f32 |= *f32;
+        config.fresh_decoder |= *fresh_decoder;
         set(&mut config.init, init.clone().map(Some));
         set(&mut config.vocoder, vocoder.clone().map(Some));
         let freeze = freeze.map(|part| match part {

@@ -21,7 +21,9 @@ pub struct TrainConfig {
     /// The model to begin with: a model directory, a checkpoint, a Hugging Face directory; or the `config.json` of a model
     /// that begins with random weights.
     pub init: Option<PathBuf>,
-    /// The vocoder's checkpoint or a model directory with one, to speak samples with and to become part of the checkpoints.
+    /// Begin with random weights in the decoder, whatever `init` has there.
+    pub fresh_decoder: bool,
+    /// A model directory with a vocoder, to speak samples with and to become part of the checkpoints.
     pub vocoder: Option<PathBuf>,
     /// The part of the captioner that is not trained.
     pub freeze: Freeze,
@@ -102,6 +104,7 @@ impl Default for TrainConfig {
     fn default() -> TrainConfig {
         TrainConfig {
             init: None,
+            fresh_decoder: false,
             vocoder: None,
             freeze: Freeze::Vision,
             f32: false,

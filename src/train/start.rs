@@ -28,7 +28,7 @@ use crate::engine::Device;
 use crate::image::Image;
 use crate::tensor::DType;
 use crate::units::SPECIAL;
-use crate::weights::convert::initial_captioner;
+use crate::weights::convert::{initial_captioner, random_captioner};
 use crate::weights::directory::{CAPTIONER, CONFIG as MODEL_CONFIG, ModelFiles, parse_config, read_small};
 use crate::weights::store::TensorStore;
 use crate::{Error, Result};
@@ -231,7 +231,11 @@ fn initial(config: &TrainConfig, last: Option<&Path>) -> Result<(ModelConfig, Te
         }
         _ => UNITS,
     };
-    let initial = initial_captioner(path, units, config.seed)?;
+    let mut initial = initial_captioner(path, units, config.seed)?;
+    if config.fresh_decoder {
+        let random = random_captioner(&initial.config, config.seed)?;
+        initial.tensors.extend(random.into_iter().filter(|(name, _)| name.starts_with("decoder.")));
+    }
     Ok((initial.config, TensorStore::new(path, initial.tensors)))
 }
 
