@@ -405,6 +405,33 @@ fn resident() -> usize {
     pages.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
 }
 
+/// The vocoder's thread lets go of a dropped stream whose chunks nobody takes, though no other request wakes it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_dropped_list_of_units_leaves_nothing_behind() {
+    let _one = alone();
+    let engine = small();
+    let units: Vec<u32> = (0..8_000_000).map(|n| n % 200).collect();
+    let speak = |taken: usize| {
+        let mut stream = engine.speak_in_chunks(&units, None).unwrap();
+        stream.by_ref().take(taken).for_each(|chunk| drop(chunk.unwrap()));
+        stream
+    };
+    // Fills the pools of buffers.
+    drop(speak(4));
+    for taken in 0..4 {
+        let stream = speak(taken);
+        // Meanwhile the chunks that may be made ahead are made, and the thread sleeps.
+        std::thread::sleep(Duration::from_millis(200));
+        let (before, begun) = (resident(), Instant::now());
+        drop(stream);
+        while before.saturating_sub(resident()) < units.len() * size_of::<u32>() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "after {taken} chunks");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 #[test]
 fn ten_thousand_captions_leave_the_memory_as_it_was() {
     let _one = alone();

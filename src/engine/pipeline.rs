@@ -137,6 +137,13 @@ impl Pipeline {
             queue.tell(job, News::Taken);
         }
     }
+
+    /// Has the vocoder's thread drop what was cancelled.
+    pub fn wake(&self) {
+        if let Some(queue) = &self.speech {
+            queue.wake();
+        }
+    }
 }
 
 impl Drop for Pipeline {

@@ -198,7 +198,7 @@ pub struct Events {
     deadline: Option<Instant>,
     ended: bool,
     /// The threads end with the last who waits for them.
-    _pipeline: Arc<Pipeline>,
+    pipeline: Arc<Pipeline>,
 }
 
 impl Events {
@@ -206,7 +206,7 @@ impl Events {
     pub(super) fn new(pipeline: Arc<Pipeline>, deadline: Option<Instant>) -> (Events, Arc<Reply>) {
         let ((sender, receiver), cancel) = (channel(), CancelFlag::default());
         let reply = Reply::new(Sink::One(sender), cancel.clone(), deadline, Arc::default());
-        (Events { receiver, cancel, deadline, ended: false, _pipeline: pipeline }, reply)
+        (Events { receiver, cancel, deadline, ended: false, pipeline }, reply)
     }
 
     /// The events of a request that is refused.
@@ -275,5 +275,8 @@ impl Iterator for Events {
 impl Drop for Events {
     fn drop(&mut self) {
         self.cancel.cancel();
+        if !self.ended {
+            self.pipeline.wake();
+        }
     }
 }
