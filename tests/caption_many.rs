@@ -432,6 +432,45 @@ fn a_dropped_list_of_units_leaves_nothing_behind() {
     }
 }
 
+/// With several processors, captions are divided among lanes with threads of their own, for the duration of the call.
+#[cfg(target_os = "linux")]
+#[test]
+fn lanes_give_the_same_bits_and_leave_nothing_behind() {
+    let _one = alone();
+    let engine = small();
+    let images = images(10, 22);
+    let options = CaptionOptions { generate: settings()[1], ..Default::default() };
+    let expected: Vec<Caption> = images.iter().map(|image| content(engine.caption(image, &options).unwrap())).collect();
+    let threads = || ["im2sp-captioner", "im2sp-vocoder"].map(common::running_threads);
+    let mut sizes = Vec::new();
+    for round in 0..60 {
+        let read = |n: usize| (n < 80).then(|| Ok(images[n % 10].clone()));
+        let (mut ended, mut last) = (0, [0; 2]);
+        let mut each = |index: usize, caption: im2sp::Result<Caption>| {
+            assert!(content(caption.unwrap()) == expected[index % 10], "round {round}, image {index}");
+            (ended, last) = (ended + 1, threads());
+            match round % 3 {
+                0 => ControlFlow::Continue(()),
+                1 if ended < 7 => ControlFlow::Continue(()),
+                1 => ControlFlow::Break(()),
+                // A panic that prints nothing.
+                _ => std::panic::resume_unwind(Box::new("a mistake of the caller")),
+            }
+        };
+        let work = || engine.caption_many(&read, &options, 64, &mut each);
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        assert_eq!((result.is_ok(), ended), [(true, 80), (true, 7), (false, 1)][round % 3]);
+        // A thread has its name once it runs.
+        if round % 3 == 0 && rayon::current_num_threads() > 1 {
+            assert!(last.iter().all(|&count| count > 2), "no lanes: {last:?} threads");
+        }
+        assert_eq!(threads(), [1, 1], "round {round}");
+        sizes.push(resident());
+    }
+    let grown = sizes[59].saturating_sub(sizes[20]);
+    assert!(grown < 4 << 20, "memory grew by {grown} bytes: {sizes:?}");
+}
+
 #[test]
 fn ten_thousand_captions_leave_the_memory_as_it_was() {
     let _one = alone();

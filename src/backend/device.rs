@@ -65,6 +65,11 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn memory_stats(&self) -> Option<(u64, usize)> {
         None
     }
+    /// Lanes among which `in_flight` captions are best divided: threads that each use this device at the same time.
+    fn lanes(&self, in_flight: usize) -> usize {
+        let _ = in_flight;
+        1
+    }
     /// Marks this point in the stream of work, without waiting for it.
     fn record_event(&self) -> Result<Self::Event>;
     /// Milliseconds between two points of the stream, when its work came to them; waits for the later one.

@@ -2,12 +2,13 @@
 //! captioned. Callbacks run on the thread that called.
 
 use std::ops::ControlFlow;
+use std::slice;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::pipeline::Pipeline;
+use super::pipeline::{Lane, Pipeline};
 use super::request::{CancelFlag, Delivery, Event, Reply, Sink, Stage};
 use super::scheduler::{MAX_IN_FLIGHT, Pending, Plan};
 use super::{Caption, CaptionOptions, Progress, Timings, milliseconds};
@@ -43,7 +44,7 @@ pub(super) fn caption_batch(
         let reply = Reply::new(Sink::Numbered(number, sender.clone()), cancel.clone(), None, stage.clone());
         Pending { pixels, options: *options, delivery: Delivery::Whole, timings, reply, plan }
     });
-    pipeline.submit(pending.collect());
+    pipeline.main.submit(pending.collect());
     let limit = options.generate.max_length.min(pipeline.config.decoder.max_positions);
     let (mut captions, mut done, mut shown) = (vec![None; images.len()], 0, None);
     while done < images.len() {
@@ -96,11 +97,12 @@ pub(super) fn caption_many(
     let readers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_READERS).min(in_flight);
     // Those in decoding, those that wait for it, and those that wait for the vocoder.
     let permits = Permits::new(3 * in_flight + readers);
+    let lanes = pipeline.bulk_lanes(in_flight);
     let reading = Reading {
         pipeline,
         images,
         options,
-        plan: Plan { width: in_flight, together: usize::from(in_flight == 1), overlap: true },
+        shares: shares(if lanes.is_empty() { slice::from_ref(&pipeline.main) } else { &lanes }, in_flight),
         next: AtomicUsize::new(0),
         permits: &permits,
         cancel: CancelFlag::default(),
@@ -147,36 +149,59 @@ pub(super) fn caption_many(
     })
 }
 
+/// A lane's part of the captions.
+struct Share<'a> {
+    lane: &'a Lane,
+    plan: Plan,
+    /// Held by each of its requests, so references count them.
+    stage: Arc<Stage>,
+}
+
+/// Divides the captions that are decoded together among lanes.
+fn shares(lanes: &[Lane], in_flight: usize) -> Vec<Share<'_>> {
+    let share = |(number, lane)| {
+        let width = (in_flight + number) / lanes.len();
+        let plan = Plan { width, together: usize::from(in_flight == 1), overlap: true };
+        Share { lane, plan, stage: Arc::default() }
+    };
+    lanes.iter().enumerate().map(share).collect()
+}
+
 /// State that the reading threads share.
 struct Reading<'a> {
     pipeline: &'a Pipeline,
     images: ImageSource<'a>,
     options: &'a CaptionOptions,
-    plan: Plan,
+    shares: Vec<Share<'a>>,
     next: AtomicUsize,
     permits: &'a Permits,
     cancel: CancelFlag,
 }
 
 impl Reading<'_> {
-    /// Reads and prepares the next image and hands it to the captioner's thread; false if there is none.
+    /// Reads and prepares the next image and hands it to the lane with the fewest; false if there is none.
     fn one(&self, sender: &Sender<(usize, Event)>) -> bool {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let clock = Instant::now();
         let Some(image) = (self.images)(number) else { return false };
         let read = milliseconds(clock);
-        let sink = Sink::Numbered(number, sender.clone());
-        let reply = Reply::new(sink, self.cancel.clone(), None, Arc::default());
+        let (sink, share) = (Sink::Numbered(number, sender.clone()), self.least_busy());
+        let reply = Reply::new(sink, self.cancel.clone(), None, share.stage.clone());
         match image {
             Err(error) => reply.fail(error),
             Ok(image) => {
                 let (pixels, timings) = self.pipeline.preprocess(&image);
                 let timings = Timings { read, ..timings };
-                let (options, delivery, plan) = (*self.options, Delivery::Whole, self.plan);
-                self.pipeline.submit(vec![Pending { pixels, options, delivery, timings, reply, plan }]);
+                let (options, delivery, plan) = (*self.options, Delivery::Whole, share.plan);
+                share.lane.submit(vec![Pending { pixels, options, delivery, timings, reply, plan }]);
             }
         }
         true
+    }
+
+    fn least_busy(&self) -> &Share<'_> {
+        let requests = |&share: &usize| Arc::strong_count(&self.shares[share].stage);
+        &self.shares[(0..self.shares.len()).min_by_key(requests).unwrap_or(0)]
     }
 }
 

@@ -276,7 +276,7 @@ impl Drop for Events {
     fn drop(&mut self) {
         self.cancel.cancel();
         if !self.ended {
-            self.pipeline.wake();
+            self.pipeline.main.wake();
         }
     }
 }

@@ -51,10 +51,12 @@ pub(super) struct Plan {
 /// State of the captioner thread.
 pub(super) struct CaptionWorker<B: Backend> {
     pub backend: Arc<B>,
-    pub captioner: Captioner<B>,
+    pub captioner: Arc<Captioner<B>>,
     /// Samples a second; 0 without a vocoder.
     pub sample_rate: u32,
     pub speech: Option<speech::Queue>,
+    /// Captions for which every cache has room.
+    pub min_width: usize,
 }
 
 impl<B: Backend> CaptionWorker<B> {
@@ -175,8 +177,11 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         let decoder = &self.worker.captioner.decoder;
         let wish = |pending: &Pending| [pending.plan.width, pending.options.generate.limit(decoder)];
         let Some(first) = self.waiting.front().map(wish) else { return };
-        let [width, max_tokens] =
-            self.waiting.iter().map(wish).fold([MIN_WIDTH, 1], |all, one| [all[0].max(one[0]), all[1].max(one[1])]);
+        let [width, max_tokens] = self
+            .waiting
+            .iter()
+            .map(wish)
+            .fold([self.worker.min_width, 1], |all, one| [all[0].max(one[0]), all[1].max(one[1])]);
         let session = self.worker.session(width, max_tokens).or_else(|error| match first {
             [own_width, own_tokens] if (own_width, own_tokens) != (width, max_tokens) => {
                 self.worker.session(own_width, own_tokens)

@@ -47,6 +47,9 @@ pub use attention_decode::KvCache;
 pub use conv::ConvWeights;
 pub use parameters::Block;
 
+/// Captions of a lane at least: fewer rows leave the products of a decode step waiting for weights.
+const LANE_WIDTH: usize = 8;
+
 /// The host processor.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu;
@@ -127,9 +130,11 @@ impl Matrix {
 
     /// Says that a product of a whole sequence has used it. After the first time, the pages of a mapped file are given
     /// back: a process that captions one image never needs them again, and so never holds all weights together. One
-    /// that captions another faults them in once more and keeps them.
+    /// that captions another faults them in once more and keeps them. A lane, which is a thread of a pool, has many to
+    /// caption.
     fn release_after_first_use(&self) {
         if let Weights::Stored(tensor) = &self.weights
+            && rayon::current_thread_index().is_none()
             && !self.used.swap(true, Ordering::Relaxed)
         {
             let bytes = tensor.bytes().clone();
@@ -166,6 +171,10 @@ impl Device for Cpu {
 
     fn name(&self) -> String {
         format!("cpu ({:?}, {} threads)", simd::level(), rayon::current_num_threads()).to_lowercase()
+    }
+
+    fn lanes(&self, in_flight: usize) -> usize {
+        (in_flight / LANE_WIDTH).clamp(1, rayon::current_num_threads())
     }
 
     fn record_event(&self) -> Result<Instant> {
