@@ -12,7 +12,8 @@
 //
 // Sources say where a row of A or B comes from: source.copy(to, row, k) fills one chunk16 (16 bytes of shared memory) with
 // the values from (row, k) on, zeros where there are none; k is a multiple of the values in 16 bytes. Those of A may change
-// values between shared memory and product, where TRANSFORMS says so: a convolution's leaky ReLU.
+// values between shared memory and product, where TRANSFORMS says so: a convolution's leaky ReLU. columns.cuh has operands
+// that lie transposed in memory.
 //
 // Epilogues finish sums: out.store<ROLLED>(row, column, values), which leaves out elements outside of C. Short work is done
 // by unrolled code, straight from registers. Where out.rolled(), sums first go to shared memory, so that long code
@@ -23,7 +24,7 @@
 // the shape of the tile nor on where in it a row stands. Left out: wgmma and TMA (sm_90a).
 #pragma once
 
-#include "mma.cuh"
+#include "columns.cuh"
 
 namespace {
 
@@ -148,11 +149,13 @@ struct Bf16Operand {
     DEVICE static void copy(unsigned char* to, const Source& from, int first, int k_tile) {
         copy_k_tile<ROWS, THREADS, ConsecutiveRows, bf16>(to, from, first, k_tile);
     }
-    // Where this lane finds its part of 16 rows from `row` on, and of 16 values of k; 16 rows further are 16 BYTES further.
+    // Where this lane finds its part of 16 rows from `row` on, and of 16 values of k.
     DEVICE static const unsigned char* place(const unsigned char* rows, int row, int step) {
         return rows + chunk16_offset<ConsecutiveRows>(row + lane_index() % 16, 2 * step + lane_index() / 16);
     }
-    DEVICE static void load(uint32_t (&fragment)[4], const unsigned char* at) { ldmatrix_x4(fragment, at); }
+    DEVICE static void load(uint32_t (&fragment)[4], const unsigned char* at, int i) {
+        ldmatrix_x4(fragment, at + i * 16 * BYTES);
+    }
 };
 
 // A as f32 in pairs, rounded to bf16 when a fragment is made of them: for rows that begin at multiples of 8 bytes.
@@ -174,12 +177,12 @@ struct F32PairOperand {
         const int k = step * 16 + lane_index() % 4 * 2;
         return rows + (row + lane_index() / 4) * BYTES + k * int(sizeof(float));
     }
-    DEVICE static void load(uint32_t (&fragment)[4], const unsigned char* at) {
+    DEVICE static void load(uint32_t (&fragment)[4], const unsigned char* at, int i) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int offset = i % 2 * 8 * BYTES + i / 2 * 8 * int(sizeof(float));
-            const float2 pair = *reinterpret_cast<const float2*>(at + offset);
-            fragment[i] = pack_bf16(pair.x, pair.y);
+        for (int v = 0; v < 4; v++) {
+            const int offset = v % 2 * 8 * BYTES + v / 2 * 8 * int(sizeof(float));
+            const float2 pair = *reinterpret_cast<const float2*>(at + i * 16 * BYTES + offset);
+            fragment[v] = pack_bf16(pair.x, pair.y);
         }
     }
 };
@@ -199,12 +202,15 @@ template <typename Stage, int STAGES, int SUMS> union alignas(128) TileShared {
 
 // A warp owns (M / WARPS_M) x (N / WARPS_N) of the tile: 64 x 64 reads shared memory least for its products, and fills the
 // registers. A thread ends up with RUN columns in a row: column c of an 8-column fragment j stands for column
-// RUN (c / 2) + 2 j + c % 2 of its group of RUN / 2 fragments.
-template <int M_, int N_, int WARPS_M, int WARPS_N, int STAGES, typename Operand = Bf16Operand> struct MmaTile {
+// RUN (c / 2) + 2 j + c % 2 of its group of RUN / 2 fragments. Of a B by columns it stands for column 8 j + c: two in a row.
+template <int M_, int N_, int WARPS_M, int WARPS_N, int STAGES, typename Operand = Bf16Operand, typename OperandB = ByRows>
+struct MmaTile {
     static constexpr int M = M_, N = N_;
     static constexpr int THREADS = WARPS_M * WARPS_N * WARP;
     static constexpr int WARP_M = M / WARPS_M, WARP_N = N / WARPS_N;
     static constexpr int RUN = WARP_N >= 32 ? 8 : 4;
+    static constexpr bool COLUMNS_B = is_same<OperandB, ByColumns>;
+    static constexpr int LANE_RUN = COLUMNS_B ? 2 : RUN;                     // neighbours among the sums of a thread
     static constexpr int GROUP = 4 * RUN;                                    // columns
     static constexpr int HEIGHT = WARP_M / 16, WIDTH = WARP_N / 8;           // fragments of a warp
     static constexpr int STEPS = K_TILE<bf16> / 16;
@@ -234,7 +240,7 @@ template <int M_, int N_, int WARPS_M, int WARPS_N, int STAGES, typename Operand
         for (int k_tile = 0; k_tile < STAGES - 1; k_tile++) {
             if (k_tile < k_tiles) {
                 Operand::template copy<M, THREADS>(shared.stage[k_tile].a, a, at.row, k_tile);
-                copy_k_tile<N, THREADS, Columns, bf16>(shared.stage[k_tile].b, b, at.column, k_tile);
+                copy_b(shared.stage[k_tile].b, b, at.column, k_tile);
             }
             cp_async_commit();
         }
@@ -275,14 +281,24 @@ template <int M_, int N_, int WARPS_M, int WARPS_N, int STAGES, typename Operand
 #pragma unroll
         for (int i = 0; i < HEIGHT * 2; i++) {
 #pragma unroll
-            for (int group = 0; group < WARP_N / GROUP; group++) {
-                const auto sum = [&](int v) -> float& { return sums[i / 2][group * (RUN / 2) + v / 2][i % 2 * 2 + v % 2]; };
-                f(i * 8 + lane_index() / 4, group * GROUP + lane_index() % 4 * RUN, sum);
+            for (int group = 0; group < WARP_N / (4 * LANE_RUN); group++) {
+                const auto sum = [&](int v) -> float& {
+                    return sums[i / 2][group * (LANE_RUN / 2) + v / 2][i % 2 * 2 + v % 2];
+                };
+                f(i * 8 + lane_index() / 4, group * 4 * LANE_RUN + lane_index() % 4 * LANE_RUN, sum);
             }
         }
     }
 
   private:
+    template <typename B> DEVICE static void copy_b(unsigned char* to, const B& b, int first, int k_tile) {
+        if constexpr (COLUMNS_B) {
+            ByColumns::copy<N, THREADS>(to, b, first, k_tile);
+        } else {
+            copy_k_tile<N, THREADS, Columns, bf16>(to, b, first, k_tile);
+        }
+    }
+
     // `height` fragments of this warp have rows; all of them if FULL.
     template <bool FULL, typename A, typename B>
     DEVICE void run(Stage (&stages)[STAGES], const A& a, const B& b, const TileCoord& at, int k_tiles, int height) {
@@ -308,7 +324,7 @@ template <int M_, int N_, int WARPS_M, int WARPS_N, int STAGES, typename Operand
                 }
                 if (step == 0 && ahead < k_tiles) Operand::template copy<M, THREADS>(stages[filling].a, a, at.row, ahead);
                 if (step == 1) {
-                    if (ahead < k_tiles) copy_k_tile<N, THREADS, Columns, bf16>(stages[filling].b, b, at.column, ahead);
+                    if (ahead < k_tiles) copy_b(stages[filling].b, b, at.column, ahead);
                     cp_async_commit();
                 }
                 add_products<FULL>(fragments[step % 2], a, height);
@@ -326,17 +342,23 @@ template <int M_, int N_, int WARPS_M, int WARPS_N, int STAGES, typename Operand
     template <bool FULL> DEVICE static void load(Fragments& f, const Stage& stage, int step, int height) {
         const int lane = lane_index();
         if (!FULL && height == 0) return;
-        const unsigned char* a = Operand::place(stage.a, warp_row(), step);
+        const auto a = Operand::place(stage.a, warp_row(), step);
 #pragma unroll
         for (int i = 0; i < HEIGHT; i++) {
-            if (FULL || i < height) Operand::load(f.a[i], a + i * 16 * Operand::BYTES);
+            if (FULL || i < height) Operand::load(f.a[i], a, i);
         }
-        constexpr int PAIRS = RUN / 4;  // of a group
-        const int column = warp_column() + lane % 8 / 2 * RUN + lane % 2 + lane / 16 * 2;
-        const unsigned char* b = stage.b + chunk16_offset<Columns>(column, 2 * step + lane / 8 % 2);
+        if constexpr (COLUMNS_B) {
+            const ByColumns b = ByColumns::place(stage.b, warp_column(), step * 16 + lane % 16, lane / 16);
 #pragma unroll
-        for (int pair = 0; pair < WIDTH / 2; pair++) {
-            ldmatrix_x4(f.b[pair], b + (pair / PAIRS * GROUP + pair % PAIRS * 4) * ROW_BYTES);
+            for (int pair = 0; pair < WIDTH / 2; pair++) b.load(f.b[pair], pair);
+        } else {
+            constexpr int PAIRS = RUN / 4;  // of a group
+            const int column = warp_column() + lane % 8 / 2 * RUN + lane % 2 + lane / 16 * 2;
+            const unsigned char* b = stage.b + chunk16_offset<Columns>(column, 2 * step + lane / 8 % 2);
+#pragma unroll
+            for (int pair = 0; pair < WIDTH / 2; pair++) {
+                ldmatrix_x4(f.b[pair], b + (pair / PAIRS * GROUP + pair % PAIRS * 4) * ROW_BYTES);
+            }
         }
     }
 
@@ -364,7 +386,7 @@ template <int M_, int N_, int WARPS_M, int WARPS_N, int STAGES, typename Operand
 template <int M_, int N_, int WARPS_M, int WARPS_N, int LANES_M, int STAGES> struct FmaTile {
     static constexpr int M = M_, N = N_;
     static constexpr int THREADS = WARPS_M * WARPS_N * WARP;
-    static constexpr int RUN = 8;
+    static constexpr int RUN = 8, LANE_RUN = 8;
     static constexpr int LANES_N = WARP / LANES_M;
     static constexpr int WARP_M = M / WARPS_M, WARP_N = LANES_N * RUN;
     static constexpr int HEIGHT = WARP_M / LANES_M;  // rows of a thread
@@ -469,14 +491,16 @@ template <typename Tile, typename Out>
 DEVICE void epilogue(Tile& tile, typename Tile::Shared& shared, const TileCoord& at, const Out& out) {
     constexpr int RUN = Tile::RUN, WARP_N = Tile::WARP_N, RUNS = WARP_N / RUN;
     const int first_row = at.row + Tile::warp_row(), first_column = at.column + Tile::warp_column();
-    if (!out.rolled()) {
-        tile.each_run([&](int row, int column, auto sum) {
-            float values[RUN];
+    if constexpr (Tile::LANE_RUN == RUN) {
+        if (!out.rolled()) {
+            tile.each_run([&](int row, int column, auto sum) {
+                float values[RUN];
 #pragma unroll
-            for (int v = 0; v < RUN; v++) values[v] = sum(v);
-            out.template store<false>(first_row + row, first_column + column, values);
-        });
-        return;
+                for (int v = 0; v < RUN; v++) values[v] = sum(v);
+                out.template store<false>(first_row + row, first_column + column, values);
+            });
+            return;
+        }
     }
     // The stages have been read by all warps; from here on each has a part of the memory to itself.
     sync_block();
@@ -485,9 +509,14 @@ DEVICE void epilogue(Tile& tile, typename Tile::Shared& shared, const TileCoord&
         return reinterpret_cast<float4*>(sums + sums_offset<WARP_N>(row, column / 4));
     };
     tile.each_run([&](int row, int column, auto sum) {
+        if constexpr (Tile::LANE_RUN < 4) {
+            float* two = reinterpret_cast<float*>(four_sums(row, column)) + column % 4;
+            *reinterpret_cast<float2*>(two) = make_float2(sum(0), sum(1));
+        } else {
 #pragma unroll
-        for (int v = 0; v < RUN; v += 4) {
-            *four_sums(row, column + v) = make_float4(sum(v), sum(v + 1), sum(v + 2), sum(v + 3));
+            for (int v = 0; v < RUN; v += 4) {
+                *four_sums(row, column + v) = make_float4(sum(v), sum(v + 1), sum(v + 2), sum(v + 3));
+            }
         }
     });
     sync_warp();

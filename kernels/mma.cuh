@@ -56,6 +56,12 @@ DEVICE void cp_async_8(void* to, const void* from, bool valid) {
                  : "memory");
 }
 
+// The same with 4 bytes.
+DEVICE void cp_async_4(void* to, const void* from, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 4 : 0)
+                 : "memory");
+}
+
 // Ends a group of copies.
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
@@ -87,6 +93,7 @@ DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, PLACE) {
 
 DEVICE void cp_async_16(void* to, const void* from, bool valid) { emulator_copy(to, valid ? from : nullptr, 16); }
 DEVICE void cp_async_8(void* to, const void* from, bool valid) { emulator_copy(to, valid ? from : nullptr, 8); }
+DEVICE void cp_async_4(void* to, const void* from, bool valid) { emulator_copy(to, valid ? from : nullptr, 4); }
 
 DEVICE void cp_async_commit() { emulator_context->copies->group++; }
 

@@ -1,4 +1,4 @@
-// Activations of linear and linear_decode. Which one is a parameter of the launch, the same for all threads.
+// Activations of linear and linear_decode, and their slopes. Which one is a parameter of the launch, equal for all threads.
 #pragma once
 
 #include "prelude.cuh"
@@ -20,6 +20,26 @@ template <int COUNT> DEVICE void activate(int activation, float (&values)[COUNT]
     } else if (activation == ACTIVATION_QUICK_GELU) {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) values[i] = quick_gelu(values[i]);
+    }
+}
+
+DEVICE float gelu_slope(float v) {
+    const float density = 0.39894228040143268f * exp2_fast(-0.5f * LOG2_E * v * v);
+    return 0.5f * (1.0f + erff(v * 0.70710678118654752f)) + v * density;
+}
+DEVICE float quick_gelu_slope(float v) {
+    const float sigmoid = __fdividef(1.0f, 1.0f + exp2_fast(-1.702f * LOG2_E * v));
+    return sigmoid * (1.0f + 1.702f * v * (1.0f - sigmoid));
+}
+
+// Multiplies `values` by the slopes at `inputs`.
+template <int COUNT> DEVICE void activate_backward(int activation, const float (&inputs)[COUNT], float (&values)[COUNT]) {
+    if (activation == ACTIVATION_GELU) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) values[i] *= gelu_slope(inputs[i]);
+    } else if (activation == ACTIVATION_QUICK_GELU) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) values[i] *= quick_gelu_slope(inputs[i]);
     }
 }
 

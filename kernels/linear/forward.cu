@@ -1,8 +1,8 @@
 // linear: a fully connected layer for whole sequences.
 // Math:      y = act(x weight^T + bias) + residual, act one of identity, GELU (erf), QuickGELU
 // Tensors:   x (M, K), weight (N, K), residual and y (M, N) row-major, all bf16 or all f32; bias (N) f32; residual may be
-//            null. Keys and values of packed rows of query, key and value may also be scattered to the heads of a KV cache:
-//            keys and values (images, H, P, D)
+//            null. saved, as y, is the activation's input, or null. Keys and values of packed rows of query, key and value may
+//            also be scattered to the heads of a KV cache: keys and values (images, H, P, D)
 // Numerics:  f32 sums; bf16 operands go through the tensor cores in steps of 16 values of k, f32 operands through fused
 //            multiply-adds. The order of additions is that of k, for every tile shape: a row's result depends neither on
 //            M nor on its place. The epilogue is f32, rounded once
@@ -27,6 +27,7 @@ struct LinearParams {
     const float* bias;
     const void* residual;
     void* y;
+    void* saved;             // null, or where the activation's input goes, as y
     void* keys;              // null, or where rows of packed query, key and value are split into heads
     void* values;
     const unsigned* images;  // (M / prefix): which image each run of prefix rows is
@@ -37,7 +38,7 @@ struct LinearParams {
     int heads;
     int activation;  // ACTIVATION_*
 };
-SIZE_OF(LinearParams, 88);
+SIZE_OF(LinearParams, 96);
 
 namespace {
 
@@ -47,7 +48,7 @@ template <typename T> struct LinearEpilogue {
     const LinearParams& params;
 
     DEVICE bool vectors() const { return params.columns % RUN == 0; }
-    DEVICE bool rolled() const { return params.activation != ACTIVATION_NONE || params.keys || !vectors(); }
+    DEVICE bool rolled() const { return params.activation != ACTIVATION_NONE || params.saved || params.keys || !vectors(); }
 
     template <bool ROLLED> DEVICE void store(int row, int column, const float (&sums)[RUN]) const {
         if (row >= params.rows || column >= params.columns) return;
@@ -62,6 +63,7 @@ template <typename T> struct LinearEpilogue {
             if (!whole) v[i] = column + i < params.columns ? params.bias[column + i] : 0.0f;
             v[i] += sums[i];
         }
+        if (ROLLED && params.saved) save(static_cast<T*>(params.saved) + at, column, v);
         if (ROLLED) activate(params.activation, v);
         if (whole) {
             store_vectors(residual, y, v);
@@ -75,6 +77,14 @@ template <typename T> struct LinearEpilogue {
     }
 
   private:
+    DEVICE void save(T* saved, int column, const float (&v)[RUN]) const {
+        if (vectors()) return store_run(saved, v);
+#pragma unroll
+        for (int i = 0; i < RUN; i++) {
+            if (column + i < params.columns) saved[i] = from_float<T>(v[i]);
+        }
+    }
+
     DEVICE void store_vectors(const T* residual, T* y, float (&v)[RUN]) const {
         float added[RUN] = {};
         if (residual) load_run(added, residual);

@@ -2,13 +2,16 @@
 
 use crate::backend::cpu::Cpu;
 use crate::backend::{
-    Activation, Backend, Concat, CrossEntropy, Dropout, EmbedBackward, LayerNormBackward, LinearWeights, Peaks,
+    Activation, Backend, Concat, CrossEntropy, Dropout, EmbedBackward, LayerNormBackward, LinearBackward,
+    LinearWeights, Peaks,
 };
 use crate::tensor::DType;
 use crate::{Error, Result};
 
 /// A backend that the cases can be run on.
-pub trait TestBackend: Backend + Concat + CrossEntropy + Dropout + EmbedBackward + LayerNormBackward {
+pub trait TestBackend:
+    Backend + Concat + CrossEntropy + Dropout + EmbedBackward + LayerNormBackward + LinearBackward
+{
     /// Results are compared with the CPU form, unless the backend is that form.
     const COMPARED: bool = true;
     /// Cases of more operations are not timed.

@@ -1,4 +1,6 @@
-//! Launches kernels/linear/forward.cu and kernels/linear/decode.cu.
+//! Launches kernels/linear/forward.cu and kernels/linear/decode.cu; `backward` those of training.
+
+mod backward;
 
 use super::driver::{DevicePtr, Launch, Properties};
 use super::kernels::{self, LinearDecodeParams, LinearParams};
@@ -112,7 +114,7 @@ impl Split {
 /// `x weight^T + bias`, a row of packed query, key and value each, whose keys and values also go where `split` says. The
 /// caller has checked the shapes.
 pub(super) fn linear_split(cuda: &Cuda, x: &Tensor, layer: &LinearWeights<Cuda>, split: Split) -> Result<Tensor> {
-    launch(cuda, x, layer, (Activation::None, None), split, best_tile(cuda, x, layer)?)
+    launch(cuda, x, layer, Epilogue { split, ..Epilogue::of(Activation::None) }, best_tile(cuda, x, layer)?)
 }
 
 fn best_tile(cuda: &Cuda, x: &Tensor, layer: &LinearWeights<Cuda>) -> Result<&'static ForwardTile> {
@@ -132,15 +134,30 @@ pub(crate) fn linear_tiled(
     tile: &ForwardTile,
 ) -> Result<Tensor> {
     linear::check("linear", cuda, x, layer, residual)?;
-    launch(cuda, x, layer, (activation, residual), Split::NONE, tile)
+    launch(cuda, x, layer, Epilogue { residual, ..Epilogue::of(activation) }, tile)
+}
+
+/// The work on finished sums. The caller has checked the shapes.
+struct Epilogue<'a> {
+    activation: Activation,
+    residual: Option<&'a Tensor>,
+    /// Where the activation's input goes, of the type of the weights.
+    saved: Option<&'a Tensor>,
+    split: Split,
+}
+
+impl Epilogue<'_> {
+    /// An activation and nothing else.
+    fn of(activation: Activation) -> Self {
+        Epilogue { activation, residual: None, saved: None, split: Split::NONE }
+    }
 }
 
 fn launch(
     cuda: &Cuda,
     x: &Tensor,
     layer: &LinearWeights<Cuda>,
-    (activation, residual): (Activation, Option<&Tensor>),
-    split: Split,
+    epilogue: Epilogue<'_>,
     tile: &ForwardTile,
 ) -> Result<Tensor> {
     let weight = &layer.weight.tensor;
@@ -150,6 +167,7 @@ fn launch(
     let (rows, columns, dtype) = (x.rows, weight.rows, weight.dtype);
     let x = cuda.rows_of(x, dtype)?;
     let bias = cuda.rows_of(&layer.bias, DType::F32)?;
+    let Epilogue { activation, residual, saved, split } = epilogue;
     let residual = residual.map(|r| cuda.rows_of(r, dtype)).transpose()?;
     let y = cuda.empty([rows, columns], dtype, Layout::Rows)?;
     let params = LinearParams {
@@ -158,6 +176,7 @@ fn launch(
         bias: bias.pointer(),
         residual: pointer_of(residual.as_ref()),
         y: y.pointer(),
+        saved: pointer_of(saved),
         keys: split.keys,
         values: split.values,
         images: split.images,
@@ -169,7 +188,7 @@ fn launch(
         activation: code(activation),
     };
     let launch = Launch::blocks(tile.count(rows, columns)).shared_bytes(tile.shared_bytes);
-    // SAFETY: x holds rows * K elements, weight columns * K, bias columns, residual and y rows * columns, as was checked, and
+    // SAFETY: x holds rows * K elements, weight columns * K, bias columns, residual, y and saved rows * columns, as was checked, and
     // a split has room for all; tiles that reach beyond read zeros and leave their results out. Tensors begin at multiples of
     // 256 bytes, so that the rows of aligned kernels, and the vectors of rows of a multiple of eight columns, are aligned.
     unsafe { cuda.launch(tile.kernel, launch, params)? };

@@ -1,4 +1,6 @@
-//! Cases of linear and linear_decode.
+//! Cases of linear and linear_decode; `backward` has those of training.
+
+mod backward;
 
 use std::cell::{Cell, OnceCell};
 
@@ -294,7 +296,8 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
             }
         }
     }
-    independence(harness)
+    independence(harness)?;
+    backward::check(harness)
 }
 
 /// Decode steps against the CPU form: every number of rows, every epilogue; and every row alone against the same row among

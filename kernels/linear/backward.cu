@@ -1,0 +1,257 @@
+// linear: the backward pass of a fully connected layer.
+// Math:      dx = (dy weight) act'(input) + residual; dweight += dy^T x; dbias += sum of the rows of dy
+// Tensors:   dy (M, N), weight (N, K), x, input, residual and dx (M, K) row-major, all bf16 or all f32; input and residual may
+//            be null; dweight (N, K) and dbias (N) f32
+// Numerics:  as the forward pass: f32 sums in the order of N, rounded once. Sums over rows are cut into parts, which depend on
+//            the shape alone, each added up in order by itself, then part after part. Of dbias each warp adds every eighth
+//            row of a part, then the warps are added in order
+// Requires:  rows of dy, x and weight of a multiple of 16 bytes, or the unaligned kernels; dweight at a multiple of 16 bytes
+// Tiling:    gemm.cuh; operands whose rows are the terms of the sums are transposed on the way to the products (columns.cuh)
+// Roofline:  2 M N K operations each for dx and dweight, as the forward pass
+// Measured:  not yet measured
+#include "gemm.cuh"
+#include "linear/activation.cuh"
+
+struct LinearBackwardParams {
+    const void* dy;
+    const void* weight;
+    const void* input;     // of the activation; null: none
+    const void* residual;  // null: none
+    void* dx;
+    int rows;
+    int columns;  // K
+    int depth;    // N
+    int activation;  // ACTIVATION_*
+};
+SIZE_OF(LinearBackwardParams, 56);
+
+struct LinearBackwardWeightParams {
+    const void* dy;
+    const void* x;
+    float* out;   // dweight, or the parts (parts, N, K)
+    int terms;    // M
+    int rows;     // N
+    int columns;  // K
+    int share;    // terms of a part
+    int adds;     // whether to add to what is there
+    int unused;
+};
+SIZE_OF(LinearBackwardWeightParams, 48);
+
+struct LinearBackwardBiasParams {
+    const void* dy;
+    float* parts;  // (parts, N)
+    int rows;
+    int columns;
+    int share;  // rows of a part
+    int unused;
+};
+SIZE_OF(LinearBackwardBiasParams, 32);
+
+struct LinearBackwardAddParams {
+    const float* parts;  // (count, length)
+    float* gradient;     // (length)
+    long long length;
+    int count;
+    int unused;
+};
+SIZE_OF(LinearBackwardAddParams, 32);
+
+namespace {
+
+// Eight columns of a row of dx: slope, residual.
+template <typename T> struct InputEpilogue {
+    static constexpr int RUN = 8;
+    const LinearBackwardParams& params;
+
+    DEVICE bool rolled() const { return true; }
+
+    template <bool ROLLED> DEVICE void store(int row, int column, float (&v)[RUN]) const {
+        if (row >= params.rows || column >= params.columns) return;
+        const int64_t at = int64_t(row) * params.columns + column;
+        const T* input = params.input ? static_cast<const T*>(params.input) + at : nullptr;
+        const T* residual = params.residual ? static_cast<const T*>(params.residual) + at : nullptr;
+        T* dx = static_cast<T*>(params.dx) + at;
+        float other[RUN];
+        if (input) {
+            load(other, input, column);
+            activate_backward(params.activation, other, v);
+        }
+        if (residual) {
+            load(other, residual, column);
+#pragma unroll
+            for (int i = 0; i < RUN; i++) v[i] += other[i];
+        }
+        if (vectors()) return store_run(dx, v);
+#pragma unroll
+        for (int i = 0; i < RUN; i++) {
+            if (column + i < params.columns) dx[i] = from_float<T>(v[i]);
+        }
+    }
+
+  private:
+    DEVICE bool vectors() const { return params.columns % RUN == 0; }
+
+    DEVICE void load(float (&v)[RUN], const T* from, int column) const {
+        if (vectors()) return load_run(v, from);
+#pragma unroll
+        for (int i = 0; i < RUN; i++) v[i] = column + i < params.columns ? to_float(from[i]) : 0.0f;
+    }
+};
+
+// Eight columns of a row of dweight, or of a part of it.
+struct WeightEpilogue {
+    static constexpr int RUN = 8;
+    const LinearBackwardWeightParams& params;
+    float* out;
+
+    DEVICE bool rolled() const { return true; }
+
+    template <bool ROLLED> DEVICE void store(int row, int column, float (&v)[RUN]) const {
+        if (row >= params.rows || column >= params.columns) return;
+        float* to = out + int64_t(row) * params.columns + column;
+        if (params.columns % RUN == 0) {
+            float before[RUN] = {};
+            if (params.adds) load_run(before, to);
+#pragma unroll
+            for (int i = 0; i < RUN; i++) v[i] += before[i];
+            return store_run(to, v);
+        }
+#pragma unroll
+        for (int i = 0; i < RUN; i++) {
+            if (column + i < params.columns) to[i] = params.adds ? to[i] + v[i] : v[i];
+        }
+    }
+};
+
+template <typename Tile, typename Rows, typename Columns> DEVICE void at_input(const LinearBackwardParams& params) {
+    using T = typename Tile::Value;
+    typename Tile::Shared& shared = shared_memory<typename Tile::Shared>();
+    const TileCoord at = tile_coord<Tile>(params.rows, params.columns);
+    const Rows dy = {static_cast<const T*>(params.dy), params.rows, params.depth};
+    const Columns weight = {static_cast<const T*>(params.weight), params.depth, params.columns};
+    Tile tile;
+    tile.prefetch(shared, dy, weight, at, params.depth);
+    tile.clear();
+    tile.mainloop(shared, dy, weight, at, params.depth);
+    epilogue(tile, shared, at, InputEpilogue<T>{params});
+}
+
+template <typename Tile, typename Columns> DEVICE void at_weight(const LinearBackwardWeightParams& params) {
+    using T = typename Tile::Value;
+    typename Tile::Shared& shared = shared_memory<typename Tile::Shared>();
+    const TileCoord at = tile_coord<Tile>(params.rows, params.columns);
+    const int first = blockIdx.y * params.share, terms = min(params.share, params.terms - first);
+    const Columns dy = {static_cast<const T*>(params.dy) + int64_t(first) * params.rows, terms, params.rows};
+    const Columns x = {static_cast<const T*>(params.x) + int64_t(first) * params.columns, terms, params.columns};
+    Tile tile;
+    tile.prefetch(shared, dy, x, at, terms);
+    tile.clear();
+    tile.mainloop(shared, dy, x, at, terms);
+    float* out = params.out + int64_t(blockIdx.y) * params.rows * params.columns;
+    epilogue(tile, shared, at, WeightEpilogue{params, out});
+}
+
+// bf16, as forward.cu's, of a weight by columns.
+using Input128x256 = MmaTile<128, 256, 2, 4, 3, Bf16Operand, ByColumns>;
+using Input128x128 = MmaTile<128, 128, 2, 2, 3, Bf16Operand, ByColumns>;
+using Input64x64 = MmaTile<64, 64, 2, 2, 4, Bf16Operand, ByColumns>;
+// And of two factors by columns.
+using Weight128x256 = MmaTile<128, 256, 2, 4, 3, ColumnsOperand, ByColumns>;
+using Weight128x128 = MmaTile<128, 128, 2, 2, 3, ColumnsOperand, ByColumns>;
+using Weight64x64 = MmaTile<64, 64, 2, 2, 4, ColumnsOperand, ByColumns>;
+// f32.
+using Tile128x128F32 = FmaTile<128, 128, 4, 2, 4, 2>;
+using Tile64x64F32 = FmaTile<64, 64, 2, 2, 8, 3>;
+
+using Aligned = AlignedRows<bf16>;
+using Unaligned = UnalignedRows<bf16>;
+
+constexpr int BIAS_WARPS = 8;
+
+struct BiasSums {
+    float part[BIAS_WARPS][WARP];
+};
+SIZE_OF(BiasSums, 1024);
+
+template <typename T> DEVICE void bias_parts(const LinearBackwardBiasParams& params) {
+    BiasSums& shared = shared_memory<BiasSums>();
+    const int column = blockIdx.x * WARP + lane_index(), first = blockIdx.y * params.share;
+    const int end = min(first + params.share, params.rows);
+    float sum = 0.0f;
+    if (column < params.columns) {
+        const T* dy = static_cast<const T*>(params.dy) + column;
+#pragma unroll 4
+        for (int row = first + warp_index(); row < end; row += BIAS_WARPS) {
+            sum += to_float(dy[int64_t(row) * params.columns]);
+        }
+    }
+    shared.part[warp_index()][lane_index()] = sum;
+    sync_block();
+    if (warp_index() > 0 || column >= params.columns) return;
+#pragma unroll
+    for (int warp = 1; warp < BIAS_WARPS; warp++) sum += shared.part[warp][lane_index()];
+    params.parts[int64_t(blockIdx.y) * params.columns + column] = sum;
+}
+
+}  // namespace
+
+// Grid: one block for each tile of dx, in the order of tile_coord. Shared memory: Shared of the tile.
+KERNEL(linear_backward_128x256_bf16, LinearBackwardParams, 256, 1) { at_input<Input128x256, Aligned, Aligned>(params); }
+KERNEL(linear_backward_128x128_bf16, LinearBackwardParams, 128, 2) { at_input<Input128x128, Aligned, Aligned>(params); }
+KERNEL(linear_backward_64x64_bf16, LinearBackwardParams, 128, 3) { at_input<Input64x64, Aligned, Aligned>(params); }
+KERNEL(linear_backward_64x64_unaligned_bf16, LinearBackwardParams, 128, 2) {
+    at_input<Input64x64, Unaligned, Unaligned>(params);
+}
+KERNEL(linear_backward_128x128_f32, LinearBackwardParams, 256, 2) {
+    at_input<Tile128x128F32, AlignedRows<float>, TransposedRows>(params);
+}
+KERNEL(linear_backward_64x64_f32, LinearBackwardParams, 128, 4) {
+    at_input<Tile64x64F32, AlignedRows<float>, TransposedRows>(params);
+}
+KERNEL(linear_backward_64x64_unaligned_f32, LinearBackwardParams, 128, 4) {
+    at_input<Tile64x64F32, UnalignedRows<float>, TransposedRows>(params);
+}
+
+// Grid: the tiles of dweight, in the order of tile_coord, for each part. Shared memory: Shared of the tile.
+KERNEL(linear_backward_weight_128x256_bf16, LinearBackwardWeightParams, 256, 1) { at_weight<Weight128x256, Aligned>(params); }
+KERNEL(linear_backward_weight_128x128_bf16, LinearBackwardWeightParams, 128, 2) { at_weight<Weight128x128, Aligned>(params); }
+KERNEL(linear_backward_weight_64x64_bf16, LinearBackwardWeightParams, 128, 3) { at_weight<Weight64x64, Aligned>(params); }
+KERNEL(linear_backward_weight_64x64_unaligned_bf16, LinearBackwardWeightParams, 128, 2) {
+    at_weight<Weight64x64, Unaligned>(params);
+}
+KERNEL(linear_backward_weight_128x128_unaligned_f32, LinearBackwardWeightParams, 256, 2) {
+    at_weight<Tile128x128F32, TransposedRows>(params);
+}
+KERNEL(linear_backward_weight_64x64_unaligned_f32, LinearBackwardWeightParams, 128, 4) {
+    at_weight<Tile64x64F32, TransposedRows>(params);
+}
+
+// Grid: 32 columns of dy, for each part. Shared memory: BiasSums.
+KERNEL(linear_backward_bias_bf16, LinearBackwardBiasParams, 256, 4) { bias_parts<bf16>(params); }
+KERNEL(linear_backward_bias_f32, LinearBackwardBiasParams, 256, 4) { bias_parts<float>(params); }
+
+// Grid: ceil(length / 256) blocks; a thread adds the parts of one value, in order, to the gradient.
+KERNEL(linear_backward_add_f32, LinearBackwardAddParams, 256, 4) {
+    const int64_t at = int64_t(blockIdx.x) * 256 + threadIdx.x;
+    if (at >= params.length) return;
+    float sum = 0.0f;
+#pragma unroll 4
+    for (int part = 0; part < params.count; part++) sum += params.parts[part * params.length + at];
+    params.gradient[at] += sum;
+}
+
+// Geometries by which the launcher chooses; times as of the forward pass.
+TILE(linear_backward_128x256_bf16, Input128x256, 128, 256, 147456, 413, "not yet measured");
+TILE(linear_backward_128x128_bf16, Input128x128, 128, 128, 98304, 207, "not yet measured");
+TILE(linear_backward_64x64_bf16, Input64x64, 64, 64, 65536, 96, "not yet measured");
+TILE(linear_backward_64x64_unaligned_bf16, Input64x64, 64, 64, 65536, 1000, "not yet measured");
+TILE(linear_backward_128x128_f32, Tile128x128F32, 128, 128, 65536, 2048, "not yet measured");
+TILE(linear_backward_64x64_f32, Tile64x64F32, 64, 64, 49152, 768, "not yet measured");
+TILE(linear_backward_64x64_unaligned_f32, Tile64x64F32, 64, 64, 49152, 4000, "not yet measured");
+TILE(linear_backward_weight_128x256_bf16, Weight128x256, 128, 256, 147456, 413, "not yet measured");
+TILE(linear_backward_weight_128x128_bf16, Weight128x128, 128, 128, 98304, 207, "not yet measured");
+TILE(linear_backward_weight_64x64_bf16, Weight64x64, 64, 64, 65536, 96, "not yet measured");
+TILE(linear_backward_weight_64x64_unaligned_bf16, Weight64x64, 64, 64, 65536, 1000, "not yet measured");
+TILE(linear_backward_weight_128x128_unaligned_f32, Tile128x128F32, 128, 128, 65536, 2048, "not yet measured");
+TILE(linear_backward_weight_64x64_unaligned_f32, Tile64x64F32, 64, 64, 49152, 768, "not yet measured");

@@ -1,0 +1,281 @@
+//! Launches kernels/linear/backward.cu, and the forward pass that saves what the backward pass takes.
+
+use super::super::driver::{DevicePtr, Kernel, Launch};
+use super::super::kernels::{
+    self, LinearBackwardAddParams, LinearBackwardBiasParams, LinearBackwardParams, LinearBackwardWeightParams,
+    SIZE_OF_BIAS_SUMS,
+};
+use super::super::tiles::{self, Tile};
+use super::super::{Cuda, Layout, Tensor, int, pointer_of};
+use super::{Epilogue, best_tile, code, is_aligned, launch};
+use crate::backend::linear::{check, check_backward, check_weight_backward};
+use crate::backend::{Activation, Device as _, LinearBackward, LinearWeights, WeightAndBias};
+use crate::tensor::DType;
+use crate::{Error, Result};
+
+/// Blocks that keep a large device busy, as of decode steps.
+const SHARE_BLOCKS: usize = super::SHARE_BLOCKS;
+/// Rows and columns of a tile, for that count.
+const SHARE_TILE: usize = 128;
+/// Rows below which a part is not worth its sums, which are written and read again. A multiple of a k_tile.
+const SHARE_MIN: usize = 512;
+/// Rows of a k_tile of bf16.
+const K_TILE: usize = 64;
+/// Parts of the sums of a bias at most, and their rows at least.
+const BIAS_SHARES: usize = 32;
+const BIAS_MIN: usize = 64;
+/// Columns of a block that adds up a bias.
+const BIAS_COLUMNS: usize = 32;
+/// Values of a block that adds up parts.
+const ADD_VALUES: usize = 256;
+
+/// Rows that are added up by themselves for a weight (N, K): they depend on the shape alone.
+fn share([rows, n, k]: [usize; 3]) -> usize {
+    let tiles = n.div_ceil(SHARE_TILE) * k.div_ceil(SHARE_TILE);
+    let parts = (SHARE_BLOCKS / tiles.max(1)).max(1);
+    rows.div_ceil(parts).next_multiple_of(K_TILE).max(SHARE_MIN)
+}
+
+impl LinearBackward for Cuda {
+    fn linear_saving(
+        &self,
+        x: &Tensor,
+        layer: &LinearWeights<Cuda>,
+        activation: Activation,
+    ) -> Result<(Tensor, Tensor)> {
+        check("linear_saving", self, x, layer, None)?;
+        let weight = &layer.weight.tensor;
+        let saved = self.empty([x.rows, weight.rows], weight.dtype, Layout::Rows)?;
+        let epilogue = Epilogue { saved: Some(&saved), ..Epilogue::of(activation) };
+        Ok((launch(self, x, layer, epilogue, best_tile(self, x, layer)?)?, saved))
+    }
+
+    fn linear_backward(
+        &self,
+        dy: &Tensor,
+        layer: &LinearWeights<Cuda>,
+        input: Option<(Activation, &Tensor)>,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        check_backward(self, dy, layer, input.map(|(_, saved)| saved), residual)?;
+        let weight = &layer.weight.tensor;
+        let aligned = is_aligned(weight.dtype, weight.rows) && is_aligned(weight.dtype, weight.columns);
+        let tile = fastest(self, &kernels::LINEAR_BACKWARD_TILES, weight.dtype, aligned, [dy.rows, weight.columns])?;
+        at_input(self, dy, weight, input, residual, tile)
+    }
+
+    fn linear_weight_backward(&self, dy: &Tensor, x: &Tensor, gradients: &mut Tensor, at: WeightAndBias) -> Result<()> {
+        check_weight_backward(self.shape(dy), self.shape(x), at, gradients.len())?;
+        if dy.rows == 0 {
+            return Ok(());
+        }
+        let [dy, x] = [self.rows_of(dy, self.dtype)?, self.rows_of(x, self.dtype)?];
+        let place = |start: usize| gradients.pointer().offset(start * DType::F32.size());
+        let share = share([dy.rows, dy.columns, x.columns]);
+        let aligned = is_aligned(self.dtype, dy.columns) && is_aligned(self.dtype, x.columns);
+        let size = [dy.rows.div_ceil(share) * dy.columns, x.columns];
+        let tile = fastest(self, &kernels::LINEAR_BACKWARD_WEIGHT_TILES, self.dtype, aligned, size)?;
+        add_weight(self, &dy, &x, share, place(at.weight.start), tile)?;
+        add_bias(self, &dy, place(at.bias.start))
+    }
+}
+
+/// The tile of least time that the device has room for.
+fn fastest<P>(
+    cuda: &Cuda,
+    tiles: &'static [Tile<P>],
+    dtype: DType,
+    aligned: bool,
+    size: [usize; 2],
+) -> Result<&'static Tile<P>> {
+    let tile = tiles::fastest(tiles, dtype, aligned, size, cuda.stream.properties());
+    tile.ok_or_else(|| Error::shape("linear_backward", format!("values in {dtype:?}")))
+}
+
+/// The gradient at the layer's input.
+fn at_input(
+    cuda: &Cuda,
+    dy: &Tensor,
+    weight: &Tensor,
+    input: Option<(Activation, &Tensor)>,
+    residual: Option<&Tensor>,
+    tile: &Tile<LinearBackwardParams>,
+) -> Result<Tensor> {
+    const OP: &str = "linear_backward";
+    let (rows, depth, columns, dtype) = (dy.rows, dy.columns, weight.columns, weight.dtype);
+    let rows_of = |x: Option<&Tensor>| x.map(|x| cuda.rows_of(x, dtype)).transpose();
+    let (dy, saved, residual) = (cuda.rows_of(dy, dtype)?, rows_of(input.map(|(_, saved)| saved))?, rows_of(residual)?);
+    let dx = cuda.empty([rows, columns], dtype, Layout::Rows)?;
+    let params = LinearBackwardParams {
+        dy: dy.pointer(),
+        weight: weight.pointer(),
+        input: pointer_of(saved.as_ref()),
+        residual: pointer_of(residual.as_ref()),
+        dx: dx.pointer(),
+        rows: int(OP, rows)?,
+        columns: int(OP, columns)?,
+        depth: int(OP, depth)?,
+        activation: code(input.map_or(Activation::None, |(activation, _)| activation)),
+    };
+    let launch = Launch::blocks(tile.count(rows, columns)).shared_bytes(tile.shared_bytes);
+    // SAFETY: dy holds rows * depth elements, weight depth * columns, input, residual and dx rows * columns, as was checked;
+    // tiles that reach beyond read zeros and leave their results out. Tensors begin at multiples of 256 bytes, so that the
+    // rows of aligned kernels, and the vectors of rows of a multiple of eight columns, are aligned.
+    unsafe { cuda.launch(tile.kernel, launch, params)? };
+    Ok(dx)
+}
+
+/// Adds `dy^T x` to the gradient at `dweight`, each `share` of rows added up by itself.
+fn add_weight(
+    cuda: &Cuda,
+    dy: &Tensor,
+    x: &Tensor,
+    share: usize,
+    dweight: DevicePtr,
+    tile: &Tile<LinearBackwardWeightParams>,
+) -> Result<()> {
+    const OP: &str = "linear_weight_backward";
+    let (terms, rows, columns) = (dy.rows, dy.columns, x.columns);
+    let parts = terms.div_ceil(share);
+    let sums = if parts > 1 { Some(cuda.empty([parts, rows * columns], DType::F32, Layout::Rows)?) } else { None };
+    let params = LinearBackwardWeightParams {
+        dy: dy.pointer(),
+        x: x.pointer(),
+        out: sums.as_ref().map_or(dweight, Tensor::pointer),
+        terms: int(OP, terms)?,
+        rows: int(OP, rows)?,
+        columns: int(OP, columns)?,
+        share: int(OP, share)?,
+        adds: sums.is_none().into(),
+        unused: 0,
+    };
+    let grid = Launch::grid([tile.count(rows, columns), parts, 1]).shared_bytes(tile.shared_bytes);
+    // SAFETY: dy holds terms * rows elements, x terms * columns, the gradient rows * columns, as was checked, and the sums as
+    // many for each part; tiles that reach beyond read zeros and leave their results out. A part begins within the terms, and,
+    // as all tensors and gradients, with rows that are aligned where the kernel wants that.
+    unsafe { cuda.launch(tile.kernel, grid, params)? };
+    sums.map_or(Ok(()), |sums| add_parts(cuda, &sums, dweight))
+}
+
+/// Adds the sums of the columns of dy to the gradient at `dbias`.
+fn add_bias(cuda: &Cuda, dy: &Tensor, dbias: DevicePtr) -> Result<()> {
+    const OP: &str = "linear_weight_backward";
+    let (rows, columns) = (dy.rows, dy.columns);
+    let share = rows.div_ceil(BIAS_SHARES).max(BIAS_MIN);
+    let sums = cuda.empty([rows.div_ceil(share), columns], DType::F32, Layout::Rows)?;
+    let params = LinearBackwardBiasParams {
+        dy: dy.pointer(),
+        parts: sums.pointer(),
+        rows: int(OP, rows)?,
+        columns: int(OP, columns)?,
+        share: int(OP, share)?,
+        unused: 0,
+    };
+    let kernel: &'static Kernel<_> = match dy.dtype {
+        DType::BF16 => &kernels::LINEAR_BACKWARD_BIAS_BF16,
+        _ => &kernels::LINEAR_BACKWARD_BIAS_F32,
+    };
+    let grid = Launch::grid([columns.div_ceil(BIAS_COLUMNS), sums.rows, 1]).shared_bytes(SIZE_OF_BIAS_SUMS);
+    // SAFETY: dy holds rows * columns elements, the sums as many columns for each part; none beyond is touched.
+    unsafe { cuda.launch(kernel, grid, params)? };
+    add_parts(cuda, &sums, dbias)
+}
+
+/// Adds the rows of `parts`, in order, to the gradient.
+fn add_parts(cuda: &Cuda, parts: &Tensor, gradient: DevicePtr) -> Result<()> {
+    let params = LinearBackwardAddParams {
+        parts: parts.pointer(),
+        gradient,
+        length: parts.columns as i64,
+        count: int("linear_weight_backward", parts.rows)?,
+        unused: 0,
+    };
+    // SAFETY: the gradient holds as many values as a row of the parts.
+    unsafe {
+        cuda.launch(&kernels::LINEAR_BACKWARD_ADD_F32, Launch::blocks(parts.columns.div_ceil(ADD_VALUES)), params)
+    }
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::super::super::driver::emulator;
+    use super::*;
+    use crate::backend::parameters::{Parameter, TrainedParameters as _};
+    use crate::random::Philox;
+    use crate::tensor::HostTensor;
+
+    /// Edges in every direction, more k_tiles than stages, and several parts.
+    const SHAPE: [usize; 3] = [600, 264, 136];
+
+    fn cuda(dtype: DType) -> Cuda {
+        Cuda::new(emulator::driver(), dtype).unwrap()
+    }
+
+    fn random(cuda: &Cuda, shape: [usize; 2], stream: u64) -> Tensor {
+        cuda.sequence(shape, &Philox::new(1, stream).values(shape[0] * shape[1])).unwrap()
+    }
+
+    /// The tile changes the time and nothing else.
+    #[test]
+    fn all_tiles_give_the_same() {
+        for dtype in [DType::F32, DType::BF16] {
+            let cuda = cuda(dtype);
+            let [rows, n, k] = SHAPE;
+            let (dy, weight, x) = (random(&cuda, [130, n], 0), random(&cuda, [n, k], 1), random(&cuda, [130, k], 2));
+            let input = Some((Activation::Gelu, &x));
+            let run = |tile: &&Tile<_>| {
+                cuda.download(&at_input(&cuda, &dy, &weight, input, Some(&x), tile).unwrap()).unwrap()
+            };
+            let results: Vec<_> =
+                kernels::LINEAR_BACKWARD_TILES.iter().filter(|tile| tile.takes(dtype, true)).map(|t| run(&t)).collect();
+            assert!(results.len() > 2 && results.iter().all(|result| result == &results[0]));
+
+            let (dy, x) = (random(&cuda, [rows, n], 0), random(&cuda, [rows, k], 2));
+            let run = |tile: &Tile<_>| {
+                let gradient = cuda.gradients(n * k).unwrap();
+                add_weight(&cuda, &dy, &x, SHARE_MIN, gradient.pointer(), tile).unwrap();
+                cuda.download(&gradient).unwrap()
+            };
+            let tiles = kernels::LINEAR_BACKWARD_WEIGHT_TILES.iter().filter(|tile| tile.takes(dtype, true));
+            let results: Vec<_> = tiles.map(run).collect();
+            assert!(results.len() > 1 && results.iter().all(|result| result == &results[0]));
+        }
+    }
+
+    /// Parts are whole k_tiles, and keep a device busy without being too short.
+    #[test]
+    fn rows_are_shared_out_by_the_shape() {
+        for (shape, expected) in [
+            ([1, 768, 768], 512),
+            ([8 * 407, 768, 768], 512),
+            ([64 * 407, 768, 768], 3776),
+            ([8 * 407, 3072, 768], 3264),
+            ([1000, 0, 5], 512),
+        ] {
+            assert_eq!(share(shape), expected, "{shape:?}");
+            assert!(share(shape).is_multiple_of(K_TILE));
+        }
+    }
+
+    #[test]
+    fn misfits_name_the_operation_and_the_shapes() {
+        let cuda = cuda(DType::F32);
+        let weight = HostTensor::from_f32(&[3, 2], vec![1.0; 6]).unwrap();
+        let bias = cuda.upload([1, 3], &[0.0; 3]).unwrap();
+        let layer = LinearWeights { weight: cuda.matrix(weight).unwrap(), bias };
+        let two = cuda.upload([1, 2], &[0.0; 2]).unwrap();
+        let three = cuda.upload([1, 3], &[0.0; 3]).unwrap();
+        let error = |result: Result<Tensor>| result.err().unwrap().to_string();
+        assert!(error(cuda.linear_saving(&three, &layer, Activation::None).map(|(y, _)| y)).contains("linear_saving"));
+        assert!(error(cuda.linear_backward(&two, &layer, None, None)).contains("dy (1, 2), weight (3, 2)"));
+        assert!(error(cuda.linear_backward(&three, &layer, None, Some(&three))).contains("residual Some([1, 3])"));
+        let mut gradients = cuda.gradients(200).unwrap();
+        let at = WeightAndBias {
+            weight: Parameter { start: 0, rows: 3, columns: 2 },
+            bias: Parameter { start: 128, rows: 1, columns: 3 },
+        };
+        assert!(cuda.linear_weight_backward(&three, &two, &mut gradients, at).is_ok());
+        let error = cuda.linear_weight_backward(&two, &two, &mut gradients, at).unwrap_err().to_string();
+        assert!(error.contains("linear_weight_backward"), "{error}");
+    }
+}
