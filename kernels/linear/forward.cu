@@ -79,8 +79,10 @@ template <typename T> struct LinearEpilogue {
   private:
     DEVICE void save(T* saved, int column, const float (&v)[RUN]) const {
         if (vectors()) return store_run(saved, v);
-#pragma unroll 1
-        for (int i = 0; i < min(RUN, params.columns - column); i++) saved[i] = from_float<T>(v[i]);
+#pragma unroll
+        for (int i = 0; i < RUN; i++) {
+            if (column + i < params.columns) saved[i] = from_float<T>(v[i]);
+        }
     }
 
     DEVICE void store_vectors(const T* residual, T* y, float (&v)[RUN]) const {
