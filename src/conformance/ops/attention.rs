@@ -64,7 +64,8 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
             let run = move || Ok(Output::Tensor(backend.attention(&x, shape)?));
             Prepared::new(run, move || {
                 let y = Cpu.attention(&Cpu.upload([batch * tokens, columns], &qkv)?, shape)?;
-                let rounded = rounded(dtype, &Rounded { qkv: &qkv, shape, head_size, mask: None }, Rounded::forward);
+                let plain = Rounded { qkv: &qkv, shape, head_size, mask: None };
+                let rounded = rounded(dtype, &plain, |head| plain.forward(head));
                 Ok(Expected::Close {
                     values: Cpu.download(&y)?,
                     rounded,
@@ -145,12 +146,14 @@ fn check_training<B: TestBackend>(
         Prepared::new(run, move || {
             let plain = Rounded { qkv: &qkv, shape, head_size, mask };
             let (values, rounded) = match wanted {
-                Wanted::Y => (Cpu.attention_saving(&on_cpu, shape, mask)?.0, rounded(dtype, &plain, Rounded::forward)),
+                Wanted::Y => {
+                    (Cpu.attention_saving(&on_cpu, shape, mask)?.0, rounded(dtype, &plain, |head| plain.forward(head)))
+                }
                 Wanted::LogSumExp => (log_sum_exp, Vec::new()),
                 Wanted::Dqkv => {
                     let here = |values: &[f32]| Cpu.upload([rows, width], values);
                     let values = Cpu.attention_backward(&here(&dy)?, &on_cpu, &here(&y)?, &log_sum_exp, shape, mask)?;
-                    (values, rounded(dtype, &plain, |plain, head| plain.backward(head, &dy, &y)))
+                    (values, rounded(dtype, &plain, |head| plain.backward(head, &dy, &y)))
                 }
             };
             let terms = terms(shape, head_size, scale) * if wanted == Wanted::Dqkv { 4 } else { 1 };
@@ -168,13 +171,13 @@ struct Rounded<'a> {
 }
 
 /// Rows of the first sequence of what `head` computes of each head; empty unless results are stored in bf16.
-fn rounded(dtype: DType, plain: &Rounded<'_>, head: impl Fn(&Rounded<'_>, usize) -> Vec<Vec<f32>> + Sync) -> Vec<f32> {
+fn rounded(dtype: DType, plain: &Rounded<'_>, head: impl Fn(usize) -> Vec<Vec<f32>> + Sync) -> Vec<f32> {
     let AttentionShape { batch, tokens, heads, .. } = plain.shape;
     if dtype != DType::BF16 || batch == 0 {
         return Vec::new();
     }
     // Parts (T, D) of every head: one of a result, three of the gradient at qkv.
-    let parts: Vec<Vec<Vec<f32>>> = (0..heads).into_par_iter().map(|h| head(plain, h)).collect();
+    let parts: Vec<Vec<Vec<f32>>> = (0..heads).into_par_iter().map(head).collect();
     let count = parts.first().map_or(0, Vec::len);
     let mut out = Vec::new();
     for (t, part) in (0..tokens).flat_map(|t| (0..count).map(move |part| (t, part))) {
