@@ -177,28 +177,32 @@ KERNEL(attention_backward_keys_bf16, AttentionBackwardParams, 128, 3) {
             next = following + own < p.tokens ? saved[row_of(p, following + own)] * to_base_2 : 0.0f;
         }
         cp_async_commit();
-        if (row < p.tokens) {
-            const bool whole = all_visible(p.prefix, query, row + 15);
-            float s[8][4] = {}, ds[8][4] = {};
-            rows_times_rows(shared.key, warp_index() * 16, shared.query[tile % 2], s);
-            rows_times_rows(shared.value, warp_index() * 16, shared.dy[tile % 2], ds);
-            const KeptOfKeys kept = kept_of_key_rows(head_mask(p), row, query);
-            const float* saved_now = shared.saved[tile % 2];
+        const bool whole = all_visible(p.prefix, query, row + 15);
+        const KeptOfKeys kept = kept_of_key_rows(head_mask(p), row, query);
+        // 32 queries at a time: with 64, the scores and their gradients would not fit the registers.
+#pragma unroll 1
+        for (int start = 0; start < QUERIES && row < p.tokens; start += QUERIES / 2) {
+            const bf16* query_rows = shared.query[tile % 2] + start * D;
+            const bf16* dy_rows = shared.dy[tile % 2] + start * D;
+            const float* saved_now = shared.saved[tile % 2] + start;
+            float s[4][4] = {}, ds[4][4] = {};
+            rows_times_rows(shared.key, warp_index() * 16, query_rows, s);
+            rows_times_rows(shared.value, warp_index() * 16, dy_rows, ds);
 #pragma unroll
-            for (int n = 0; n < 8; n++) {
+            for (int n = 0; n < 4; n++) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const int k = row + lane / 4 + i / 2 * 8, at = n * 8 + lane % 4 * 2 + i % 2;
-                    const bool visible = whole || is_visible(p.prefix, query + at, k);
+                    const bool visible = whole || is_visible(p.prefix, query + start + at, k);
                     const float log_sum_exp = saved_now[at], delta = saved_now[QUERIES + at];
                     const float weight = visible ? exp2_fast(fmaf(s[n][i], scale, -log_sum_exp)) : 0.0f;
-                    const float factor = kept.at(n, i) ? p.keep_scale : 0.0f;
+                    const float factor = kept.at(start / 8 + n, i) ? p.keep_scale : 0.0f;
                     s[n][i] = weight * factor;
                     ds[n][i] = weight * (ds[n][i] * factor - delta);
                 }
             }
-            weights_times_rows(s, shared.dy[tile % 2], dvalue);
-            weights_times_rows(ds, shared.query[tile % 2], dkey);
+            weights_times_rows(s, dy_rows, dvalue);
+            weights_times_rows(ds, query_rows, dkey);
         }
         // Read by nobody before the next barrier.
         if (tile + 1 < tiles) shared.saved[(tile + 1) % 2][threadIdx.x] = next;

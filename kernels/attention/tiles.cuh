@@ -38,15 +38,15 @@ DEVICE float row_sum(float v) {
     return v + shuffle_xor(v, 2);
 }
 
-// out += a b^T: 16 rows of `a` from `row` on, 64 rows of `b`, both in shared memory.
-DEVICE void rows_times_rows(const bf16* a, int row, const bf16* b, float (&out)[8][4]) {
+// out += a b^T: 16 rows of `a` from `row` on, 8 N rows of `b`, both in shared memory.
+template <int N> DEVICE void rows_times_rows(const bf16* a, int row, const bf16* b, float (&out)[N][4]) {
     const int lane = lane_index();
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         uint32_t left[4];
         ldmatrix_x4(left, a + place(row + lane % 16, k * 2 + lane / 16));
 #pragma unroll
-        for (int n = 0; n < 8; n += 2) {
+        for (int n = 0; n < N; n += 2) {
             uint32_t pair[4];
             ldmatrix_x4(pair, b + place(n * 8 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
             const uint32_t even[2] = {pair[0], pair[1]}, odd[2] = {pair[2], pair[3]};
@@ -56,11 +56,11 @@ DEVICE void rows_times_rows(const bf16* a, int row, const bf16* b, float (&out)[
     }
 }
 
-// out += weights b: 16 x 64 weights as a product left them in registers, rounded to bf16; 64 rows of `b` in shared memory.
-DEVICE void weights_times_rows(const float (&weights)[8][4], const bf16* b, float (&out)[8][4]) {
+// out += weights b: 16 x 8 N weights as a product left them in registers, rounded to bf16; 8 N rows of `b` in shared memory.
+template <int N> DEVICE void weights_times_rows(const float (&weights)[N][4], const bf16* b, float (&out)[8][4]) {
     const int lane = lane_index();
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
+    for (int k = 0; k < N / 2; k++) {
         const float(&low)[4] = weights[2 * k], (&high)[4] = weights[2 * k + 1];
         const uint32_t left[4] = {pack_bf16(low[0], low[1]), pack_bf16(low[2], low[3]), pack_bf16(high[0], high[1]),
                                   pack_bf16(high[2], high[3])};

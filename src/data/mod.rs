@@ -83,7 +83,7 @@ impl Sample {
 pub struct Listing {
     /// The samples, in the order of the data set.
     pub samples: Vec<Sample>,
-    /// What was left out, a line each, for people.
+    /// Notes on samples that were left out, a line each, for people.
     pub notes: Vec<String>,
 }
 

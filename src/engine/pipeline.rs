@@ -63,7 +63,7 @@ impl Drop for Lane {
     }
 }
 
-/// What the threads of all lanes share.
+/// The models and devices that all lanes share.
 struct Models<B: Backend> {
     backend: Arc<B>,
     captioner: Arc<Captioner<B>>,

@@ -76,7 +76,7 @@ fn wrong(problem: String) -> Error {
 pub struct Ranks {
     rank: usize,
     count: usize,
-    /// Of rank 0: the others in their order; of another: rank 0.
+    /// The others in their order, if this is rank 0; else rank 0.
     peers: Vec<TcpStream>,
 }
 

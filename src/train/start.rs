@@ -411,7 +411,7 @@ fn features<B: Train>(
     Ok(Some(Features { cache: Arc::new(cache), items: Arc::new(items) }))
 }
 
-/// What a run of this configuration takes, by a few updates with its first batches.
+/// Memory and time that a run of this configuration takes, by a few updates with its first batches.
 fn estimate<B: Train>(trainer: &mut Trainer<B>, source: &DataSource, config: &TrainConfig) -> Result<Vec<String>> {
     const UPDATES: usize = 3;
     let mut batches = source.batches(0, 0)?;

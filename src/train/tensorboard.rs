@@ -15,8 +15,8 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Creates `events.out.tfevents.SECONDS.im2sp.PROCESS` in `folder`. What earlier files of it say about steps after `update`
-    /// is void: the run starts there.
+    /// Creates `events.out.tfevents.SECONDS.im2sp.PROCESS` in `folder`. The run starts at
+    /// `update`: later steps in earlier files of it are void.
     ///
     /// # Errors
     /// If the file cannot be written.
