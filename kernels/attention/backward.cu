@@ -95,7 +95,7 @@ DEVICE void row_deltas(const AttentionBackwardParams& p, int row, float (&delta)
 }  // namespace
 
 // Grid: (ceil(T / 64), H, B). Shared memory: AttentionQueriesShared. A warp owns 16 queries.
-KERNEL(attention_backward_queries_bf16, AttentionBackwardParams, 128, 2) {
+KERNEL(attention_backward_queries_bf16, AttentionBackwardParams, 128, 3) {
     const AttentionBackwardParams& p = params;
     AttentionQueriesShared& shared = shared_memory<AttentionQueriesShared>();
     const int width = p.heads * D, first = blockIdx.x * QUERIES, row = first + warp_index() * 16, lane = lane_index();
@@ -146,7 +146,7 @@ KERNEL(attention_backward_queries_bf16, AttentionBackwardParams, 128, 2) {
 }
 
 // Grid: (ceil(T / 64), H, B). Shared memory: AttentionKeysShared. A warp owns 16 keys.
-KERNEL(attention_backward_keys_bf16, AttentionBackwardParams, 128, 3) {
+KERNEL(attention_backward_keys_bf16, AttentionBackwardParams, 128, 2) {
     const AttentionBackwardParams& p = params;
     AttentionKeysShared& shared = shared_memory<AttentionKeysShared>();
     const int width = p.heads * D, first = blockIdx.x * KEYS, row = first + warp_index() * 16, lane = lane_index();

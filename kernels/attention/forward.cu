@@ -168,7 +168,7 @@ template <bool SAVING> DEVICE void attend(const AttentionParams& p) {
 
 // Grid: (ceil(T / 64), H, B). Shared memory: AttentionShared. A warp owns 16 queries.
 KERNEL(attention_forward_bf16, AttentionParams, 128, 3) { attend<false>(params); }
-KERNEL(attention_forward_saving_bf16, AttentionParams, 128, 2) { attend<true>(params); }
+KERNEL(attention_forward_saving_bf16, AttentionParams, 128, 3) { attend<true>(params); }
 
 namespace {
 

@@ -171,7 +171,7 @@ struct Rounded<'a> {
 }
 
 /// Rows of the first sequence of what `head` computes of each head; empty unless results are stored in bf16.
-fn rounded(dtype: DType, plain: &Rounded<'_>, head: impl Fn(usize) -> Vec<Vec<f32>> + Sync) -> Vec<f32> {
+fn rounded(dtype: DType, plain: &Rounded<'_>, head: impl Fn(usize) -> Vec<Vec<f32>> + Send + Sync) -> Vec<f32> {
     let AttentionShape { batch, tokens, heads, .. } = plain.shape;
     if dtype != DType::BF16 || batch == 0 {
         return Vec::new();
