@@ -79,7 +79,7 @@ fn measure(name: &str, size: usize, units: usize, updates: usize) -> Result<serd
         let report = trainer.update(std::slice::from_ref(&batch))?;
         if update >= WARM_UP {
             milliseconds.push(clock.elapsed().as_secs_f64() * 1e3);
-            losses.push(report.loss);
+            losses.extend(report.map(|report| report.loss));
         }
     }
     Ok(json!({ "ms": milliseconds, "losses": losses, "peak_rss": peak_resident() }))

@@ -92,7 +92,7 @@ impl FeatureCache {
     ///
     /// # Errors
     /// If it has another size, or cannot be written.
-    pub fn put(&mut self, item: usize, values: &[f32]) -> Result<()> {
+    pub fn put(&self, item: usize, values: &[f32]) -> Result<()> {
         let FeatureShape { items, rows, columns } = self.shape;
         if item >= items || values.len() != rows * columns {
             let problem = format!("{} values for item {item} of {:?}", values.len(), self.shape);
@@ -102,7 +102,8 @@ impl FeatureCache {
         let bytes: &[u8] = bytemuck::cast_slice(&values);
         let data = self.start + item * bytes.len();
         for (place, bytes) in [(data, bytes), (PAGE + 4 * item, &sum(bytes).to_le_bytes()[..])] {
-            let written = self.file.seek(SeekFrom::Start(place as u64)).and_then(|_| self.file.write_all(bytes));
+            let mut file = &self.file;
+            let written = file.seek(SeekFrom::Start(place as u64)).and_then(|_| file.write_all(bytes));
             written.map_err(Error::io("write", &self.path))?;
         }
         Ok(())
@@ -154,7 +155,7 @@ mod tests {
     fn what_was_put_is_there_after_an_interruption() -> Result<()> {
         let folder = tempfile::tempdir().map_err(Error::io("create", Path::new("a folder")))?;
         let (path, shape) = (folder.path().join("features.bin"), FeatureShape { items: 3, rows: 2, columns: 5 });
-        let mut cache = FeatureCache::open(&path, &[7; 32], shape)?;
+        let cache = FeatureCache::open(&path, &[7; 32], shape)?;
         assert_eq!(cache.missing(), [0, 1, 2]);
         cache.put(1, &[0.5; 10])?;
         drop(cache);
@@ -171,7 +172,7 @@ mod tests {
         bytes[last] ^= 1;
         std::fs::write(&path, bytes).map_err(Error::io("write", &path))?;
         assert_eq!(FeatureCache::open(&path, &[7; 32], shape)?.missing(), [0, 1, 2]);
-        let mut cache = FeatureCache::open(&path, &[7; 32], shape)?;
+        let cache = FeatureCache::open(&path, &[7; 32], shape)?;
         cache.put(2, &[0.0; 10])?;
         assert_eq!(cache.missing(), [0, 1]);
         assert_eq!(FeatureCache::open(&path, &[8; 32], shape)?.missing().len(), 3);

@@ -91,14 +91,18 @@ pub struct Resumed {
 }
 
 impl Index {
-    /// Reads the index of a run; empty if there is none yet.
+    /// Reads the index of a run; without one, the newest checkpoint is the last.
     ///
     /// # Errors
     /// If it is damaged.
     pub fn read(run: &Path) -> Result<Index> {
         let path = run.join(INDEX);
         if !path.exists() {
-            return Ok(Index::default());
+            // A folder under its name is whole: the newest is the last.
+            let names =
+                fs::read_dir(run).into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+            let last = names.filter(|name| update_of(name).is_some()).max_by_key(|name| update_of(name));
+            return Ok(Index { last, best: None });
         }
         let text = read_small(&path)?;
         serde_json::from_str(&text).map_err(|error| Error::weights(&path, "checkpoints", error.to_string()))
@@ -165,10 +169,32 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 fn remove_others(run: &Path, index: &Index) -> Result<()> {
     for entry in fs::read_dir(run).map_err(Error::io("read", run))? {
         let name = entry.map_err(Error::io("read", run))?.file_name();
-        let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { continue };
+        let Some(name) = name.to_str().filter(|name| update_of(name).is_some()) else { continue };
         if ![&index.last, &index.best].iter().any(|kept| kept.as_deref() == Some(name)) {
-            let path = run.join(name);
-            fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+            // What somebody still reads may stay: the next checkpoint tries again.
+            let _ = fs::remove_dir_all(run.join(name));
+        }
+    }
+    Ok(())
+}
+
+/// The update in the name of a checkpoint; `None` for other names.
+fn update_of(name: &str) -> Option<u64> {
+    name.strip_prefix(PREFIX)
+        .filter(|digits| digits.len() >= 8 && digits.bytes().all(|byte| byte.is_ascii_digit()))?
+        .parse()
+        .ok()
+}
+
+/// Removes what a process that was killed had not finished.
+///
+/// # Errors
+/// If the run cannot be read.
+pub fn remove_unfinished(run: &Path) -> Result<()> {
+    for entry in fs::read_dir(run).map_err(Error::io("read", run))? {
+        let entry = entry.map_err(Error::io("read", run))?;
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(".im2sp-")) {
+            let _ = fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path()));
         }
     }
     Ok(())

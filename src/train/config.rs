@@ -188,6 +188,9 @@ impl TrainConfig {
         if !(rate > 0.0 && rate.is_finite()) {
             return wrong("rate", format!("is {rate}, expected a positive number"));
         }
+        if !(0.0..=1.0).contains(&self.data.max_bad) {
+            return wrong("max-bad", format!("is {}, expected a share from 0 to 1", self.data.max_bad));
+        }
         if self.clip.is_some_and(|clip| clip.is_nan() || clip <= 0.0) {
             return wrong("clip", "expected a positive number".into());
         }
@@ -212,7 +215,7 @@ impl TrainConfig {
             validation_images: 0,
             init: None,
             vocoder: None,
-            data: DataConfig { cache_features: false, max_bad: 0.0, ..config.data.clone() },
+            data: DataConfig { max_bad: 0.0, ..config.data.clone() },
             ..config.clone()
         };
         let table = |config: &TrainConfig| toml::Table::try_from(free(config)).unwrap_or_default();

@@ -38,8 +38,8 @@ impl Place {
         const KINDS: [[&str; 3]; 4] = [
             ["RANK", "WORLD_SIZE", "LOCAL_RANK"],
             ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"],
-            ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"],
             ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"],
+            ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"],
         ];
         let Some(kind) = KINDS.iter().find(|[rank, count, _]| get(rank).is_some() && get(count).is_some()) else {
             return Ok(None);
@@ -188,7 +188,12 @@ fn accept(place: &Place, digest: u64, deadline: Instant) -> Result<Vec<TcpStream
             Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(fail(error)),
             Err(_) if Instant::now() > deadline => {
                 let missing: Vec<String> = missing().collect();
-                return Err(wrong(format!("rank {} did not come within {} s", missing.join(", "), START.as_secs())));
+                return Err(wrong(format!(
+                    "rank {} did not come within {} s: start all with torchrun, srun or mpirun; to train alone, unset the \
+                     launcher's variables (RANK, SLURM_PROCID)",
+                    missing.join(", "),
+                    START.as_secs()
+                )));
             }
             Err(_) => {
                 std::thread::sleep(RETRY);
@@ -217,7 +222,9 @@ fn accept(place: &Place, digest: u64, deadline: Instant) -> Result<Vec<TcpStream
 /// The connection of another rank to rank 0.
 fn join(place: &Place, digest: u64, deadline: Instant) -> Result<TcpStream> {
     let connect = || {
-        let address = place.address.to_socket_addrs()?.next().ok_or(ErrorKind::AddrNotAvailable)?;
+        // Rank 0 listens on IPv4.
+        let address = place.address.to_socket_addrs()?.find(|address| address.is_ipv4());
+        let address = address.ok_or(ErrorKind::AddrNotAvailable)?;
         TcpStream::connect_timeout(&address, Duration::from_secs(10))
     };
     let mut peer = loop {

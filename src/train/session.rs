@@ -80,10 +80,11 @@ impl<B: Train> Session<'_, B> {
     pub fn run(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Ending> {
         let mut journal = self.journal()?;
         let mut fruitless = 0;
+        let max_length = self.config.max_length;
         while self.trainer.position().update < self.config.iterations {
             let (epoch, done) = (self.trainer.position().epoch, self.trainer.position().samples);
             let mut batches = self.source.batches(epoch, done)?;
-            let before = self.trainer.position().update;
+            let mut tokens = 0;
             loop {
                 let group: Vec<Batch> = batches.by_ref().take(self.config.accumulation).collect::<Result<_>>()?;
                 if group.is_empty() {
@@ -92,6 +93,8 @@ impl<B: Train> Session<'_, B> {
                 let all = group.len() * self.config.batch * self.trainer.ranks().count();
                 let update = self.trainer.update(&group)?;
                 self.trainer.position().samples += all as u64;
+                let Some(update) = update else { continue };
+                tokens += update.tokens;
                 on_event(Event::Updated(&update));
                 let number = update.update;
                 if let Some(journal) = &mut journal {
@@ -105,9 +108,11 @@ impl<B: Train> Session<'_, B> {
             let position = self.trainer.position();
             (position.epoch, position.samples) = (position.epoch + 1, 0);
             // The rest of an epoch may be empty after a resume, but not twice in a row.
-            fruitless = if position.update > before { 0 } else { fruitless + 1 };
+            fruitless = if tokens > 0 { 0 } else { fruitless + 1 };
             if fruitless > 1 {
-                let problem = "an epoch without a sample: every file of it is missing or damaged".to_string();
+                let problem = format!(
+                    "an epoch without a sample: every one is damaged, or longer than {max_length} tokens (--max-length)"
+                );
                 return Err(Error::Training { problem });
             }
         }
@@ -160,7 +165,11 @@ impl<B: Train> Session<'_, B> {
         if let Some(set) = self.validation.take_if(|_| validates) {
             let report = self.validate(&set, update);
             self.validation = Some(set);
-            let report = report?;
+            let report = match report {
+                Ok(report) => report,
+                // What was learned is not lost with it.
+                Err(error) => return self.trainer.save(&self.run, self.vocoder.as_ref()).and(Err(error)),
+            };
             let best = &mut self.trainer.position().best;
             if best.is_none_or(|best| report.unit_error_rate < best.unit_error_rate) {
                 *best = Some(Best { update, unit_error_rate: report.unit_error_rate });

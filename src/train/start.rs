@@ -1,6 +1,6 @@
 //! A session from a configuration: the run directory, the model, the samples and the features of a frozen encoder.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,10 +31,13 @@ use crate::units::SPECIAL;
 use crate::weights::convert::{initial_captioner, random_captioner};
 use crate::weights::directory::{CAPTIONER, CONFIG as MODEL_CONFIG, ModelFiles, parse_config, read_small};
 use crate::weights::store::TensorStore;
+use crate::weights::stored::read_file;
 use crate::{Error, Result};
 
 /// Units of the published models, where no model says how many there are.
 const UNITS: usize = 200;
+/// Most threads that read images, unless more are asked of it.
+const MAX_THREADS: usize = 16;
 /// Images that go through a frozen encoder together.
 const FEATURE_BATCH: usize = 8;
 /// Features of the frozen part, in the run directory.
@@ -70,7 +73,7 @@ pub fn train(
     place: Option<&Place>,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Ending> {
-    let config = open_run(config, options)?;
+    let config = open_run(with_absolute_paths(config)?, options, place)?;
     let device = match (options.device, place) {
         (Device::Auto, _) if Device::usable().is_err() => Device::Cpu,
         // Each process of a machine has a device of its own.
@@ -95,11 +98,13 @@ pub fn train(
 }
 
 /// The configuration, checked against the run directory: that of the run to be resumed, or none yet.
-fn open_run(config: TrainConfig, options: &Options<'_>) -> Result<TrainConfig> {
+fn open_run(config: TrainConfig, options: &Options<'_>, place: Option<&Place>) -> Result<TrainConfig> {
     let (run, path) = (&options.run, options.run.join(CONFIG));
     config.check()?;
     if !options.resume {
-        if std::fs::read_dir(run).is_ok_and(|mut entries| entries.next().is_some()) {
+        // Rank 0 may have begun to fill it before another looks.
+        let decides = place.is_none_or(|place| place.rank == 0);
+        if decides && std::fs::read_dir(run).is_ok_and(|mut entries| entries.next().is_some()) {
             let problem = "exists and is not empty: continue its run with --resume, or choose another";
             return Err(Error::weights(run, "run", problem));
         }
@@ -117,11 +122,25 @@ fn open_run(config: TrainConfig, options: &Options<'_>) -> Result<TrainConfig> {
     Err(Error::weights(&path, conflicts.join(", "), problem))
 }
 
-/// Makes the directory of a new run. Rank 0 does it for all.
+/// The configuration with paths that hold in any working directory, for a run that is resumed from another.
+fn with_absolute_paths(mut config: TrainConfig) -> Result<TrainConfig> {
+    let data = &mut config.data;
+    let paths = [&mut data.manifest, &mut data.coco, &mut data.spoken_coco, &mut data.flickr, &mut data.flickr_audio];
+    for path in paths.into_iter().chain([&mut data.splits, &mut config.init, &mut config.vocoder]).flatten() {
+        *path = std::path::absolute(&path).map_err(Error::io("find", path))?;
+    }
+    Ok(config)
+}
+
+/// Makes the directory of a new run, or clears what a killed process left in that of an old one. Rank 0 does it for all.
 fn make_run(config: &TrainConfig, options: &Options<'_>, place: Option<&Place>) -> Result<()> {
-    std::fs::create_dir_all(&options.run).map_err(Error::io("create", &options.run))?;
-    let writes = !options.resume && place.is_none_or(|place| place.rank == 0);
-    if writes { config.write(&options.run.join(CONFIG)) } else { Ok(()) }
+    let run = &options.run;
+    std::fs::create_dir_all(run).map_err(Error::io("create", run))?;
+    match place {
+        Some(place) if place.rank > 0 => Ok(()),
+        _ if options.resume => checkpoint::remove_unfinished(run),
+        _ => config.write(&run.join(CONFIG)),
+    }
 }
 
 /// The session on a backend.
@@ -134,7 +153,7 @@ fn on<B: Train>(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Ending> {
     let last = if options.resume { checkpoint::last(&options.run)? } else { None };
-    let (mut model, store) = initial(config, last.as_deref())?;
+    let (mut model, store) = initial(config, last.as_deref(), options.note)?;
     let vocoder = vocoder(config, &mut model)?;
     let captioner = TrainedCaptioner::load(backend, &model, store, config.freeze, dtype)?;
     let max_length = config.max_length.min(model.decoder.max_positions);
@@ -142,17 +161,18 @@ fn on<B: Train>(
     let [train, validation] = [Split::Train, Split::Validation].map(|split| list(&config.data, split, known));
     let (mut train, mut validation) = (train?, validation?);
     if validation.samples.is_empty() {
-        let kept = train.samples.len().saturating_sub(config.data.hold_out).max(1);
-        validation.samples = train.samples.split_off(kept);
+        validation.samples = hold_out(&mut train.samples, config.data.hold_out)?;
     }
     train.notes.iter().chain(&validation.notes).for_each(|line| (options.note)(line));
     if !options.dry_run {
         make_run(config, options, place)?;
     }
 
+    let digest = digest(config, &train.samples, last.as_deref());
+    let mut ranks = place.map_or(Ok(Ranks::alone()), |place| Ranks::connect(place, digest))?;
     let features = match options.dry_run {
         true => None,
-        false => features(config, options, place, &captioner, &train.samples)?,
+        false => features(config, options, &mut ranks, &captioner, &train.samples)?,
     };
     let epoch = Arc::new(AtomicU64::new(0));
     let loader = |samples: Vec<Sample>, read_image| Loader {
@@ -168,15 +188,15 @@ fn on<B: Train>(
         Some(features) => features.reader(),
         None => pixels(config, &model, epoch.clone()),
     };
-    let validation = {
+    let validation = if ranks.rank() > 0 {
+        None
+    } else {
         let samples: Vec<Sample> = validation.samples.into_iter().take(config.validation_images).collect();
         let plain = TrainConfig { data: DataConfig::default(), ..config.clone() };
         validation_set(&loader(samples, pixels(&plain, &model, Arc::default())), config.batch)?
     };
-    let digest = Sha256::digest(toml::to_string(config).unwrap_or_default().as_bytes());
-    let digest = u64::from_le_bytes(std::array::from_fn(|i| digest[i]));
-    let ranks = place.map_or(Ok(Ranks::alone()), |place| Ranks::connect(place, digest))?;
-    let threads = options.threads.unwrap_or_else(rayon::current_num_threads);
+    // Processes of one machine share its processor; each thread holds two batches.
+    let threads = options.threads.unwrap_or((rayon::current_num_threads() / ranks.count()).clamp(1, MAX_THREADS));
     let source = DataSource {
         loader: Arc::new(loader(train.samples, read_image)),
         seed: config.seed,
@@ -215,23 +235,57 @@ fn on<B: Train>(
     Ok(ending)
 }
 
+/// Number that is the same for ranks which compute the same: of the configuration, the samples and the checkpoint.
+fn digest(config: &TrainConfig, samples: &[Sample], last: Option<&Path>) -> u64 {
+    let mut hash = Sha256::new();
+    hash.update(toml::to_string(config).unwrap_or_default());
+    for Sample { image, units } in samples {
+        hash.update(format!("{:?} {units:?}\n", image.file_name()));
+    }
+    hash.update(format!("{:?}", last.and_then(Path::file_name)));
+    let digest = hash.finalize();
+    u64::from_le_bytes(std::array::from_fn(|i| digest[i]))
+}
+
+/// Takes the last `count` samples away, and all others of their images.
+fn hold_out(samples: &mut Vec<Sample>, count: usize) -> Result<Vec<Sample>> {
+    let kept = samples.len().saturating_sub(count);
+    let images: BTreeSet<PathBuf> = samples[kept..].iter().map(|sample| sample.image.clone()).collect();
+    let (held, rest): (Vec<_>, Vec<_>) = samples.drain(..).partition(|sample| images.contains(&sample.image));
+    if rest.is_empty() {
+        let problem = format!("is {count}, which leaves nothing of {} samples to learn from", held.len());
+        return Err(Error::Option { option: "hold-out", problem });
+    }
+    *samples = rest;
+    Ok(held)
+}
+
 /// The model to begin with, or that of the last checkpoint.
-fn initial(config: &TrainConfig, last: Option<&Path>) -> Result<(ModelConfig, TensorStore)> {
+fn initial(config: &TrainConfig, last: Option<&Path>, note: &dyn Fn(&str)) -> Result<(ModelConfig, TensorStore)> {
     if let Some(last) = last {
-        let path = last.join(MODEL_CONFIG);
-        return Ok((parse_config(&path, &read_small(&path)?)?, TensorStore::open(&last.join(CAPTIONER))?));
+        let (path, captioner) = (last.join(MODEL_CONFIG), last.join(CAPTIONER));
+        // In memory: the folder goes when the next checkpoint is complete.
+        let store = TensorStore::from_bytes(&captioner, read_file(&captioner)?)?;
+        return Ok((parse_config(&path, &read_small(&path)?)?, store));
     }
     let path = config.init.as_deref().ok_or_else(|| Error::Option {
         option: "init",
         problem: "is needed: a model directory, a checkpoint, or the config.json of a model of random weights".into(),
     })?;
-    let units = match path.extension() {
-        Some(extension) if extension == "json" => {
-            parse_config(path, &read_small(path)?)?.decoder.vocabulary.saturating_sub(SPECIAL)
-        }
-        _ => UNITS,
+    let own = if path.is_dir() { path.join(MODEL_CONFIG) } else { path.to_owned() };
+    let is_model = path.join(CAPTIONER).exists() || path.extension().is_some_and(|extension| extension == "json");
+    let units = match &config.vocoder {
+        _ if is_model => parse_config(&own, &read_small(&own)?)?.decoder.vocabulary.saturating_sub(SPECIAL),
+        Some(vocoder) => ModelFiles::open(vocoder)?.config.vocoder.map_or(UNITS, |vocoder| vocoder.num_embeddings),
+        None => UNITS,
     };
     let mut initial = initial_captioner(path, units, config.seed)?;
+    if let Some(first) = initial.fresh.first() {
+        note(&format!("begins with random weights in {} tensors, {first} first", initial.fresh.len()));
+    }
+    if let Some(first) = initial.left_aside.first() {
+        note(&format!("leaves {} tensors of the checkpoint aside, {first} first", initial.left_aside.len()));
+    }
     if config.fresh_decoder {
         let random = random_captioner(&initial.config, config.seed)?;
         initial.tensors.extend(random.into_iter().filter(|(name, _)| name.starts_with("decoder.")));
@@ -364,7 +418,7 @@ impl Features {
 fn features<B: Train>(
     config: &TrainConfig,
     options: &Options<'_>,
-    place: Option<&Place>,
+    ranks: &mut Ranks,
     captioner: &TrainedCaptioner<B>,
     samples: &[Sample],
 ) -> Result<Option<Features>> {
@@ -382,33 +436,55 @@ fn features<B: Train>(
         key.update(name.as_bytes());
         key.update(bytes);
     }
-    images.keys().for_each(|path| key.update(path.as_os_str().as_encoded_bytes()));
+    for path in images.keys() {
+        key.update(path.as_os_str().as_encoded_bytes());
+        key.update(format!("\0{}\n", std::fs::metadata(path).map_or(0, |about| about.len())));
+    }
     let shape = FeatureShape { items: images.len(), rows: model.image_tokens(), columns };
-    // Ranks on one disk would write over each other: each keeps its own.
-    let name = place.map_or(FEATURES.to_string(), |place| format!("{}.{FEATURES}", place.rank));
-    let mut cache = FeatureCache::open(&options.run.join(name), &key.finalize().into(), shape)?;
-    let missing = cache.missing();
+    let (path, key) = (options.run.join(FEATURES), key.finalize().into());
+    if ranks.rank() == 0 {
+        fill(&FeatureCache::open(&path, &key, shape)?, &images, options, ranks, captioner)?;
+    } else {
+        // Rank 0 fills the file for all, and says how far it is.
+        let mut left = [1.0f32];
+        while left[0] > 0.0 {
+            left = [0.0];
+            ranks.sum(&mut left)?;
+        }
+    }
+    let cache = FeatureCache::open(&path, &key, shape)?;
+    Ok(Some(Features { cache: Arc::new(cache), items: Arc::new(items) }))
+}
+
+/// Computes the features that are missing.
+fn fill<B: Train>(
+    cache: &FeatureCache,
+    images: &BTreeMap<&Path, usize>,
+    options: &Options<'_>,
+    ranks: &mut Ranks,
+    captioner: &TrainedCaptioner<B>,
+) -> Result<()> {
+    let (missing, config) = (cache.missing(), &captioner.config().image);
     if !missing.is_empty() {
         (options.note)(&format!("computing the features of {} images once", missing.len()));
     }
     let paths: Vec<&Path> = images.keys().copied().collect();
     for items in missing.chunks(FEATURE_BATCH) {
+        ranks.sum(&mut [1.0f32])?;
         if options.stop.load(Ordering::Relaxed) {
             cache.flush()?;
             return Err(Error::Cancelled);
         }
-        let read: Vec<_> = items
-            .par_iter()
-            .filter_map(|&item| Some((item, Image::open(paths[item]).ok()?.preprocess(&model.image))))
-            .collect();
+        let open = |&item: &usize| Some((item, Image::open(paths[item]).ok()?.preprocess(config)));
+        let read: Vec<_> = items.par_iter().filter_map(open).collect();
         let pixels: Vec<f32> = read.iter().flat_map(|(_, pixels)| pixels.iter().copied()).collect();
-        let values = captioner.features(&pixels, read.len())?;
-        for ((item, _), values) in read.iter().zip(values.chunks_exact(shape.rows * columns)) {
+        let values = if read.is_empty() { Vec::new() } else { captioner.features(&pixels, read.len())? };
+        for ((item, _), values) in read.iter().zip(values.chunks_exact((values.len() / read.len().max(1)).max(1))) {
             cache.put(*item, values)?;
         }
     }
     cache.flush()?;
-    Ok(Some(Features { cache: Arc::new(cache), items: Arc::new(items) }))
+    ranks.sum(&mut [0.0f32])
 }
 
 /// Memory and time that a run of this configuration takes, by a few updates with its first batches.
@@ -424,7 +500,7 @@ fn estimate<B: Train>(trainer: &mut Trainer<B>, source: &DataSource, config: &Tr
         }
         let clock = std::time::Instant::now();
         let report = trainer.update(&group)?;
-        if update > 0 || config.iterations == 1 {
+        if let Some(report) = report.filter(|_| update > 0 || config.iterations == 1) {
             seconds.push(clock.elapsed().as_secs_f64());
             (images, tokens) = (images + report.images, tokens + report.tokens);
         }
@@ -444,7 +520,7 @@ fn estimate<B: Train>(trainer: &mut Trainer<B>, source: &DataSource, config: &Tr
             { frozen as f64 / 1e6 }
         ),
         format!(
-            "{:.0} ms an update, over {} of {:.0} tokens: {:.2} hours in all, validations and reading images left out",
+            "{:.0} ms an update, over {} of {:.0} tokens, a frozen encoder included: {:.2} hours in all without validations",
             1e3 * mean,
             seconds.len(),
             tokens as f64 / seconds.len().max(1) as f64,

@@ -28,13 +28,11 @@ impl EventFile {
         let mut version = Vec::new();
         put_bytes(&mut version, 3, b"brain.Event:2");
         events.event(0, &version)?;
-        if update > 0 {
-            // SessionLog { status: START }.
-            let (mut log, mut event) = (Vec::new(), Vec::new());
-            put_varint(&mut log, 1, 1);
-            put_bytes(&mut event, 7, &log);
-            events.event(update + 1, &event)?;
-        }
+        // SessionLog { status: START }.
+        let (mut log, mut event) = (Vec::new(), Vec::new());
+        put_varint(&mut log, 1, 1);
+        put_bytes(&mut event, 7, &log);
+        events.event(update + 1, &event)?;
         Ok(events)
     }
 

@@ -114,11 +114,11 @@ impl<B: Train> Trainer<B> {
     }
 
     /// One update from the batches of this rank, which are at most as many as the accumulation asks for. Counts and losses of
-    /// the result are those of all ranks.
+    /// the result are those of all ranks; without a token on any of them there is no update.
     ///
     /// # Errors
     /// If a loss or a gradient is not a finite number, or too large: nothing has been changed then.
-    pub fn update(&mut self, batches: &[Batch]) -> Result<Update> {
+    pub fn update(&mut self, batches: &[Batch]) -> Result<Option<Update>> {
         let update = self.position.update + 1;
         let (mut losses, mut images) = ([0.0; 3], 0);
         for (micro, batch) in batches.iter().enumerate() {
@@ -131,6 +131,9 @@ impl<B: Train> Trainer<B> {
         let mut sums = [losses[0], losses[1], losses[2], images as f64];
         self.ranks.sum(&mut sums)?;
         let [loss, correct, tokens, images] = sums;
+        if tokens == 0.0 {
+            return Ok(None);
+        }
         self.sum_gradients()?;
         let norm = self.captioner.gradient_norm()?;
         let loss = loss / tokens.max(1.0);
@@ -152,7 +155,7 @@ impl<B: Train> Trainer<B> {
         self.position.update = update;
         let seconds = self.clock.elapsed().as_secs_f64();
         self.clock = Instant::now();
-        Ok(Update {
+        Ok(Some(Update {
             update,
             epoch: self.position.epoch,
             loss,
@@ -162,13 +165,13 @@ impl<B: Train> Trainer<B> {
             images: images as u64,
             tokens: tokens as u64,
             seconds,
-        })
+        }))
     }
 
     /// A number that no other pass of the run has, whatever the number of ranks.
     fn pass_number(&self, update: u64, micro: usize) -> u64 {
-        let passes = update * self.config.accumulation as u64 + micro as u64;
-        passes * self.ranks.count() as u64 + self.ranks.rank() as u64
+        const RANKS: u64 = 1 << 16;
+        (update * self.config.accumulation as u64 + micro as u64) * RANKS + self.ranks.rank() as u64
     }
 
     /// Adds the gradients of one batch: loss, correct tokens, tokens. Each counts for its share of a whole update, at the end of an

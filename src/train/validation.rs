@@ -55,19 +55,22 @@ impl ValidationSet {
                 decoded[number] = Some(caption.units);
                 ControlFlow::Continue(())
             }
+            // As in training, a damaged image is left out.
+            Err(Error::Image { .. } | Error::Io { .. }) => ControlFlow::Continue(()),
             Err(error) => {
                 failed = Some(error);
                 ControlFlow::Break(())
             }
         })?;
         failed.map_or(Ok(()), Err)?;
-        for (sample, units) in self.samples.iter().zip(decoded).take(if speaks { spoken } else { 0 }) {
+        let spoken = if speaks { spoken } else { 0 };
+        for (number, (sample, units)) in self.samples.iter().zip(decoded).take(spoken).enumerate() {
             if let Some(units) = units.filter(|units| !units.is_empty()) {
                 let speech = engine.speak(&units, None)?;
                 std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
                 let name = sample.image.file_name().unwrap_or_default().to_string_lossy();
                 let wav = audio::wav_bytes(&speech.samples, speech.sample_rate)?;
-                files::write_atomically(&folder.join(format!("{name}.wav")), &wav)?;
+                files::write_atomically(&folder.join(format!("{number:02}-{name}.wav")), &wav)?;
             }
         }
         Ok(distance as f64 / length.max(1) as f64)

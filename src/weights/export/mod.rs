@@ -1,5 +1,5 @@
 //! `im2sp export`: the captioner of a model directory as a checkpoint that PyTorch programs load, the way back from
-//! [`super::convert`]. Values stay as they are stored, bit for bit. A vocoder is not exported: its weight norm was folded.
+//! [`mod@super::convert`]. Values stay as they are stored, bit for bit. A vocoder is not exported: its weight norm was folded.
 
 mod huggingface;
 mod reference;

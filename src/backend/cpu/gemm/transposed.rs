@@ -30,12 +30,15 @@ pub(in super::super) unsafe fn add_transposed(
     target: Target<'_>,
     sums: &mut [f32],
 ) {
+    sums.fill(0.0);
+    if sums.is_empty() || depth == 0 {
+        return;
+    }
     let (rows, part) = (sums.len(), part_of(depth));
     let width = target.columns.next_multiple_of(COLUMNS);
     // As few rows as keep all threads busy to the end.
     let share = rows.div_ceil(2 * rayon::current_num_threads()).next_multiple_of(GROUPED).min(ROWS);
     let mut lines = scratch(part * width);
-    sums.fill(0.0);
     for start in (0..depth).step_by(part) {
         let depth = part.min(depth - start);
         let lines = from_line(&mut lines, depth * width);
@@ -93,6 +96,10 @@ fn pack_panels_body<S: Simd>(r: Right<'_, f32>, block: Block, lines: &mut [f32])
     let width = registers * S::N;
     for (n, lines) in lines.chunks_exact_mut(block.depth * width).enumerate() {
         let columns = block.columns.saturating_sub(n * width).min(width);
+        if columns == 0 {
+            lines.fill(0.0);
+            continue;
+        }
         pack::<S, f32>(r, Block { first: block.first + n * width, columns, ..block }, lines, width);
     }
 }
