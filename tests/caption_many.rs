@@ -411,7 +411,8 @@ fn resident() -> usize {
 fn a_dropped_list_of_units_leaves_nothing_behind() {
     let _one = alone();
     let engine = small();
-    let units: Vec<u32> = (0..8_000_000).map(|n| n % 200).collect();
+    // 40 MB: more than any allocator keeps.
+    let units: Vec<u32> = (0..10_000_000).map(|n| n % 200).collect();
     let speak = |taken: usize| {
         let mut stream = engine.speak_in_chunks(&units, None).unwrap();
         stream.by_ref().take(taken).for_each(|chunk| drop(chunk.unwrap()));
@@ -426,7 +427,7 @@ fn a_dropped_list_of_units_leaves_nothing_behind() {
         let (before, begun) = (resident(), Instant::now());
         drop(stream);
         while before.saturating_sub(resident()) < units.len() * size_of::<u32>() {
-            assert!(begun.elapsed() < Duration::from_secs(10), "after {taken} chunks");
+            assert!(begun.elapsed() < Duration::from_secs(60), "after {taken} chunks");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
