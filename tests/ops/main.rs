@@ -112,34 +112,3 @@ fn slopes(x: &[f32], f: impl Fn(&[f64]) -> f64) -> Vec<f32> {
     };
     (0..count).map(|place| ((at(place, STEP) - at(place, -STEP)) / (2.0 * STEP)) as f32).collect()
 }
-
-/// The layout of the project: an operation is found by one stem, in every place.
-#[test]
-fn every_operation_has_its_files() {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let not_operations = [
-        "mod.rs",
-        "simd.rs",
-        "disjoint.rs",
-        "gemm.rs",
-        "buffer.rs",
-        "conv.rs",
-        "winograd.rs",
-        "int8.rs",
-        "parameters.rs",
-        "peak.rs",
-        "cache.rs",
-    ];
-    let mut stems = 0;
-    for entry in std::fs::read_dir(root.join("src/backend/cpu")).expect("the CPU backend") {
-        let name = entry.expect("an entry").file_name();
-        if not_operations.iter().any(|other| name == *other) {
-            continue;
-        }
-        stems += 1;
-        for place in ["tests/ops", "src/conformance/ops"] {
-            assert!(root.join(place).join(&name).exists(), "{place} lacks {}", name.display());
-        }
-    }
-    assert!(stems >= 10);
-}
