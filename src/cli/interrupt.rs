@@ -1,11 +1,25 @@
 //! The end of the program from outside: what is temporary is removed before a signal ends it. `SIGKILL` and a loss of power
 //! cannot be answered, and leave `.im2sp-*`.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Whether a signal is about to end the program.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Lets a signal that is being answered end the program: its work may have failed only because what is temporary was removed.
+pub fn give_way() {
+    /// Longer than removing takes.
+    const MAX_WAITS: usize = 1000;
+    for _ in (0..MAX_WAITS).take_while(|_| ENDING.load(Ordering::Acquire)) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Registers the program's answers to signals. Without a free thread only that to SIGXFSZ: the others need one.
 #[cfg(unix)]
 pub fn prepare(has_free_thread: bool) {
     use std::sync::Arc;
-    use std::sync::atomic::AtomicBool;
 
     use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ};
 
@@ -22,6 +36,7 @@ pub fn prepare(has_free_thread: bool) {
     let Ok(mut signals) = signal_hook::iterator::Signals::new(&answered) else { return };
     let answer = move || {
         if let Some(signal) = signals.forever().next() {
+            ENDING.store(true, Ordering::Release);
             im2sp::files::remove_unfinished();
             let _ = signal_hook::low_level::emulate_default_handler(signal);
         }
@@ -34,8 +49,8 @@ pub fn prepare(has_free_thread: bool) {
 }
 
 /// A flag that the first SIGINT or SIGTERM sets; the second ends the program.
-pub fn stop_flag() -> std::sync::Arc<std::sync::atomic::AtomicBool> {
-    let flag = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+pub fn stop_flag() -> std::sync::Arc<AtomicBool> {
+    let flag = std::sync::Arc::new(AtomicBool::new(false));
     #[cfg(unix)]
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         // In this order: the first time, the flag is not set yet when the default is asked.

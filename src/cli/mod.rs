@@ -132,6 +132,7 @@ pub fn run() -> ExitCode {
             Command::Plot(command) => command.run(),
         }
     });
+    interrupt::give_way();
     result.unwrap_or_else(|error| {
         print_error(&error);
         match error {
