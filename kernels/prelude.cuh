@@ -38,7 +38,7 @@ using bf16 = __nv_bfloat16;
 namespace {
 
 template <typename T> DEVICE T& shared_memory() {
-    extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];
+    extern __shared__ __align__(1024) unsigned char dynamic_shared_memory[];
     return *reinterpret_cast<T*>(dynamic_shared_memory);
 }
 

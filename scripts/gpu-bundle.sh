@@ -17,7 +17,7 @@ case "$archive" in
     ;;
 esac
 features=cuda,emulator
-cargo build --release --locked --features "$features" --bin im2sp
+cargo build --release --locked --features "$features" --bin im2sp --example train_step
 # The test programs' paths, as cargo gives them.
 tests=$(cargo test --release --locked --features "$features" --test end_to_end --test driver --no-run \
   --message-format=json | python3 -c '
@@ -30,11 +30,12 @@ folder=$(mktemp -d)
 trap 'rm -r "$folder"' EXIT
 mkdir "$folder/im2sp-gpu"
 strip -o "$folder/im2sp-gpu/im2sp" target/release/im2sp
+strip -o "$folder/im2sp-gpu/train_step" target/release/examples/train_step
 while read -r name path; do
   strip -o "$folder/im2sp-gpu/test-$name" "$path"
 done <<< "$tests"
-cp scripts/gpu-check.sh benches/peers/{gpu,cases,cuda_graph,static_decoder,torch_side}.py "$folder/im2sp-gpu/"
-cp recipes/golden/{captioners,full_size,pipeline,vocoder_reference}.py "$folder/im2sp-gpu/"
+cp scripts/gpu-check.sh benches/peers/{gpu,cases,cuda_graph,static_decoder,torch_side,train_step}.py "$folder/im2sp-gpu/"
+cp recipes/demo/captioner.py recipes/golden/{captioners,full_size,pipeline,vocoder_reference}.py "$folder/im2sp-gpu/"
 git rev-parse HEAD > "$folder/im2sp-gpu/commit"
 tar -C "$folder" -cf - im2sp-gpu | "${pack[@]}" > "$archive"
 echo "$archive: $(($(stat -c %s "$archive") / 1000000)) MB, unpacked $(($(du -sb "$folder" | cut -f 1) / 1000000)) MB"

@@ -134,6 +134,12 @@ operations=$(timeout 20 ./im2sp doctor --list)
     echo "published-size 100 ./test-end_to_end --ignored --exact the_published_size_speaks_as_on_the_cpu"
     echo "test-end_to_end 100 ./test-end_to_end --skip emulated::"
   fi
+  # Updates of the small model from pixels, whose losses must be the CPU's.
+  if [ -x train_step ]; then
+    for dtype in f32 bf16; do
+      echo "train-embedded-$dtype 60 ./train_step embedded 8 60 20 cuda $dtype"
+    done
+  fi
 } | together "$jobs"
 
 # Times, with the device to themselves.
@@ -141,6 +147,11 @@ alone timing 75 ./im2sp doctor --size "$size" --timing-only --json
 for dtype in bf16 f32; do
   alone "bench-$dtype" 45 ./im2sp bench --random --device cuda --dtype "$dtype" --units 100 --json
 done
+if [ -x train_step ]; then
+  for model in decoder frozen full; do
+    alone "train-$model" 30 ./train_step "$model" 16 150 20 cuda bf16
+  done
+fi
 alone bulk 60 ./im2sp bench --random --device cuda --dtype bf16 --units 100 --in-flight 64 --json
 
 if command -v python3 > /dev/null; then
