@@ -107,4 +107,46 @@ template <int M_, int N_, int STAGES, typename OperandA = ByRows, typename Opera
     }
 };
 
+// Where chunk16 `chunk` of a row of sums lies: neither the lanes that hold two sums of eight rows nor those that read a run of
+// one row conflict in a bank.
+template <int N> DEVICE int warpgroup_sums_offset(int row, int chunk) { return row * N + (chunk ^ (row & 7)) * 4; }
+
+// Hands all sums to `out`, a run at a time, as gemm.cuh's; what a run needs of device memory, out.read(row, column), is asked
+// for two runs before out.finish<ROLLED>(row, column, sums, read).
+template <int M, int N, int STAGES, typename A, typename B, typename Out>
+DEVICE void epilogue(WarpgroupTile<M, N, STAGES, A, B>& tile, typename WarpgroupTile<M, N, STAGES, A, B>::Shared& shared,
+                     const TileCoord& at, const Out& out) {
+    using Tile = WarpgroupTile<M, N, STAGES, A, B>;
+    constexpr int RUN = Tile::RUN, RUNS = N / RUN, COUNT = Tile::WARP_M * RUNS / WARP, AHEAD = 2;
+    static_assert(COUNT >= AHEAD && RUNS % 8 == 0, "whole rows of runs");
+    // The stages have been read by all warps; from here on each has a part of the memory to itself.
+    sync_block();
+    const int first_row = at.row + Tile::warp_row();
+    float* sums = shared.sums + Tile::warp_row() * N;
+    const auto row_of = [&](int i) { return (i * WARP + lane_index()) / RUNS; };
+    const auto column_of = [&](int i) { return (i * WARP + lane_index()) % RUNS * RUN; };
+    typename Out::Read read[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) read[i] = out.read(first_row + row_of(i), at.column + column_of(i));
+    tile.each_run([&](int row, int column, auto sum) {
+        float* two = sums + warpgroup_sums_offset<N>(row, column / 4) + column % 4;
+        *reinterpret_cast<float2*>(two) = make_float2(sum(0), sum(1));
+    });
+    sync_warp();
+#pragma unroll 1
+    for (int i = 0; i < COUNT; i++) {
+        const int row = row_of(i), column = column_of(i);
+        float values[RUN];
+#pragma unroll
+        for (int v = 0; v < RUN; v += 4) {
+            const float4 four = *reinterpret_cast<const float4*>(sums + warpgroup_sums_offset<N>(row, (column + v) / 4));
+            values[v] = four.x, values[v + 1] = four.y, values[v + 2] = four.z, values[v + 3] = four.w;
+        }
+        const typename Out::Read own = read[0];
+        read[0] = read[1];
+        if (i + AHEAD < COUNT) read[1] = out.read(first_row + row_of(i + AHEAD), at.column + column_of(i + AHEAD));
+        out.template finish<true>(first_row + row, at.column + column, values, own);
+    }
+}
+
 }  // namespace

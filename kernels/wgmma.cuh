@@ -93,7 +93,7 @@ template <bool A_COLUMNS, bool B_COLUMNS> DEVICE void wgmma_m64k16(float (&d)[32
 
 #else
 
-DEVICE void fence_async_proxy() {}
+DEVICE void fence_async_proxy() { emulator_context->copies->unfenced = false; }
 DEVICE void wgmma_fence() {}
 DEVICE void wgmma_commit() { emulator_context->copies->product_group++; }
 // Nothing is read or added before it is waited for.

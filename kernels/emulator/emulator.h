@@ -48,6 +48,17 @@ struct EmulatorCopies {
         const void* from;  // null: zeros
         unsigned group, bytes;
     } pending[MOST];
+
+    // The same of products of its warpgroup (wgmma.cuh).
+    static constexpr unsigned MOST_PRODUCTS = 32;
+    unsigned product_count, product_group;
+    struct Product {
+        float* d;
+        const unsigned char *a, *b;
+        unsigned group, width;  // fragments of d
+        bool a_columns, b_columns;
+    } products[MOST_PRODUCTS];
+    bool unfenced;  // copies arrived since the last fence_async_proxy
 };
 
 // What a thread knows of itself. The runtime's `Context` has the same layout, and more behind it.
@@ -76,6 +87,9 @@ void emulator_mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, const
 const uint16_t* emulator_ldmatrix(const void* row, const char* what, const char* file, int line);
 void emulator_copy(void* to, const void* from, unsigned bytes);
 void emulator_copies_wait(unsigned groups);
+// And of wgmma.cuh.
+void emulator_product(float* d, const unsigned char* a, const unsigned char* b, unsigned width, bool a_columns, bool b_columns);
+void emulator_products_wait(unsigned groups, const char* file, int line);
 void emulator_fence_device();
 // A flag was read that another thread may be waited for to change.
 void emulator_flag_read();

@@ -21,7 +21,10 @@ unsigned emulator_copies_bytes() { return sizeof(EmulatorCopies); }
 
 // Before a block starts, whatever the one before left behind.
 void emulator_reset_warp(EmulatorWarp* warp) { warp->set[0].arrived = warp->set[1].arrived = 0; }
-void emulator_reset_copies(EmulatorCopies* copies) { copies->count = copies->group = 0; }
+void emulator_reset_copies(EmulatorCopies* copies) {
+    copies->count = copies->group = copies->product_count = copies->product_group = 0;
+    copies->unfenced = false;
+}
 
 // Where the binary's constants lie: what the linker put between its start and the end of its data.
 extern char __executable_start __attribute__((weak));
@@ -145,7 +148,94 @@ void emulator_copies_wait(unsigned groups) {
         } else {
             __builtin_memset(copy.to, 0, copy.bytes);
         }
+        copies.unfenced = true;
     }
     copies.count = kept;
+}
+}
+
+namespace {
+
+// Where 16 bytes of an operand lie: chunk16 `chunk` of a line of 128 bytes, `line` lines after `at`, as the tensor cores
+// exchange them by the address.
+const unsigned char* operand_chunk(const EmulatorContext& self, const unsigned char* at, unsigned line, unsigned chunk) {
+    const uint64_t linear = uint64_t(at - self.shared) + line * 128 + chunk * 16;
+    const unsigned char* place = self.shared + (linear ^ ((linear >> 3) & 0x70));
+    if (self.checked) emulator_access(place, 16, 0, __builtin_return_address(0));
+    emulator_require(in_shared(self, place, 16), "wgmma of an operand that is not in shared memory");
+    return place;
+}
+
+// 16 values of k of `count` rows from `first` on, to values[k][row]: see the head of wgmma.cuh.
+void read_operand(const EmulatorContext& self, const unsigned char* at, bool columns, unsigned first, unsigned count, float* values) {
+    uint16_t eight[8];
+    for (unsigned line = 0; line < (columns ? 16 : count); line++) {
+        for (unsigned chunk = 0; chunk < (columns ? count / 8 : 2); chunk++) {
+            const unsigned row = columns ? first + chunk * 8 : first + line;
+            const unsigned in_panel = columns ? row / 64 * 64 + line : row;
+            __builtin_memcpy(eight, operand_chunk(self, at, in_panel, columns ? row % 64 / 8 : chunk), 16);
+            for (unsigned i = 0; i < 8; i++) {
+                float& value = columns ? values[line * count + chunk * 8 + i] : values[(chunk * 8 + i) * count + line];
+                value = __uint_as_float(uint32_t(eight[i]) << 16);
+            }
+        }
+    }
+}
+
+// The warp's 16 rows of a product, along K in order; `sums` are the d of its lanes.
+void multiply(const EmulatorContext& self, const EmulatorCopies::Product& product, float* const (&sums)[32]) {
+    constexpr unsigned MOST_COLUMNS = 256;
+    const unsigned columns = product.width * 8, warp = self.thread.x / 32 % 4;
+    static thread_local float a[16 * 16], b[16 * MOST_COLUMNS], d[16][MOST_COLUMNS];
+    read_operand(self, product.a, product.a_columns, warp * 16, 16, a);
+    read_operand(self, product.b, product.b_columns, 0, columns, b);
+    const auto each = [&](auto f) {
+        for (unsigned lane = 0; lane < 32; lane++) {
+            for (unsigned v = 0; v < product.width * 4; v++) {
+                f(sums[lane][v], d[lane / 4 + v % 4 / 2 * 8][v / 4 * 8 + lane % 4 * 2 + v % 2]);
+            }
+        }
+    };
+    each([](float& sum, float& place) { place = sum; });
+    for (unsigned row = 0; row < 16; row++) {
+        for (unsigned k = 0; k < 16; k++) {
+            const float factor = a[k * 16 + row];
+            for (unsigned column = 0; column < columns; column++) d[row][column] += factor * b[k * columns + column];
+        }
+    }
+    each([](float& sum, float& place) { sum = place; });
+}
+
+}  // namespace
+
+extern "C" {
+
+void emulator_product(float* d, const unsigned char* a, const unsigned char* b, unsigned width, bool a_columns, bool b_columns) {
+    EmulatorContext& self = *emulator_context;
+    EmulatorCopies& copies = *self.copies;
+    emulator_require(copies.product_count < EmulatorCopies::MOST_PRODUCTS, "more products under way than the emulator holds");
+    emulator_require(!copies.unfenced, "wgmma after a copy to shared memory without fence_async_proxy between them");
+    copies.products[copies.product_count++] = {d, a, b, copies.product_group, width, a_columns, b_columns};
+}
+
+// The lanes of a warp wait together, and the last to come computes for all. Operands are read as late as they may be.
+void emulator_products_wait(unsigned groups, const char* file, int line) {
+    EmulatorContext& self = *emulator_context;
+    EmulatorCopies& copies = *self.copies;
+    EmulatorWarp::Set& set = self.warp->set[self.phase++ & 1];
+    set.slot[self.lane] = reinterpret_cast<uint64_t>(&copies);
+    unsigned done = 0;
+    while (done < copies.product_count && copies.products[done].group + groups < copies.product_group) done++;
+    if (++set.arrived == 32) {
+        set.arrived = 0;
+        for (unsigned i = 0; i < done; i++) {
+            float* sums[32];
+            for (int lane = 0; lane < 32; lane++) sums[lane] = reinterpret_cast<EmulatorCopies*>(set.slot[lane])->products[i].d;
+            multiply(self, copies.products[i], sums);
+        }
+    }
+    emulator_wait(WAIT_WARP, "wgmma_wait", file, line);
+    copies.product_count -= done;
+    __builtin_memmove(copies.products, copies.products + done, copies.product_count * sizeof copies.products[0]);
 }
 }

@@ -11,6 +11,7 @@
 // Measured:  not yet measured
 #include "gemm.cuh"
 #include "linear/activation.cuh"
+#include "warpgroup.cuh"
 
 struct LinearBackwardParams {
     const void* dy;
@@ -66,21 +67,30 @@ template <typename T> struct InputEpilogue {
 
     DEVICE bool rolled() const { return true; }
 
-    template <bool ROLLED> DEVICE void store(int row, int column, float (&v)[RUN]) const {
-        if (row >= params.rows || column >= params.columns) return;
+    struct Read {
+        float input[RUN], residual[RUN];
+    };
+
+    DEVICE Read read(int row, int column) const {
+        Read r = {};
+        if (row >= params.rows || column >= params.columns) return r;
         const int64_t at = int64_t(row) * params.columns + column;
-        const T* input = params.input ? static_cast<const T*>(params.input) + at : nullptr;
-        const T* residual = params.residual ? static_cast<const T*>(params.residual) + at : nullptr;
-        T* dx = static_cast<T*>(params.dx) + at;
-        float other[RUN];
-        if (input) {
-            load(other, input, column);
-            activate_backward(params.activation, other, v);
-        }
-        if (residual) {
-            load(other, residual, column);
+        if (params.input) load(r.input, static_cast<const T*>(params.input) + at, column);
+        if (params.residual) load(r.residual, static_cast<const T*>(params.residual) + at, column);
+        return r;
+    }
+
+    template <bool ROLLED> DEVICE void store(int row, int column, float (&v)[RUN]) const {
+        finish<ROLLED>(row, column, v, read(row, column));
+    }
+
+    template <bool ROLLED> DEVICE void finish(int row, int column, float (&v)[RUN], const Read& read) const {
+        if (row >= params.rows || column >= params.columns) return;
+        T* dx = static_cast<T*>(params.dx) + int64_t(row) * params.columns + column;
+        if (params.input) activate_backward(params.activation, read.input, v);
+        if (params.residual) {
 #pragma unroll
-            for (int i = 0; i < RUN; i++) v[i] += other[i];
+            for (int i = 0; i < RUN; i++) v[i] += read.residual[i];
         }
         if (vectors()) return store_run(dx, v);
 #pragma unroll
@@ -107,21 +117,41 @@ struct WeightEpilogue {
 
     DEVICE bool rolled() const { return true; }
 
+    struct Read {
+        float before[RUN];
+    };
+
+    DEVICE Read read(int row, int column) const {
+        Read r = {};
+        if (!params.adds || row >= params.rows || column >= params.columns) return r;
+        const float* from = out + int64_t(row) * params.columns + column;
+        if (vectors()) {
+            load_run(r.before, from);
+            return r;
+        }
+#pragma unroll
+        for (int i = 0; i < RUN; i++) r.before[i] = column + i < params.columns ? from[i] : 0.0f;
+        return r;
+    }
+
     template <bool ROLLED> DEVICE void store(int row, int column, float (&v)[RUN]) const {
+        finish<ROLLED>(row, column, v, read(row, column));
+    }
+
+    template <bool ROLLED> DEVICE void finish(int row, int column, float (&v)[RUN], const Read& read) const {
         if (row >= params.rows || column >= params.columns) return;
         float* to = out + int64_t(row) * params.columns + column;
-        if (params.columns % RUN == 0) {
-            float before[RUN] = {};
-            if (params.adds) load_run(before, to);
 #pragma unroll
-            for (int i = 0; i < RUN; i++) v[i] += before[i];
-            return store_run(to, v);
-        }
+        for (int i = 0; i < RUN; i++) v[i] += read.before[i];
+        if (vectors()) return store_run(to, v);
 #pragma unroll
         for (int i = 0; i < RUN; i++) {
-            if (column + i < params.columns) to[i] = params.adds ? to[i] + v[i] : v[i];
+            if (column + i < params.columns) to[i] = v[i];
         }
     }
+
+  private:
+    DEVICE bool vectors() const { return params.columns % RUN == 0; }
 };
 
 template <typename Tile, typename Rows, typename Columns> DEVICE void at_input(const LinearBackwardParams& params) {
@@ -160,6 +190,15 @@ using Input64x64 = MmaTile<64, 64, 2, 2, 4, Bf16Operand, ByColumns>;
 using Weight128x256 = MmaTile<128, 256, 2, 4, 3, ColumnsOperand, ByColumns>;
 using Weight128x128 = MmaTile<128, 128, 2, 2, 3, ColumnsOperand, ByColumns>;
 using Weight64x64 = MmaTile<64, 64, 2, 2, 4, ColumnsOperand, ByColumns>;
+// And both on sm_90a.
+using Input128x256Wgmma = WarpgroupTile<128, 256, 4, ByRows, ByColumns>;
+using Input128x128Wgmma = WarpgroupTile<128, 128, 3, ByRows, ByColumns>;
+using Input64x128Wgmma = WarpgroupTile<64, 128, 8, ByRows, ByColumns>;
+using Input64x64Wgmma = WarpgroupTile<64, 64, 6, ByRows, ByColumns>;
+using Weight128x256Wgmma = WarpgroupTile<128, 256, 4, ByColumns, ByColumns>;
+using Weight128x128Wgmma = WarpgroupTile<128, 128, 3, ByColumns, ByColumns>;
+using Weight64x128Wgmma = WarpgroupTile<64, 128, 8, ByColumns, ByColumns>;
+using Weight64x64Wgmma = WarpgroupTile<64, 64, 6, ByColumns, ByColumns>;
 // f32.
 using Tile128x128F32 = FmaTile<128, 128, 4, 2, 4, 2>;
 using Tile64x64F32 = FmaTile<64, 64, 2, 2, 8, 3>;
@@ -203,6 +242,10 @@ KERNEL(linear_backward_64x64_bf16, LinearBackwardParams, 128, 3) { at_input<Inpu
 KERNEL(linear_backward_64x64_unaligned_bf16, LinearBackwardParams, 128, 2) {
     at_input<Input64x64, Unaligned, Unaligned>(params);
 }
+KERNEL(linear_backward_128x256_wgmma_bf16, LinearBackwardParams, 256, 1) { at_input<Input128x256Wgmma, Aligned, Aligned>(params); }
+KERNEL(linear_backward_128x128_wgmma_bf16, LinearBackwardParams, 256, 2) { at_input<Input128x128Wgmma, Aligned, Aligned>(params); }
+KERNEL(linear_backward_64x128_wgmma_bf16, LinearBackwardParams, 128, 1) { at_input<Input64x128Wgmma, Aligned, Aligned>(params); }
+KERNEL(linear_backward_64x64_wgmma_bf16, LinearBackwardParams, 128, 2) { at_input<Input64x64Wgmma, Aligned, Aligned>(params); }
 KERNEL(linear_backward_128x128_f32, LinearBackwardParams, 256, 2) {
     at_input<Tile128x128F32, AlignedRows<float>, TransposedRows>(params);
 }
@@ -220,6 +263,10 @@ KERNEL(linear_backward_weight_64x64_bf16, LinearBackwardWeightParams, 128, 3) { 
 KERNEL(linear_backward_weight_64x64_unaligned_bf16, LinearBackwardWeightParams, 128, 2) {
     at_weight<Weight64x64, Unaligned>(params);
 }
+KERNEL(linear_backward_weight_128x256_wgmma_bf16, LinearBackwardWeightParams, 256, 1) { at_weight<Weight128x256Wgmma, Aligned>(params); }
+KERNEL(linear_backward_weight_128x128_wgmma_bf16, LinearBackwardWeightParams, 256, 2) { at_weight<Weight128x128Wgmma, Aligned>(params); }
+KERNEL(linear_backward_weight_64x128_wgmma_bf16, LinearBackwardWeightParams, 128, 1) { at_weight<Weight64x128Wgmma, Aligned>(params); }
+KERNEL(linear_backward_weight_64x64_wgmma_bf16, LinearBackwardWeightParams, 128, 2) { at_weight<Weight64x64Wgmma, Aligned>(params); }
 KERNEL(linear_backward_weight_128x128_unaligned_f32, LinearBackwardWeightParams, 256, 2) {
     at_weight<Tile128x128F32, TransposedRows>(params);
 }
@@ -245,6 +292,10 @@ KERNEL(linear_backward_add_f32, LinearBackwardAddParams, 256, 4) {
 TILE(linear_backward_128x256_bf16, Input128x256, 128, 256, 147456, 413, "not yet measured");
 TILE(linear_backward_128x128_bf16, Input128x128, 128, 128, 98304, 207, "not yet measured");
 TILE(linear_backward_64x64_bf16, Input64x64, 64, 64, 65536, 96, "not yet measured");
+TILE(linear_backward_128x256_wgmma_bf16, Input128x256Wgmma, 128, 256, 196608, 190, "not yet measured");
+TILE(linear_backward_128x128_wgmma_bf16, Input128x128Wgmma, 128, 128, 98304, 120, "not yet measured");
+TILE(linear_backward_64x128_wgmma_bf16, Input64x128Wgmma, 64, 128, 196608, 95, "not yet measured");
+TILE(linear_backward_64x64_wgmma_bf16, Input64x64Wgmma, 64, 64, 98304, 34, "not yet measured");
 TILE(linear_backward_64x64_unaligned_bf16, Input64x64, 64, 64, 65536, 1000, "not yet measured");
 TILE(linear_backward_128x128_f32, Tile128x128F32, 128, 128, 65536, 2048, "not yet measured");
 TILE(linear_backward_64x64_f32, Tile64x64F32, 64, 64, 49152, 768, "not yet measured");
@@ -252,6 +303,10 @@ TILE(linear_backward_64x64_unaligned_f32, Tile64x64F32, 64, 64, 49152, 4000, "no
 TILE(linear_backward_weight_128x256_bf16, Weight128x256, 128, 256, 147456, 413, "not yet measured");
 TILE(linear_backward_weight_128x128_bf16, Weight128x128, 128, 128, 98304, 207, "not yet measured");
 TILE(linear_backward_weight_64x64_bf16, Weight64x64, 64, 64, 65536, 96, "not yet measured");
+TILE(linear_backward_weight_128x256_wgmma_bf16, Weight128x256Wgmma, 128, 256, 196608, 230, "not yet measured");
+TILE(linear_backward_weight_128x128_wgmma_bf16, Weight128x128Wgmma, 128, 128, 98304, 135, "not yet measured");
+TILE(linear_backward_weight_64x128_wgmma_bf16, Weight64x128Wgmma, 64, 128, 196608, 110, "not yet measured");
+TILE(linear_backward_weight_64x64_wgmma_bf16, Weight64x64Wgmma, 64, 64, 98304, 38, "not yet measured");
 TILE(linear_backward_weight_64x64_unaligned_bf16, Weight64x64, 64, 64, 65536, 1000, "not yet measured");
 TILE(linear_backward_weight_128x128_unaligned_f32, Tile128x128F32, 128, 128, 65536, 2048, "not yet measured");
 TILE(linear_backward_weight_64x64_unaligned_f32, Tile64x64F32, 64, 64, 49152, 768, "not yet measured");

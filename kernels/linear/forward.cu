@@ -20,6 +20,7 @@
 //            50`: 257x1024x3072 in 18.5 us, 257x1024x4096 with QuickGELU in 22.7, 257x4096x1024 in 40.3
 #include "gemm.cuh"
 #include "linear/activation.cuh"
+#include "warpgroup.cuh"
 
 struct LinearParams {
     const void* x;
@@ -50,50 +51,63 @@ template <typename T> struct LinearEpilogue {
     DEVICE bool vectors() const { return params.columns % RUN == 0; }
     DEVICE bool rolled() const { return params.activation != ACTIVATION_NONE || params.saved || params.keys || !vectors(); }
 
-    template <bool ROLLED> DEVICE void store(int row, int column, const float (&sums)[RUN]) const {
-        if (row >= params.rows || column >= params.columns) return;
+    // What of a run is read from device memory.
+    struct Read {
+        float bias[RUN], residual[RUN];
+    };
+
+    DEVICE Read read(int row, int column) const {
+        Read r = {};
+        if (row >= params.rows || column >= params.columns) return r;
         const int64_t at = int64_t(row) * params.columns + column;
         const T* residual = params.residual ? static_cast<const T*>(params.residual) + at : nullptr;
-        T* y = static_cast<T*>(params.y) + at;
-        const bool whole = !ROLLED || vectors();
-        float v[RUN];
-        if (whole) load_run(v, params.bias + column);
+        if (vectors()) {
+            load_run(r.bias, params.bias + column);
+            if (residual) load_run(r.residual, residual);
+            return r;
+        }
 #pragma unroll
         for (int i = 0; i < RUN; i++) {
-            if (!whole) v[i] = column + i < params.columns ? params.bias[column + i] : 0.0f;
-            v[i] += sums[i];
+            if (column + i >= params.columns) continue;
+            r.bias[i] = params.bias[column + i];
+            if (residual) r.residual[i] = to_float(residual[i]);
         }
-        if (ROLLED && params.saved) save(static_cast<T*>(params.saved) + at, column, v);
-        if (ROLLED) activate(params.activation, v);
-        if (whole) {
-            store_vectors(residual, y, v);
-        } else {
+        return r;
+    }
+
+    template <bool ROLLED> DEVICE void store(int row, int column, const float (&sums)[RUN]) const {
+        finish<ROLLED>(row, column, sums, read(row, column));
+    }
+
+    template <bool ROLLED> DEVICE void finish(int row, int column, const float (&sums)[RUN], const Read& read) const {
+        if (row >= params.rows || column >= params.columns) return;
+        const int64_t at = int64_t(row) * params.columns + column;
+        T* y = static_cast<T*>(params.y) + at;
+        float v[RUN];
 #pragma unroll
-            for (int i = 0; i < RUN; i++) {
-                if (column + i < params.columns) y[i] = from_float<T>(residual ? v[i] + to_float(residual[i]) : v[i]);
-            }
+        for (int i = 0; i < RUN; i++) v[i] = read.bias[i] + sums[i];
+        if (ROLLED && params.saved) put(static_cast<T*>(params.saved) + at, column, v);
+        if (ROLLED) activate(params.activation, v);
+        // In f32 without a residual, a sum of -0 becomes 0.
+        if (params.residual || sizeof(T) == sizeof(float)) {
+#pragma unroll
+            for (int i = 0; i < RUN; i++) v[i] += read.residual[i];
+        }
+        if (ROLLED) {
+            put(y, column, v);
+        } else {
+            store_run(y, v);
         }
         if (ROLLED && params.keys) scatter_to_heads(row, column, y, v);
     }
 
   private:
-    DEVICE void save(T* saved, int column, const float (&v)[RUN]) const {
-        if (vectors()) return store_run(saved, v);
+    DEVICE void put(T* to, int column, const float (&v)[RUN]) const {
+        if (vectors()) return store_run(to, v);
 #pragma unroll
         for (int i = 0; i < RUN; i++) {
-            if (column + i < params.columns) saved[i] = from_float<T>(v[i]);
+            if (column + i < params.columns) to[i] = from_float<T>(v[i]);
         }
-    }
-
-    DEVICE void store_vectors(const T* residual, T* y, float (&v)[RUN]) const {
-        float added[RUN] = {};
-        if (residual) load_run(added, residual);
-        // In f32 without a residual, a sum of -0 becomes 0.
-        if (residual || sizeof(T) == sizeof(float)) {
-#pragma unroll
-            for (int i = 0; i < RUN; i++) v[i] += added[i];
-        }
-        store_run(y, v);
     }
 
     // Keys and values of a row to their heads: `v`, which this thread has just written to y, from `column` on.
@@ -144,6 +158,11 @@ using Tile32x64 = MmaTile<32, 64, 2, 2, 4>;      // one image's tokens times few
 // f32: the same, with lanes down a warp.
 using Tile128x128F32 = FmaTile<128, 128, 4, 2, 4, 2>;
 using Tile64x64F32 = FmaTile<64, 64, 2, 2, 8, 3>;
+// bf16 on sm_90a: deep rings where a block has a multiprocessor to itself.
+using Tile128x256Wgmma = WarpgroupTile<128, 256, 4>;
+using Tile128x128Wgmma = WarpgroupTile<128, 128, 3>;
+using Tile64x128Wgmma = WarpgroupTile<64, 128, 8>;
+using Tile64x64Wgmma = WarpgroupTile<64, 64, 6>;
 
 }  // namespace
 
@@ -154,6 +173,10 @@ KERNEL(linear_forward_128x128_bf16, LinearParams, 128, 2) { aligned<Tile128x128>
 KERNEL(linear_forward_64x128_bf16, LinearParams, 128, 3) { aligned<Tile64x128>(params); }
 KERNEL(linear_forward_64x64_bf16, LinearParams, 128, 3) { aligned<Tile64x64>(params); }
 KERNEL(linear_forward_32x64_bf16, LinearParams, 128, 4) { aligned<Tile32x64>(params); }
+KERNEL(linear_forward_128x256_wgmma_bf16, LinearParams, 256, 1) { aligned<Tile128x256Wgmma>(params); }
+KERNEL(linear_forward_128x128_wgmma_bf16, LinearParams, 256, 2) { aligned<Tile128x128Wgmma>(params); }
+KERNEL(linear_forward_64x128_wgmma_bf16, LinearParams, 128, 1) { aligned<Tile64x128Wgmma>(params); }
+KERNEL(linear_forward_64x64_wgmma_bf16, LinearParams, 128, 2) { aligned<Tile64x64Wgmma>(params); }
 KERNEL(linear_forward_128x128_f32, LinearParams, 256, 2) { aligned<Tile128x128F32>(params); }
 KERNEL(linear_forward_64x64_f32, LinearParams, 128, 4) { aligned<Tile64x64F32>(params); }
 
@@ -171,6 +194,10 @@ TILE(linear_forward_64x64_bf16, Tile64x64, 64, 64, 65536, 96,
      "H200 at 449c6ab, doctor: 257x1024x1024 in 14.9 us, 257x4096x1024 in 42.4 us");
 TILE(linear_forward_32x64_bf16, Tile32x64, 32, 64, 49152, 72,
      "H200 at 449c6ab, doctor: 197x3072x768 in 25.4 us, 1000x768x203 in 12.3 us");
+TILE(linear_forward_128x256_wgmma_bf16, Tile128x256Wgmma, 128, 256, 196608, 210, "not yet measured");
+TILE(linear_forward_128x128_wgmma_bf16, Tile128x128Wgmma, 128, 128, 98304, 112, "not yet measured");
+TILE(linear_forward_64x128_wgmma_bf16, Tile64x128Wgmma, 64, 128, 196608, 84, "not yet measured");
+TILE(linear_forward_64x64_wgmma_bf16, Tile64x64Wgmma, 64, 64, 98304, 43, "not yet measured");
 TILE(linear_forward_64x64_unaligned_bf16, Tile64x64, 64, 64, 65536, 1000, "not yet measured");
 TILE(linear_forward_128x128_f32, Tile128x128F32, 128, 128, 65536, 2048, "H200 at 449c6ab, doctor: 4112x1024x4096 in 847 us");
 TILE(linear_forward_64x64_f32, Tile64x64F32, 64, 64, 49152, 768, "H200 at 449c6ab, doctor: 257x1024x3072 in 72.7 us");

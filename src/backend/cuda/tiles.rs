@@ -3,6 +3,9 @@
 use super::driver::{Kernel, Properties};
 use crate::tensor::DType;
 
+/// Compute capability of the devices whose warpgroups multiply by wgmma. Later ones have other instructions in its place.
+const WGMMA_CAPABILITY: (u32, u32) = (9, 0);
+
 /// A tile shape, or another form of a kernel that is chosen by the size of its work.
 pub struct Tile<P: 'static> {
     /// Its geometry: `64x128`, `64x64_unaligned`, `r16`, `b4`.
@@ -32,25 +35,31 @@ impl<P> Tile<P> {
         self.dtype == dtype && (aligned || self.name.ends_with("unaligned"))
     }
 
+    /// Whether its products are those of warpgroups, which only sm_90a has.
+    fn is_wgmma(&self) -> bool {
+        self.name.ends_with("_wgmma")
+    }
+
     /// Tiles of a result.
     pub(super) fn count(&self, rows: usize, columns: usize) -> usize {
         rows.div_ceil(self.rows) * columns.div_ceil(self.columns)
     }
 
     /// Time of the busiest multiprocessor. Whole tiles take turns on all of them; the tiles of the last rows only multiply
-    /// the rows there are, in 16s, and first go where a turn was left over.
+    /// the rows there are, in 16s or a warpgroup's 64s, and first go where a turn was left over.
     fn busy_time(&self, rows: usize, columns: usize, multiprocessors: usize) -> usize {
         let across = columns.div_ceil(self.columns);
         let (whole, rest) = (rows / self.rows * across, rows % self.rows);
         let turns = whole.div_ceil(multiprocessors);
         let ragged = if rest == 0 { 0 } else { across.saturating_sub(turns * multiprocessors - whole) };
-        let height = rest.next_multiple_of(16);
+        let height = rest.next_multiple_of(if self.is_wgmma() { 64 } else { 16 });
         turns * self.time + ragged.div_ceil(multiprocessors) * self.time * height / self.rows
     }
 }
 
 /// The tile that keeps the busiest multiprocessor busy for the shortest time; of equal ones the first. None where the device
-/// has too little shared memory for any.
+/// has too little shared memory for any. Where warpgroups can multiply, only they do: the device and the alignment choose the
+/// instructions, never the number of rows, so that a row's result does not depend on how many there are.
 pub(super) fn fastest<P>(
     tiles: &'static [Tile<P>],
     dtype: DType,
@@ -58,8 +67,10 @@ pub(super) fn fastest<P>(
     [rows, columns]: [usize; 2],
     device: &Properties,
 ) -> Option<&'static Tile<P>> {
-    let usable = tiles.iter().filter(|tile| tile.takes(dtype, aligned) && tile.shared_bytes <= device.shared_per_block);
-    usable.min_by_key(|tile| tile.busy_time(rows, columns, device.multiprocessors.max(1)))
+    let usable = || tiles.iter().filter(|tile| tile.takes(dtype, aligned) && tile.shared_bytes <= device.shared_per_block);
+    let wgmma = device.capability == WGMMA_CAPABILITY && usable().any(Tile::is_wgmma);
+    let family = usable().filter(|tile| tile.is_wgmma() == wgmma);
+    family.min_by_key(|tile| tile.busy_time(rows, columns, device.multiprocessors.max(1)))
 }
 
 /// Properties that the choice of tiles depends on, for tests.

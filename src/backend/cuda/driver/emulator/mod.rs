@@ -103,11 +103,11 @@ impl EmulatedDriver {
         let mut properties = Properties {
             name: "emulator".into(),
             multiprocessors: 4,
-            capability: (8, 0),
+            capability: (9, 0),
             memory,
             cooperative: true,
             l2: 1 << 20,
-            shared_per_block: 163 << 10,
+            shared_per_block: 227 << 10,
         };
         change(&mut properties);
         EmulatedDriver {
