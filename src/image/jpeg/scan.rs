@@ -21,8 +21,9 @@ pub trait Entropy {
     /// Begins the next restart interval.
     fn restart(&mut self) -> Result<()>;
 
-    /// Decodes the next block, one of the scan's component `slot`, into or on top of `block`.
-    fn block(&mut self, slot: usize, block: &mut Block) -> Result<()>;
+    /// Decodes the next block, one of the scan's component `slot`, into or on top of `block`. False if nothing but its first
+    /// coefficient can have changed.
+    fn block(&mut self, slot: usize, block: &mut Block) -> Result<bool>;
 }
 
 /// A place that blocks are decoded into.
@@ -33,7 +34,7 @@ pub trait Target {
         component: usize,
         row: usize,
         column: usize,
-        decode: impl FnOnce(&mut Block) -> Result<()>,
+        decode: impl FnOnce(&mut Block) -> Result<bool>,
     ) -> Result<()>;
 }
 
@@ -105,7 +106,10 @@ fn walk(
 pub struct Samples {
     planes: Vec<Plane>,
     quantisation: Vec<[u16; 64]>,
-    block: Block,
+    /// Blocks become samples by twos: one that waits, and the next.
+    blocks: [Block; 2],
+    /// Component of the block that waits, and offset of its samples.
+    waiting: Option<(usize, usize)>,
 }
 
 impl Samples {
@@ -114,12 +118,26 @@ impl Samples {
         Samples {
             planes: frame.components.iter().map(|component| Plane::grey(component, frame)).collect(),
             quantisation: frame.components.iter().map(|c| c.quantisation.unwrap_or([0; 64])).collect(),
-            block: [0; 64],
+            blocks: [[0; 64]; 2],
+            waiting: None,
         }
     }
 
-    pub fn into_planes(self) -> Vec<Plane> {
+    pub fn into_planes(mut self) -> Vec<Plane> {
+        if let Some(last) = self.waiting {
+            self.blocks[1] = self.blocks[0];
+            self.write([last; 2]);
+        }
         self.planes
+    }
+
+    fn write(&mut self, places: [(usize, usize); 2]) {
+        let quantisation = places.map(|(component, _)| &self.quantisation[component]);
+        let both = idct::samples(self.blocks.each_ref(), quantisation);
+        for ((component, start), samples) in places.into_iter().zip(both) {
+            let plane = &mut self.planes[component];
+            idct::write(samples, &mut plane.samples[start..], plane.stride);
+        }
     }
 }
 
@@ -130,13 +148,21 @@ impl Target for Samples {
         component: usize,
         row: usize,
         column: usize,
-        decode: impl FnOnce(&mut Block) -> Result<()>,
+        decode: impl FnOnce(&mut Block) -> Result<bool>,
     ) -> Result<()> {
-        self.block = [0; 64];
-        decode(&mut self.block)?;
+        let block = &mut self.blocks[usize::from(self.waiting.is_some())];
+        *block = [0; 64];
+        let is_flat = !decode(block)?;
         let plane = &mut self.planes[component];
         let start = row * 8 * plane.stride + column * 8;
-        idct::samples(&self.block, &self.quantisation[component], &mut plane.samples[start..], plane.stride);
+        if is_flat {
+            idct::flat(block[0], &self.quantisation[component], &mut plane.samples[start..], plane.stride);
+        } else {
+            match self.waiting.take() {
+                Some(first) => self.write([first, (component, start)]),
+                None => self.waiting = Some((component, start)),
+            }
+        }
         Ok(())
     }
 }
@@ -177,10 +203,17 @@ impl Coefficients {
             let smoother = smooth.then(|| Smoother::new(accuracy, frame, index, &blocks));
             let rows = plane.samples.par_chunks_mut(stride * 8).take(component.blocks_high).enumerate();
             rows.for_each(|(row, samples)| {
-                for column in 0..component.blocks_wide {
-                    let estimated = smoother.as_ref().map(|smoother| smoother.block(row, column));
-                    let block = estimated.as_ref().unwrap_or_else(|| blocks.at(row, column));
-                    idct::samples(block, &quantisation, &mut samples[column * 8..], stride);
+                let block = |column: usize| match &smoother {
+                    Some(smoother) => smoother.block(row, column),
+                    None => *blocks.at(row, column),
+                };
+                for left in (0..component.blocks_wide).step_by(2) {
+                    let columns = [left, (left + 1).min(component.blocks_wide - 1)];
+                    let pair = columns.map(block);
+                    let both = idct::samples(pair.each_ref(), [&quantisation; 2]);
+                    for (column, one) in columns.into_iter().zip(both) {
+                        idct::write(one, &mut samples[column * 8..], stride);
+                    }
                 }
             });
             plane
@@ -196,10 +229,10 @@ impl Target for Coefficients {
         component: usize,
         row: usize,
         column: usize,
-        decode: impl FnOnce(&mut Block) -> Result<()>,
+        decode: impl FnOnce(&mut Block) -> Result<bool>,
     ) -> Result<()> {
         let Blocks { blocks, wide } = &mut self.0[component];
         let block = blocks.get_mut(row * *wide + column);
-        decode(block.ok_or(Failure::Damaged("a scan is larger than the image"))?)
+        decode(block.ok_or(Failure::Damaged("a scan is larger than the image"))?).map(drop)
     }
 }
