@@ -51,6 +51,14 @@ impl Windows {
     }
 }
 
+/// A byte times `scale`, minus `mean`, over `std`.
+#[derive(Clone, Copy)]
+pub struct Affine {
+    pub scale: f64,
+    pub mean: f32,
+    pub std: f32,
+}
+
 /// RGB pixels that are weighted sums of a row's; the row has [`Windows::slack`] behind it.
 pub fn horizontal(row: &[u8], windows: &Windows, half: i32, out: &mut [[u8; 3]]) -> bool {
     #[cfg(target_arch = "x86_64")]
@@ -68,6 +76,35 @@ pub fn vertical(rows: &[u8], stride: usize, weights: &[i32], half: i32, out: &mu
     if out.len() >= resize::COLUMNS && is_x86_feature_detected!("avx2") {
         // SAFETY: as in `horizontal`.
         unsafe { resize::vertical(rows, stride, weights, half, out) };
+        return true;
+    }
+    false
+}
+
+/// Runs `work`, whose inlined calls are compiled for AVX2 and the bit manipulations that come with it.
+pub fn compiled<T>(work: impl FnOnce() -> T) -> T {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
+        fn with<T>(work: impl FnOnce() -> T) -> T {
+            work()
+        }
+        let has_bits = is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2");
+        if has_bits && is_x86_feature_detected!("lzcnt") && is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has just been asked for each of the features, the only thing this function asks of its caller.
+            return unsafe { with(work) };
+        }
+    }
+    work()
+}
+
+/// Normalised planes of a row of RGB: of each byte the value `maps` has for its channel. The caller compares values for all
+/// bytes with those it wants: they are those of [`Affine`] but for rounding.
+pub fn normalise(row: &[[u8; 3]], maps: &[Affine; 3], out: [&mut [f32]; 3]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if row.len() >= resize::NORMALISED && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        // SAFETY: as in `horizontal`, with FMA.
+        unsafe { resize::normalise(row, maps, out) };
         return true;
     }
     false

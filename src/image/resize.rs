@@ -132,6 +132,8 @@ impl Taps {
     fn new(input: usize, output: usize, crop: usize, filter: Filter) -> Taps {
         let first = (output - crop) / 2;
         let (support, function): (f64, fn(f64) -> f64) = match filter {
+            // Every filter is zero at whole distances from its centre.
+            _ if input == output => return Taps::nearest(input, output, first..first + crop),
             Filter::Nearest => return Taps::nearest(input, output, first..first + crop),
             Filter::Box => (0.5, boxed),
             Filter::Bilinear => (1.0, triangle),
@@ -317,18 +319,37 @@ fn vertical_plain(rows: &[u8], stride: usize, weights: &[i32], sums: &mut Vec<i3
 
 /// (size, size, 3) bytes to (3, size, size): times the scale in double, then minus mean and over std in single precision.
 fn normalise(square: &Rows, config: &ImageConfig, out: &mut [f32]) {
-    let value = |c: usize, byte: usize| ((byte as f64 * config.scale) as f32 - config.mean[c]) / config.std[c];
-    let values: [[f32; 256]; 3] = std::array::from_fn(|c| std::array::from_fn(|byte| value(c, byte)));
+    let map = |c: usize| avx2::Affine { scale: config.scale, mean: config.mean[c], std: config.std[c] };
+    let maps = [map(0), map(1), map(2)];
+    let values = maps.map(values);
+    let is_exact = is_exact(&maps, &values);
     let size = config.size;
     let (red, rest) = out.split_at_mut(size * size);
     let (green, blue) = rest.split_at_mut(size * size);
     let planes = red.chunks_mut(size).zip(green.chunks_mut(size)).zip(blue.chunks_mut(size));
     for (y, ((red, green), blue)) in planes.enumerate() {
-        for (((pixel, red), green), blue) in square.at(y).as_chunks::<3>().0.iter().zip(red).zip(green).zip(blue) {
-            let [r, g, b] = pixel.map(usize::from);
-            (*red, *green, *blue) = (values[0][r], values[1][g], values[2][b]);
+        let row = &square.at(y).as_chunks::<3>().0[..size];
+        if !is_exact || !avx2::normalise(row, &maps, [&mut *red, &mut *green, &mut *blue]) {
+            for (((pixel, red), green), blue) in row.iter().zip(red).zip(green).zip(blue) {
+                let [r, g, b] = pixel.map(usize::from);
+                (*red, *green, *blue) = (values[0][r], values[1][g], values[2][b]);
+            }
         }
     }
+}
+
+/// The values of all bytes.
+fn values(map: avx2::Affine) -> [f32; 256] {
+    std::array::from_fn(|byte| ((byte as f64 * map.scale) as f32 - map.mean) / map.std)
+}
+
+/// Whether [`avx2::normalise`] gives `values` to the last bit, for all bytes.
+fn is_exact(maps: &[avx2::Affine; 3], values: &[[f32; 256]; 3]) -> bool {
+    let bytes: [[u8; 3]; 256] = std::array::from_fn(|byte| [byte as u8; 3]);
+    let mut made = [[0.0; 256]; 3];
+    let [red, green, blue] = &mut made;
+    avx2::normalise(&bytes, maps, [red, green, blue])
+        && made.as_flattened().iter().zip(values.as_flattened()).all(|(made, value)| made.to_bits() == value.to_bits())
 }
 
 #[cfg(test)]
@@ -374,6 +395,29 @@ mod tests {
                 vertical(rows, 120, taps.of(window), &mut Vec::new(), &mut fast);
                 vertical_plain(rows, 120, taps.of(window), &mut Vec::new(), &mut plain);
                 assert_eq!(fast, plain, "{input} to {output}, {filter:?}, {width} columns");
+            }
+        }
+    }
+
+    #[test]
+    fn every_form_of_the_normalisation_gives_the_same_values() {
+        let square = 16 * 16;
+        let bytes: Vec<u8> = (0..3 * square).map(|i| (i * i * 7 / 5 % 256) as u8).collect();
+        let usual = ImageConfig::clip(16);
+        // Steps that no reciprocal divides by in the same way, and ones that no correction mends.
+        let others =
+            [(1.0 / 127.5, 1.0, 1.0), (1.0 / 255.0, 0.5, 0.5), (1.0, 0.0, 1e-42), (3e38, 0.1, 0.3), (1.0, 1.0, 0.0)];
+        let others =
+            others.map(|(scale, mean, std)| ImageConfig { scale, mean: [mean; 3], std: [std; 3], ..usual.clone() });
+        for config in others.into_iter().chain([usual]) {
+            let mut out = vec![0.0; 3 * square];
+            normalise(&Rows { bytes: Cow::Borrowed(&bytes), start: 0, stride: 48 }, &config, &mut out);
+            for (c, plane) in out.chunks(square).enumerate() {
+                for (value, pixel) in plane.iter().zip(bytes.chunks(3)) {
+                    let scaled = (f64::from(pixel[c]) * config.scale) as f32;
+                    let expected = (scaled - config.mean[c]) / config.std[c];
+                    assert_eq!(value.to_bits(), expected.to_bits(), "{} of {config:?}", pixel[c]);
+                }
             }
         }
     }

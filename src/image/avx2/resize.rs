@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{GROUP, GROUP_BYTES, GroupWeights, LOW_BITS, PIXELS, Windows, halves};
+use super::{Affine, GROUP, GROUP_BYTES, GroupWeights, LOW_BITS, PIXELS, Windows, halves};
 use crate::image::resize;
 
 /// Bytes of a row that one step of [`vertical`] makes.
@@ -120,4 +120,44 @@ fn columns(rows: &[u8], stride: usize, pairs: &[[i32; 2]], half: i32) -> [u8; CO
     };
     let (left, right) = (_mm256_packs_epi32(sum(0), sum(1)), _mm256_packs_epi32(sum(2), sum(3)));
     bytemuck::cast(_mm256_packus_epi16(left, right))
+}
+
+/// Pixels that one step of [`normalise`] takes.
+pub const NORMALISED: usize = 8;
+
+/// Each quotient is a product with the reciprocal and a correction, which rounds as a division does.
+#[target_feature(enable = "avx2,fma")]
+pub fn normalise(row: &[[u8; 3]], maps: &[Affine; 3], mut out: [&mut [f32]; 3]) {
+    // The first four pixels are in the first twelve of 16 bytes, the last four in the last twelve.
+    let channel = |c: i8| {
+        let four = |first: i8| -> [i8; 16] {
+            std::array::from_fn(|at| if at % 4 == 0 { first + c + 3 * (at / 4) as i8 } else { -1 })
+        };
+        bytemuck::cast::<_, __m256i>([four(0), four(4)])
+    };
+    let channels = [channel(0), channel(1), channel(2)];
+    let factors = maps.map(|map| {
+        let scale = map.scale as f32;
+        let rest = (map.scale - f64::from(scale)) as f32;
+        [scale, rest, map.mean, map.std, 1.0 / map.std].map(|factor| _mm256_set1_ps(factor))
+    });
+    let (last, mut at) = (row.len() - NORMALISED, 0);
+    loop {
+        let bytes = row[at..at + NORMALISED].as_flattened();
+        let (Some(start), Some(end)) = (bytes.first_chunk::<16>(), bytes.last_chunk::<16>()) else { return };
+        let pixels: __m256i = bytemuck::cast([*start, *end]);
+        for ((out, channel), [scale, rest, mean, std, reciprocal]) in out.iter_mut().zip(channels).zip(factors) {
+            let byte = _mm256_cvtepi32_ps(_mm256_shuffle_epi8(pixels, channel));
+            let difference = _mm256_sub_ps(_mm256_fmadd_ps(byte, scale, _mm256_mul_ps(byte, rest)), mean);
+            let quotient = _mm256_mul_ps(difference, reciprocal);
+            let error = _mm256_fnmadd_ps(quotient, std, difference);
+            let quotient: [f32; NORMALISED] = bytemuck::cast(_mm256_fmadd_ps(error, reciprocal, quotient));
+            out[at..at + NORMALISED].copy_from_slice(&quotient);
+        }
+        if at == last {
+            return;
+        }
+        // The last step makes some values again.
+        at = (at + NORMALISED).min(last);
+    }
 }

@@ -101,13 +101,13 @@ impl Input<'_> {
 }
 
 impl Ahead {
-    #[inline]
+    #[inline(always)]
     fn starved(&self) -> bool {
         self.padding > self.count
     }
 
     /// Fills the buffer to at least 32 bits: enough for a code of 17 bits and a value of 15.
-    #[inline]
+    #[inline(always)]
     pub fn fill(&mut self, input: &mut Input) {
         if self.count >= 32 {
             return;
@@ -144,14 +144,14 @@ impl Ahead {
     }
 
     /// Goes over bits that the buffer holds, 63 at most.
-    #[inline]
+    #[inline(always)]
     pub fn skip(&mut self, bits: u32) {
         self.buffer <<= bits;
         self.count = self.count.wrapping_sub(bits);
     }
 
     /// Takes `size` bits, 1 to 16, which the buffer holds.
-    #[inline]
+    #[inline(always)]
     pub fn take(&mut self, size: u32) -> u32 {
         let value = (self.buffer >> (64 - size)) as u32;
         self.skip(size);
@@ -159,7 +159,7 @@ impl Ahead {
     }
 
     /// Takes a signed value of `size` bits, 0 to 15: a first bit of 0 stands for the negative ones.
-    #[inline]
+    #[inline(always)]
     pub fn take_signed(&mut self, size: u32) -> i32 {
         let negative = !((self.buffer as i64) >> 63) as i32; // all ones or all zeros
         let value = (self.buffer >> 1 >> (63 - size)) as i32;
@@ -168,13 +168,13 @@ impl Ahead {
     }
 
     /// The next [`LOOKAHEAD`] bits.
-    #[inline]
+    #[inline(always)]
     pub fn lookahead(&self) -> usize {
         (self.buffer >> (64 - LOOKAHEAD)) as usize
     }
 
     /// Takes a symbol. A code that `table` does not have counts as 17 bits that stand for 0, as in libjpeg.
-    #[inline]
+    #[inline(always)]
     pub fn symbol(&mut self, table: &Table) -> u8 {
         let entry = table.lookup[self.lookahead()];
         if entry != 0 {

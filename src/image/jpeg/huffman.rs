@@ -1,7 +1,7 @@
 //! Huffman tables, and the blocks of a sequential scan.
 
 use super::bits::Bits;
-use super::markers::{Input, NATURAL_ORDER, Scan, Tables};
+use super::markers::{Input, NATURAL_ORDER, Scan, ScanComponent, Tables};
 use super::scan::Entropy;
 use super::{Block, Failure, Result};
 
@@ -149,36 +149,36 @@ impl Coded {
     }
 
     /// Whether there is a whole coefficient.
-    #[inline]
+    #[inline(always)]
     fn is_whole(self) -> bool {
         self.0 >> 32 != 0
     }
 
     /// Bits of all that there is. Where nothing is whole, those of a code; 0 of one that is longer than [`LOOKAHEAD`].
-    #[inline]
+    #[inline(always)]
     pub fn bits(self) -> u32 {
         self.0 as u32 & 63
     }
 
     /// Symbol of the code.
-    #[inline]
+    #[inline(always)]
     fn symbol(self) -> u8 {
         (self.0 >> 8) as u8
     }
 
     /// Bits of the first coefficient.
-    #[inline]
+    #[inline(always)]
     pub fn first_bits(self) -> u32 {
         (self.0 >> 8) as u32 & 63
     }
 
     /// Places from the coefficient before to each of the two, and their values. The second may be the first again, 0 places on.
-    #[inline]
+    #[inline(always)]
     fn coefficients(self) -> [(usize, i16); 2] {
         [((self.0 >> 16) as usize & 31, (self.0 >> 32) as i16), ((self.0 >> 24) as usize & 31, (self.0 >> 48) as i16)]
     }
 
-    #[inline]
+    #[inline(always)]
     fn ends(self) -> bool {
         self.0 & Coded::END != 0
     }
@@ -194,26 +194,33 @@ struct Slot {
 /// The decoder of a sequential scan.
 pub struct Huffman<'a, 'b> {
     bits: Bits<'a, 'b>,
-    /// Of each component of the scan.
+    /// Tables of the scan's components; those of one component serve the next if they are the same.
     tables: Vec<Slot>,
+    /// Index of each component's tables.
+    slots: [usize; 4],
     /// DC value of the last block of each.
     predictions: [i32; 4],
 }
 
 impl<'a, 'b> Huffman<'a, 'b> {
     pub fn new(input: &'b mut Input<'a>, tables: &Tables, scan: &Scan) -> Result<Huffman<'a, 'b>> {
-        let tables = scan.components.iter().map(|coded| {
-            let dc = tables.dc(coded).cloned().or_else(|| HuffmanSpec::standard_dc(coded.dc_table));
-            let ac = tables.ac(coded).cloned().or_else(|| HuffmanSpec::standard_ac(coded.ac_table));
-            let (dc, ac) = (Table::new(dc.as_ref(), 15)?, Table::new(ac.as_ref(), 255)?);
-            Ok(Slot { coded: Coded::all(&ac), dc, ac })
-        });
-        Ok(Huffman { bits: Bits::new(input), tables: tables.collect::<Result<_>>()?, predictions: [0; 4] })
+        let same = |a: &ScanComponent, b: &ScanComponent| (a.dc_table, a.ac_table) == (b.dc_table, b.ac_table);
+        let (mut made, mut slots) = (Vec::new(), [0; 4]);
+        for (index, coded) in scan.components.iter().enumerate() {
+            if index == 0 || !same(coded, &scan.components[index - 1]) {
+                let dc = tables.dc(coded).cloned().or_else(|| HuffmanSpec::standard_dc(coded.dc_table));
+                let ac = tables.ac(coded).cloned().or_else(|| HuffmanSpec::standard_ac(coded.ac_table));
+                let (dc, ac) = (Table::new(dc.as_ref(), 15)?, Table::new(ac.as_ref(), 255)?);
+                made.push(Slot { coded: Coded::all(&ac), dc, ac });
+            }
+            slots[index] = made.len() - 1;
+        }
+        Ok(Huffman { bits: Bits::new(input), tables: made, slots, predictions: [0; 4] })
     }
 }
 
 impl Entropy for Huffman<'_, '_> {
-    #[inline]
+    #[inline(always)]
     fn starved(&self) -> bool {
         self.bits.starved()
     }
@@ -227,9 +234,9 @@ impl Entropy for Huffman<'_, '_> {
         self.bits.restart()
     }
 
-    #[inline]
+    #[inline(always)]
     fn block(&mut self, slot: usize, block: &mut Block) -> Result<bool> {
-        let Slot { dc, ac, coded } = &self.tables[slot];
+        let Slot { dc, ac, coded } = &self.tables[self.slots[slot]];
         let Bits { input, ahead } = &mut self.bits;
         let mut bits = *ahead;
         bits.fill(input);
@@ -284,7 +291,7 @@ const PLACES: [u8; 128] = {
 };
 
 /// Place of coefficient `k`.
-#[inline]
+#[inline(always)]
 fn place(k: usize) -> usize {
     usize::from(PLACES[k & 127] & 63)
 }

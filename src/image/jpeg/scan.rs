@@ -9,6 +9,7 @@ use super::progressive::ProgressiveHuffman;
 use super::smooth::{Accuracy, Smoother};
 use super::upsample::Plane;
 use super::{Block, CUT_OFF, Failure, Result, idct};
+use crate::image::avx2;
 
 /// A decoder of entropy-coded blocks.
 pub trait Entropy {
@@ -28,14 +29,11 @@ pub trait Entropy {
 
 /// A place that blocks are decoded into.
 pub trait Target {
-    /// Has `decode` fill the block of `component` at (`row`, `column`). A block that is never decoded is zero.
-    fn block(
-        &mut self,
-        component: usize,
-        row: usize,
-        column: usize,
-        decode: impl FnOnce(&mut Block) -> Result<bool>,
-    ) -> Result<()>;
+    /// The block of `component` at (`row`, `column`), to decode into or on top of. One that is never decoded is zero.
+    fn block(&mut self, component: usize, row: usize, column: usize) -> Result<&mut Block>;
+
+    /// Takes the block that was decoded last; it is flat if nothing but its first coefficient can have changed.
+    fn decoded(&mut self, component: usize, row: usize, column: usize, is_flat: bool);
 }
 
 /// Decodes the data of `scan` into `target`. Returns the last row of MCUs whose data had not run out.
@@ -47,7 +45,10 @@ pub fn decode(headers: &mut Headers, scan: &Scan, target: &mut impl Target) -> R
     let interval = tables.restart_interval;
     match (frame.arithmetic, frame.progressive) {
         (true, _) => walk(frame, scan, interval, &mut Arithmetic::new(input, tables, scan, frame.progressive), target),
-        (false, false) => walk(frame, scan, interval, &mut Huffman::new(input, tables, scan)?, target),
+        (false, false) => {
+            let mut entropy = Huffman::new(input, tables, scan)?;
+            avx2::compiled(|| walk(frame, scan, interval, &mut entropy, target))
+        }
         (false, true) => walk(frame, scan, interval, &mut ProgressiveHuffman::new(input, tables, scan)?, target),
     }
 }
@@ -61,6 +62,7 @@ pub fn blocks(frame: &Frame, scan: &Scan) -> usize {
     }
 }
 
+#[inline(always)]
 fn walk(
     frame: &Frame,
     scan: &Scan,
@@ -92,8 +94,9 @@ fn walk(
                 let (h, v) = if alone.is_some() { (1, 1) } else { (component.h, component.v) };
                 for y in 0..v {
                     for x in 0..h {
-                        let decode = |block: &mut Block| entropy.block(slot, block);
-                        target.block(coded.index, row * v + y, column * h + x, decode)?;
+                        let (row, column) = (row * v + y, column * h + x);
+                        let is_flat = !entropy.block(slot, target.block(coded.index, row, column)?)?;
+                        target.decoded(coded.index, row, column, is_flat);
                     }
                 }
             }
@@ -142,28 +145,26 @@ impl Samples {
 }
 
 impl Target for Samples {
-    #[inline]
-    fn block(
-        &mut self,
-        component: usize,
-        row: usize,
-        column: usize,
-        decode: impl FnOnce(&mut Block) -> Result<bool>,
-    ) -> Result<()> {
+    #[inline(always)]
+    fn block(&mut self, _component: usize, _row: usize, _column: usize) -> Result<&mut Block> {
         let block = &mut self.blocks[usize::from(self.waiting.is_some())];
         *block = [0; 64];
-        let is_flat = !decode(block)?;
+        Ok(block)
+    }
+
+    #[inline(always)]
+    fn decoded(&mut self, component: usize, row: usize, column: usize, is_flat: bool) {
         let plane = &mut self.planes[component];
         let start = row * 8 * plane.stride + column * 8;
         if is_flat {
-            idct::flat(block[0], &self.quantisation[component], &mut plane.samples[start..], plane.stride);
+            let first = self.blocks[usize::from(self.waiting.is_some())][0];
+            idct::flat(first, &self.quantisation[component], &mut plane.samples[start..], plane.stride);
         } else {
             match self.waiting.take() {
                 Some(first) => self.write([first, (component, start)]),
                 None => self.waiting = Some((component, start)),
             }
         }
-        Ok(())
     }
 }
 
@@ -223,16 +224,11 @@ impl Coefficients {
 }
 
 impl Target for Coefficients {
-    #[inline]
-    fn block(
-        &mut self,
-        component: usize,
-        row: usize,
-        column: usize,
-        decode: impl FnOnce(&mut Block) -> Result<bool>,
-    ) -> Result<()> {
+    #[inline(always)]
+    fn block(&mut self, component: usize, row: usize, column: usize) -> Result<&mut Block> {
         let Blocks { blocks, wide } = &mut self.0[component];
-        let block = blocks.get_mut(row * *wide + column);
-        decode(block.ok_or(Failure::Damaged("a scan is larger than the image"))?).map(drop)
+        blocks.get_mut(row * *wide + column).ok_or(Failure::Damaged("a scan is larger than the image"))
     }
+
+    fn decoded(&mut self, _component: usize, _row: usize, _column: usize, _is_flat: bool) {}
 }
