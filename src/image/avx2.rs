@@ -81,13 +81,20 @@ pub fn vertical(rows: &[u8], stride: usize, weights: &[i32], half: i32, out: &mu
     false
 }
 
-/// Runs `work`, whose inlined calls are compiled for AVX2 and the bit manipulations that come with it.
-pub fn compiled<T>(work: impl FnOnce() -> T) -> T {
+/// Scalar work that gains from shifts and multiplications which keep the flags. Its `run` is to be inlined always.
+pub trait Work {
+    type Output;
+
+    fn run(self) -> Self::Output;
+}
+
+/// Runs `work`, compiled for AVX2 and the bit manipulations that come with it where the processor has them.
+pub fn compiled<W: Work>(work: W) -> W::Output {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
-        fn with<T>(work: impl FnOnce() -> T) -> T {
-            work()
+        fn with<W: Work>(work: W) -> W::Output {
+            work.run()
         }
         let has_bits = is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2");
         if has_bits && is_x86_feature_detected!("lzcnt") && is_x86_feature_detected!("avx2") {
@@ -95,7 +102,7 @@ pub fn compiled<T>(work: impl FnOnce() -> T) -> T {
             return unsafe { with(work) };
         }
     }
-    work()
+    work.run()
 }
 
 /// Normalised planes of a row of RGB: of each byte the value `maps` has for its channel. The caller compares values for all
@@ -134,6 +141,7 @@ pub fn widen<const SHIFT: i32>(sums: &[u16], left: u16, right: u16, out: &mut [[
 }
 
 /// The 8x8 samples of two JPEG blocks that are not yet dequantised.
+#[inline(always)]
 pub fn idct(blocks: [&Block; 2], quantisation: [&[u16; 64]; 2]) -> Option<[[[u8; 8]; 8]; 2]> {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {

@@ -109,9 +109,14 @@ impl Ahead {
     /// Fills the buffer to at least 32 bits: enough for a code of 17 bits and a value of 15.
     #[inline(always)]
     pub fn fill(&mut self, input: &mut Input) {
-        if self.count >= 32 {
-            return;
+        if self.count < 32 {
+            self.refill(input);
         }
+    }
+
+    /// Fills the buffer to at least 56 bits.
+    #[inline(always)]
+    pub fn refill(&mut self, input: &mut Input) {
         if input.marker.is_none()
             && let Some(next) = input.bytes[input.at..].first_chunk::<8>()
         {
@@ -129,7 +134,7 @@ impl Ahead {
 
     #[cold]
     fn filled_bytewise(mut self, input: &mut Input) -> Ahead {
-        while self.count <= 56 {
+        while self.count < 56 {
             let byte = input.next_data();
             if byte.is_none() {
                 if self.starved() {

@@ -8,6 +8,9 @@ use super::{Block, Failure, Result};
 /// Bits that one look-up resolves.
 pub const LOOKAHEAD: u32 = 10;
 
+/// Look-ups of whole coefficients, [`LOOKAHEAD`] bits at most, that leave enough of 56 bits for a code of 16 and a value of 15.
+const LOOK_UPS: u32 = (56 - 31) / LOOKAHEAD + 1;
+
 /// A table as it stands in the file.
 #[derive(Clone)]
 pub struct HuffmanSpec {
@@ -109,17 +112,18 @@ impl Coded {
 
     /// The entries of a table for all values of the next [`LOOKAHEAD`] bits.
     fn all(table: &Table) -> [Coded; 1 << LOOKAHEAD] {
+        let whole: [_; 1 << LOOKAHEAD] = std::array::from_fn(|bits| Coded::whole(table, bits));
         std::array::from_fn(|bits| {
             let entry = table.lookup[bits];
-            let Some((first, taken)) = Coded::whole(table, bits, LOOKAHEAD) else {
+            let Some((first, taken)) = whole[bits] else {
                 return Coded(u64::from(entry >> 8) | u64::from(entry & 255) << 8);
             };
             let (rest, left) = (bits << taken & ((1 << LOOKAHEAD) - 1), LOOKAHEAD - taken);
             let next = table.lookup[rest];
-            let (second, both) = match Coded::whole(table, rest, left) {
-                Some((second, more)) => (second, taken + more),
+            let (second, both) = match whole[rest] {
+                Some((second, more)) if more <= left => (second, taken + more),
                 // The first one again: it is written twice.
-                None => (first & 0xFFFF, taken),
+                _ => (first & 0xFFFF, taken),
             };
             let (end, both) = match (both == taken, next & 255, u32::from(next >> 8)) {
                 (true, 0, length) if length > 0 && length <= left => (Coded::END, taken + length),
@@ -136,11 +140,11 @@ impl Coded {
         })
     }
 
-    /// The coefficient that `bits`, of which `left` are known, begin with: run + 1 and the value, 16 bits each; and its bits.
-    fn whole(table: &Table, bits: usize, left: u32) -> Option<(u64, u32)> {
+    /// The coefficient that `bits` begin with: run + 1 and the value, 16 bits each; and its bits.
+    fn whole(table: &Table, bits: usize) -> Option<(u64, u32)> {
         let entry = table.lookup[bits];
         let (length, run, size) = (u32::from(entry >> 8), u64::from(entry >> 4 & 15), u32::from(entry & 15));
-        if entry == 0 || size == 0 || length + size > left {
+        if entry == 0 || size == 0 || length + size > LOOKAHEAD {
             return None;
         }
         let value = (bits >> (LOOKAHEAD - length - size)) as i32 & ((1 << size) - 1);
@@ -243,35 +247,37 @@ impl Entropy for Huffman<'_, '_> {
         let size = bits.symbol(dc);
         block[0] = add_dc(&mut self.predictions[slot], bits.take_signed(size.into()))? as i16;
         let mut k = 1;
-        while k < 64 {
-            bits.fill(input);
-            let next = coded[bits.lookahead()];
-            if next.is_whole() {
+        'refill: while k < 64 {
+            bits.refill(input);
+            for _ in 0..LOOK_UPS {
+                let next = coded[bits.lookahead()];
+                if !next.is_whole() {
+                    bits.skip(next.bits());
+                    let symbol = if next.bits() != 0 { next.symbol() } else { bits.symbol(ac) };
+                    let (run, size) = (usize::from(symbol >> 4), symbol & 15);
+                    if size != 0 {
+                        k += run + 1;
+                        block[place(k - 1)] = bits.take_signed(size.into()) as i16;
+                    } else if run == 15 {
+                        k += 16;
+                    } else {
+                        break 'refill;
+                    }
+                    continue 'refill;
+                }
                 let [(first, value), (second, other)] = next.coefficients();
                 k += first;
                 block[place(k - 1)] = value;
                 if k >= 64 {
                     bits.skip(next.first_bits());
-                    break;
+                    break 'refill;
                 }
                 bits.skip(next.bits());
                 k += second;
                 block[place(k - 1)] = other;
-                if next.ends() {
-                    break;
+                if next.ends() || k >= 64 {
+                    break 'refill;
                 }
-                continue;
-            }
-            bits.skip(next.bits());
-            let symbol = if next.bits() != 0 { next.symbol() } else { bits.symbol(ac) };
-            let (run, size) = (usize::from(symbol >> 4), symbol & 15);
-            if size != 0 {
-                k += run + 1;
-                block[place(k - 1)] = bits.take_signed(size.into()) as i16;
-            } else if run == 15 {
-                k += 16;
-            } else {
-                break;
             }
         }
         *ahead = bits;

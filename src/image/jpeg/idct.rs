@@ -32,11 +32,13 @@ pub fn flat(first: i16, quantisation: &[u16; 64], out: &mut [u8], stride: usize)
 }
 
 /// The 8x8 samples of two blocks.
+#[inline(always)]
 pub fn samples(blocks: [&Block; 2], quantisation: [&[u16; 64]; 2]) -> [[[u8; 8]; 8]; 2] {
     avx2::idct(blocks, quantisation).unwrap_or_else(|| [0, 1].map(|n| plain(blocks[n], quantisation[n])))
 }
 
 /// Writes samples to `out`, rows of `stride`.
+#[inline(always)]
 pub fn write(samples: [[u8; 8]; 8], out: &mut [u8], stride: usize) {
     let Some(out) = out.get_mut(..7 * stride + 8) else { return };
     for (row, samples) in out.chunks_mut(stride).zip(samples) {

@@ -9,7 +9,7 @@ use super::progressive::ProgressiveHuffman;
 use super::smooth::{Accuracy, Smoother};
 use super::upsample::Plane;
 use super::{Block, CUT_OFF, Failure, Result, idct};
-use crate::image::avx2;
+use crate::image::avx2::{self, Work};
 
 /// A decoder of entropy-coded blocks.
 pub trait Entropy {
@@ -44,12 +44,18 @@ pub fn decode(headers: &mut Headers, scan: &Scan, target: &mut impl Target) -> R
     let Headers { input, tables, frame, .. } = headers;
     let interval = tables.restart_interval;
     match (frame.arithmetic, frame.progressive) {
-        (true, _) => walk(frame, scan, interval, &mut Arithmetic::new(input, tables, scan, frame.progressive), target),
-        (false, false) => {
-            let mut entropy = Huffman::new(input, tables, scan)?;
-            avx2::compiled(|| walk(frame, scan, interval, &mut entropy, target))
+        (true, _) => {
+            let entropy = &mut Arithmetic::new(input, tables, scan, frame.progressive);
+            Walk { frame, scan, interval, entropy, target }.run()
         }
-        (false, true) => walk(frame, scan, interval, &mut ProgressiveHuffman::new(input, tables, scan)?, target),
+        (false, false) => {
+            let entropy = &mut Huffman::new(input, tables, scan)?;
+            avx2::compiled(Walk { frame, scan, interval, entropy, target })
+        }
+        (false, true) => {
+            let entropy = &mut ProgressiveHuffman::new(input, tables, scan)?;
+            Walk { frame, scan, interval, entropy, target }.run()
+        }
     }
 }
 
@@ -62,47 +68,55 @@ pub fn blocks(frame: &Frame, scan: &Scan) -> usize {
     }
 }
 
-#[inline(always)]
-fn walk(
-    frame: &Frame,
-    scan: &Scan,
+/// The way of `entropy` through the blocks of a scan, into `target`.
+struct Walk<'w, E, T> {
+    frame: &'w Frame,
+    scan: &'w Scan,
     interval: usize,
-    entropy: &mut impl Entropy,
-    target: &mut impl Target,
-) -> Result<usize> {
-    // One component alone is coded block by block, without the filling up to MCUs.
-    let alone = (scan.components.len() == 1).then(|| &frame.components[scan.components[0].index]);
-    let (wide, high) = alone.map_or((frame.mcus_wide, frame.mcus_high), |c| (c.blocks_wide, c.blocks_high));
-    let (mut to_go, mut last_good) = (interval, 0);
-    for row in 0..high {
-        for column in 0..wide {
-            if !entropy.starved() {
-                last_good = row / alone.map_or(1, |component| component.v);
-            }
-            if interval != 0 {
-                if to_go == 0 {
-                    entropy.restart()?;
-                    to_go = interval;
+    entropy: &'w mut E,
+    target: &'w mut T,
+}
+
+impl<E: Entropy, T: Target> Work for Walk<'_, E, T> {
+    type Output = Result<usize>;
+
+    #[inline(always)]
+    fn run(self) -> Result<usize> {
+        let Walk { frame, scan, interval, entropy, target } = self;
+        // One component alone is coded block by block, without the filling up to MCUs.
+        let alone = (scan.components.len() == 1).then(|| &frame.components[scan.components[0].index]);
+        let (wide, high) = alone.map_or((frame.mcus_wide, frame.mcus_high), |c| (c.blocks_wide, c.blocks_high));
+        let (mut to_go, mut last_good) = (interval, 0);
+        for row in 0..high {
+            for column in 0..wide {
+                if !entropy.starved() {
+                    last_good = row / alone.map_or(1, |component| component.v);
                 }
-                to_go -= 1;
-            }
-            if entropy.starved() {
-                continue;
-            }
-            for (slot, coded) in scan.components.iter().enumerate() {
-                let component = &frame.components[coded.index];
-                let (h, v) = if alone.is_some() { (1, 1) } else { (component.h, component.v) };
-                for y in 0..v {
-                    for x in 0..h {
-                        let (row, column) = (row * v + y, column * h + x);
-                        let is_flat = !entropy.block(slot, target.block(coded.index, row, column)?)?;
-                        target.decoded(coded.index, row, column, is_flat);
+                if interval != 0 {
+                    if to_go == 0 {
+                        entropy.restart()?;
+                        to_go = interval;
+                    }
+                    to_go -= 1;
+                }
+                if entropy.starved() {
+                    continue;
+                }
+                for (slot, coded) in scan.components.iter().enumerate() {
+                    let component = &frame.components[coded.index];
+                    let (h, v) = if alone.is_some() { (1, 1) } else { (component.h, component.v) };
+                    for y in 0..v {
+                        for x in 0..h {
+                            let (row, column) = (row * v + y, column * h + x);
+                            let is_flat = !entropy.block(slot, target.block(coded.index, row, column)?)?;
+                            target.decoded(coded.index, row, column, is_flat);
+                        }
                     }
                 }
             }
         }
+        if entropy.complete() { Ok(last_good) } else { Err(Failure::Damaged(CUT_OFF)) }
     }
-    if entropy.complete() { Ok(last_good) } else { Err(Failure::Damaged(CUT_OFF)) }
 }
 
 /// Samples, made as soon as a block is decoded.
@@ -134,6 +148,7 @@ impl Samples {
         self.planes
     }
 
+    #[inline(always)]
     fn write(&mut self, places: [(usize, usize); 2]) {
         let quantisation = places.map(|(component, _)| &self.quantisation[component]);
         let both = idct::samples(self.blocks.each_ref(), quantisation);
