@@ -6,7 +6,7 @@ use super::scan::Entropy;
 use super::{Block, Failure, Result};
 
 /// Bits that one look-up resolves.
-pub const LOOKAHEAD: u32 = 10;
+pub const LOOKAHEAD: u32 = 11;
 
 /// Look-ups of whole coefficients, [`LOOKAHEAD`] bits at most, that leave enough of 56 bits for a code of 16 and a value of 15.
 const LOOK_UPS: u32 = (56 - 31) / LOOKAHEAD + 1;
@@ -118,10 +118,11 @@ impl Coded {
             let Some((first, taken)) = whole[bits] else {
                 return Coded(u64::from(entry >> 8) | u64::from(entry & 255) << 8);
             };
+            let taken = u32::from(taken);
             let (rest, left) = (bits << taken & ((1 << LOOKAHEAD) - 1), LOOKAHEAD - taken);
             let next = table.lookup[rest];
             let (second, both) = match whole[rest] {
-                Some((second, more)) if more <= left => (second, taken + more),
+                Some((second, more)) if u32::from(more) <= left => (second, taken + u32::from(more)),
                 // The first one again: it is written twice.
                 _ => (first & 0xFFFF, taken),
             };
@@ -129,6 +130,7 @@ impl Coded {
                 (true, 0, length) if length > 0 && length <= left => (Coded::END, taken + length),
                 _ => (0, both),
             };
+            let (first, second) = (u64::from(first), u64::from(second));
             Coded(
                 u64::from(both | taken << 8)
                     | first >> 16 << 16
@@ -141,15 +143,15 @@ impl Coded {
     }
 
     /// The coefficient that `bits` begin with: run + 1 and the value, 16 bits each; and its bits.
-    fn whole(table: &Table, bits: usize) -> Option<(u64, u32)> {
+    fn whole(table: &Table, bits: usize) -> Option<(u32, u8)> {
         let entry = table.lookup[bits];
-        let (length, run, size) = (u32::from(entry >> 8), u64::from(entry >> 4 & 15), u32::from(entry & 15));
+        let (length, run, size) = (u32::from(entry >> 8), u32::from(entry >> 4 & 15), u32::from(entry & 15));
         if entry == 0 || size == 0 || length + size > LOOKAHEAD {
             return None;
         }
         let value = (bits >> (LOOKAHEAD - length - size)) as i32 & ((1 << size) - 1);
         let value = if value >> (size - 1) == 0 { value + (-1 << size) + 1 } else { value };
-        Some(((run + 1) << 16 | u64::from(value as u16), length + size))
+        Some(((run + 1) << 16 | u32::from(value as u16), (length + size) as u8))
     }
 
     /// Whether there is a whole coefficient.
