@@ -81,7 +81,8 @@ pub fn vertical(rows: &[u8], stride: usize, weights: &[i32], half: i32, out: &mu
     false
 }
 
-/// Scalar work that gains from shifts and multiplications which keep the flags. Its `run` is to be inlined always.
+/// Scalar work for [`compiled`]. Its `run`, and all that this calls, need `#[inline(always)]`, or else they are compiled for any
+/// processor.
 pub trait Work {
     type Output;
 
