@@ -1,7 +1,7 @@
 //! The loops over images that take most of the time, for processors with AVX2. Each gives the bytes of the plain form that
 //! stands where it is called; where there is no AVX2 it does nothing and says so.
 
-#![cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_variables))]
 
 #[cfg(target_arch = "x86_64")]
 mod jpeg;
