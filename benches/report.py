@@ -378,6 +378,7 @@ def page(results):
         ("Streaming: latency", plain(results.newest("latency"))),
         ("Streaming: its cost", plain(results.newest("stream-cost"))),
         ("Bulk on a CPU", plain(results.newest("bulk"))),
+        ("Loading images on a core, im2sp and torchvision", plain(results.newest("data-loading"))),
         (f"Bulk on an {short(gpu('bulk'))}", gpu_bulk(gpu("bulk"))),
         (f"Operations on an {short(with_operations)}", gpu_operations(with_operations)),
         (f"Targets on an {card}", targets(caption)),

@@ -36,9 +36,9 @@ const NO_OPERATION: &[&str] = &["mod", "device", "decode", "parameters", "rows"]
 /// Operations whose contract is part of `decode`.
 const DECODE_OPERATIONS: &[&str] = &["attention_decode"];
 const MAX_LINES: usize = 600;
-/// Files outside of the backend that may hold `unsafe`: memory mapping, the vector instructions of the resize, and what is done
+/// Files outside of the backend that may hold `unsafe`: memory mapping, the vector instructions for images, and what is done
 /// before `main`.
-const MAY_BE_UNSAFE: &[&str] = &["src/weights/stored.rs", "src/image/resize.rs", "src/cli/closed.rs"];
+const MAY_BE_UNSAFE: &[&str] = &["src/weights/stored.rs", "src/image/avx2.rs", "src/cli/closed.rs"];
 /// Words no doc comment sentence begins with, and phrases that none holds.
 const FIRST_WORDS: &[&str] = &["What", "Who", "Which", "Whose", "Of"];
 const PHRASES: &[&str] = &["beside", "told", "goes on", "asked for", "at once", "heard"];

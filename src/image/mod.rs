@@ -2,6 +2,7 @@
 //! a vision transformer takes. Colour profiles are ignored and an alpha channel is dropped, as in the reference
 //! pipeline; of an animation the first frame counts.
 
+mod avx2;
 mod bmp;
 mod decode;
 pub mod folder;

@@ -2,20 +2,21 @@
 //! 8-bit data, bit for bit: a horizontal and a vertical pass, each in fixed point and rounded back to bytes. Only
 //! what the square needs is computed, so an image of one row costs no more memory than any other.
 
+use std::borrow::Cow;
 use std::f64::consts::PI;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Image;
+use super::{Image, avx2};
 use crate::config::{Filter, ImageConfig, Resize};
 
 /// Fraction bits of a weight.
-const PRECISION: u32 = 22;
+pub(super) const PRECISION: u32 = 22;
+/// A weight of one.
+const ONE: i32 = 1 << PRECISION;
 /// One half, added before the shift.
 const HALF: i32 = 1 << (PRECISION - 1);
-/// Weights per horizontal window are padded with zeros to a multiple of this, for loops without a remainder.
-const LANES: usize = 8;
 /// Multiplications that are worth a task of their own.
 const WORK_PER_TASK: usize = 1 << 18;
 /// Positions of the nearest input that are summed up; as one axis of an image they would be more than memories hold.
@@ -24,15 +25,21 @@ const MAX_RUNNING_SUM: usize = 1 << 24;
 impl Image {
     /// The pixels (3, size, size) that the vision transformer takes.
     pub fn preprocess(&self, config: &ImageConfig) -> Vec<f32> {
-        normalise(&self.centre_square(config), config)
+        let mut pixels = vec![0.0; 3 * config.size * config.size];
+        self.preprocess_into(config, &mut pixels);
+        pixels
+    }
+
+    /// As [`Image::preprocess`], into `out`, which has room for as many pixels.
+    pub fn preprocess_into(&self, config: &ImageConfig, out: &mut [f32]) {
+        if config.size > 0 {
+            normalise(&self.centre_square(config), config, out);
+        }
     }
 
     /// Resizes and keeps the centre: (size, size, 3).
-    fn centre_square(&self, config: &ImageConfig) -> Vec<u8> {
+    fn centre_square(&self, config: &ImageConfig) -> Rows<'_> {
         let size = config.size;
-        if size == 0 {
-            return Vec::new();
-        }
         let side = config.resized().max(size);
         let short = self.width.min(self.height);
         let (width, height) = match config.resize {
@@ -41,45 +48,67 @@ impl Image {
         };
         let columns = Taps::new(self.width, width, size, config.filter);
         let rows = Taps::new(self.height, height, size, config.filter);
-        let stride = self.width * 3;
+        let image = Rows { bytes: Cow::Borrowed(&self.rgb), start: 0, stride: self.width * 3 };
         // The order is Pillow's (since release 13): each pass rounds, so it shows in the last bit.
         let fewer = |from: usize, to: usize| from as i64 - to as i64;
         let (fewer_rows, fewer_columns) = (fewer(self.height, height), fewer(self.width, width));
         if fewer_rows > 0 && fewer_rows > 2 * fewer_columns {
             let used = columns.used();
-            let short = vertical_pass(&self.rgb[used.start * 3..], stride, &rows, 0, used.len() * 3);
-            horizontal_pass(&short, used.len() * 3, &columns.padded_for_rgb(used))
+            let short = vertical_pass(image.from(0, used.start), &rows, 0, used.len() * 3);
+            horizontal_pass(short, &columns, used.start, size)
         } else {
             let used = rows.used();
-            let source = &self.rgb[used.start * stride..used.end * stride];
-            let narrow = horizontal_pass(source, stride, &columns.padded_for_rgb(0..self.width));
-            vertical_pass(&narrow, size * 3, &rows, used.start, size * 3)
+            let narrow = horizontal_pass(image.from(used.start, 0), &columns, 0, used.len());
+            vertical_pass(narrow, &rows, used.start, size * 3)
         }
     }
 }
 
-/// Takes each row of `source`, `stride` bytes long, through `columns`, which are padded: (rows, columns, 3).
-fn horizontal_pass(source: &[u8], stride: usize, columns: &Taps) -> Vec<u8> {
-    let width = columns.windows.len() * 3;
-    let mut narrow = vec![0; source.len() / stride * width];
-    let min_rows = WORK_PER_TASK.div_ceil(columns.weights.len() + width);
-    (narrow.par_chunks_mut(width), source.par_chunks(stride))
-        .into_par_iter()
-        .with_min_len(min_rows)
-        .for_each(|(out, row)| horizontal(row, columns, out));
-    narrow
+/// Rows of RGB that begin every `stride` bytes from byte `start` on.
+struct Rows<'a> {
+    bytes: Cow<'a, [u8]>,
+    start: usize,
+    stride: usize,
 }
 
-/// Takes the first `width` bytes of rows that begin every `stride` bytes of `source`, with row `first`, through `rows`:
-/// (rows, width).
-fn vertical_pass(source: &[u8], stride: usize, rows: &Taps, first: usize, width: usize) -> Vec<u8> {
+impl<'a> Rows<'a> {
+    /// The same without the first rows and columns.
+    fn from(self, row: usize, column: usize) -> Rows<'a> {
+        Rows { start: self.start + row * self.stride + column * 3, ..self }
+    }
+
+    /// Row `y` and those after it.
+    fn at(&self, y: usize) -> &[u8] {
+        &self.bytes[self.start + y * self.stride..]
+    }
+}
+
+/// Takes `height` rows, from pixel `first` on, through `columns`: (rows, columns, 3).
+fn horizontal_pass<'a>(source: Rows<'a>, columns: &Taps, first: usize, height: usize) -> Rows<'a> {
+    if let Some(copied) = columns.copied() {
+        return source.from(0, copied - first);
+    }
+    let (width, grouped) = (columns.windows.len() * 3, columns.grouped(first));
+    let mut narrow = vec![0; height * width];
+    let min_rows = WORK_PER_TASK.div_ceil(3 * columns.weights.len() + width);
+    narrow.par_chunks_mut(width).enumerate().with_min_len(min_rows).for_each(|(y, out)| {
+        horizontal(source.at(y), columns, first, &grouped, out.as_chunks_mut::<3>().0);
+    });
+    Rows { bytes: narrow.into(), start: 0, stride: width }
+}
+
+/// Takes the first `width` bytes of rows, which begin with row `first`, through `rows`: (rows, width).
+fn vertical_pass<'a>(source: Rows<'a>, rows: &Taps, first: usize, width: usize) -> Rows<'a> {
+    if let Some(copied) = rows.copied() {
+        return source.from(copied - first, 0);
+    }
     let mut short = vec![0; rows.windows.len() * width];
     let min_rows = WORK_PER_TASK.div_ceil(width * rows.weights.len().div_ceil(rows.windows.len()));
-    short.par_chunks_mut(width).zip(&rows.windows).with_min_len(min_rows).for_each_init(
-        || vec![0; width],
-        |sums, (out, window)| vertical(&source[(window.start - first) * stride..], stride, rows.of(window), sums, out),
-    );
-    short
+    let outputs = short.par_chunks_mut(width).zip(&rows.windows).with_min_len(min_rows);
+    outputs.for_each_init(Vec::new, |sums, (out, window)| {
+        vertical(source.at(window.start - first), source.stride, rows.of(window), sums, out);
+    });
+    Rows { bytes: short.into(), start: 0, stride: width }
 }
 
 /// The inputs that one output looks at.
@@ -103,6 +132,8 @@ impl Taps {
     fn new(input: usize, output: usize, crop: usize, filter: Filter) -> Taps {
         let first = (output - crop) / 2;
         let (support, function): (f64, fn(f64) -> f64) = match filter {
+            // Every filter is zero at whole distances from its centre.
+            _ if input == output => return Taps::nearest(input, output, first..first + crop),
             Filter::Nearest => return Taps::nearest(input, output, first..first + crop),
             Filter::Box => (0.5, boxed),
             Filter::Bilinear => (1.0, triangle),
@@ -134,7 +165,7 @@ impl Taps {
     /// outputs as Pillow could hold; from there on it is a product.
     fn nearest(input: usize, output: usize, outputs: Range<usize>) -> Taps {
         let step = input as f64 / output as f64;
-        let mut taps = Taps { windows: Vec::with_capacity(outputs.len()), weights: vec![1 << PRECISION] };
+        let mut taps = Taps { windows: Vec::with_capacity(outputs.len()), weights: vec![ONE] };
         let mut position = step * 0.5;
         if outputs.start <= MAX_RUNNING_SUM {
             (0..outputs.start).for_each(|_| position += step);
@@ -159,23 +190,32 @@ impl Taps {
         start..self.windows.last().map_or(start, |window| window.start + window.count)
     }
 
-    /// The same windows over rows of RGB that hold the pixels `columns`: every weight three times, counts and starts in
-    /// bytes, and each window widened with zeros to a multiple of [`LANES`] pixels where the row is long enough.
-    fn padded_for_rgb(&self, columns: Range<usize>) -> Taps {
-        let input = columns.len();
-        let mut padded = Taps { windows: Vec::with_capacity(self.windows.len()), weights: Vec::new() };
-        for window in &self.windows {
-            let wide = window.count.next_multiple_of(LANES);
-            let first = window.start - columns.start;
-            let (start, count) = if wide <= input { (first.min(input - wide), wide) } else { (first, window.count) };
-            padded.windows.push(Window { start: start * 3, count: count * 3, weights: padded.weights.len() });
-            let before = first - start;
-            padded.weights.extend((0..count).flat_map(|x| {
-                let weight = x.checked_sub(before).and_then(|x| self.of(window).get(x)).copied().unwrap_or(0);
-                [weight; 3]
-            }));
+    /// The first input, where every output is one input as it is: this one and those that follow.
+    fn copied(&self) -> Option<usize> {
+        let input = |window: &Window| {
+            let mut kept = self.of(window).iter().enumerate().filter(|(_, weight)| **weight != 0);
+            match (kept.next(), kept.next()) {
+                (Some((at, &ONE)), None) => Some(window.start + at),
+                _ => None,
+            }
+        };
+        let first = input(self.windows.first()?)?;
+        self.windows.iter().zip(first..).all(|(window, at)| input(window) == Some(at)).then_some(first)
+    }
+
+    /// The same windows over the bytes of an RGB row from pixel `first` on.
+    fn grouped(&self, first: usize) -> avx2::Windows {
+        let widest = self.windows.iter().map(|window| window.count).max().unwrap_or(1);
+        let (groups, count) = (widest.div_ceil(avx2::GROUP), self.windows.len().next_multiple_of(avx2::PIXELS));
+        let mut starts: Vec<usize> = self.windows.iter().map(|window| (window.start - first) * 3).collect();
+        starts.resize(count, 0);
+        let mut weights = vec![avx2::split(&[]); count * groups];
+        for (groups, window) in weights.chunks_exact_mut(groups).zip(&self.windows) {
+            for (group, weights) in groups.iter_mut().zip(self.of(window).chunks(avx2::GROUP)) {
+                *group = avx2::split(weights);
+            }
         }
-        padded
+        avx2::Windows { groups, starts, weights }
     }
 }
 
@@ -227,81 +267,46 @@ fn to_byte(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
-/// One row of RGB through the windows of `taps`, with AVX2 where the processor has it.
-fn horizontal(row: &[u8], taps: &Taps, out: &mut [u8]) {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has just been asked for AVX2, the only thing this function asks of its caller.
-        return unsafe { horizontal_avx2(row, taps, out) };
+/// A row of RGB from pixel `first` on, which may go on in `source`, through the windows of `taps`; `grouped` holds them too.
+fn horizontal(source: &[u8], taps: &Taps, first: usize, grouped: &avx2::Windows, out: &mut [[u8; 3]]) {
+    // Bytes that follow have no weight, but are read.
+    let used = (taps.used().end - first) * 3;
+    let longer;
+    let row = if source.len() >= used + grouped.slack() {
+        source
+    } else {
+        longer = [&source[..used], &vec![0; grouped.slack()]].concat();
+        &longer
+    };
+    if !avx2::horizontal(row, grouped, HALF, out) {
+        horizontal_plain(row, taps, first, out);
     }
-    horizontal_plain(row, taps, out);
 }
 
 /// The sums stay inside an i32: the weights of a window add up to 1, and their magnitudes to less than 1.5.
-fn horizontal_plain(row: &[u8], taps: &Taps, out: &mut [u8]) {
-    for (pixel, window) in out.as_chunks_mut::<3>().0.iter_mut().zip(&taps.windows) {
+fn horizontal_plain(row: &[u8], taps: &Taps, first: usize, out: &mut [[u8; 3]]) {
+    let row = row.as_chunks::<3>().0;
+    for (out, window) in out.iter_mut().zip(&taps.windows) {
         let mut sums = [HALF; 3];
-        let bytes = &row[window.start..window.start + window.count];
-        for (bytes, weights) in bytes.as_chunks::<3>().0.iter().zip(taps.of(window).as_chunks::<3>().0) {
+        for (pixel, weight) in row[window.start - first..].iter().zip(taps.of(window)) {
             for c in 0..3 {
-                sums[c] += i32::from(bytes[c]) * weights[c];
+                sums[c] += i32::from(pixel[c]) * weight;
             }
         }
-        *pixel = sums.map(to_byte);
-    }
-}
-
-/// As [`horizontal_plain`], [`LANES`] pixels at a time. Written out because compilers vectorise the plain form across
-/// the wrong axis, four times slower.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn horizontal_avx2(row: &[u8], taps: &Taps, out: &mut [u8]) {
-    use std::arch::x86_64::*;
-    for (pixel, window) in out.as_chunks_mut::<3>().0.iter_mut().zip(&taps.windows) {
-        let (bytes, last_bytes) = row[window.start..window.start + window.count].as_chunks::<{ 3 * LANES }>();
-        let (weights, last_weights) = taps.of(window).as_chunks::<{ 3 * LANES }>();
-        let mut sums = [_mm256_setzero_si256(); 3];
-        for (bytes, weights) in bytes.iter().zip(weights) {
-            let parts = bytes.as_chunks::<LANES>().0.iter().zip(weights.as_chunks::<LANES>().0);
-            for (sum, (bytes, weights)) in sums.iter_mut().zip(parts) {
-                let bytes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(*bytes)));
-                let weights: __m256i = bytemuck::cast(*weights);
-                *sum = _mm256_add_epi32(*sum, _mm256_mullo_epi32(bytes, weights));
-            }
-        }
-        let sums: [i32; 3 * LANES] = bytemuck::cast(sums);
-        let mut total = [HALF; 3];
-        for c in 0..3 * LANES {
-            total[c % 3] += sums[c];
-        }
-        // Only rows shorter than a window leave a remainder.
-        for (c, (byte, weight)) in last_bytes.iter().zip(last_weights).enumerate() {
-            total[c % 3] += i32::from(*byte) * weight;
-        }
-        *pixel = total.map(to_byte);
+        *out = sums.map(to_byte);
     }
 }
 
 /// One row of the result: a weight for each row that begins every `stride` bytes of `rows`; `sums` is room to work in.
-fn vertical(rows: &[u8], stride: usize, weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn vertical_avx2(rows: &[u8], stride: usize, weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
-            vertical_plain(rows, stride, weights, sums, out);
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: as in `horizontal`.
-            return unsafe { vertical_avx2(rows, stride, weights, sums, out) };
-        }
+fn vertical(rows: &[u8], stride: usize, weights: &[i32], sums: &mut Vec<i32>, out: &mut [u8]) {
+    if !avx2::vertical(rows, stride, weights, HALF, out) {
+        vertical_plain(rows, stride, weights, sums, out);
     }
-    vertical_plain(rows, stride, weights, sums, out);
 }
 
-/// Inlined, so that the compiler vectorises it for what its caller may use.
-#[inline(always)]
-fn vertical_plain(rows: &[u8], stride: usize, weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
-    sums.fill(HALF);
+fn vertical_plain(rows: &[u8], stride: usize, weights: &[i32], sums: &mut Vec<i32>, out: &mut [u8]) {
+    sums.clear();
+    sums.resize(out.len(), HALF);
     for (row, weight) in rows.chunks(stride).zip(weights) {
         for (sum, byte) in sums.iter_mut().zip(row) {
             *sum += i32::from(*byte) * weight;
@@ -313,13 +318,38 @@ fn vertical_plain(rows: &[u8], stride: usize, weights: &[i32], sums: &mut [i32],
 }
 
 /// (size, size, 3) bytes to (3, size, size): times the scale in double, then minus mean and over std in single precision.
-fn normalise(square: &[u8], config: &ImageConfig) -> Vec<f32> {
-    let mut pixels = Vec::with_capacity(square.len());
-    for (channel, (mean, std)) in config.mean.iter().zip(&config.std).enumerate() {
-        let values: [f32; 256] = std::array::from_fn(|byte| ((byte as f64 * config.scale) as f32 - mean) / std);
-        pixels.extend(square.iter().skip(channel).step_by(3).map(|byte| values[usize::from(*byte)]));
+fn normalise(square: &Rows, config: &ImageConfig, out: &mut [f32]) {
+    let map = |c: usize| avx2::Affine { scale: config.scale, mean: config.mean[c], std: config.std[c] };
+    let maps = [map(0), map(1), map(2)];
+    let values = maps.map(values);
+    let is_exact = is_exact(&maps, &values);
+    let size = config.size;
+    let (red, rest) = out.split_at_mut(size * size);
+    let (green, blue) = rest.split_at_mut(size * size);
+    let planes = red.chunks_mut(size).zip(green.chunks_mut(size)).zip(blue.chunks_mut(size));
+    for (y, ((red, green), blue)) in planes.enumerate() {
+        let row = &square.at(y).as_chunks::<3>().0[..size];
+        if !is_exact || !avx2::normalise(row, &maps, [&mut *red, &mut *green, &mut *blue]) {
+            for (((pixel, red), green), blue) in row.iter().zip(red).zip(green).zip(blue) {
+                let [r, g, b] = pixel.map(usize::from);
+                (*red, *green, *blue) = (values[0][r], values[1][g], values[2][b]);
+            }
+        }
     }
-    pixels
+}
+
+/// The values of all bytes.
+fn values(map: avx2::Affine) -> [f32; 256] {
+    std::array::from_fn(|byte| ((byte as f64 * map.scale) as f32 - map.mean) / map.std)
+}
+
+/// Whether [`avx2::normalise`] gives `values` to the last bit, for all bytes.
+fn is_exact(maps: &[avx2::Affine; 3], values: &[[f32; 256]; 3]) -> bool {
+    let bytes: [[u8; 3]; 256] = std::array::from_fn(|byte| [byte as u8; 3]);
+    let mut made = [[0.0; 256]; 3];
+    let [red, green, blue] = &mut made;
+    avx2::normalise(&bytes, maps, [red, green, blue])
+        && made.as_flattened().iter().zip(values.as_flattened()).all(|(made, value)| made.to_bits() == value.to_bits())
 }
 
 #[cfg(test)]
@@ -348,15 +378,47 @@ mod tests {
     }
 
     #[test]
-    fn every_form_of_the_horizontal_pass_gives_the_same_bytes() {
-        let sizes = [(1, 5, 5), (7, 30, 4), (31, 31, 31), (200, 16, 16), (203, 150, 90), (1000, 9, 3)];
+    fn every_form_of_a_pass_gives_the_same_bytes() {
+        let sizes = [(1, 5, 5), (7, 30, 4), (31, 31, 31), (200, 16, 16), (203, 150, 90), (1000, 9, 3), (40, 37, 37)];
         for ((input, output, crop), filter) in sizes.into_iter().flat_map(|size| FILTERS.map(|filter| (size, filter))) {
-            let row: Vec<u8> = (0..input * 3).map(|i| (i * i * 31 % 256) as u8).collect();
-            let taps = Taps::new(input, output, crop, filter).padded_for_rgb(0..input);
-            let (mut fast, mut plain) = (vec![0; crop * 3], vec![0; crop * 3]);
-            horizontal(&row, &taps, &mut fast);
-            horizontal_plain(&row, &taps, &mut plain);
+            let bytes: Vec<u8> = (0..input * 3 * 40).map(|i| (i * i * 31 % 256) as u8).collect();
+            let taps = Taps::new(input, output, crop, filter);
+            let (mut fast, mut plain) = (vec![[0; 3]; crop], vec![[0; 3]; crop]);
+            horizontal(&bytes[..input * 3], &taps, 0, &taps.grouped(0), &mut fast);
+            horizontal_plain(&bytes, &taps, 0, &mut plain);
             assert_eq!(fast, plain, "{input} to {output}, {filter:?}");
+            for (window, width) in
+                taps.windows.iter().flat_map(|window| [1, 31, 32, 75, 120].map(|width| (window, width)))
+            {
+                let rows = &bytes[window.start * 120..];
+                let (mut fast, mut plain) = (vec![0; width], vec![0; width]);
+                vertical(rows, 120, taps.of(window), &mut Vec::new(), &mut fast);
+                vertical_plain(rows, 120, taps.of(window), &mut Vec::new(), &mut plain);
+                assert_eq!(fast, plain, "{input} to {output}, {filter:?}, {width} columns");
+            }
+        }
+    }
+
+    #[test]
+    fn every_form_of_the_normalisation_gives_the_same_values() {
+        let square = 16 * 16;
+        let bytes: Vec<u8> = (0..3 * square).map(|i| (i * i * 7 / 5 % 256) as u8).collect();
+        let usual = ImageConfig::clip(16);
+        // Steps that no reciprocal divides by in the same way, and ones that no correction mends.
+        let others =
+            [(1.0 / 127.5, 1.0, 1.0), (1.0 / 255.0, 0.5, 0.5), (1.0, 0.0, 1e-42), (3e38, 0.1, 0.3), (1.0, 1.0, 0.0)];
+        let others =
+            others.map(|(scale, mean, std)| ImageConfig { scale, mean: [mean; 3], std: [std; 3], ..usual.clone() });
+        for config in others.into_iter().chain([usual]) {
+            let mut out = vec![0.0; 3 * square];
+            normalise(&Rows { bytes: Cow::Borrowed(&bytes), start: 0, stride: 48 }, &config, &mut out);
+            for (c, plane) in out.chunks(square).enumerate() {
+                for (value, pixel) in plane.iter().zip(bytes.chunks(3)) {
+                    let scaled = (f64::from(pixel[c]) * config.scale) as f32;
+                    let expected = (scaled - config.mean[c]) / config.std[c];
+                    assert_eq!(value.to_bits(), expected.to_bits(), "{} of {config:?}", pixel[c]);
+                }
+            }
         }
     }
 }

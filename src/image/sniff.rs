@@ -14,11 +14,14 @@ pub fn sniff(bytes: &[u8]) -> Result<ImageFormat, String> {
     if bytes.is_empty() {
         return Err(format!("is empty: {GIVE}"));
     }
+    let format = ::image::guess_format(bytes);
+    if let Ok(format @ (Jpeg | Png | WebP | Bmp | Gif)) = format {
+        return Ok(format);
+    }
     if let Some(problem) = in_place_of_image(bytes) {
         return Err(problem);
     }
-    let what = match ::image::guess_format(bytes) {
-        Ok(format @ (Jpeg | Png | WebP | Bmp | Gif)) => return Ok(format),
+    let what = match format {
         Ok(ImageFormat::Avif) => "an AVIF file".into(),
         Ok(other) => with_article(&format!("{} file", name_of(other))),
         Err(_) => other(bytes).into(),

@@ -286,9 +286,9 @@ impl Entropy for Arithmetic<'_, '_> {
         Ok(())
     }
 
-    fn block(&mut self, slot: usize, block: &mut Block) -> Result<()> {
+    fn block(&mut self, slot: usize, block: &mut Block) -> Result<bool> {
         if self.lost {
-            return Ok(());
+            return Ok(true);
         }
         match (self.progressive, self.spectral.0, self.refines) {
             (false, ..) => {
@@ -304,7 +304,8 @@ impl Entropy for Arithmetic<'_, '_> {
             }
             (true, _, false) => self.ac_first(slot, block),
             (true, _, true) => self.ac_refine(slot, block),
-        }
+        }?;
+        Ok(true)
     }
 }
 

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::markers::{ColourSpace, Frame};
 use super::upsample::Plane;
+use crate::image::avx2;
 
 /// Pixels that are worth a task of their own.
 const PIXELS_PER_TASK: usize = 1 << 16;
@@ -50,51 +51,48 @@ pub fn to_rgb(frame: &Frame, planes: &[Plane], space: ColourSpace) -> Vec<u8> {
     rgb
 }
 
-/// Pixels that are converted together, as vectors.
-const LANES: usize = 64;
-
 /// YCbCr to RGB.
 fn ycc_row(y: &[u8], cb: &[u8], cr: &[u8], out: &mut [[u8; 3]]) {
-    for (((out, y), cb), cr) in out.chunks_mut(LANES).zip(y.chunks(LANES)).zip(cb.chunks(LANES)).zip(cr.chunks(LANES)) {
-        let pixels = match (y.try_into(), cb.try_into(), cr.try_into()) {
-            (Ok(y), Ok(cb), Ok(cr)) => ycc_pixels(y, cb, cr),
-            _ => {
-                let mut whole = [[0; LANES]; 3];
-                for (whole, part) in whole.iter_mut().zip([y, cb, cr]) {
-                    whole[..part.len()].copy_from_slice(part);
-                }
-                ycc_pixels(&whole[0], &whole[1], &whole[2])
-            }
-        };
-        let (fours, rest) = out.as_chunks_mut::<4>();
-        for (out, &[a, b, c, d]) in fours.iter_mut().zip(pixels.as_chunks::<4>().0) {
-            let words = [a | b << 24, b >> 8 | c << 16, c >> 16 | d << 8].map(u32::to_le_bytes);
-            out.as_flattened_mut().copy_from_slice(words.as_flattened());
-        }
-        let done = fours.len() * 4;
-        for (out, pixel) in rest.iter_mut().zip(&pixels[done..]) {
-            out.copy_from_slice(&pixel.to_le_bytes()[..3]);
-        }
+    if !avx2::ycc(y, cb, cr, out) {
+        ycc_plain(y, cb, cr, out);
     }
 }
 
-/// Pixels R | G << 8 | B << 16. The factors above one have their whole part taken out, so that 16 bits suffice; the
-/// result is the same as of 32.
-fn ycc_pixels(y: &[u8; LANES], cb: &[u8; LANES], cr: &[u8; LANES]) -> [u32; LANES] {
-    let [mut red, mut green, mut blue] = [[0; LANES]; 3];
+/// The factors above one have their whole part taken out, so that 16 bits suffice; the result is the same as of 32.
+fn ycc_plain(y: &[u8], cb: &[u8], cr: &[u8], out: &mut [[u8; 3]]) {
     let scaled = |value: i16, factor: i32| ((((i32::from(2 * value) * factor) >> 16) as i16) + 1) >> 1;
-    for i in 0..LANES {
-        let (y, cb, cr) = (i16::from(y[i]), i16::from(cb[i]) - 128, i16::from(cr[i]) - 128);
-        red[i] = (y + cr + scaled(cr, 26_345)).clamp(0, 255) as u8; // 1.402
-        blue[i] = (y + 2 * cb + scaled(cb, -14_942)).clamp(0, 255) as u8; // 1.772
+    for (pixel, ((&y, &cb), &cr)) in out.iter_mut().zip(y.iter().zip(cb).zip(cr)) {
+        let (y, cb, cr) = (i16::from(y), i16::from(cb) - 128, i16::from(cr) - 128);
         let less = (i32::from(cb) * -22_554 + i32::from(cr) * 18_734 + 32_768) >> 16; // -0.34414, 1 - 0.71414
-        green[i] = (y - cr + less as i16).clamp(0, 255) as u8;
+        let red = y + cr + scaled(cr, 26_345); // 1.402
+        let blue = y + 2 * cb + scaled(cb, -14_942); // 1.772
+        *pixel = [red, y - cr + less as i16, blue].map(|value| value.clamp(0, 255) as u8);
     }
-    std::array::from_fn(|i| u32::from(red[i]) | u32::from(green[i]) << 8 | u32::from(blue[i]) << 16)
 }
 
 /// Light that `ink` leaves on top of black. Files hold inks inverted, as Adobe's do: `black` is the light it leaves.
 fn over_black(ink: u8, black: u8) -> u8 {
     let product = u32::from(ink) * u32::from(black) + 128;
     black.saturating_sub((((product >> 8) + product) >> 8) as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_the_conversion_gives_the_same_pixels() {
+        // All chroma, each with a few of luma.
+        let chroma: Vec<[u8; 2]> = (0..=u16::MAX).map(u16::to_le_bytes).collect();
+        let (cb, cr): (Vec<u8>, Vec<u8>) = chroma.iter().map(|&[cb, cr]| (cb, cr)).unzip();
+        for shift in [0, 85, 170, 255] {
+            let y: Vec<u8> = (0..chroma.len()).map(|i| (i * 7 / 16 + shift) as u8).collect();
+            for len in [1, 15, 16, 17, 100, chroma.len()] {
+                let (mut fast, mut plain) = (vec![[0; 3]; len], vec![[0; 3]; len]);
+                ycc_row(&y, &cb, &cr, &mut fast);
+                ycc_plain(&y, &cb, &cr, &mut plain);
+                assert!(fast == plain, "{len} pixels, luma from {shift}");
+            }
+        }
+    }
 }

@@ -1,12 +1,15 @@
 //! Huffman tables, and the blocks of a sequential scan.
 
 use super::bits::Bits;
-use super::markers::{Input, NATURAL_ORDER, Scan, Tables};
+use super::markers::{Input, NATURAL_ORDER, Scan, ScanComponent, Tables};
 use super::scan::Entropy;
 use super::{Block, Failure, Result};
 
 /// Bits that one look-up resolves.
-pub const LOOKAHEAD: u32 = 10;
+pub const LOOKAHEAD: u32 = 11;
+
+/// Look-ups of whole coefficients, [`LOOKAHEAD`] bits at most, that leave enough of 56 bits for a code of 16 and a value of 15.
+const LOOK_UPS: u32 = (56 - 31) / LOOKAHEAD + 1;
 
 /// A table as it stands in the file.
 #[derive(Clone)]
@@ -49,8 +52,6 @@ impl HuffmanSpec {
 pub struct Table {
     /// For the next [`LOOKAHEAD`] bits: length of the code << 8 | symbol; 0 where it is longer.
     pub lookup: [u16; 1 << LOOKAHEAD],
-    /// For the next [`LOOKAHEAD`] bits, where a code and its value fit in: value << 8 | run << 4 | length of both; or 0.
-    pub whole: [i16; 1 << LOOKAHEAD],
     /// For each length: the first code that is too large for it, aligned to 16 bits.
     limit: [u32; 17],
     /// For each length: what leads from a code to its symbol's place.
@@ -62,13 +63,7 @@ impl Table {
     /// The table for `spec` with symbols up to `largest`.
     pub fn new(spec: Option<&HuffmanSpec>, largest: u8) -> Result<Table> {
         let spec = spec.ok_or(Failure::Damaged("a Huffman table is missing"))?;
-        let mut table = Table {
-            lookup: [0; 1 << LOOKAHEAD],
-            whole: [0; 1 << LOOKAHEAD],
-            limit: [0; 17],
-            offset: [0; 17],
-            symbols: spec.symbols,
-        };
+        let mut table = Table { lookup: [0; 1 << LOOKAHEAD], limit: [0; 17], offset: [0; 17], symbols: spec.symbols };
         let (mut code, mut place) = (0u32, 0usize);
         for length in 1..=16 {
             code <<= 1;
@@ -91,16 +86,6 @@ impl Table {
             }
             table.limit[length] = if count > 0 { code << (16 - length) } else { 0 };
         }
-        for (bits, (whole, &entry)) in table.whole.iter_mut().zip(&table.lookup).enumerate() {
-            let (length, run, size) = (u32::from(entry >> 8), entry >> 4 & 15, u32::from(entry & 15));
-            if entry != 0 && size != 0 && length + size <= LOOKAHEAD {
-                let value = (bits >> (LOOKAHEAD - length - size)) as i32 & ((1 << size) - 1);
-                let value = if value >> (size - 1) == 0 { value + (-1 << size) + 1 } else { value };
-                if let Ok(value) = i8::try_from(value) {
-                    *whole = i16::from(value) << 8 | (run << 4) as i16 | (length + size) as i16;
-                }
-            }
-        }
         Ok(table)
     }
 
@@ -117,28 +102,131 @@ impl Table {
     }
 }
 
+/// AC coefficients that the next bits stand for: one or two whole ones, or else a code.
+#[derive(Clone, Copy)]
+pub struct Coded(u64);
+
+impl Coded {
+    /// Marks an end of block after the coefficients.
+    const END: u64 = 1 << 31;
+
+    /// The entries of a table for all values of the next [`LOOKAHEAD`] bits.
+    fn all(table: &Table) -> [Coded; 1 << LOOKAHEAD] {
+        let whole: [_; 1 << LOOKAHEAD] = std::array::from_fn(|bits| Coded::whole(table, bits));
+        std::array::from_fn(|bits| {
+            let entry = table.lookup[bits];
+            let Some((first, taken)) = whole[bits] else {
+                return Coded(u64::from(entry >> 8) | u64::from(entry & 255) << 8);
+            };
+            let taken = u32::from(taken);
+            let (rest, left) = (bits << taken & ((1 << LOOKAHEAD) - 1), LOOKAHEAD - taken);
+            let next = table.lookup[rest];
+            let (second, both) = match whole[rest] {
+                Some((second, more)) if u32::from(more) <= left => (second, taken + u32::from(more)),
+                // The first one again: it is written twice.
+                _ => (first & 0xFFFF, taken),
+            };
+            let (end, both) = match (both == taken, next & 255, u32::from(next >> 8)) {
+                (true, 0, length) if length > 0 && length <= left => (Coded::END, taken + length),
+                _ => (0, both),
+            };
+            let (first, second) = (u64::from(first), u64::from(second));
+            Coded(
+                u64::from(both | taken << 8)
+                    | first >> 16 << 16
+                    | second >> 16 << 24
+                    | (first & 0xFFFF) << 32
+                    | second << 48
+                    | end,
+            )
+        })
+    }
+
+    /// The coefficient that `bits` begin with: run + 1 and the value, 16 bits each; and its bits.
+    fn whole(table: &Table, bits: usize) -> Option<(u32, u8)> {
+        let entry = table.lookup[bits];
+        let (length, run, size) = (u32::from(entry >> 8), u32::from(entry >> 4 & 15), u32::from(entry & 15));
+        if entry == 0 || size == 0 || length + size > LOOKAHEAD {
+            return None;
+        }
+        let value = (bits >> (LOOKAHEAD - length - size)) as i32 & ((1 << size) - 1);
+        let value = if value >> (size - 1) == 0 { value + (-1 << size) + 1 } else { value };
+        Some(((run + 1) << 16 | u32::from(value as u16), (length + size) as u8))
+    }
+
+    /// Whether there is a whole coefficient.
+    #[inline(always)]
+    fn is_whole(self) -> bool {
+        self.0 >> 32 != 0
+    }
+
+    /// Bits of all that there is. Where nothing is whole, those of a code; 0 of one that is longer than [`LOOKAHEAD`].
+    #[inline(always)]
+    pub fn bits(self) -> u32 {
+        self.0 as u32 & 63
+    }
+
+    /// Symbol of the code.
+    #[inline(always)]
+    fn symbol(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
+    /// Bits of the first coefficient.
+    #[inline(always)]
+    pub fn first_bits(self) -> u32 {
+        (self.0 >> 8) as u32 & 63
+    }
+
+    /// Places from the coefficient before to each of the two, and their values. The second may be the first again, 0 places on.
+    #[inline(always)]
+    fn coefficients(self) -> [(usize, i16); 2] {
+        [((self.0 >> 16) as usize & 31, (self.0 >> 32) as i16), ((self.0 >> 24) as usize & 31, (self.0 >> 48) as i16)]
+    }
+
+    #[inline(always)]
+    fn ends(self) -> bool {
+        self.0 & Coded::END != 0
+    }
+}
+
+/// Tables of a component of the scan.
+struct Slot {
+    dc: Table,
+    ac: Table,
+    coded: [Coded; 1 << LOOKAHEAD],
+}
+
 /// The decoder of a sequential scan.
 pub struct Huffman<'a, 'b> {
     bits: Bits<'a, 'b>,
-    /// DC and AC table of each component of the scan.
-    tables: Vec<(Table, Table)>,
+    /// Tables of the scan's components; those of one component serve the next if they are the same.
+    tables: Vec<Slot>,
+    /// Index of each component's tables.
+    slots: [usize; 4],
     /// DC value of the last block of each.
     predictions: [i32; 4],
 }
 
 impl<'a, 'b> Huffman<'a, 'b> {
     pub fn new(input: &'b mut Input<'a>, tables: &Tables, scan: &Scan) -> Result<Huffman<'a, 'b>> {
-        let tables = scan.components.iter().map(|coded| {
-            let dc = tables.dc(coded).cloned().or_else(|| HuffmanSpec::standard_dc(coded.dc_table));
-            let ac = tables.ac(coded).cloned().or_else(|| HuffmanSpec::standard_ac(coded.ac_table));
-            Ok((Table::new(dc.as_ref(), 15)?, Table::new(ac.as_ref(), 255)?))
-        });
-        Ok(Huffman { bits: Bits::new(input), tables: tables.collect::<Result<_>>()?, predictions: [0; 4] })
+        let same = |a: &ScanComponent, b: &ScanComponent| (a.dc_table, a.ac_table) == (b.dc_table, b.ac_table);
+        let (mut made, mut slots) = (Vec::new(), [0; 4]);
+        for (index, coded) in scan.components.iter().enumerate() {
+            if index == 0 || !same(coded, &scan.components[index - 1]) {
+                let dc = tables.dc(coded).cloned().or_else(|| HuffmanSpec::standard_dc(coded.dc_table));
+                let ac = tables.ac(coded).cloned().or_else(|| HuffmanSpec::standard_ac(coded.ac_table));
+                let (dc, ac) = (Table::new(dc.as_ref(), 15)?, Table::new(ac.as_ref(), 255)?);
+                made.push(Slot { coded: Coded::all(&ac), dc, ac });
+            }
+            slots[index] = made.len() - 1;
+        }
+        Ok(Huffman { bits: Bits::new(input), tables: made, slots, predictions: [0; 4] })
     }
 }
 
 impl Entropy for Huffman<'_, '_> {
-    #[inline]
+    #[inline(always)]
     fn starved(&self) -> bool {
         self.bits.starved()
     }
@@ -152,37 +240,68 @@ impl Entropy for Huffman<'_, '_> {
         self.bits.restart()
     }
 
-    #[inline]
-    fn block(&mut self, slot: usize, block: &mut Block) -> Result<()> {
-        let (dc, ac) = &self.tables[slot];
-        let bits = &mut self.bits;
-        bits.fill();
+    #[inline(always)]
+    fn block(&mut self, slot: usize, block: &mut Block) -> Result<bool> {
+        let Slot { dc, ac, coded } = &self.tables[self.slots[slot]];
+        let Bits { input, ahead } = &mut self.bits;
+        let mut bits = *ahead;
+        bits.fill(input);
         let size = bits.symbol(dc);
         block[0] = add_dc(&mut self.predictions[slot], bits.take_signed(size.into()))? as i16;
         let mut k = 1;
-        while k < 64 {
-            bits.fill();
-            let whole = bits.whole(ac);
-            if whole != 0 {
-                k += usize::from((whole >> 4) as u8 & 15);
-                block[usize::from(NATURAL_ORDER[k] & 63)] = whole >> 8;
-                k += 1;
-                continue;
-            }
-            let symbol = bits.symbol(ac);
-            let (run, size) = (usize::from(symbol >> 4), symbol & 15);
-            if size != 0 {
-                k += run;
-                block[usize::from(NATURAL_ORDER[k] & 63)] = bits.take_signed(size.into()) as i16;
-                k += 1;
-            } else if run == 15 {
-                k += 16;
-            } else {
-                break;
+        'refill: while k < 64 {
+            bits.refill(input);
+            for _ in 0..LOOK_UPS {
+                let next = coded[bits.lookahead()];
+                if !next.is_whole() {
+                    bits.skip(next.bits());
+                    let symbol = if next.bits() != 0 { next.symbol() } else { bits.symbol(ac) };
+                    let (run, size) = (usize::from(symbol >> 4), symbol & 15);
+                    if size != 0 {
+                        k += run + 1;
+                        block[place(k - 1)] = bits.take_signed(size.into()) as i16;
+                    } else if run == 15 {
+                        k += 16;
+                    } else {
+                        break 'refill;
+                    }
+                    continue 'refill;
+                }
+                let [(first, value), (second, other)] = next.coefficients();
+                k += first;
+                block[place(k - 1)] = value;
+                if k >= 64 {
+                    bits.skip(next.first_bits());
+                    break 'refill;
+                }
+                bits.skip(next.bits());
+                k += second;
+                block[place(k - 1)] = other;
+                if next.ends() || k >= 64 {
+                    break 'refill;
+                }
             }
         }
-        Ok(())
+        *ahead = bits;
+        Ok(k > 1)
     }
+}
+
+/// Places of coefficients; those after the last fall on it. As many as a mask can leave.
+const PLACES: [u8; 128] = {
+    let mut places = [63; 128];
+    let mut k = 0;
+    while k < 64 {
+        places[k] = NATURAL_ORDER[k];
+        k += 1;
+    }
+    places
+};
+
+/// Place of coefficient `k`.
+#[inline(always)]
+fn place(k: usize) -> usize {
+    usize::from(PLACES[k & 127] & 63)
 }
 
 /// Adds a DC difference to a component's prediction.

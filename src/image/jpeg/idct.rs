@@ -2,38 +2,52 @@
 //! saturations of libjpeg-turbo's vector form, so that damaged files overflow alike.
 
 use super::Block;
+use crate::image::avx2;
 
 /// Rows of 8 values.
 type Rows = [[i16; 8]; 8];
 
-const CONST_BITS: u32 = 13;
+pub const CONST_BITS: u32 = 13;
 /// Extra precision of what passes from the first pass to the second.
-const PASS1_BITS: u32 = 2;
+pub const PASS1_BITS: u32 = 2;
 
-const FIX_0_298: i32 = 2446;
-const FIX_0_390: i32 = 3196;
-const FIX_0_541: i32 = 4433;
-const FIX_0_765: i32 = 6270;
-const FIX_0_899: i32 = 7373;
-const FIX_1_175: i32 = 9633;
-const FIX_1_501: i32 = 12299;
-const FIX_1_847: i32 = 15137;
-const FIX_1_961: i32 = 16069;
-const FIX_2_053: i32 = 16819;
-const FIX_2_562: i32 = 20995;
-const FIX_3_072: i32 = 25172;
+pub const FIX_0_298: i32 = 2446;
+pub const FIX_0_390: i32 = 3196;
+pub const FIX_0_541: i32 = 4433;
+pub const FIX_0_765: i32 = 6270;
+pub const FIX_0_899: i32 = 7373;
+pub const FIX_1_175: i32 = 9633;
+pub const FIX_1_501: i32 = 12299;
+pub const FIX_1_847: i32 = 15137;
+pub const FIX_1_961: i32 = 16069;
+pub const FIX_2_053: i32 = 16819;
+pub const FIX_2_562: i32 = 20995;
+pub const FIX_3_072: i32 = 25172;
 
-/// Writes the 8x8 samples of `block` to `out`, rows of `stride` samples.
-pub fn samples(block: &Block, quantisation: &[u16; 64], out: &mut [u8], stride: usize) {
+/// Writes the samples of a block whose coefficients are all zero but the first.
+pub fn flat(first: i16, quantisation: &[u16; 64], out: &mut [u8], stride: usize) {
+    let dc = first.wrapping_mul(quantisation[0] as i16) << PASS1_BITS;
+    let value = to_sample((i32::from(dc) + (1 << (PASS1_BITS + 2))) >> (PASS1_BITS + 3));
+    write([[value; 8]; 8], out, stride);
+}
+
+/// The 8x8 samples of two blocks.
+#[inline(always)]
+pub fn samples(blocks: [&Block; 2], quantisation: [&[u16; 64]; 2]) -> [[[u8; 8]; 8]; 2] {
+    avx2::idct(blocks, quantisation).unwrap_or_else(|| [0, 1].map(|n| plain(blocks[n], quantisation[n])))
+}
+
+/// Writes samples to `out`, rows of `stride`.
+#[inline(always)]
+pub fn write(samples: [[u8; 8]; 8], out: &mut [u8], stride: usize) {
     let Some(out) = out.get_mut(..7 * stride + 8) else { return };
-    if is_zero(&block[1..]) {
-        let dc = block[0].wrapping_mul(quantisation[0] as i16) << PASS1_BITS;
-        let value = to_sample((i32::from(dc) + (1 << (PASS1_BITS + 2))) >> (PASS1_BITS + 3));
-        for row in out.chunks_mut(stride) {
-            row[..8].fill(value);
-        }
-        return;
+    for (row, samples) in out.chunks_mut(stride).zip(samples) {
+        row[..8].copy_from_slice(&samples);
     }
+}
+
+/// The 8x8 samples of `block`.
+fn plain(block: &Block, quantisation: &[u16; 64]) -> [[u8; 8]; 8] {
     let (mut from, mut to) = ([[0; 8]; 8], [[0; 8]; 8]);
     for (value, (&level, &step)) in from.as_flattened_mut().iter_mut().zip(block.iter().zip(quantisation)) {
         *value = level.wrapping_mul(step as i16);
@@ -50,9 +64,7 @@ pub fn samples(block: &Block, quantisation: &[u16; 64], out: &mut [u8], stride: 
     for (sample, &value) in columns.as_flattened_mut().iter_mut().zip(from.as_flattened()) {
         *sample = to_sample(value.into());
     }
-    for (row, values) in out.chunks_mut(stride).zip(transpose_samples(&columns)) {
-        row[..8].copy_from_slice(&values);
-    }
+    transpose_samples(&columns)
 }
 
 fn is_zero(values: &[i16]) -> bool {
@@ -151,4 +163,29 @@ fn transform<const SHIFT: u32>([i0, i1, i2, i3, i4, i5, i6, i7]: [i16; 8]) -> [i
         let value = value.wrapping_add(1 << (SHIFT - 1)) >> SHIFT;
         value.clamp(i16::MIN.into(), i16::MAX.into()) as i16
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+
+    #[test]
+    fn every_form_gives_the_same_samples() {
+        let mut random = Random::new(1);
+        let mut before = ([0; 64], [1; 64]);
+        for round in 0..4000 {
+            // Levels and steps of real files, then of any.
+            let (levels, steps) = if round % 2 == 0 { (64, 100) } else { (1 << 16, 1 << 16) };
+            let (mut block, mut quantisation) = ([0; 64], [0; 64]);
+            let known = [2, 9, 33, 64][round / 2 % 4];
+            block[..known].fill_with(|| (random.below(levels) as i32 - levels as i32 / 2) as i16);
+            quantisation.fill_with(|| random.below(steps) as u16);
+            // The last round's, and this one's.
+            let pair = ([&before.0, &block], [&before.1, &quantisation]);
+            let expected = [plain(&before.0, &before.1), plain(&block, &quantisation)];
+            assert_eq!(samples(pair.0, pair.1), expected, "{pair:?}");
+            before = (block, quantisation);
+        }
+    }
 }

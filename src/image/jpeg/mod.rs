@@ -10,7 +10,7 @@ mod arithmetic;
 mod bits;
 mod colour;
 mod huffman;
-mod idct;
+pub(super) mod idct;
 mod markers;
 mod progressive;
 mod scan;
@@ -25,7 +25,7 @@ use upsample::Plane;
 use super::decode::MAX_DECODER_BYTES;
 
 /// Coefficients of 8x8 samples, not yet dequantised, in natural order: row by row, the lowest frequency first.
-type Block = [i16; 64];
+pub(super) type Block = [i16; 64];
 
 /// Scans of a file. Those of a real one number at most a few dozen; each costs a pass over the whole image.
 const MAX_SCANS: usize = 512;

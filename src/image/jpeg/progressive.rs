@@ -143,7 +143,7 @@ impl Entropy for ProgressiveHuffman<'_, '_> {
     }
 
     #[inline]
-    fn block(&mut self, slot: usize, block: &mut Block) -> Result<()> {
+    fn block(&mut self, slot: usize, block: &mut Block) -> Result<bool> {
         match (self.spectral.0, self.refines) {
             (0, false) => {
                 self.bits.fill();
@@ -158,6 +158,6 @@ impl Entropy for ProgressiveHuffman<'_, '_> {
             (_, false) => self.ac_first(block),
             (_, true) => self.ac_refine(block),
         }
-        Ok(())
+        Ok(true)
     }
 }

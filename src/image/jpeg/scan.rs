@@ -9,6 +9,7 @@ use super::progressive::ProgressiveHuffman;
 use super::smooth::{Accuracy, Smoother};
 use super::upsample::Plane;
 use super::{Block, CUT_OFF, Failure, Result, idct};
+use crate::image::avx2::{self, Work};
 
 /// A decoder of entropy-coded blocks.
 pub trait Entropy {
@@ -21,20 +22,18 @@ pub trait Entropy {
     /// Begins the next restart interval.
     fn restart(&mut self) -> Result<()>;
 
-    /// Decodes the next block, one of the scan's component `slot`, into or on top of `block`.
-    fn block(&mut self, slot: usize, block: &mut Block) -> Result<()>;
+    /// Decodes the next block, one of the scan's component `slot`, into or on top of `block`. False if nothing but its first
+    /// coefficient can have changed.
+    fn block(&mut self, slot: usize, block: &mut Block) -> Result<bool>;
 }
 
 /// A place that blocks are decoded into.
 pub trait Target {
-    /// Has `decode` fill the block of `component` at (`row`, `column`). A block that is never decoded is zero.
-    fn block(
-        &mut self,
-        component: usize,
-        row: usize,
-        column: usize,
-        decode: impl FnOnce(&mut Block) -> Result<()>,
-    ) -> Result<()>;
+    /// The block of `component` at (`row`, `column`), to decode into or on top of. One that is never decoded is zero.
+    fn block(&mut self, component: usize, row: usize, column: usize) -> Result<&mut Block>;
+
+    /// Takes the block that was decoded last; it is flat if nothing but its first coefficient can have changed.
+    fn decoded(&mut self, component: usize, row: usize, column: usize, is_flat: bool);
 }
 
 /// Decodes the data of `scan` into `target`. Returns the last row of MCUs whose data had not run out.
@@ -45,9 +44,18 @@ pub fn decode(headers: &mut Headers, scan: &Scan, target: &mut impl Target) -> R
     let Headers { input, tables, frame, .. } = headers;
     let interval = tables.restart_interval;
     match (frame.arithmetic, frame.progressive) {
-        (true, _) => walk(frame, scan, interval, &mut Arithmetic::new(input, tables, scan, frame.progressive), target),
-        (false, false) => walk(frame, scan, interval, &mut Huffman::new(input, tables, scan)?, target),
-        (false, true) => walk(frame, scan, interval, &mut ProgressiveHuffman::new(input, tables, scan)?, target),
+        (true, _) => {
+            let entropy = &mut Arithmetic::new(input, tables, scan, frame.progressive);
+            Walk { frame, scan, interval, entropy, target }.run()
+        }
+        (false, false) => {
+            let entropy = &mut Huffman::new(input, tables, scan)?;
+            avx2::compiled(Walk { frame, scan, interval, entropy, target })
+        }
+        (false, true) => {
+            let entropy = &mut ProgressiveHuffman::new(input, tables, scan)?;
+            Walk { frame, scan, interval, entropy, target }.run()
+        }
     }
 }
 
@@ -60,52 +68,65 @@ pub fn blocks(frame: &Frame, scan: &Scan) -> usize {
     }
 }
 
-fn walk(
-    frame: &Frame,
-    scan: &Scan,
+/// The way of `entropy` through the blocks of a scan, into `target`.
+struct Walk<'w, E, T> {
+    frame: &'w Frame,
+    scan: &'w Scan,
     interval: usize,
-    entropy: &mut impl Entropy,
-    target: &mut impl Target,
-) -> Result<usize> {
-    // One component alone is coded block by block, without the filling up to MCUs.
-    let alone = (scan.components.len() == 1).then(|| &frame.components[scan.components[0].index]);
-    let (wide, high) = alone.map_or((frame.mcus_wide, frame.mcus_high), |c| (c.blocks_wide, c.blocks_high));
-    let (mut to_go, mut last_good) = (interval, 0);
-    for row in 0..high {
-        for column in 0..wide {
-            if !entropy.starved() {
-                last_good = row / alone.map_or(1, |component| component.v);
-            }
-            if interval != 0 {
-                if to_go == 0 {
-                    entropy.restart()?;
-                    to_go = interval;
+    entropy: &'w mut E,
+    target: &'w mut T,
+}
+
+impl<E: Entropy, T: Target> Work for Walk<'_, E, T> {
+    type Output = Result<usize>;
+
+    #[inline(always)]
+    fn run(self) -> Result<usize> {
+        let Walk { frame, scan, interval, entropy, target } = self;
+        // One component alone is coded block by block, without the filling up to MCUs.
+        let alone = (scan.components.len() == 1).then(|| &frame.components[scan.components[0].index]);
+        let (wide, high) = alone.map_or((frame.mcus_wide, frame.mcus_high), |c| (c.blocks_wide, c.blocks_high));
+        let (mut to_go, mut last_good) = (interval, 0);
+        for row in 0..high {
+            for column in 0..wide {
+                if !entropy.starved() {
+                    last_good = row / alone.map_or(1, |component| component.v);
                 }
-                to_go -= 1;
-            }
-            if entropy.starved() {
-                continue;
-            }
-            for (slot, coded) in scan.components.iter().enumerate() {
-                let component = &frame.components[coded.index];
-                let (h, v) = if alone.is_some() { (1, 1) } else { (component.h, component.v) };
-                for y in 0..v {
-                    for x in 0..h {
-                        let decode = |block: &mut Block| entropy.block(slot, block);
-                        target.block(coded.index, row * v + y, column * h + x, decode)?;
+                if interval != 0 {
+                    if to_go == 0 {
+                        entropy.restart()?;
+                        to_go = interval;
+                    }
+                    to_go -= 1;
+                }
+                if entropy.starved() {
+                    continue;
+                }
+                for (slot, coded) in scan.components.iter().enumerate() {
+                    let component = &frame.components[coded.index];
+                    let (h, v) = if alone.is_some() { (1, 1) } else { (component.h, component.v) };
+                    for y in 0..v {
+                        for x in 0..h {
+                            let (row, column) = (row * v + y, column * h + x);
+                            let is_flat = !entropy.block(slot, target.block(coded.index, row, column)?)?;
+                            target.decoded(coded.index, row, column, is_flat);
+                        }
                     }
                 }
             }
         }
+        if entropy.complete() { Ok(last_good) } else { Err(Failure::Damaged(CUT_OFF)) }
     }
-    if entropy.complete() { Ok(last_good) } else { Err(Failure::Damaged(CUT_OFF)) }
 }
 
 /// Samples, made as soon as a block is decoded.
 pub struct Samples {
     planes: Vec<Plane>,
     quantisation: Vec<[u16; 64]>,
-    block: Block,
+    /// Blocks become samples by twos: one that waits, and the next.
+    blocks: [Block; 2],
+    /// Component of the block that waits, and offset of its samples.
+    waiting: Option<(usize, usize)>,
 }
 
 impl Samples {
@@ -114,30 +135,51 @@ impl Samples {
         Samples {
             planes: frame.components.iter().map(|component| Plane::grey(component, frame)).collect(),
             quantisation: frame.components.iter().map(|c| c.quantisation.unwrap_or([0; 64])).collect(),
-            block: [0; 64],
+            blocks: [[0; 64]; 2],
+            waiting: None,
         }
     }
 
-    pub fn into_planes(self) -> Vec<Plane> {
+    pub fn into_planes(mut self) -> Vec<Plane> {
+        if let Some(last) = self.waiting {
+            self.blocks[1] = self.blocks[0];
+            self.write([last; 2]);
+        }
         self.planes
+    }
+
+    #[inline(always)]
+    fn write(&mut self, places: [(usize, usize); 2]) {
+        let quantisation = places.map(|(component, _)| &self.quantisation[component]);
+        let both = idct::samples(self.blocks.each_ref(), quantisation);
+        for ((component, start), samples) in places.into_iter().zip(both) {
+            let plane = &mut self.planes[component];
+            idct::write(samples, &mut plane.samples[start..], plane.stride);
+        }
     }
 }
 
 impl Target for Samples {
-    #[inline]
-    fn block(
-        &mut self,
-        component: usize,
-        row: usize,
-        column: usize,
-        decode: impl FnOnce(&mut Block) -> Result<()>,
-    ) -> Result<()> {
-        self.block = [0; 64];
-        decode(&mut self.block)?;
+    #[inline(always)]
+    fn block(&mut self, _component: usize, _row: usize, _column: usize) -> Result<&mut Block> {
+        let block = &mut self.blocks[usize::from(self.waiting.is_some())];
+        *block = [0; 64];
+        Ok(block)
+    }
+
+    #[inline(always)]
+    fn decoded(&mut self, component: usize, row: usize, column: usize, is_flat: bool) {
         let plane = &mut self.planes[component];
         let start = row * 8 * plane.stride + column * 8;
-        idct::samples(&self.block, &self.quantisation[component], &mut plane.samples[start..], plane.stride);
-        Ok(())
+        if is_flat {
+            let first = self.blocks[usize::from(self.waiting.is_some())][0];
+            idct::flat(first, &self.quantisation[component], &mut plane.samples[start..], plane.stride);
+        } else {
+            match self.waiting.take() {
+                Some(first) => self.write([first, (component, start)]),
+                None => self.waiting = Some((component, start)),
+            }
+        }
     }
 }
 
@@ -177,10 +219,17 @@ impl Coefficients {
             let smoother = smooth.then(|| Smoother::new(accuracy, frame, index, &blocks));
             let rows = plane.samples.par_chunks_mut(stride * 8).take(component.blocks_high).enumerate();
             rows.for_each(|(row, samples)| {
-                for column in 0..component.blocks_wide {
-                    let estimated = smoother.as_ref().map(|smoother| smoother.block(row, column));
-                    let block = estimated.as_ref().unwrap_or_else(|| blocks.at(row, column));
-                    idct::samples(block, &quantisation, &mut samples[column * 8..], stride);
+                let block = |column: usize| match &smoother {
+                    Some(smoother) => smoother.block(row, column),
+                    None => *blocks.at(row, column),
+                };
+                for left in (0..component.blocks_wide).step_by(2) {
+                    let columns = [left, (left + 1).min(component.blocks_wide - 1)];
+                    let pair = columns.map(block);
+                    let both = idct::samples(pair.each_ref(), [&quantisation; 2]);
+                    for (column, one) in columns.into_iter().zip(both) {
+                        idct::write(one, &mut samples[column * 8..], stride);
+                    }
                 }
             });
             plane
@@ -190,16 +239,11 @@ impl Coefficients {
 }
 
 impl Target for Coefficients {
-    #[inline]
-    fn block(
-        &mut self,
-        component: usize,
-        row: usize,
-        column: usize,
-        decode: impl FnOnce(&mut Block) -> Result<()>,
-    ) -> Result<()> {
+    #[inline(always)]
+    fn block(&mut self, component: usize, row: usize, column: usize) -> Result<&mut Block> {
         let Blocks { blocks, wide } = &mut self.0[component];
-        let block = blocks.get_mut(row * *wide + column);
-        decode(block.ok_or(Failure::Damaged("a scan is larger than the image"))?)
+        blocks.get_mut(row * *wide + column).ok_or(Failure::Damaged("a scan is larger than the image"))
     }
+
+    fn decoded(&mut self, _component: usize, _row: usize, _column: usize, _is_flat: bool) {}
 }

@@ -2,6 +2,7 @@
 //! samples, repetition elsewhere.
 
 use super::markers::{Component, Frame};
+use crate::image::avx2;
 
 /// The samples of one component.
 pub struct Plane {
@@ -97,8 +98,12 @@ fn blend_vertically(near: &[u8], far: &[u8], upper: bool, out: &mut [u8]) {
 
 /// Doubles a row: three parts of each sum and one of its left or right neighbour, rounded with `LEFT` or `RIGHT`. Before
 /// the first sum and after the last stands the same once more.
-fn widen<const SHIFT: u32, const LEFT: u16, const RIGHT: u16>(sums: &[u16], out: &mut [u8]) {
-    for (window, pair) in sums.windows(3).zip(out.as_chunks_mut::<2>().0) {
+fn widen<const SHIFT: i32, const LEFT: u16, const RIGHT: u16>(sums: &[u16], out: &mut [u8]) {
+    let out = &mut out.as_chunks_mut::<2>().0[..sums.len() - 2];
+    if avx2::widen::<SHIFT>(sums, LEFT, RIGHT, out) {
+        return;
+    }
+    for (window, pair) in sums.windows(3).zip(out) {
         let [before, sum, after] = [window[0], window[1], window[2]];
         *pair = [((3 * sum + before + LEFT) >> SHIFT) as u8, ((3 * sum + after + RIGHT) >> SHIFT) as u8];
     }
