@@ -419,6 +419,17 @@ fn tensor_cores_multiply_exactly() {
 }
 
 #[test]
+fn warpgroups_multiply_exactly() {
+    let (mut bench, expected) = product(64);
+    bench.launch = Launch::blocks(1).shared_bytes(faulty::SIZE_OF_OPERANDS);
+    let right = &faulty::FAULTY_WARPGROUP_RIGHT;
+    bench.finds(&faulty::FAULTY_WARPGROUP_UNFENCED, right, &["without fence_async_proxy"]);
+    bench.finds(&faulty::FAULTY_WARPGROUP_WITHOUT_BARRIER, right, &["data race in shared memory"]);
+    bench.finds(&faulty::FAULTY_WARPGROUP_TOUCHED, right, &["data race in shared memory"]);
+    assert_eq!(bench.passes(right), expected);
+}
+
+#[test]
 #[ignore]
 fn speed() {
     let (bench, expected) = product(256);

@@ -1,6 +1,6 @@
 // planted: kernels with one mistake each, and their twins without it (`_right`), for tests/emulator.rs. The emulator has
 // to find every mistake, to name it, and to pass the twins. Built for the emulator alone.
-#include "mma.cuh"
+#include "wgmma.cuh"
 
 struct FaultyParams {
     const float* x;
@@ -334,6 +334,40 @@ template <bool RIGHT> DEVICE void product(const FaultyParams& params) {
     }
 }
 
+struct Operands {
+    unsigned char a[WGMMA_PANEL], b[WGMMA_PANEL];
+};
+SIZE_OF(Operands, 16384);
+
+enum Warpgroup { UNFENCED, WITHOUT_BARRIER, TOUCHED, COMPLETE };
+
+// y = a b^T, of 64 rows of 64 values each.
+template <Warpgroup HOW> DEVICE void warpgroup(const FaultyParams& params) {
+    Operands& shared = shared_memory<Operands>();
+    const bf16* x = reinterpret_cast<const bf16*>(params.x);
+    for (int i = threadIdx.x; i < 2 * 64 * CHUNKS; i += THREADS) {
+        const int row = i / CHUNKS, chunk = i % CHUNKS;
+        cp_async_16(shared.a + chunk16_offset<ConsecutiveRows>(row, chunk), x + row * 64 + chunk * 8, true);
+    }
+    cp_async_commit();
+    cp_async_wait<0>();
+    if (HOW != UNFENCED) fence_async_proxy();
+    if (HOW != WITHOUT_BARRIER) sync_block();
+    float sums[8][4] = {};
+    wgmma_fence();
+    for (int step = 0; step < 4; step++) {
+        wgmma_m64k16<false, false>(sums, shared.a + step * WGMMA_STEP<false>, shared.b + step * WGMMA_STEP<false>);
+    }
+    wgmma_commit();
+    if (HOW == TOUCHED) reinterpret_cast<float*>(shared.b)[threadIdx.x] = 0.0f;
+    wgmma_wait<0>();
+    const int row = warp_index() * 16 + lane_index() / 4;
+    for (int j = 0; j < 8; j++) {
+        float* y = params.y + row * 64 + j * 8 + lane_index() % 4 * 2;
+        y[0] = sums[j][0], y[1] = sums[j][1], y[8 * 64] = sums[j][2], y[8 * 64 + 1] = sums[j][3];
+    }
+}
+
 }  // namespace
 
 // Grid of all: as the test likes. Shared memory: Values.
@@ -403,3 +437,9 @@ KERNEL(faulty_large_frame_right, FaultyParams, 128, 1) { large_frame<true>(param
 // Grid: (count / 64, count / 64). Shared memory: Stages.
 KERNEL(faulty_product, FaultyParams, 128, 1) { product<false>(params); }
 KERNEL(faulty_product_right, FaultyParams, 128, 1) { product<true>(params); }
+
+// Grid: one block. Shared memory: Operands.
+KERNEL(faulty_warpgroup_unfenced, FaultyParams, 128, 1) { warpgroup<UNFENCED>(params); }
+KERNEL(faulty_warpgroup_without_barrier, FaultyParams, 128, 1) { warpgroup<WITHOUT_BARRIER>(params); }
+KERNEL(faulty_warpgroup_touched, FaultyParams, 128, 1) { warpgroup<TOUCHED>(params); }
+KERNEL(faulty_warpgroup_right, FaultyParams, 128, 1) { warpgroup<COMPLETE>(params); }

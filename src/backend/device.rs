@@ -78,6 +78,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn wait(&self, event: &Self::Event) -> Result<()>;
     /// Copies `values` (rows, columns) to the device.
     fn upload(&self, shape: [usize; 2], values: &[f32]) -> Result<Self::Tensor>;
+    /// A tensor (rows, columns) of zeros, in the type of activations.
+    fn zeros(&self, shape: [usize; 2]) -> Result<Self::Tensor>;
     /// Copies a tensor to the host, row by row.
     fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
     /// Rows and columns.

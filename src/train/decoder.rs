@@ -276,15 +276,11 @@ fn backward<B: Train>(
     let [dattended, dresidual] = match first {
         None => [dkept, dsum],
         Some(first) => {
-            let zeros = zeros(backend, [shape.batch * first, backend.shape(&dkept)[1]])?;
+            let zeros = backend.zeros([shape.batch * first, backend.shape(&dkept)[1]])?;
             [backend.concat(&zeros, &dkept, shape.batch)?, backend.concat(&zeros, &dsum, shape.batch)?]
         }
     };
     let dqkv = backend.attention_backward(&dattended, &s.qkv, &s.attended, &s.log_sum_exp, shape, attention)?;
     backend.linear_weight_backward(&dqkv, &s.x, gradients, at.qkv)?;
     backend.linear_backward(&dqkv, &layer.qkv, None, Some(&dresidual))
-}
-
-fn zeros<B: Train>(backend: &B, shape: [usize; 2]) -> Result<B::Tensor> {
-    backend.upload(shape, &vec![0.0; shape[0] * shape[1]])
 }

@@ -197,6 +197,10 @@ impl Device for Cpu {
         Ok(Tensor::new(rows, columns, values.to_vec()))
     }
 
+    fn zeros(&self, [rows, columns]: [usize; 2]) -> Result<Tensor> {
+        self.upload([rows, columns], &vec![0.0; rows * columns])
+    }
+
     fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
         Ok(x.data.to_vec())
     }

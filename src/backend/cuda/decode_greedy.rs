@@ -368,7 +368,7 @@ mod tests {
     /// The plan for so many rows of git-large, with layers and output of these types.
     fn plan(rows: usize, types: [DType; 2], shared_per_block: usize) -> Option<Plan> {
         let sizes = Sizes { rows, channels: 768, hidden: 3072, heads: 12, vocabulary: 203, prefix: 257, limit: 101 };
-        let device = tiles::device(132, shared_per_block);
+        let device = tiles::device(132, shared_per_block, (9, 0));
         let plan = Plan::new(&sizes, types, SmBudget::All, &device)?;
         assert!(plan.shared_bytes <= shared_per_block && plan.tile.rows >= rows, "{rows} rows in {types:?}");
         assert!(plan.grid * plan.slot_bytes >= 3072 * 768 * types[0].size(), "{rows} rows in {types:?}");

@@ -337,30 +337,40 @@ mod tests {
     /// Shared memory of a block of an H100 or H200, and of a GeForce of the generations around it.
     const LARGE: usize = 227 << 10;
     const SMALL: usize = 99 << 10;
+    const HOPPER: (u32, u32) = (9, 0);
+    const AMPERE: (u32, u32) = (8, 0);
 
-    /// One image's 257 tokens do not fill tiles of 128 rows; large products do, where there is room for their stages.
+    /// One image's 257 tokens do not fill tiles of 128 rows; large products do, where there is room for their stages. The
+    /// device chooses the instructions.
     #[test]
     fn tiles_follow_the_shape() {
-        let chosen = |dtype, shape, shared| tile_for(dtype, shape, &tiles::device(132, shared)).unwrap().name;
-        for (shape, name) in [
-            ([4096, 4096, 4096], "128x256"),
-            ([257, 3072, 1024], "64x128"),
-            ([257, 1024, 4096], "64x64"),
-            ([257, 768, 3072], "32x64"),
-            ([257, 1024, 1001], "64x64_unaligned"),
+        let chosen = |dtype, shape, shared, capability| {
+            tile_for(dtype, shape, &tiles::device(132, shared, capability)).unwrap().name
+        };
+        for (shape, ampere, hopper) in [
+            ([4096, 4096, 4096], "128x256", "128x256_wgmma"),
+            ([257, 3072, 1024], "64x128", "64x128_wgmma"),
+            ([257, 1024, 4096], "64x64", "64x64_wgmma"),
+            ([257, 768, 3072], "32x64", "64x64_wgmma"),
+            ([257, 1024, 1001], "64x64_unaligned", "64x64_unaligned"),
         ] {
-            assert_eq!(chosen(DType::BF16, shape, LARGE), name, "{shape:?}");
+            assert_eq!(chosen(DType::BF16, shape, LARGE, AMPERE), ampere, "{shape:?}");
+            assert_eq!(chosen(DType::BF16, shape, LARGE, HOPPER), hopper, "{shape:?}");
         }
-        assert_eq!(chosen(DType::BF16, [4096; 3], SMALL), "128x128");
-        assert_eq!(chosen(DType::F32, [4096; 3], LARGE), "128x128");
-        assert_eq!(chosen(DType::F32, [1, 1, 3], LARGE), "64x64_unaligned");
+        for capability in [AMPERE, HOPPER, (10, 0), (12, 0)] {
+            let wgmma = chosen(DType::BF16, [4096; 3], LARGE, capability).ends_with("wgmma");
+            assert_eq!(wgmma, capability == HOPPER, "{capability:?}");
+            assert_eq!(chosen(DType::F32, [4096; 3], LARGE, capability), "128x128");
+            assert_eq!(chosen(DType::F32, [1, 1, 3], LARGE, capability), "64x64_unaligned");
+        }
+        assert_eq!(chosen(DType::BF16, [4096; 3], SMALL, AMPERE), "128x128");
     }
 
     /// The smallest block that takes all rows, or the largest that fits.
     #[test]
     fn decode_tiles_follow_the_rows() {
         let chosen =
-            |dtype, rows, k, shared| decode_tile_for(dtype, rows, k, &tiles::device(132, shared)).unwrap().name;
+            |dtype, rows, k, shared| decode_tile_for(dtype, rows, k, &tiles::device(132, shared, HOPPER)).unwrap().name;
         for (rows, bf16, f32) in [(1, "r8", "r8"), (8, "r8", "r8"), (9, "r16", "r64"), (16, "r16", "r64")] {
             assert_eq!([chosen(DType::BF16, rows, 768, LARGE), chosen(DType::F32, rows, 768, LARGE)], [bf16, f32]);
         }

@@ -293,6 +293,13 @@ impl Device for Cuda {
         self.put(shape, DType::F32, values)
     }
 
+    fn zeros(&self, shape: [usize; 2]) -> Result<Tensor> {
+        let tensor = self.empty(shape, self.dtype, Layout::Rows)?;
+        // SAFETY: the tensor holds as many bytes.
+        unsafe { self.stream.memset(tensor.pointer(), 0, tensor.len() * self.dtype.size())? };
+        Ok(tensor)
+    }
+
     fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
         let x = self.rows_of(x, DType::F32)?;
         let mut values = vec![0.0; x.len()];

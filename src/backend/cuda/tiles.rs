@@ -67,7 +67,8 @@ pub(super) fn fastest<P>(
     [rows, columns]: [usize; 2],
     device: &Properties,
 ) -> Option<&'static Tile<P>> {
-    let usable = || tiles.iter().filter(|tile| tile.takes(dtype, aligned) && tile.shared_bytes <= device.shared_per_block);
+    let usable =
+        || tiles.iter().filter(|tile| tile.takes(dtype, aligned) && tile.shared_bytes <= device.shared_per_block);
     let wgmma = device.capability == WGMMA_CAPABILITY && usable().any(Tile::is_wgmma);
     let family = usable().filter(|tile| tile.is_wgmma() == wgmma);
     family.min_by_key(|tile| tile.busy_time(rows, columns, device.multiprocessors.max(1)))
@@ -75,11 +76,11 @@ pub(super) fn fastest<P>(
 
 /// Properties that the choice of tiles depends on, for tests.
 #[cfg(test)]
-pub(super) fn device(multiprocessors: usize, shared_per_block: usize) -> Properties {
+pub(super) fn device(multiprocessors: usize, shared_per_block: usize, capability: (u32, u32)) -> Properties {
     Properties {
         name: "a device".into(),
         multiprocessors,
-        capability: (9, 0),
+        capability,
         memory: 1 << 30,
         cooperative: true,
         l2: 50 << 20,
