@@ -21,7 +21,7 @@
 // costs more than it computes. Either way results are the same.
 //
 // Numerics: the sum of each element of C runs over k in one fixed order, whatever the tile, so results depend neither on
-// the shape of the tile nor on where in it a row stands. Left out: wgmma and TMA (sm_90a).
+// the shape of the tile nor on where in it a row stands. warpgroup.cuh has tiles of wgmma (sm_90a).
 #pragma once
 
 #include "columns.cuh"
@@ -39,13 +39,19 @@ struct TileCoord {
     int row, column, rows;
 };
 
-// The tile of this block in a one-dimensional grid: groups of row tiles, in each of them column after column.
-template <typename Tile> DEVICE TileCoord tile_coord(int rows, int columns) {
+// Tiles of C.
+template <typename Tile> DEVICE int tile_count(int rows, int columns) {
+    return (rows + Tile::M - 1) / Tile::M * ((columns + Tile::N - 1) / Tile::N);
+}
+
+// Tile `number`, by default that of this block in a one-dimensional grid: groups of row tiles, in each of them column after
+// column.
+template <typename Tile> DEVICE TileCoord tile_coord(int rows, int columns, int number = blockIdx.x) {
     const int down = (rows + Tile::M - 1) / Tile::M, across = (columns + Tile::N - 1) / Tile::N;
-    const int block = blockIdx.x, in_group = GROUP_ROWS * across;
-    const int first = block / in_group * GROUP_ROWS;
+    const int in_group = GROUP_ROWS * across;
+    const int first = number / in_group * GROUP_ROWS;
     const int height = min(GROUP_ROWS, down - first);
-    const int at = block % in_group;
+    const int at = number % in_group;
     return {(first + at % height) * Tile::M, at / height * Tile::N, rows};
 }
 
@@ -124,6 +130,40 @@ DEVICE void store_run(bf16* to, const float (&v)[8]) {
 }
 DEVICE void store_run(bf16* to, const float (&v)[4]) {
     *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
+}
+
+// Eight values of a row on their way, in their own type; zeros at first.
+template <typename T> struct Eight;
+template <> struct Eight<bf16> {
+    uint4 words = {};
+    DEVICE void load(const bf16* from) { words = *reinterpret_cast<const uint4*>(from); }
+    DEVICE void set(const float (&v)[8]) {
+        words = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+    }
+    DEVICE void get(float (&v)[8]) const {
+        const uint32_t four[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) v[2 * i] = low_float(four[i]), v[2 * i + 1] = high_float(four[i]);
+    }
+};
+template <> struct Eight<float> {
+    float4 low = {}, high = {};
+    DEVICE void load(const float* from) {
+        low = *reinterpret_cast<const float4*>(from), high = *reinterpret_cast<const float4*>(from + 4);
+    }
+    DEVICE void set(const float (&v)[8]) {
+        low = make_float4(v[0], v[1], v[2], v[3]), high = make_float4(v[4], v[5], v[6], v[7]);
+    }
+    DEVICE void get(float (&v)[8]) const {
+        v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w, v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+    }
+};
+// Those of a row that ends after `count`, from any address.
+template <typename T> DEVICE void load_some(Eight<T>& eight, const T* from, int count) {
+    float v[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = i < count ? to_float(from[i]) : 0.0f;
+    eight.set(v);
 }
 
 // ---- operands in shared memory

@@ -7,7 +7,7 @@
 //   d[0] (g, 2t)  d[1] (g, 2t+1)  d[2] (g+8, 2t)  d[3] (g+8, 2t+1)                 16 x 8
 // ldmatrix: lane l names row l % 8 of 8x8 matrix l / 8; register i of a lane gets (g, 2t..2t+1) of matrix i, or of its
 // transpose. A is loaded with matrices (rows 0-7, k 0-7), (rows 8-15, k 0-7), (rows 0-7, k 8-15), (rows 8-15, k 8-15).
-// wgmma and the tensor memory accelerator (sm_90a) belong here too, once there are kernels for them.
+// Products of four warps (sm_90a) are in wgmma.cuh.
 #pragma once
 
 #include "prelude.cuh"

@@ -1,9 +1,17 @@
-// warpgroup: tiles of gemm.cuh whose products are wgmma's (sm_90a). The same calls and epilogues as MmaTile, of bf16.
+// warpgroup: products C = A B^T in tiles as gemm.cuh's, multiplied by wgmma (sm_90a), of bf16.
 //
-//   WarpgroupTile<M, N, STAGES, OperandA, OperandB>   operands ByRows or ByColumns
+//   WarpgroupTile<M, N, STAGES, OperandA, OperandB>    operands ByRows or ByColumns
+//   warpgroup_product<Tile>(a, b, rows, columns, k, out)
 //
-// A warpgroup owns 64 rows of the tile and all of its columns. Copies are cp.async, as everywhere: two k_tiles wait for their
-// products, or are being multiplied, while the other stages are filled.
+// A warpgroup owns 64 rows of a tile and all of its columns. Copies are cp.async, as everywhere: one k_tile is being
+// multiplied and the next waits, while the other stages are filled. Blocks take one tile after the other, as far apart as the
+// grid is long; the first k_tiles of the next are on their way while the sums of the last are finished.
+//
+// Sums reach `out` by way of shared memory, PANEL columns at a time, so that the code that finishes them stands once in the
+// kernel and stores whole vectors: out.read(row, column) is what a run of eight columns needs of device memory, asked for two
+// runs before out.finish<true>(row, column, sums, read).
+//
+// Numerics: as gemm.cuh's; on an H200 the bits are those of its tiles (docs/decisions.md).
 #pragma once
 
 #include "gemm.cuh"
@@ -14,11 +22,11 @@ namespace {
 template <int M_, int N_, int STAGES, typename OperandA = ByRows, typename OperandB = ByRows> struct WarpgroupTile {
     static constexpr int M = M_, N = N_;
     static constexpr int THREADS = M / 64 * WARPGROUP;
-    static constexpr int WARP_M = 16, WARP_N = N;
-    static constexpr int RUN = 8, LANE_RUN = 2;
+    static constexpr int ROWS = 16;             // of a warp
     static constexpr int WIDTH = N / 8;         // fragments of a warp
     static constexpr int AHEAD = STAGES - 2;    // k_tiles that are copied ahead
     static constexpr int STEPS = K_TILE<bf16> / 16;
+    static constexpr int RUN = 8, PANEL = 32;
     static constexpr bool COLUMNS_A = is_same<OperandA, ByColumns>, COLUMNS_B = is_same<OperandB, ByColumns>;
     static_assert(M % 64 == 0 && AHEAD > 0, "whole warpgroups, and a stage to fill");
     using Value = bf16;
@@ -26,15 +34,12 @@ template <int M_, int N_, int STAGES, typename OperandA = ByRows, typename Opera
         unsigned char a[M * ROW_BYTES];
         unsigned char b[N * ROW_BYTES];
     };
-    union alignas(WGMMA_GROUP) Shared {
+    struct Shared {
         Stage stage[STAGES];
-        float sums[M * N];
+        float sums[THREADS / WARP][ROWS * PANEL];
     };
 
     float sums[WIDTH][4];
-
-    DEVICE static int warp_row() { return warp_index() * WARP_M; }
-    DEVICE static int warp_column() { return 0; }
 
     template <typename A, typename B>
     DEVICE void prefetch(Shared& shared, const A& a, const B& b, const TileCoord& at, int k) const {
@@ -75,19 +80,61 @@ template <int M_, int N_, int STAGES, typename OperandA = ByRows, typename Opera
         wgmma_wait<0>();
     }
 
-    // As in MmaTile.
-    template <typename F> DEVICE void each_run(const F& f) {
+    // Hands all sums to `out`. A warp has a part of the shared memory to itself.
+    template <typename Out> DEVICE void finish(Shared& shared, const TileCoord& at, const Out& out) const {
+        constexpr int RUNS = PANEL / RUN, COUNT = ROWS * RUNS / WARP, ALL = N / PANEL * COUNT;
+        static_assert(COUNT == 2, "runs of a panel that are asked for ahead");
+        float* panel = shared.sums[warp_index()];
+        const int first = at.row + warp_index() * ROWS + lane_index() / RUNS, column = lane_index() % RUNS * RUN;
+        const auto row_of = [&](int i) { return first + i % COUNT * (WARP / RUNS); };
+        const auto column_of = [&](int i) { return at.column + i / COUNT * PANEL + column; };
+        typename Out::Read read[COUNT];
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-#pragma unroll
-            for (int j = 0; j < WIDTH; j++) {
-                const auto sum = [&](int v) -> float& { return sums[j][half * 2 + v]; };
-                f(half * 8 + lane_index() / 4, j * 8 + lane_index() % 4 * 2, sum);
+        for (int i = 0; i < COUNT; i++) read[i] = out.read(row_of(i), column_of(i));
+#pragma unroll 1
+        for (int i = 0; i < ALL; i++) {
+            if (i % COUNT == 0) {
+                sync_warp();
+                store_panel(panel, i / COUNT);
+                sync_warp();
             }
+            const int row = lane_index() / RUNS + i % COUNT * (WARP / RUNS);
+            float values[RUN];
+#pragma unroll
+            for (int v = 0; v < RUN; v += 4) {
+                const float4 four = *reinterpret_cast<const float4*>(panel + place(row, (column + v) / 4));
+                values[v] = four.x, values[v + 1] = four.y, values[v + 2] = four.z, values[v + 3] = four.w;
+            }
+            const typename Out::Read own = read[0];
+            read[0] = read[1];
+            if (i + COUNT < ALL) read[1] = out.read(row_of(i + COUNT), column_of(i + COUNT));
+            out.template finish<true>(row_of(i), column_of(i), values, own);
         }
     }
 
   private:
+    // Where chunk16 `chunk` of a row of a panel lies: neither the lanes that hold two sums of eight rows nor those that read
+    // four runs of eight rows conflict in a bank.
+    DEVICE static int place(int row, int chunk) { return row * PANEL + (chunk ^ (row & 7)) * 4; }
+
+    // Registers have no index: a branch for each panel.
+    DEVICE void store_panel(float* panel, int number) const {
+#pragma unroll
+        for (int p = 0; p < N / PANEL; p++) {
+            if (p != number) continue;
+#pragma unroll
+            for (int v = 0; v < 4; v += 2) {
+#pragma unroll
+                for (int j = 0; j < PANEL / 8; j++) {
+                    const int row = lane_index() / 4 + v / 2 * 8, pair = lane_index() % 4 * 2;
+                    float* two = panel + place(row, j * 2 + pair / 4) + pair % 4;
+                    *reinterpret_cast<float2*>(two) =
+                        make_float2(sums[p * (PANEL / 8) + j][v], sums[p * (PANEL / 8) + j][v + 1]);
+                }
+            }
+        }
+    }
+
     template <typename A, typename B>
     DEVICE static void copy(Stage& stage, const A& a, const B& b, const TileCoord& at, int k_tile, int k_tiles) {
         if (k_tile < k_tiles) {
@@ -107,46 +154,27 @@ template <int M_, int N_, int STAGES, typename OperandA = ByRows, typename Opera
     }
 };
 
-// Where chunk16 `chunk` of a row of sums lies: neither the lanes that hold two sums of eight rows nor those that read a run of
-// one row conflict in a bank.
-template <int N> DEVICE int warpgroup_sums_offset(int row, int chunk) { return row * N + (chunk ^ (row & 7)) * 4; }
-
-// Hands all sums to `out`, a run at a time, as gemm.cuh's; what a run needs of device memory, out.read(row, column), is asked
-// for two runs before out.finish<ROLLED>(row, column, sums, read).
-template <int M, int N, int STAGES, typename A, typename B, typename Out>
-DEVICE void epilogue(WarpgroupTile<M, N, STAGES, A, B>& tile, typename WarpgroupTile<M, N, STAGES, A, B>::Shared& shared,
-                     const TileCoord& at, const Out& out) {
-    using Tile = WarpgroupTile<M, N, STAGES, A, B>;
-    constexpr int RUN = Tile::RUN, RUNS = N / RUN, COUNT = Tile::WARP_M * RUNS / WARP, AHEAD = 2;
-    static_assert(COUNT >= AHEAD && RUNS % 8 == 0, "whole rows of runs");
-    // The stages have been read by all warps; from here on each has a part of the memory to itself.
-    sync_block();
-    const int first_row = at.row + Tile::warp_row();
-    float* sums = shared.sums + Tile::warp_row() * N;
-    const auto row_of = [&](int i) { return (i * WARP + lane_index()) / RUNS; };
-    const auto column_of = [&](int i) { return (i * WARP + lane_index()) % RUNS * RUN; };
-    typename Out::Read read[AHEAD];
-#pragma unroll
-    for (int i = 0; i < AHEAD; i++) read[i] = out.read(first_row + row_of(i), at.column + column_of(i));
-    tile.each_run([&](int row, int column, auto sum) {
-        float* two = sums + warpgroup_sums_offset<N>(row, column / 4) + column % 4;
-        *reinterpret_cast<float2*>(two) = make_float2(sum(0), sum(1));
-    });
-    sync_warp();
+// The tiles of this block, in a one-dimensional grid of any length. C has `rows` and `columns`.
+template <typename Tile, typename A, typename B, typename Out>
+DEVICE void warpgroup_product(const A& a, const B& b, int rows, int columns, int k, const Out& out) {
+    typename Tile::Shared& shared = shared_memory<typename Tile::Shared>();
+    const int count = tile_count<Tile>(rows, columns);
+    TileCoord at = tile_coord<Tile>(rows, columns);
+    Tile tile;
+    tile.prefetch(shared, a, b, at, k);
 #pragma unroll 1
-    for (int i = 0; i < COUNT; i++) {
-        const int row = row_of(i), column = column_of(i);
-        float values[RUN];
-#pragma unroll
-        for (int v = 0; v < RUN; v += 4) {
-            const float4 four = *reinterpret_cast<const float4*>(sums + warpgroup_sums_offset<N>(row, (column + v) / 4));
-            values[v] = four.x, values[v + 1] = four.y, values[v + 2] = four.z, values[v + 3] = four.w;
+    for (int number = blockIdx.x; number < count; number += gridDim.x) {
+        tile.clear();
+        tile.mainloop(shared, a, b, at, k);
+        const TileCoord done = at;
+        if (number + int(gridDim.x) < count) {
+            sync_block();  // all have read the stages
+            at = tile_coord<Tile>(rows, columns, number + gridDim.x);
+            tile.prefetch(shared, a, b, at, k);
         }
-        const typename Out::Read own = read[0];
-        read[0] = read[1];
-        if (i + AHEAD < COUNT) read[1] = out.read(first_row + row_of(i + AHEAD), at.column + column_of(i + AHEAD));
-        out.template finish<true>(first_row + row, at.column + column, values, own);
+        tile.finish(shared, done, out);
     }
+    cp_async_wait<0>();
 }
 
 }  // namespace

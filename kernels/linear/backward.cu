@@ -68,7 +68,7 @@ template <typename T> struct InputEpilogue {
     DEVICE bool rolled() const { return true; }
 
     struct Read {
-        float input[RUN], residual[RUN];
+        Eight<T> input, residual;
     };
 
     DEVICE Read read(int row, int column) const {
@@ -87,10 +87,15 @@ template <typename T> struct InputEpilogue {
     template <bool ROLLED> DEVICE void finish(int row, int column, float (&v)[RUN], const Read& read) const {
         if (row >= params.rows || column >= params.columns) return;
         T* dx = static_cast<T*>(params.dx) + int64_t(row) * params.columns + column;
-        if (params.input) activate_backward(params.activation, read.input, v);
+        float other[RUN];
+        if (params.input) {
+            read.input.get(other);
+            activate_backward(params.activation, other, v);
+        }
         if (params.residual) {
+            read.residual.get(other);
 #pragma unroll
-            for (int i = 0; i < RUN; i++) v[i] += read.residual[i];
+            for (int i = 0; i < RUN; i++) v[i] += other[i];
         }
         if (vectors()) return store_run(dx, v);
 #pragma unroll
@@ -102,10 +107,12 @@ template <typename T> struct InputEpilogue {
   private:
     DEVICE bool vectors() const { return params.columns % RUN == 0; }
 
-    DEVICE void load(float (&v)[RUN], const T* from, int column) const {
-        if (vectors()) return load_run(v, from);
-#pragma unroll
-        for (int i = 0; i < RUN; i++) v[i] = column + i < params.columns ? to_float(from[i]) : 0.0f;
+    DEVICE void load(Eight<T>& v, const T* from, int column) const {
+        if (vectors()) {
+            v.load(from);
+        } else {
+            load_some(v, from, params.columns - column);
+        }
     }
 };
 
@@ -118,7 +125,7 @@ struct WeightEpilogue {
     DEVICE bool rolled() const { return true; }
 
     struct Read {
-        float before[RUN];
+        Eight<float> before;
     };
 
     DEVICE Read read(int row, int column) const {
@@ -126,11 +133,10 @@ struct WeightEpilogue {
         if (!params.adds || row >= params.rows || column >= params.columns) return r;
         const float* from = out + int64_t(row) * params.columns + column;
         if (vectors()) {
-            load_run(r.before, from);
-            return r;
+            r.before.load(from);
+        } else {
+            load_some(r.before, from, params.columns - column);
         }
-#pragma unroll
-        for (int i = 0; i < RUN; i++) r.before[i] = column + i < params.columns ? from[i] : 0.0f;
         return r;
     }
 
@@ -141,8 +147,10 @@ struct WeightEpilogue {
     template <bool ROLLED> DEVICE void finish(int row, int column, float (&v)[RUN], const Read& read) const {
         if (row >= params.rows || column >= params.columns) return;
         float* to = out + int64_t(row) * params.columns + column;
+        float before[RUN];
+        read.before.get(before);
 #pragma unroll
-        for (int i = 0; i < RUN; i++) v[i] += read.before[i];
+        for (int i = 0; i < RUN; i++) v[i] += before[i];
         if (vectors()) return store_run(to, v);
 #pragma unroll
         for (int i = 0; i < RUN; i++) {
@@ -153,6 +161,9 @@ struct WeightEpilogue {
   private:
     DEVICE bool vectors() const { return params.columns % RUN == 0; }
 };
+
+using Aligned = AlignedRows<bf16>;
+using Unaligned = UnalignedRows<bf16>;
 
 template <typename Tile, typename Rows, typename Columns> DEVICE void at_input(const LinearBackwardParams& params) {
     using T = typename Tile::Value;
@@ -182,6 +193,21 @@ template <typename Tile, typename Columns> DEVICE void at_weight(const LinearBac
     epilogue(tile, shared, at, WeightEpilogue{params, out});
 }
 
+// The same on sm_90a.
+template <typename Tile> DEVICE void at_input_wgmma(const LinearBackwardParams& params) {
+    const Aligned dy = {static_cast<const bf16*>(params.dy), params.rows, params.depth};
+    const Aligned weight = {static_cast<const bf16*>(params.weight), params.depth, params.columns};
+    warpgroup_product<Tile>(dy, weight, params.rows, params.columns, params.depth, InputEpilogue<bf16>{params});
+}
+
+template <typename Tile> DEVICE void at_weight_wgmma(const LinearBackwardWeightParams& params) {
+    const int first = blockIdx.y * params.share, terms = min(params.share, params.terms - first);
+    const Aligned dy = {static_cast<const bf16*>(params.dy) + int64_t(first) * params.rows, terms, params.rows};
+    const Aligned x = {static_cast<const bf16*>(params.x) + int64_t(first) * params.columns, terms, params.columns};
+    float* out = params.out + int64_t(blockIdx.y) * params.rows * params.columns;
+    warpgroup_product<Tile>(dy, x, params.rows, params.columns, terms, WeightEpilogue{params, out});
+}
+
 // bf16, as forward.cu's, of a weight by columns.
 using Input128x256 = MmaTile<128, 256, 2, 4, 3, Bf16Operand, ByColumns>;
 using Input128x128 = MmaTile<128, 128, 2, 2, 3, Bf16Operand, ByColumns>;
@@ -202,9 +228,6 @@ using Weight64x64Wgmma = WarpgroupTile<64, 64, 6, ByColumns, ByColumns>;
 // f32.
 using Tile128x128F32 = FmaTile<128, 128, 4, 2, 4, 2>;
 using Tile64x64F32 = FmaTile<64, 64, 2, 2, 8, 3>;
-
-using Aligned = AlignedRows<bf16>;
-using Unaligned = UnalignedRows<bf16>;
 
 constexpr int BIAS_WARPS = 8;
 
@@ -242,10 +265,6 @@ KERNEL(linear_backward_64x64_bf16, LinearBackwardParams, 128, 3) { at_input<Inpu
 KERNEL(linear_backward_64x64_unaligned_bf16, LinearBackwardParams, 128, 2) {
     at_input<Input64x64, Unaligned, Unaligned>(params);
 }
-KERNEL(linear_backward_128x256_wgmma_bf16, LinearBackwardParams, 256, 1) { at_input<Input128x256Wgmma, Aligned, Aligned>(params); }
-KERNEL(linear_backward_128x128_wgmma_bf16, LinearBackwardParams, 256, 2) { at_input<Input128x128Wgmma, Aligned, Aligned>(params); }
-KERNEL(linear_backward_64x128_wgmma_bf16, LinearBackwardParams, 128, 1) { at_input<Input64x128Wgmma, Aligned, Aligned>(params); }
-KERNEL(linear_backward_64x64_wgmma_bf16, LinearBackwardParams, 128, 2) { at_input<Input64x64Wgmma, Aligned, Aligned>(params); }
 KERNEL(linear_backward_128x128_f32, LinearBackwardParams, 256, 2) {
     at_input<Tile128x128F32, AlignedRows<float>, TransposedRows>(params);
 }
@@ -256,6 +275,12 @@ KERNEL(linear_backward_64x64_unaligned_f32, LinearBackwardParams, 128, 4) {
     at_input<Tile64x64F32, UnalignedRows<float>, TransposedRows>(params);
 }
 
+// Grid: any number of blocks up to that of tiles.
+KERNEL(linear_backward_128x256_wgmma_bf16, LinearBackwardParams, 256, 1) { at_input_wgmma<Input128x256Wgmma>(params); }
+KERNEL(linear_backward_128x128_wgmma_bf16, LinearBackwardParams, 256, 2) { at_input_wgmma<Input128x128Wgmma>(params); }
+KERNEL(linear_backward_64x128_wgmma_bf16, LinearBackwardParams, 128, 1) { at_input_wgmma<Input64x128Wgmma>(params); }
+KERNEL(linear_backward_64x64_wgmma_bf16, LinearBackwardParams, 128, 2) { at_input_wgmma<Input64x64Wgmma>(params); }
+
 // Grid: the tiles of dweight, in the order of tile_coord, for each part. Shared memory: Shared of the tile.
 KERNEL(linear_backward_weight_128x256_bf16, LinearBackwardWeightParams, 256, 1) { at_weight<Weight128x256, Aligned>(params); }
 KERNEL(linear_backward_weight_128x128_bf16, LinearBackwardWeightParams, 128, 2) { at_weight<Weight128x128, Aligned>(params); }
@@ -263,16 +288,18 @@ KERNEL(linear_backward_weight_64x64_bf16, LinearBackwardWeightParams, 128, 3) { 
 KERNEL(linear_backward_weight_64x64_unaligned_bf16, LinearBackwardWeightParams, 128, 2) {
     at_weight<Weight64x64, Unaligned>(params);
 }
-KERNEL(linear_backward_weight_128x256_wgmma_bf16, LinearBackwardWeightParams, 256, 1) { at_weight<Weight128x256Wgmma, Aligned>(params); }
-KERNEL(linear_backward_weight_128x128_wgmma_bf16, LinearBackwardWeightParams, 256, 2) { at_weight<Weight128x128Wgmma, Aligned>(params); }
-KERNEL(linear_backward_weight_64x128_wgmma_bf16, LinearBackwardWeightParams, 128, 1) { at_weight<Weight64x128Wgmma, Aligned>(params); }
-KERNEL(linear_backward_weight_64x64_wgmma_bf16, LinearBackwardWeightParams, 128, 2) { at_weight<Weight64x64Wgmma, Aligned>(params); }
 KERNEL(linear_backward_weight_128x128_unaligned_f32, LinearBackwardWeightParams, 256, 2) {
     at_weight<Tile128x128F32, TransposedRows>(params);
 }
 KERNEL(linear_backward_weight_64x64_unaligned_f32, LinearBackwardWeightParams, 128, 4) {
     at_weight<Tile64x64F32, TransposedRows>(params);
 }
+
+// Grid: any number of blocks up to that of tiles, for each part.
+KERNEL(linear_backward_weight_128x256_wgmma_bf16, LinearBackwardWeightParams, 256, 1) { at_weight_wgmma<Weight128x256Wgmma>(params); }
+KERNEL(linear_backward_weight_128x128_wgmma_bf16, LinearBackwardWeightParams, 256, 2) { at_weight_wgmma<Weight128x128Wgmma>(params); }
+KERNEL(linear_backward_weight_64x128_wgmma_bf16, LinearBackwardWeightParams, 128, 1) { at_weight_wgmma<Weight64x128Wgmma>(params); }
+KERNEL(linear_backward_weight_64x64_wgmma_bf16, LinearBackwardWeightParams, 128, 2) { at_weight_wgmma<Weight64x64Wgmma>(params); }
 
 // Grid: 32 columns of dy, for each part. Shared memory: BiasSums.
 KERNEL(linear_backward_bias_bf16, LinearBackwardBiasParams, 256, 4) { bias_parts<bf16>(params); }
@@ -292,10 +319,10 @@ KERNEL(linear_backward_add_f32, LinearBackwardAddParams, 256, 4) {
 TILE(linear_backward_128x256_bf16, Input128x256, 128, 256, 147456, 413, "not yet measured");
 TILE(linear_backward_128x128_bf16, Input128x128, 128, 128, 98304, 207, "not yet measured");
 TILE(linear_backward_64x64_bf16, Input64x64, 64, 64, 65536, 96, "not yet measured");
-TILE(linear_backward_128x256_wgmma_bf16, Input128x256Wgmma, 128, 256, 196608, 190, "not yet measured");
-TILE(linear_backward_128x128_wgmma_bf16, Input128x128Wgmma, 128, 128, 98304, 120, "not yet measured");
-TILE(linear_backward_64x128_wgmma_bf16, Input64x128Wgmma, 64, 128, 196608, 95, "not yet measured");
-TILE(linear_backward_64x64_wgmma_bf16, Input64x64Wgmma, 64, 64, 98304, 34, "not yet measured");
+TILE(linear_backward_128x256_wgmma_bf16, Input128x256Wgmma, 128, 256, 212992, 190, "not yet measured");
+TILE(linear_backward_128x128_wgmma_bf16, Input128x128Wgmma, 128, 128, 114688, 120, "not yet measured");
+TILE(linear_backward_64x128_wgmma_bf16, Input64x128Wgmma, 64, 128, 204800, 95, "not yet measured");
+TILE(linear_backward_64x64_wgmma_bf16, Input64x64Wgmma, 64, 64, 106496, 34, "not yet measured");
 TILE(linear_backward_64x64_unaligned_bf16, Input64x64, 64, 64, 65536, 1000, "not yet measured");
 TILE(linear_backward_128x128_f32, Tile128x128F32, 128, 128, 65536, 2048, "not yet measured");
 TILE(linear_backward_64x64_f32, Tile64x64F32, 64, 64, 49152, 768, "not yet measured");
@@ -303,10 +330,10 @@ TILE(linear_backward_64x64_unaligned_f32, Tile64x64F32, 64, 64, 49152, 4000, "no
 TILE(linear_backward_weight_128x256_bf16, Weight128x256, 128, 256, 147456, 413, "not yet measured");
 TILE(linear_backward_weight_128x128_bf16, Weight128x128, 128, 128, 98304, 207, "not yet measured");
 TILE(linear_backward_weight_64x64_bf16, Weight64x64, 64, 64, 65536, 96, "not yet measured");
-TILE(linear_backward_weight_128x256_wgmma_bf16, Weight128x256Wgmma, 128, 256, 196608, 230, "not yet measured");
-TILE(linear_backward_weight_128x128_wgmma_bf16, Weight128x128Wgmma, 128, 128, 98304, 135, "not yet measured");
-TILE(linear_backward_weight_64x128_wgmma_bf16, Weight64x128Wgmma, 64, 128, 196608, 110, "not yet measured");
-TILE(linear_backward_weight_64x64_wgmma_bf16, Weight64x64Wgmma, 64, 64, 98304, 38, "not yet measured");
+TILE(linear_backward_weight_128x256_wgmma_bf16, Weight128x256Wgmma, 128, 256, 212992, 230, "not yet measured");
+TILE(linear_backward_weight_128x128_wgmma_bf16, Weight128x128Wgmma, 128, 128, 114688, 135, "not yet measured");
+TILE(linear_backward_weight_64x128_wgmma_bf16, Weight64x128Wgmma, 64, 128, 204800, 110, "not yet measured");
+TILE(linear_backward_weight_64x64_wgmma_bf16, Weight64x64Wgmma, 64, 64, 106496, 38, "not yet measured");
 TILE(linear_backward_weight_64x64_unaligned_bf16, Weight64x64, 64, 64, 65536, 1000, "not yet measured");
 TILE(linear_backward_weight_128x128_unaligned_f32, Tile128x128F32, 128, 128, 65536, 2048, "not yet measured");
 TILE(linear_backward_weight_64x64_unaligned_f32, Tile64x64F32, 64, 64, 49152, 768, "not yet measured");

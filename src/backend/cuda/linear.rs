@@ -189,7 +189,8 @@ fn launch(
         heads: int("linear", split.heads)?,
         activation: code(activation),
     };
-    let launch = Launch::blocks(tile.count(rows, columns)).shared_bytes(tile.shared_bytes);
+    let blocks = tile.blocks(rows, columns, cuda.stream.properties());
+    let launch = Launch::blocks(blocks).shared_bytes(tile.shared_bytes);
     // SAFETY: x holds rows * K elements, weight columns * K, bias columns, residual, y and saved rows * columns, as was checked, and
     // a split has room for all; tiles that reach beyond read zeros and leave their results out. Tensors begin at multiples of
     // 256 bytes, so that the rows of aligned kernels, and the vectors of rows of a multiple of eight columns, are aligned.

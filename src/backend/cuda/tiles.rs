@@ -45,6 +45,17 @@ impl<P> Tile<P> {
         rows.div_ceil(self.rows) * columns.div_ceil(self.columns)
     }
 
+    /// Blocks of a launch: one for each tile; of wgmma's, whose blocks take one tile after the other, as many as the device
+    /// holds.
+    pub(super) fn blocks(&self, rows: usize, columns: usize, device: &Properties) -> usize {
+        let count = self.count(rows, columns);
+        if !self.is_wgmma() {
+            return count;
+        }
+        let together = (device.shared_per_block / self.shared_bytes).max(1) * device.multiprocessors;
+        count.min(together)
+    }
+
     /// Time of the busiest multiprocessor. Whole tiles take turns on all of them; the tiles of the last rows only multiply
     /// the rows there are, in 16s or a warpgroup's 64s, and first go where a turn was left over.
     fn busy_time(&self, rows: usize, columns: usize, multiprocessors: usize) -> usize {

@@ -126,7 +126,8 @@ fn at_input(
         depth: int(OP, depth)?,
         activation: code(input.map_or(Activation::None, |(activation, _)| activation)),
     };
-    let launch = Launch::blocks(tile.count(rows, columns)).shared_bytes(tile.shared_bytes);
+    let blocks = tile.blocks(rows, columns, cuda.stream.properties());
+    let launch = Launch::blocks(blocks).shared_bytes(tile.shared_bytes);
     // SAFETY: dy holds rows * depth elements, weight depth * columns, input, residual and dx rows * columns, as was checked;
     // tiles that reach beyond read zeros and leave their results out. Tensors begin at multiples of 256 bytes, so that the
     // rows of aligned kernels, and the vectors of rows of a multiple of eight columns, are aligned.
@@ -158,7 +159,8 @@ fn add_weight(
         adds: sums.is_none().into(),
         unused: 0,
     };
-    let grid = Launch::grid([tile.count(rows, columns), parts, 1]).shared_bytes(tile.shared_bytes);
+    let blocks = tile.blocks(rows, columns, cuda.stream.properties());
+    let grid = Launch::grid([blocks, parts, 1]).shared_bytes(tile.shared_bytes);
     // SAFETY: dy holds terms * rows elements, x terms * columns, the gradient rows * columns, as was checked, and the sums as
     // many for each part; tiles that reach beyond read zeros and leave their results out. A part begins within the terms, and,
     // as all tensors and gradients, with rows that are aligned where the kernel wants that.
