@@ -65,14 +65,3 @@ pub(super) fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
     });
     turned
 }
-
-/// a . b.
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 8;
-    let mut sums = [0.0; LANES];
-    for (a, b) in a.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
-        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
-    }
-    let whole = a.len() / LANES * LANES;
-    a[whole..].iter().zip(&b[whole..]).fold(sums.iter().sum(), |sum, (a, b)| sum + a * b)
-}
