@@ -10,7 +10,8 @@ use im2sp::backend::cuda::Cuda;
 use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
 use im2sp::backend::prelude::*;
 use im2sp::backend::{
-    Activation, AttentionShape, CacheRow, CacheShape, ConvEpilogue, EmbedTables, LinearWeights, Parameter,
+    Activation, AttentionShape, CacheRow, CacheShape, ConvEpilogue, DropoutMask, EmbedTables, LayerNormWeights,
+    LinearWeights, Parameter, WeightAndBias,
 };
 use im2sp::tensor::{DType, HostTensor};
 
@@ -100,6 +101,48 @@ fn attention_and_patch_embed() {
     refuse!("patch_embed: pixels (1, 11)", true, |b| {
         let (weight, position) = (matrix(b, 2, 3), matrix(b, 5, 2));
         b.patch_embed(&tensor(b, 1, 11, &[0.0; 11]), &weight, &tensor(b, 1, 2, &[0.0; 2]), &position, 1)
+    });
+}
+
+#[test]
+fn dropout() {
+    let mask = |probability| DropoutMask { probability, seed: 1, stream: 2 };
+    refuse!("dropout: a probability of 1", true, |b| b.dropout(&tensor(b, 1, 2, &[0.0; 2]), mask(1.0), None));
+    refuse!("dropout: x [1, 2], residual Some([2, 1])", true, |b| {
+        b.dropout(&tensor(b, 1, 2, &[0.0; 2]), mask(0.5), Some(&tensor(b, 2, 1, &[0.0; 2])))
+    });
+}
+
+#[test]
+fn backward_passes_of_rows() {
+    let place = |start, columns| Parameter { start, rows: 1, columns };
+    for (dy, saved, start, word) in [
+        ([1, 4], [2, 2], 128, "layer_norm_backward: dy [1, 4], x (2, 2)"),
+        ([2, 2], [2, 1], 128, "layer_norm_backward: dy [2, 2], x (2, 2), saved [2, 1]"),
+        ([2, 2], [2, 2], 127, "layer_norm_backward: Parameter { start: 127"),
+        ([2, 2], [2, 2], 256, "layer_norm_backward: Parameter { start: 256"),
+    ] {
+        macro_rules! run {
+            ($b:expr) => {{
+                let (b, x) = ($b, [0.0; 4]);
+                let norm =
+                    LayerNormWeights { weight: tensor(b, 1, 2, &x[..2]), bias: tensor(b, 1, 2, &x[..2]), eps: 1e-5 };
+                let at = WeightAndBias { weight: place(0, 2), bias: place(start, 2) };
+                let [dy, saved] = [dy, saved].map(|[rows, columns]| tensor(b, rows, columns, &x[..rows * columns]));
+                let into = Some((&mut b.gradients(200)?, at));
+                b.layer_norm_backward(&dy, &tensor(b, 2, 2, &x), &norm, &saved, None, into).map(drop)
+            }};
+        }
+        refused(word, true, || run!(&Cpu), |b| run!(b));
+    }
+    let shape = AttentionShape { batch: 1, tokens: 2, heads: 1, prefix: 2 };
+    let mask = DropoutMask { probability: -1.0, seed: 1, stream: 2 };
+    refuse!("attention: a probability of -1", true, |b| {
+        b.attention_saving(&tensor(b, 2, 3, &[0.0; 6]), shape, Some(mask)).map(|(y, _)| y)
+    });
+    refuse!("attention_backward: dy [2, 1], y [2, 1], log-sum-exp [2, 1]", true, |b| {
+        let (qkv, y) = (tensor(b, 2, 3, &[0.0; 6]), tensor(b, 2, 1, &[0.0; 2]));
+        b.attention_backward(&y, &qkv, &y, &y, shape, None)
     });
 }
 
