@@ -54,6 +54,11 @@ impl<B: Backend> Decoder<B> {
         &self.config
     }
 
+    /// The output (V, C), whose weight is the word embedding.
+    pub fn output(&self) -> &LinearWeights<B> {
+        &self.output
+    }
+
     /// The layers, in their order.
     pub fn layers(&self) -> &[TransformerLayer<B>] {
         &self.layers

@@ -92,7 +92,7 @@ fn calibrate(
             continue;
         }
         let batch = batch(&captioner, &files.config, &images)?;
-        sensitivity(&captioner, &weights, &batch, &mut random, &mut sums)?;
+        sensitivity(&captioner, &batch, &mut random, &mut sums)?;
         batches.push(batch);
     }
     if batches.is_empty() {

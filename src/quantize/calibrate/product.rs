@@ -14,18 +14,10 @@ use crate::{Error, Result};
 pub(super) struct Weights(pub BTreeMap<String, HostTensor>);
 
 impl Weights {
-    /// The word embedding (V, C), which is the output too.
-    pub fn output(&self) -> Result<&HostTensor> {
-        self.named("decoder.word_embedding")
-    }
-
     /// The matrix (N, K) that is called `matrix` in layer `layer`.
     pub fn get(&self, layer: usize, matrix: &str) -> Result<&HostTensor> {
-        self.named(&format!("decoder.layers.{layer}.{matrix}.weight"))
-    }
-
-    fn named(&self, name: &str) -> Result<&HostTensor> {
-        self.0.get(name).ok_or_else(|| Error::shape("calibrate", format!("{name} is missing")))
+        let name = format!("decoder.layers.{layer}.{matrix}.weight");
+        self.0.get(&name).ok_or_else(|| Error::shape("calibrate", format!("{name} is missing")))
     }
 }
 
@@ -42,12 +34,6 @@ pub(super) fn product(left: &[f32], right: HostTensor) -> Result<Vec<f32>> {
 /// `left` (M, L) times its like `right` (N, L), transposed.
 pub(super) fn outer(left: &[f32], right: &[f32], depth: usize) -> Result<Vec<f32>> {
     product(left, matrix(right.len() / depth.max(1), depth, right.to_vec())?)
-}
-
-/// dy (M, N) times `weight` (N, K): (M, K).
-pub(super) fn times(dy: &[f32], weight: &HostTensor) -> Result<Vec<f32>> {
-    let columns = weight.shape().last().copied().unwrap_or(0);
-    product(dy, matrix(columns, weight.len() / columns.max(1), transposed(&weight.to_f32(), columns))?)
 }
 
 fn matrix(rows: usize, columns: usize, values: Vec<f32>) -> Result<HostTensor> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use super::gradient::{backward, inputs};
-use super::product::{Weights, outer, times, transposed};
+use super::product::{outer, transposed};
 use crate::Result;
 use crate::backend::cpu::{Cpu, Tensor};
 use crate::backend::prelude::*;
@@ -90,7 +90,6 @@ pub(super) fn batch(captioner: &Captioner<Cpu>, config: &ModelConfig, images: &[
 /// error changes the caption. Tokens get random signs, so that their gradients can share one way back.
 pub(super) fn sensitivity(
     captioner: &Captioner<Cpu>,
-    weights: &Weights,
     batch: &Batch,
     random: &mut Random,
     sums: &mut Sensitivities,
@@ -108,9 +107,10 @@ pub(super) fn sensitivity(
             row[second.column as usize] -= weight;
         }
     }
-    let dresult = times(&dlogits, weights.output()?)?;
+    let dlogits = Cpu.upload([batch.next.len(), vocabulary], &dlogits)?;
+    let dresult = Cpu.linear_backward(&dlogits, captioner.decoder.output(), None, None)?;
     let rows = batch.next.len();
-    backward(layers, weights, batch.shape, &xs, dresult, &mut |layer, matrix, gradient| {
+    backward(layers, batch.shape, &xs, dresult, &mut |layer, matrix, gradient| {
         let turned = transposed(gradient, gradient.len() / rows.max(1));
         let parts = turned.chunks_exact(turned.len() / parts(matrix));
         let sums = sums.entry((layer, matrix)).or_default();

@@ -11,6 +11,8 @@ use crate::backend::cuda::driver::{KernelInfo, Launch};
 
 /// Rounds in which threads only wait for each other in loops, after which they are taken to wait for ever.
 const MAX_IDLE_ROUNDS: usize = 10_000;
+/// Of a block's shared memory.
+const ALIGNMENT: usize = 1024;
 /// Bytes behind a block's shared memory that it must not touch.
 const GUARD: usize = 256;
 const GUARD_BYTE: u8 = 0xa5;
@@ -201,13 +203,13 @@ impl<'a> Task<'a> {
     }
 }
 
-/// Shared memory as a block finds it, with guard words behind: what was never written is NaN. Aligned to 128 bytes.
+/// Shared memory as a block finds it, with guard words behind: what was never written is NaN. Aligned as operands of wgmma have to be.
 fn prepare_shared(memory: &mut Vec<u128>, bytes: usize) -> *mut u8 {
-    memory.resize(memory.len().max((bytes + GUARD + 128).div_ceil(16)), 0);
+    memory.resize(memory.len().max((bytes + GUARD + ALIGNMENT).div_ceil(16)), 0);
     let start = memory.as_mut_ptr().cast::<u8>();
-    // SAFETY: 128 bytes more than needed were asked for.
+    // SAFETY: so many bytes more than needed were asked for.
     unsafe {
-        let start = start.add(start.align_offset(128));
+        let start = start.add(start.align_offset(ALIGNMENT));
         start.write_bytes(0xff, bytes);
         start.add(bytes).write_bytes(GUARD_BYTE, GUARD);
         start
