@@ -136,9 +136,10 @@ pub(super) unsafe fn parallel<R: Panel>(left: Left<'_>, right: R, target: Target
 /// # Safety
 /// As [`parallel`].
 pub(super) unsafe fn large(left: Left<'_>, right: Right<'_, f32>, target: Target<'_>) {
-    // What packing costs is shared by the columns: of 192 it is 7 % of the time, of 768 and more it brings 2 to 5 %.
+    // What packing costs is shared by the columns and by the parts of K: at 192 of either it is 7 % of the time, at 768 and more
+    // it brings 2 to 5 %.
     const FROM: usize = 512;
-    if left.rows < FROM || target.columns < FROM || left.row_stride != left.depth {
+    if left.rows.min(left.depth).min(target.columns) < FROM || left.row_stride != left.depth {
         // SAFETY: the caller's promise.
         return unsafe { parallel(left, right, target) };
     }
@@ -277,14 +278,15 @@ pub(super) fn panels<S: Simd, R: Pack>(
     columns: usize,
     scratch: &mut Vec<f32>,
 ) {
-    // The largest tiles whose sums leave registers for a line and a value of x: of 32 registers 24, of 16 12. Heads of 64 would
-    // leave a third of the wider tiles empty.
-    if S::N == MAX_LANES && columns == 4 * MAX_LANES {
-        panels_of::<S, R, 6, 4, 0>(l, r, t, first, columns, scratch);
-    } else if S::N == MAX_LANES {
-        panels_of::<S, R, 8, 3, 0>(l, r, t, first, columns, scratch);
-    } else {
-        panels_of::<S, R, 6, 2, 0>(l, r, t, first, columns, scratch);
+    // The largest tiles whose sums leave registers for a line and a value of x: of 32 registers 24, of 16 12. Heads of 64 and of 32
+    // would leave a third of the usual tile empty.
+    const TWO: usize = 2 * MAX_LANES;
+    const FOUR: usize = 4 * MAX_LANES;
+    match (S::N, columns) {
+        (MAX_LANES, TWO) => panels_of::<S, R, 12, 2, 0>(l, r, t, first, columns, scratch),
+        (MAX_LANES, FOUR) => panels_of::<S, R, 6, 4, 0>(l, r, t, first, columns, scratch),
+        (MAX_LANES, _) => panels_of::<S, R, 8, 3, 0>(l, r, t, first, columns, scratch),
+        _ => panels_of::<S, R, 6, 2, 0>(l, r, t, first, columns, scratch),
     }
 }
 

@@ -12,8 +12,8 @@ use super::super::disjoint::Disjoint;
 use super::super::simd::{MAX_LANES, Simd, dispatch};
 use super::{Ahead, Block, COLUMNS, Left, Pack, Panel as _, Right, Target, pack, panels_of, parallel, part_of};
 
-/// Most rows of a task: of a deep part 768 KiB.
-const ROWS: usize = 192;
+/// Most rows of a task: of a deep part 384 KiB.
+const ROWS: usize = 96;
 /// Whole groups of rows, of 8 and of 6.
 const GROUPED: usize = 48;
 /// Rows of a tile and of a group, and registers of a tile: where registers have 16 lanes, and where they have 8.
