@@ -52,8 +52,10 @@ fn model(name: &str) -> Result<(ModelConfig, Freeze)> {
 
 fn measure(name: &str, size: usize, units: usize, updates: usize) -> Result<serde_json::Value> {
     let (config, freeze) = model(name)?;
-    let random = random::files(config.clone(), DType::F32)?.captioner;
-    let mut tensors: BTreeMap<_, _> = random.iter().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
+    let mut tensors: BTreeMap<_, _> = {
+        let random = random::files(config.clone(), DType::F32)?.captioner;
+        random.iter().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect()
+    };
     // Such weights never end a caption; here they have to learn it.
     let zeros = HostTensor::from_f32(&[config.decoder.vocabulary], vec![0.0; config.decoder.vocabulary]);
     tensors.extend(zeros.map(|zeros| ("decoder.output_bias".to_string(), zeros)));

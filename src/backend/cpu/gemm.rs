@@ -89,16 +89,18 @@ impl<'a> Target<'a> {
         self.activation != Activation::None || self.saved.is_some() || sides.iter().any(|side| !side.is_empty())
     }
 
-    /// Asks for what the epilogue reads and writes at an element besides the sum.
+    /// Asks for the sums of some rows, `W` registers from `first`, and for what their epilogue reads and writes besides.
     #[inline(always)]
-    fn prefetch_sides(&self, at: usize) {
-        for side in [self.residual, self.input] {
-            if !side.is_empty() {
-                prefetch(side.as_ptr().wrapping_add(at));
+    fn prefetch<S: Simd, const W: usize>(&self, rows: Range<usize>, first: usize) {
+        let sides = [self.residual, self.input].map(|side| (!side.is_empty()).then_some(side.as_ptr()));
+        let [residual, input] = sides;
+        for start in [Some(self.out.address(0)), residual, input, self.saved.map(|saved| saved.address(0))] {
+            let Some(start) = start else { continue };
+            for row in rows.clone() {
+                for i in 0..W {
+                    prefetch(start.wrapping_add(row * self.row_stride + first + i * S::N));
+                }
             }
-        }
-        if let Some(saved) = self.saved {
-            prefetch(saved.address(at));
         }
     }
 
@@ -443,13 +445,7 @@ fn tile<S: Simd, const M: usize, const W: usize, const G: usize>(
         }
     }
     // The sums of the next tile lie in memory, and so do the sides of its epilogue.
-    for m in M..2 * M {
-        for i in 0..W {
-            let at = (row + m) * t.row_stride + first + i * S::N;
-            prefetch(t.out.address(at));
-            t.prefetch_sides(at);
-        }
-    }
+    t.prefetch::<S, W>(row + M..row + 2 * M, first);
     for (k, line) in values.chunks_exact(width).enumerate() {
         if k % AHEAD_EVERY == 0 {
             ahead.next();
