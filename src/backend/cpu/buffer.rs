@@ -158,3 +158,29 @@ pub(super) fn from_line(values: &mut [f32], len: usize) -> &mut [f32] {
     let start = values.as_ptr().align_offset(LINE).min(SPARE);
     &mut values[start..start + len]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Elements in use, waiting, and in use at most.
+    fn sizes(pool: &BufferPool) -> [usize; 3] {
+        let state = pool.state();
+        [state.used, state.held, state.peak]
+    }
+
+    /// What waits stays within what was in use at the same time, however many buffers those are; beyond it the limits hold.
+    #[test]
+    fn waiting_buffers_stay_within_the_peak() {
+        let pool = BufferPool::new(2, 100);
+        let buffers: Vec<_> = (0..6).map(|_| Arc::new(Vec::with_capacity(50))).collect();
+        buffers.iter().for_each(|buffer| pool.add(buffer.capacity()));
+        buffers.into_iter().for_each(|buffer| pool.keep(buffer));
+        assert_eq!(sizes(&pool), [0, 300, 300]);
+        assert!(pool.take(20).is_none() && pool.take(51).is_none());
+        pool.add(250);
+        assert_eq!(sizes(&pool), [250, 50, 300]);
+        assert!(pool.take(40).is_some());
+        assert_eq!(sizes(&pool), [300, 0, 300]);
+    }
+}
