@@ -37,7 +37,7 @@ template <bool COLUMNS> DEVICE uint64_t wgmma_descriptor(const unsigned char* at
 }
 
 // Orders this thread's writes to shared memory before later reads of the tensor cores.
-DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+DEVICE void fence_async_proxy() { WGMMA_ASM("fence.proxy.async.shared::cta;" ::: "memory"); }
 // Orders accesses to sums before later products.
 DEVICE void wgmma_fence() { WGMMA_ASM("wgmma.fence.sync.aligned;" ::: "memory"); }
 // Ends a group of products.

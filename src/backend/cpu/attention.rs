@@ -4,13 +4,13 @@
 //! with strided views of the packed qkv rows. Operations: 4 * B * T * T * H * D.
 //!
 //! Backward, one task per (sequence, head), block after block of query rows: with probabilities p, computed again from the
-//! log-sum-exp, and the gradient g = dy value^T at them, that at the scores is ds = p (g - dy . y) / sqrt D. Then dvalue += p^T dy,
-//! dkey += ds^T query and dquery = ds key, as products with D rows, which fill the tiles of the matrix product, of transposed
-//! copies. Five products of the forward pass's two.
+//! log-sum-exp, and the gradient g = dy value^T at them, that at the scores is ds = p (g - dy . y) / sqrt D. Then dquery = ds key,
+//! and dvalue += p^T dy and dkey += ds^T query as products with D rows of transposed copies. Five products of the forward pass's
+//! two.
 
 use rayon::prelude::*;
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, grown};
 use super::disjoint::Disjoint;
 use super::dropout::{RUN, factors};
 use super::gemm::{self, Left, Right, Target};
@@ -98,7 +98,7 @@ fn attend(qkv: &Tensor, shape: AttentionShape, size: usize, dropout: Option<Drop
         let key = Right { values: &rows[width + head * size..], depth_stride: 1, column_stride: 3 * width };
         let value = Right { values: &rows[2 * width + head * size..], depth_stride: 3 * width, column_stride: 1 };
         let scores: &mut Vec<f32> = scores;
-        scores.resize(queries * keys, 0.0);
+        let scores = grown(scores, queries * keys);
         let left = Left { values: query, row_stride: 3 * width, rows: queries, depth: size };
         // SAFETY: `scores` holds `queries` rows of `keys` and is this task's own.
         unsafe { gemm::serial(left, key, Target::plain(Disjoint::new(scores), keys, keys), scratch) };
@@ -211,8 +211,8 @@ impl Backward<'_> {
             let rows = &x.data[sequence * tokens * width..][..tokens * width];
             Rows { values: &rows[head * size..], stride: width }
         });
-        let mut turned = Buffer::any(3 * len);
-        for (rows, turned) in [query, key, dy].iter().zip(turned.chunks_exact_mut(len)) {
+        let mut turned = Buffer::any(2 * len);
+        for (rows, turned) in [query, dy].iter().zip(turned.chunks_exact_mut(len)) {
             turn(rows.values, rows.stride, [tokens, size], Disjoint::new(turned), tokens);
         }
         let turned = |n: usize, first: usize, depth: usize| Left {
@@ -221,8 +221,9 @@ impl Backward<'_> {
             rows: size,
             depth,
         };
-        // The gradients at query, key and value, (D, T) each.
-        let mut sums = Buffer::zeros(3 * len);
+        let at = sequence * tokens * 3 * width + head * size;
+        // The gradients at key and value, (D, T) each.
+        let mut sums = Buffer::zeros(2 * len);
         let gradients = Disjoint::new(&mut sums);
         let mut block = Buffer::any(2 * BACKWARD_BLOCK * tokens);
         for first in (0..tokens).step_by(BACKWARD_BLOCK) {
@@ -238,18 +239,18 @@ impl Backward<'_> {
             slopes(p, ds, keys, first, task, [dy, y], self);
             let down = |values| Right { values, depth_stride: keys, column_stride: 1 };
             let added = |n: usize| Target { adds: true, ..Target::plain(gradients.offset(n * len), tokens, keys) };
-            let across = Right { values: &*ds, depth_stride: 1, column_stride: keys };
-            // SAFETY: all three are inside of the sums, which are this task's own.
+            let slopes = Left { values: &*ds, row_stride: keys, rows: queries, depth: keys };
+            let across = Right { values: key.values, depth_stride: key.stride, column_stride: 1 };
+            let dquery = Target::plain(self.out.offset(at + first * 3 * width), 3 * width, size);
+            // SAFETY: two are inside of the sums, and the third in columns of the result; all are this task's own.
             unsafe {
-                gemm::serial(turned(0, first, queries), down(ds), added(1), scratch);
-                gemm::serial(turned(2, first, queries), down(p), added(2), scratch);
-                let dquery = Target::plain(gradients.offset(first), tokens, queries);
-                gemm::serial(turned(1, 0, keys), across, dquery, scratch);
+                gemm::serial(turned(0, first, queries), down(ds), added(0), scratch);
+                gemm::serial(turned(1, first, queries), down(p), added(1), scratch);
+                gemm::serial(slopes, across, dquery, scratch);
             }
         }
         for (part, sums) in sums.chunks_exact(len).enumerate() {
-            let at = sequence * tokens * 3 * width + part * width + head * size;
-            turn(sums, tokens, [size, tokens], self.out.offset(at), 3 * width);
+            turn(sums, tokens, [size, tokens], self.out.offset(at + (1 + part) * width), 3 * width);
         }
     }
 }

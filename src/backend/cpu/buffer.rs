@@ -3,43 +3,81 @@
 //! tensors of the same few sizes.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Buffers that wait: at most `max`, of `elements` together.
+/// Buffers of one class of sizes.
 struct BufferPool {
-    waiting: Mutex<Vec<Arc<Vec<f32>>>>,
+    state: Mutex<PoolState>,
+    /// Limits of the waiting buffers, their number and elements, where more than that was never in use at the same time.
     max: usize,
     elements: usize,
+}
+
+/// Elements of the buffers in use now and at most so far, and the buffers that wait, the oldest first, with their elements.
+struct PoolState {
+    used: usize,
+    peak: usize,
+    waiting: Vec<Arc<Vec<f32>>>,
+    held: usize,
 }
 
 /// Elements from which a buffer is large.
 const LARGE_FROM: usize = 1 << 16;
 /// 256 MiB of large ones, 4 MiB of others.
-static LARGE: BufferPool = BufferPool { waiting: Mutex::new(Vec::new()), max: 16, elements: 1 << 26 };
-static SMALL: BufferPool = BufferPool { waiting: Mutex::new(Vec::new()), max: 48, elements: 1 << 20 };
+static LARGE: BufferPool = BufferPool::new(16, 1 << 26);
+static SMALL: BufferPool = BufferPool::new(48, 1 << 20);
 
 impl BufferPool {
+    const fn new(max: usize, elements: usize) -> BufferPool {
+        let state = PoolState { used: 0, peak: 0, waiting: Vec::new(), held: 0 };
+        BufferPool { state: Mutex::new(state), max, elements }
+    }
+
     fn of(len: usize) -> &'static BufferPool {
         if len < LARGE_FROM { &SMALL } else { &LARGE }
     }
 
-    /// The tightest fit, and never one more than twice as large as needed.
-    fn take(&self, len: usize) -> Option<Arc<Vec<f32>>> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = (0..waiting.len()).filter(|&i| (len..=2 * len).contains(&waiting[i].capacity()));
-        fits.min_by_key(|&i| waiting[i].capacity()).map(|index| waiting.remove(index))
+    fn state(&self) -> MutexGuard<'_, PoolState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a buffer; those that have waited longest make room.
+    /// The tightest fit, and never one more than twice as large as needed.
+    fn take(&self, len: usize) -> Option<Arc<Vec<f32>>> {
+        let mut state = self.state();
+        let waiting = &mut state.waiting;
+        let fits = (0..waiting.len()).filter(|&i| (len..=2 * len).contains(&waiting[i].capacity()));
+        let buffer = fits.min_by_key(|&i| waiting[i].capacity()).map(|index| waiting.remove(index))?;
+        state.held -= buffer.capacity();
+        state.used += buffer.capacity();
+        state.peak = state.peak.max(state.used);
+        Some(buffer)
+    }
+
+    /// Counts a new buffer, for which waiting ones may have to go.
+    fn add(&self, capacity: usize) {
+        let mut state = self.state();
+        state.used += capacity;
+        self.trim(&mut state);
+        state.peak = state.peak.max(state.used);
+    }
+
+    /// Keeps a buffer that nobody holds any more.
     fn keep(&self, buffer: Arc<Vec<f32>>) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.capacity() == 0 {
-            waiting.reserve_exact(self.max);
+        let mut state = self.state();
+        if state.waiting.capacity() == 0 {
+            state.waiting.reserve_exact(self.max);
         }
-        waiting.push(buffer);
-        let held = |waiting: &Vec<Arc<Vec<f32>>>| waiting.iter().map(|values| values.capacity()).sum::<usize>();
-        while waiting.len() >= self.max || held(&waiting) > self.elements {
-            waiting.remove(0);
+        state.used -= buffer.capacity();
+        state.held += buffer.capacity();
+        state.waiting.push(buffer);
+        self.trim(&mut state);
+    }
+
+    /// Makes room: what waits never lets memory grow beyond what was in use, as a training step's activations are, unless it is
+    /// little.
+    fn trim(&self, state: &mut PoolState) {
+        while state.used + state.held > state.peak && (state.waiting.len() >= self.max || state.held > self.elements) {
+            state.held -= state.waiting.remove(0).capacity();
         }
     }
 }
@@ -66,6 +104,7 @@ impl Buffer {
 
 impl From<Vec<f32>> for Buffer {
     fn from(values: Vec<f32>) -> Buffer {
+        BufferPool::of(values.capacity()).add(values.capacity());
         Buffer(Some(Arc::new(values)))
     }
 }
@@ -79,7 +118,10 @@ impl Deref for Buffer {
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        self.0.as_mut().map_or(&mut [], |values| Arc::make_mut(values).as_mut_slice())
+        if self.0.as_mut().is_some_and(|values| Arc::get_mut(values).is_none()) {
+            *self = self.to_vec().into();
+        }
+        self.0.as_mut().and_then(Arc::get_mut).map_or(&mut [], Vec::as_mut_slice)
     }
 }
 
@@ -115,4 +157,30 @@ pub(super) fn scratch(len: usize) -> Buffer {
 pub(super) fn from_line(values: &mut [f32], len: usize) -> &mut [f32] {
     let start = values.as_ptr().align_offset(LINE).min(SPARE);
     &mut values[start..start + len]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Elements in use, waiting, and in use at most.
+    fn sizes(pool: &BufferPool) -> [usize; 3] {
+        let state = pool.state();
+        [state.used, state.held, state.peak]
+    }
+
+    /// What waits stays within what was in use at the same time, however many buffers those are; beyond it the limits hold.
+    #[test]
+    fn waiting_buffers_stay_within_the_peak() {
+        let pool = BufferPool::new(2, 100);
+        let buffers: Vec<_> = (0..6).map(|_| Arc::new(Vec::with_capacity(50))).collect();
+        buffers.iter().for_each(|buffer| pool.add(buffer.capacity()));
+        buffers.into_iter().for_each(|buffer| pool.keep(buffer));
+        assert_eq!(sizes(&pool), [0, 300, 300]);
+        assert!(pool.take(20).is_none() && pool.take(51).is_none());
+        pool.add(250);
+        assert_eq!(sizes(&pool), [250, 50, 300]);
+        assert!(pool.take(40).is_some());
+        assert_eq!(sizes(&pool), [300, 0, 300]);
+    }
 }

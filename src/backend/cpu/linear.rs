@@ -160,19 +160,19 @@ dispatch! {
 #[inline(always)]
 fn step_f32_body<S: Simd>(l: Left<'_>, w: &[f32], t: Target<'_>, first: usize, columns: usize) {
     dots::<S, f32>(l, w, t, first, columns);
-    t.finish::<S>(l.rows, first, columns);
+    t.finish::<S>(0..l.rows, first, columns);
 }
 
 #[inline(always)]
 fn step_bf16_body<S: Simd>(l: Left<'_>, w: &[bf16], t: Target<'_>, first: usize, columns: usize) {
     dots::<S, bf16>(l, w, t, first, columns);
-    t.finish::<S>(l.rows, first, columns);
+    t.finish::<S>(0..l.rows, first, columns);
 }
 
 #[inline(always)]
 fn step_int8_body<S: Simd>(l: Left<'_>, w: &Packed, t: Target<'_>, first: usize, columns: usize) {
     int8::sums::<S>(l, w, t, first, columns);
-    t.finish::<S>(l.rows, first, columns);
+    t.finish::<S>(0..l.rows, first, columns);
 }
 
 /// An element a dot product can read.

@@ -2,9 +2,14 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use super::{Cpu, Matrix, Tensor, Weights, ensure};
 use crate::Result;
 use crate::backend::parameters::{self, BlockPart, Parameter, TrainedParameters};
+
+/// Gradients of a task that sets them to zero.
+const TASK: usize = 1 << 16;
 
 /// Master values, which products read, and both moments.
 pub struct Block {
@@ -59,7 +64,7 @@ impl TrainedParameters for Cpu {
     }
 
     fn zero_gradients(&self, gradients: &mut Vec<f32>) -> Result<()> {
-        gradients.fill(0.0);
+        gradients.par_chunks_mut(TASK).for_each(|part| part.fill(0.0));
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 
 use super::super::buffer::Buffer;
 use super::super::disjoint::Disjoint;
-use super::super::gemm::{self, Left, Right, Target};
+use super::super::gemm::{self, Factor, Left, Right, Target};
 use super::super::{Cpu, Elements, Tensor};
 use super::{Product, multiply};
 use crate::backend::linear::{check, check_backward, check_weight_backward};
@@ -25,8 +25,14 @@ impl LinearBackward for Cpu {
         if !y.is_empty() {
             let weight = layer.weight.elements()?;
             let (left, target) = product.operands(weight, columns, activation, &mut y);
-            // SAFETY: both hold M rows of N elements and are borrowed for the whole call.
-            unsafe { multiply(left, weight, Target { saved: Some(Disjoint::new(&mut saved)), ..target }) };
+            let target = Target { saved: Some(Disjoint::new(&mut saved)), ..target };
+            // SAFETY (of both): they hold M rows of N elements and are borrowed for the whole call.
+            match weight {
+                Elements::F32(values) => unsafe {
+                    gemm::large(left, Right { values, depth_stride: 1, column_stride: left.depth }, target);
+                },
+                _ => unsafe { multiply(left, weight, target) },
+            }
         }
         layer.weight.release_after_first_use();
         Ok((Tensor::new(rows, columns, y), Tensor::new(rows, columns, saved)))
@@ -52,7 +58,7 @@ impl LinearBackward for Cpu {
             _ if rows * columns == 0 => {}
             // SAFETY (of both): `dx` holds M rows of K elements and is borrowed for the whole call.
             Elements::F32(values) => unsafe {
-                gemm::parallel(left, Right { values, depth_stride, column_stride }, target);
+                gemm::large(left, Right { values, depth_stride, column_stride }, target);
             },
             Elements::Bf16(values) => unsafe {
                 gemm::parallel(left, Right { values, depth_stride, column_stride }, target);
@@ -71,12 +77,14 @@ impl LinearBackward for Cpu {
     ) -> Result<()> {
         let _span = trace::span("linear_weight_backward");
         check_weight_backward(self.shape(dy), self.shape(x), at, gradients.len())?;
-        let (depth, columns) = (x.rows, x.columns);
+        let (shape, columns) = ([dy.columns, x.rows], x.columns);
+        let mut sums = Buffer::zeros(dy.columns);
+        let left = Factor::Columns(&dy.data, Disjoint::new(&mut sums));
         let right = Right { values: &x.data[..], depth_stride: columns, column_stride: 1 };
-        let mut sums = Buffer::any(dy.columns);
         let out = Disjoint::new(&mut gradients[at.weight.range()]);
-        // SAFETY: the parameter has N rows of K elements and is borrowed for the whole call.
-        unsafe { gemm::add_transposed(&dy.data, right, depth, Target::plain(out, columns, columns), &mut sums) };
+        let target = Target { adds: true, ..Target::plain(out, columns, columns) };
+        // SAFETY: the parameter has N rows of K elements, the sums are N; all are borrowed for the whole call.
+        unsafe { gemm::packed(left, shape, right, target) };
         gradients[at.bias.range()].iter_mut().zip(&sums[..]).for_each(|(gradient, sum)| *gradient += sum);
         Ok(())
     }
