@@ -25,6 +25,7 @@
 #pragma once
 
 #include "columns.cuh"
+#include "vector.cuh"
 
 namespace {
 
@@ -132,38 +133,12 @@ DEVICE void store_run(bf16* to, const float (&v)[4]) {
     *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
 }
 
-// Eight values of a row on their way, in their own type; zeros at first.
-template <typename T> struct Eight;
-template <> struct Eight<bf16> {
-    uint4 words = {};
-    DEVICE void load(const bf16* from) { words = *reinterpret_cast<const uint4*>(from); }
-    DEVICE void set(const float (&v)[8]) {
-        words = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
-    }
-    DEVICE void get(float (&v)[8]) const {
-        const uint32_t four[4] = {words.x, words.y, words.z, words.w};
+// The first `count` values of a vector, from any address; zeros behind them.
+template <typename T> DEVICE void load_some(Vector<T>& vector, const T* from, int count) {
+    float v[VECTOR];
 #pragma unroll
-        for (int i = 0; i < 4; i++) v[2 * i] = low_float(four[i]), v[2 * i + 1] = high_float(four[i]);
-    }
-};
-template <> struct Eight<float> {
-    float4 low = {}, high = {};
-    DEVICE void load(const float* from) {
-        low = *reinterpret_cast<const float4*>(from), high = *reinterpret_cast<const float4*>(from + 4);
-    }
-    DEVICE void set(const float (&v)[8]) {
-        low = make_float4(v[0], v[1], v[2], v[3]), high = make_float4(v[4], v[5], v[6], v[7]);
-    }
-    DEVICE void get(float (&v)[8]) const {
-        v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w, v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
-    }
-};
-// Those of a row that ends after `count`, from any address.
-template <typename T> DEVICE void load_some(Eight<T>& eight, const T* from, int count) {
-    float v[8];
-#pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = i < count ? to_float(from[i]) : 0.0f;
-    eight.set(v);
+    for (int i = 0; i < VECTOR; i++) v[i] = i < count ? to_float(from[i]) : 0.0f;
+    pack(v, vector);
 }
 
 // ---- operands in shared memory

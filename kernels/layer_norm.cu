@@ -194,38 +194,62 @@ DEVICE void write_sums(const LayerNormBackwardParams& params, const float (&dwei
     }
 }
 
+// The rows of x and dy of a warp, as they come.
+template <typename T> struct RowPair {
+    Vector<T> x[WARP_STEPS], dy[WARP_STEPS];
+
+    DEVICE void load(const LayerNormBackwardParams& params, int row) {
+        const int64_t start = int64_t(row) * params.channels;
+#pragma unroll
+        for (int step = 0; step < WARP_STEPS; step++) {
+            const int at = step * WARP + lane_index();
+            if (at * VECTOR >= params.channels) continue;
+            x[step] = reinterpret_cast<const Vector<T>*>(static_cast<const T*>(params.x) + start)[at];
+            dy[step] = reinterpret_cast<const Vector<T>*>(static_cast<const T*>(params.dy) + start)[at];
+        }
+    }
+    // x^ and dy.
+    DEVICE void get(int step, float mean, float rstd, float (&normal)[VECTOR], float (&d)[VECTOR]) const {
+        unpack(x[step], normal);
+        unpack(dy[step], d);
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++) normal[i] = (normal[i] - mean) * rstd;
+    }
+};
+
+// The next row is on its way while one is worked on, as few registers as it comes in.
 template <typename T> DEVICE void warp_per_row_backward(const LayerNormBackwardParams& params) {
-    const int channels = params.channels, first = blockIdx.x * params.share;
-    const int end = min(first + params.share, params.rows);
+    const int channels = params.channels, first = blockIdx.x * params.share + warp_index();
+    const int end = min(int(blockIdx.x + 1) * params.share, params.rows);
     float dweight[WARP_STEPS][VECTOR] = {}, dbias[WARP_STEPS][VECTOR] = {};
-    for (int row = first + warp_index(); row < end; row += WARPS) {
-        const int64_t start = int64_t(row) * channels;
-        const Vector<T>* x = reinterpret_cast<const Vector<T>*>(static_cast<const T*>(params.x) + start);
-        const Vector<T>* dy = reinterpret_cast<const Vector<T>*>(static_cast<const T*>(params.dy) + start);
+    RowPair<T> next;
+    if (first < end) next.load(params, first);
+#pragma unroll 1
+    for (int row = first; row < end; row += WARPS) {
+        const RowPair<T> pair = next;
+        if (row + WARPS < end) next.load(params, row + WARPS);
         const float2 saved = reinterpret_cast<const float2*>(params.saved)[row];
         const float mean = saved.x, rstd = saved.y;
-        float normal[WARP_STEPS][VECTOR], scaled[WARP_STEPS][VECTOR];  // x^, and weight dy
-        float level = 0.0f, slope = 0.0f;
+        const Vector<float>* weights = reinterpret_cast<const Vector<float>*>(params.weight);
+        float level = 0.0f, slope = 0.0f, weight[VECTOR], normal[VECTOR], d[VECTOR];
 #pragma unroll
         for (int step = 0; step < WARP_STEPS; step++) {
             const int at = step * WARP + lane_index();
             if (at * VECTOR >= channels) continue;
-            float weight[VECTOR];
-            unpack(x[at], normal[step]);
-            unpack(dy[at], scaled[step]);
-            unpack(reinterpret_cast<const Vector<float>*>(params.weight)[at], weight);
+            unpack(weights[at], weight);
+            pair.get(step, mean, rstd, normal, d);
 #pragma unroll
             for (int i = 0; i < VECTOR; i++) {
-                normal[step][i] = (normal[step][i] - mean) * rstd;
-                dweight[step][i] = fmaf(scaled[step][i], normal[step][i], dweight[step][i]);
-                dbias[step][i] += scaled[step][i];
-                scaled[step][i] *= weight[i];
-                level += scaled[step][i];
-                slope = fmaf(scaled[step][i], normal[step][i], slope);
+                dweight[step][i] = fmaf(d[i], normal[i], dweight[step][i]);
+                dbias[step][i] += d[i];
+                const float scaled = d[i] * weight[i];
+                level += scaled;
+                slope = fmaf(scaled, normal[i], slope);
             }
         }
         level = warp_sum(level) / channels;
         slope = warp_sum(slope) / channels;
+        const int64_t start = int64_t(row) * channels;
         const T* residual = params.residual ? static_cast<const T*>(params.residual) + start : nullptr;
         Vector<T>* dx = reinterpret_cast<Vector<T>*>(static_cast<T*>(params.dx) + start);
 #pragma unroll
@@ -234,10 +258,10 @@ template <typename T> DEVICE void warp_per_row_backward(const LayerNormBackwardP
             if (at * VECTOR >= channels) continue;
             float added[VECTOR] = {}, out[VECTOR];
             if (residual) unpack(reinterpret_cast<const Vector<T>*>(residual)[at], added);
+            unpack(weights[at], weight);
+            pair.get(step, mean, rstd, normal, d);
 #pragma unroll
-            for (int i = 0; i < VECTOR; i++) {
-                out[i] = rstd * (scaled[step][i] - level - normal[step][i] * slope) + added[i];
-            }
+            for (int i = 0; i < VECTOR; i++) out[i] = rstd * (d[i] * weight[i] - level - normal[i] * slope) + added[i];
             pack(out, dx[at]);
         }
     }
@@ -282,7 +306,7 @@ template <typename T> DEVICE void block_per_row_backward(const LayerNormBackward
 // Grid: ceil(M / share) blocks; a warp owns every fourth row of its block's. Shared memory: WarpSums. As above for the forward
 // pass: C % 8 == 0, C <= 1024.
 KERNEL(layer_norm_backward_warp_per_row_bf16, LayerNormBackwardParams, 128, 3) { warp_per_row_backward<bf16>(params); }
-KERNEL(layer_norm_backward_warp_per_row_f32, LayerNormBackwardParams, 128, 3) { warp_per_row_backward<float>(params); }
+KERNEL(layer_norm_backward_warp_per_row_f32, LayerNormBackwardParams, 128, 2) { warp_per_row_backward<float>(params); }
 
 // Grid: ceil(M / share) blocks; a block takes one row after the other. Shared memory: BlockSums.
 KERNEL(layer_norm_backward_block_per_row_bf16, LayerNormBackwardParams, 128, 8) { block_per_row_backward<bf16>(params); }
@@ -295,6 +319,7 @@ KERNEL(layer_norm_backward_reduce_f32, LayerNormReduceParams, 256, 4) {
     const int columns = 2 * params.channels, column = blockIdx.x * REDUCE_COLUMNS + own;
     float total = 0.0f;
     if (column < columns) {
+#pragma unroll 4
         for (int block = run; block < params.blocks; block += REDUCE_RUNS) {
             total += params.sums[int64_t(block) * columns + column];
         }

@@ -68,7 +68,7 @@ template <typename T> struct InputEpilogue {
     DEVICE bool rolled() const { return true; }
 
     struct Read {
-        Eight<T> input, residual;
+        Vector<T> input, residual;
     };
 
     DEVICE Read read(int row, int column) const {
@@ -89,11 +89,11 @@ template <typename T> struct InputEpilogue {
         T* dx = static_cast<T*>(params.dx) + int64_t(row) * params.columns + column;
         float other[RUN];
         if (params.input) {
-            read.input.get(other);
+            unpack(read.input, other);
             activate_backward(params.activation, other, v);
         }
         if (params.residual) {
-            read.residual.get(other);
+            unpack(read.residual, other);
 #pragma unroll
             for (int i = 0; i < RUN; i++) v[i] += other[i];
         }
@@ -107,9 +107,9 @@ template <typename T> struct InputEpilogue {
   private:
     DEVICE bool vectors() const { return params.columns % RUN == 0; }
 
-    DEVICE void load(Eight<T>& v, const T* from, int column) const {
+    DEVICE void load(Vector<T>& v, const T* from, int column) const {
         if (vectors()) {
-            v.load(from);
+            v = *reinterpret_cast<const Vector<T>*>(from);
         } else {
             load_some(v, from, params.columns - column);
         }
@@ -125,7 +125,7 @@ struct WeightEpilogue {
     DEVICE bool rolled() const { return true; }
 
     struct Read {
-        Eight<float> before;
+        Vector<float> before;
     };
 
     DEVICE Read read(int row, int column) const {
@@ -133,7 +133,7 @@ struct WeightEpilogue {
         if (!params.adds || row >= params.rows || column >= params.columns) return r;
         const float* from = out + int64_t(row) * params.columns + column;
         if (vectors()) {
-            r.before.load(from);
+            r.before = *reinterpret_cast<const Vector<float>*>(from);
         } else {
             load_some(r.before, from, params.columns - column);
         }
@@ -148,7 +148,7 @@ struct WeightEpilogue {
         if (row >= params.rows || column >= params.columns) return;
         float* to = out + int64_t(row) * params.columns + column;
         float before[RUN];
-        read.before.get(before);
+        unpack(read.before, before);
 #pragma unroll
         for (int i = 0; i < RUN; i++) v[i] += before[i];
         if (vectors()) return store_run(to, v);

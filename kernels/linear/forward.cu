@@ -53,7 +53,7 @@ template <typename T> struct LinearEpilogue {
 
     // What of a run comes from far.
     struct Read {
-        Eight<T> residual;
+        Vector<T> residual;
     };
 
     DEVICE Read read(int row, int column) const {
@@ -61,7 +61,7 @@ template <typename T> struct LinearEpilogue {
         if (!params.residual || row >= params.rows || column >= params.columns) return r;
         const T* residual = static_cast<const T*>(params.residual) + int64_t(row) * params.columns + column;
         if (vectors()) {
-            r.residual.load(residual);
+            r.residual = *reinterpret_cast<const Vector<T>*>(residual);
         } else {
             load_some(r.residual, residual, params.columns - column);
         }
@@ -84,7 +84,7 @@ template <typename T> struct LinearEpilogue {
         if (ROLLED) activate(params.activation, v);
         // In f32 without a residual, a sum of -0 becomes 0.
         if (params.residual || sizeof(T) == sizeof(float)) {
-            read.residual.get(residual);
+            unpack(read.residual, residual);
 #pragma unroll
             for (int i = 0; i < RUN; i++) v[i] += residual[i];
         }

@@ -14,9 +14,9 @@ use crate::tensor::DType;
 const WARP_CHANNELS: usize = 1024;
 /// Rows of a block of the warp-per-row kernel.
 const WARP_ROWS: usize = 4;
-/// Blocks of the backward pass at most, one row of partial sums each: two for each multiprocessor of a large GPU, whose sums
-/// are a tenth of what 3,000 rows take to read.
-const MAX_SHARES: usize = 256;
+/// Blocks of the backward pass at most, one row of partial sums each: three for each multiprocessor of a large GPU, as many as
+/// have room.
+const MAX_SHARES: usize = 396;
 /// Columns of a block of the second stage.
 const REDUCE_COLUMNS: usize = 8;
 
