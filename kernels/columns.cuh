@@ -39,13 +39,13 @@ struct ByColumns {
     const unsigned char* line;
     int chunk, swizzle;
 
-    template <int COLUMNS, int THREADS, typename Source>
+    // By default the loop stays one where large tiles have no registers left for the addresses.
+    template <int COLUMNS, int THREADS, bool UNROLLS = COLUMNS <= 64, typename Source>
     DEVICE static void copy(unsigned char* to, const Source& from, int first, int k_tile) {
         constexpr int PANEL = K_TILE<bf16>;
         static_assert(COLUMNS % PANEL == 0 && PANEL % (THREADS / CHUNKS) == 0, "whole panels");
         const int chunk = threadIdx.x % CHUNKS;
-        // Large tiles have no registers left for the addresses.
-        [[maybe_unused]] constexpr int UNROLLED = COLUMNS > 64 ? 1 : COLUMNS * CHUNKS / THREADS;
+        [[maybe_unused]] constexpr int UNROLLED = UNROLLS ? COLUMNS * CHUNKS / THREADS : 1;
 #pragma unroll UNROLLED
         for (int i = 0; i < COLUMNS * CHUNKS / THREADS; i++) {
             const int line = threadIdx.x / CHUNKS + i * (THREADS / CHUNKS);

@@ -133,14 +133,6 @@ DEVICE void store_run(bf16* to, const float (&v)[4]) {
     *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
 }
 
-// The first `count` values of a vector, from any address; zeros behind them.
-template <typename T> DEVICE void load_some(Vector<T>& vector, const T* from, int count) {
-    float v[VECTOR];
-#pragma unroll
-    for (int i = 0; i < VECTOR; i++) v[i] = i < count ? to_float(from[i]) : 0.0f;
-    pack(v, vector);
-}
-
 // ---- operands in shared memory
 
 // All threads of the block copy ROWS rows from `first` on, one k_tile wide, chunk16 by chunk16.

@@ -7,9 +7,10 @@
 // multiplied and the next waits, while the other stages are filled. Blocks take one tile after the other, as far apart as the
 // grid is long; the first k_tiles of the next are on their way while the sums of the last are finished.
 //
-// Sums reach `out` by way of shared memory, PANEL columns at a time, so that the code that finishes them stands once in the
-// kernel and stores whole vectors: out.read(row, column) is what a run of eight columns needs of device memory, asked for two
-// runs before out.finish<true>(row, column, sums, read).
+// Sums reach `out` by way of shared memory, PANEL columns at a time, so that the code that finishes them stands in the kernel
+// once for two rows and stores whole vectors. What runs of eight columns of both need of device memory is asked for a panel
+// ahead, by Out::Read::load(out, row, other row, column), before out.finish(row, column, sums, read, which of the rows).
+// C has columns in a multiple of eight.
 //
 // Numerics: as gemm.cuh's; on an H200 the bits are those of its tiles (docs/decisions.md).
 #pragma once
@@ -80,35 +81,28 @@ template <int M_, int N_, int STAGES, typename OperandA = ByRows, typename Opera
         wgmma_wait<0>();
     }
 
-    // Hands all sums to `out`. A warp has a part of the shared memory to itself.
+    // Hands all sums to `out`. A warp has a part of the shared memory to itself, and a lane two runs of each panel.
     template <typename Out> DEVICE void finish(Shared& shared, const TileCoord& at, const Out& out) const {
-        constexpr int RUNS = PANEL / RUN, COUNT = ROWS * RUNS / WARP, ALL = N / PANEL * COUNT;
-        static_assert(COUNT == 2, "runs of a panel that are asked for ahead");
+        constexpr int RUNS = PANEL / RUN;
+        static_assert(ROWS * RUNS == 2 * WARP, "two runs a lane");
         float* panel = shared.sums[warp_index()];
-        const int first = at.row + warp_index() * ROWS + lane_index() / RUNS, column = lane_index() % RUNS * RUN;
-        const auto row_of = [&](int i) { return first + i % COUNT * (WARP / RUNS); };
-        const auto column_of = [&](int i) { return at.column + i / COUNT * PANEL + column; };
-        typename Out::Read read[COUNT];
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) read[i] = out.read(row_of(i), column_of(i));
+        const int row = lane_index() / RUNS, own = lane_index() % RUNS * RUN;
+        const int first = at.row + warp_index() * ROWS + row, below = first + WARP / RUNS;
+        typename Out::Read next = {};
+        next.load(out, first, below, at.column + own);
 #pragma unroll 1
-        for (int i = 0; i < ALL; i++) {
-            if (i % COUNT == 0) {
-                sync_warp();
-                store_panel(panel, i / COUNT);
-                sync_warp();
-            }
-            const int row = lane_index() / RUNS + i % COUNT * (WARP / RUNS);
-            float values[RUN];
-#pragma unroll
-            for (int v = 0; v < RUN; v += 4) {
-                const float4 four = *reinterpret_cast<const float4*>(panel + place(row, (column + v) / 4));
-                values[v] = four.x, values[v + 1] = four.y, values[v + 2] = four.z, values[v + 3] = four.w;
-            }
-            const typename Out::Read own = read[0];
-            read[0] = read[1];
-            if (i + COUNT < ALL) read[1] = out.read(row_of(i + COUNT), column_of(i + COUNT));
-            out.template finish<true>(row_of(i), column_of(i), values, own);
+        for (int number = 0; number < N / PANEL; number++) {
+            const int column = at.column + number * PANEL + own;
+            sync_warp();
+            store_panel(panel, number);
+            sync_warp();
+            float high[RUN], low[RUN];
+            load_run(high, panel, row, own);
+            load_run(low, panel, row + WARP / RUNS, own);
+            const typename Out::Read read = next;
+            if (number + 1 < N / PANEL) next.load(out, first, below, column + PANEL);
+            out.finish(first, column, high, read, 0);
+            out.finish(below, column, low, read, 1);
         }
     }
 
@@ -116,6 +110,14 @@ template <int M_, int N_, int STAGES, typename OperandA = ByRows, typename Opera
     // Where chunk16 `chunk` of a row of a panel lies: neither the lanes that hold two sums of eight rows nor those that read
     // four runs of eight rows conflict in a bank.
     DEVICE static int place(int row, int chunk) { return row * PANEL + (chunk ^ (row & 7)) * 4; }
+
+    DEVICE static void load_run(float (&v)[RUN], const float* panel, int row, int column) {
+#pragma unroll
+        for (int i = 0; i < RUN; i += 4) {
+            const float4 four = *reinterpret_cast<const float4*>(panel + place(row, (column + i) / 4));
+            v[i] = four.x, v[i + 1] = four.y, v[i + 2] = four.z, v[i + 3] = four.w;
+        }
+    }
 
     // Registers have no index: a branch for each panel.
     DEVICE void store_panel(float* panel, int number) const {
@@ -147,7 +149,7 @@ template <int M_, int N_, int STAGES, typename OperandA = ByRows, typename Opera
     template <typename Operand, int COUNT, typename Source>
     DEVICE static void copy_operand(unsigned char* to, const Source& from, int first, int k_tile) {
         if constexpr (is_same<Operand, ByColumns>) {
-            ByColumns::copy<COUNT, THREADS>(to, from, first, k_tile);
+            ByColumns::copy<COUNT, THREADS, true>(to, from, first, k_tile);
         } else {
             copy_k_tile<COUNT, THREADS, ConsecutiveRows, bf16>(to, from, first, k_tile);
         }

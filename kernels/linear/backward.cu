@@ -67,36 +67,40 @@ template <typename T> struct InputEpilogue {
 
     DEVICE bool rolled() const { return true; }
 
+    // What two runs of the same columns need, of a row each.
     struct Read {
-        Vector<T> input, residual;
+        Vector<T> input[2], residual[2];
+
+        DEVICE void load(const InputEpilogue& out, int row, int other, int column) {
+            const LinearBackwardParams& p = out.params;
+            const int rows[2] = {row, other};
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                if (rows[i] >= p.rows || column >= p.columns) continue;
+                const int64_t at = int64_t(rows[i]) * p.columns + column;
+                if (p.input) input[i] = *reinterpret_cast<const Vector<T>*>(static_cast<const T*>(p.input) + at);
+                if (p.residual) residual[i] = *reinterpret_cast<const Vector<T>*>(static_cast<const T*>(p.residual) + at);
+            }
+        }
     };
 
-    DEVICE Read read(int row, int column) const {
-        Read r = {};
-        if (row >= params.rows || column >= params.columns) return r;
-        const int64_t at = int64_t(row) * params.columns + column;
-        if (params.input) load(r.input, static_cast<const T*>(params.input) + at, column);
-        if (params.residual) load(r.residual, static_cast<const T*>(params.residual) + at, column);
-        return r;
+    DEVICE void finish(int row, int column, float (&v)[RUN], const Read& read, int which) const {
+        if (row >= params.rows || column >= params.columns) return;
+        float input[RUN], residual[RUN];
+        unpack(read.input[which], input);
+        unpack(read.residual[which], residual);
+        finish_run(v, input, residual);
+        store_run(static_cast<T*>(params.dx) + int64_t(row) * params.columns + column, v);
     }
 
     template <bool ROLLED> DEVICE void store(int row, int column, float (&v)[RUN]) const {
-        finish<ROLLED>(row, column, v, read(row, column));
-    }
-
-    template <bool ROLLED> DEVICE void finish(int row, int column, float (&v)[RUN], const Read& read) const {
         if (row >= params.rows || column >= params.columns) return;
-        T* dx = static_cast<T*>(params.dx) + int64_t(row) * params.columns + column;
-        float other[RUN];
-        if (params.input) {
-            unpack(read.input, other);
-            activate_backward(params.activation, other, v);
-        }
-        if (params.residual) {
-            unpack(read.residual, other);
-#pragma unroll
-            for (int i = 0; i < RUN; i++) v[i] += other[i];
-        }
+        const int64_t at = int64_t(row) * params.columns + column;
+        float input[RUN] = {}, residual[RUN] = {};
+        if (params.input) load(input, static_cast<const T*>(params.input) + at, column);
+        if (params.residual) load(residual, static_cast<const T*>(params.residual) + at, column);
+        finish_run(v, input, residual);
+        T* dx = static_cast<T*>(params.dx) + at;
         if (vectors()) return store_run(dx, v);
 #pragma unroll
         for (int i = 0; i < RUN; i++) {
@@ -107,12 +111,17 @@ template <typename T> struct InputEpilogue {
   private:
     DEVICE bool vectors() const { return params.columns % RUN == 0; }
 
-    DEVICE void load(Vector<T>& v, const T* from, int column) const {
-        if (vectors()) {
-            v = *reinterpret_cast<const Vector<T>*>(from);
-        } else {
-            load_some(v, from, params.columns - column);
-        }
+    DEVICE void finish_run(float (&v)[RUN], const float (&input)[RUN], const float (&residual)[RUN]) const {
+        if (params.input) activate_backward(params.activation, input, v);
+        if (!params.residual) return;
+#pragma unroll
+        for (int i = 0; i < RUN; i++) v[i] += residual[i];
+    }
+
+    DEVICE void load(float (&v)[RUN], const T* from, int column) const {
+        if (vectors()) return load_run(v, from);
+#pragma unroll
+        for (int i = 0; i < RUN; i++) v[i] = column + i < params.columns ? to_float(from[i]) : 0.0f;
     }
 };
 
@@ -124,42 +133,50 @@ struct WeightEpilogue {
 
     DEVICE bool rolled() const { return true; }
 
+    // What two runs of the same columns are added to.
     struct Read {
-        Vector<float> before;
+        Vector<float> before[2];
+
+        DEVICE void load(const WeightEpilogue& out, int row, int other, int column) {
+            const LinearBackwardWeightParams& p = out.params;
+            const int rows[2] = {row, other};
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                if (!p.adds || rows[i] >= p.rows || column >= p.columns) continue;
+                before[i] = *reinterpret_cast<const Vector<float>*>(out.out + int64_t(rows[i]) * p.columns + column);
+            }
+        }
     };
 
-    DEVICE Read read(int row, int column) const {
-        Read r = {};
-        if (!params.adds || row >= params.rows || column >= params.columns) return r;
-        const float* from = out + int64_t(row) * params.columns + column;
-        if (vectors()) {
-            r.before = *reinterpret_cast<const Vector<float>*>(from);
-        } else {
-            load_some(r.before, from, params.columns - column);
-        }
-        return r;
+    DEVICE void finish(int row, int column, float (&v)[RUN], const Read& read, int which) const {
+        if (row >= params.rows || column >= params.columns) return;
+        float before[RUN];
+        unpack(read.before[which], before);
+        add(v, before);
+        store_run(out + int64_t(row) * params.columns + column, v);
     }
 
     template <bool ROLLED> DEVICE void store(int row, int column, float (&v)[RUN]) const {
-        finish<ROLLED>(row, column, v, read(row, column));
-    }
-
-    template <bool ROLLED> DEVICE void finish(int row, int column, float (&v)[RUN], const Read& read) const {
         if (row >= params.rows || column >= params.columns) return;
         float* to = out + int64_t(row) * params.columns + column;
-        float before[RUN];
-        unpack(read.before, before);
-#pragma unroll
-        for (int i = 0; i < RUN; i++) v[i] += before[i];
-        if (vectors()) return store_run(to, v);
+        if (params.columns % RUN == 0) {
+            float before[RUN] = {};
+            if (params.adds) load_run(before, to);
+            add(v, before);
+            return store_run(to, v);
+        }
 #pragma unroll
         for (int i = 0; i < RUN; i++) {
-            if (column + i < params.columns) to[i] = v[i];
+            if (column + i < params.columns) to[i] = params.adds ? to[i] + v[i] : v[i];
         }
     }
 
   private:
-    DEVICE bool vectors() const { return params.columns % RUN == 0; }
+    DEVICE void add(float (&v)[RUN], const float (&before)[RUN]) const {
+        if (!params.adds) return;
+#pragma unroll
+        for (int i = 0; i < RUN; i++) v[i] += before[i];
+    }
 };
 
 using Aligned = AlignedRows<bf16>;
@@ -218,11 +235,10 @@ using Weight128x128 = MmaTile<128, 128, 2, 2, 3, ColumnsOperand, ByColumns>;
 using Weight64x64 = MmaTile<64, 64, 2, 2, 4, ColumnsOperand, ByColumns>;
 // And both on sm_90a.
 using Input128x256Wgmma = WarpgroupTile<128, 256, 4, ByRows, ByColumns>;
-using Input128x128Wgmma = WarpgroupTile<128, 128, 3, ByRows, ByColumns>;
+using Input128x192Wgmma = WarpgroupTile<128, 192, 4, ByRows, ByColumns>;
 using Input64x128Wgmma = WarpgroupTile<64, 128, 8, ByRows, ByColumns>;
 using Input64x64Wgmma = WarpgroupTile<64, 64, 6, ByRows, ByColumns>;
 using Weight128x256Wgmma = WarpgroupTile<128, 256, 4, ByColumns, ByColumns>;
-using Weight128x128Wgmma = WarpgroupTile<128, 128, 3, ByColumns, ByColumns>;
 using Weight64x128Wgmma = WarpgroupTile<64, 128, 8, ByColumns, ByColumns>;
 using Weight64x64Wgmma = WarpgroupTile<64, 64, 6, ByColumns, ByColumns>;
 // f32.
@@ -277,7 +293,7 @@ KERNEL(linear_backward_64x64_unaligned_f32, LinearBackwardParams, 128, 4) {
 
 // Grid: any number of blocks up to that of tiles.
 KERNEL(linear_backward_128x256_wgmma_bf16, LinearBackwardParams, 256, 1) { at_input_wgmma<Input128x256Wgmma>(params); }
-KERNEL(linear_backward_128x128_wgmma_bf16, LinearBackwardParams, 256, 2) { at_input_wgmma<Input128x128Wgmma>(params); }
+KERNEL(linear_backward_128x192_wgmma_bf16, LinearBackwardParams, 256, 1) { at_input_wgmma<Input128x192Wgmma>(params); }
 KERNEL(linear_backward_64x128_wgmma_bf16, LinearBackwardParams, 128, 1) { at_input_wgmma<Input64x128Wgmma>(params); }
 KERNEL(linear_backward_64x64_wgmma_bf16, LinearBackwardParams, 128, 2) { at_input_wgmma<Input64x64Wgmma>(params); }
 
@@ -297,7 +313,6 @@ KERNEL(linear_backward_weight_64x64_unaligned_f32, LinearBackwardWeightParams, 1
 
 // Grid: any number of blocks up to that of tiles, for each part.
 KERNEL(linear_backward_weight_128x256_wgmma_bf16, LinearBackwardWeightParams, 256, 1) { at_weight_wgmma<Weight128x256Wgmma>(params); }
-KERNEL(linear_backward_weight_128x128_wgmma_bf16, LinearBackwardWeightParams, 256, 2) { at_weight_wgmma<Weight128x128Wgmma>(params); }
 KERNEL(linear_backward_weight_64x128_wgmma_bf16, LinearBackwardWeightParams, 128, 1) { at_weight_wgmma<Weight64x128Wgmma>(params); }
 KERNEL(linear_backward_weight_64x64_wgmma_bf16, LinearBackwardWeightParams, 128, 2) { at_weight_wgmma<Weight64x64Wgmma>(params); }
 
@@ -319,10 +334,10 @@ KERNEL(linear_backward_add_f32, LinearBackwardAddParams, 256, 4) {
 TILE(linear_backward_128x256_bf16, Input128x256, 128, 256, 147456, 413, "not yet measured");
 TILE(linear_backward_128x128_bf16, Input128x128, 128, 128, 98304, 207, "not yet measured");
 TILE(linear_backward_64x64_bf16, Input64x64, 64, 64, 65536, 96, "not yet measured");
-TILE(linear_backward_128x256_wgmma_bf16, Input128x256Wgmma, 128, 256, 212992, 190, "not yet measured");
-TILE(linear_backward_128x128_wgmma_bf16, Input128x128Wgmma, 128, 128, 114688, 120, "not yet measured");
-TILE(linear_backward_64x128_wgmma_bf16, Input64x128Wgmma, 64, 128, 204800, 95, "not yet measured");
-TILE(linear_backward_64x64_wgmma_bf16, Input64x64Wgmma, 64, 64, 106496, 34, "not yet measured");
+TILE(linear_backward_128x256_wgmma_bf16, Input128x256Wgmma, 128, 256, 212992, 210, "not yet measured");
+TILE(linear_backward_128x192_wgmma_bf16, Input128x192Wgmma, 128, 192, 180224, 162, "not yet measured");
+TILE(linear_backward_64x128_wgmma_bf16, Input64x128Wgmma, 64, 128, 204800, 84, "not yet measured");
+TILE(linear_backward_64x64_wgmma_bf16, Input64x64Wgmma, 64, 64, 106496, 43, "not yet measured");
 TILE(linear_backward_64x64_unaligned_bf16, Input64x64, 64, 64, 65536, 1000, "not yet measured");
 TILE(linear_backward_128x128_f32, Tile128x128F32, 128, 128, 65536, 2048, "not yet measured");
 TILE(linear_backward_64x64_f32, Tile64x64F32, 64, 64, 49152, 768, "not yet measured");
@@ -330,10 +345,9 @@ TILE(linear_backward_64x64_unaligned_f32, Tile64x64F32, 64, 64, 49152, 4000, "no
 TILE(linear_backward_weight_128x256_bf16, Weight128x256, 128, 256, 147456, 413, "not yet measured");
 TILE(linear_backward_weight_128x128_bf16, Weight128x128, 128, 128, 98304, 207, "not yet measured");
 TILE(linear_backward_weight_64x64_bf16, Weight64x64, 64, 64, 65536, 96, "not yet measured");
-TILE(linear_backward_weight_128x256_wgmma_bf16, Weight128x256Wgmma, 128, 256, 212992, 230, "not yet measured");
-TILE(linear_backward_weight_128x128_wgmma_bf16, Weight128x128Wgmma, 128, 128, 114688, 135, "not yet measured");
-TILE(linear_backward_weight_64x128_wgmma_bf16, Weight64x128Wgmma, 64, 128, 204800, 110, "not yet measured");
-TILE(linear_backward_weight_64x64_wgmma_bf16, Weight64x64Wgmma, 64, 64, 106496, 38, "not yet measured");
+TILE(linear_backward_weight_128x256_wgmma_bf16, Weight128x256Wgmma, 128, 256, 212992, 210, "not yet measured");
+TILE(linear_backward_weight_64x128_wgmma_bf16, Weight64x128Wgmma, 64, 128, 204800, 84, "not yet measured");
+TILE(linear_backward_weight_64x64_wgmma_bf16, Weight64x64Wgmma, 64, 64, 106496, 43, "not yet measured");
 TILE(linear_backward_weight_64x64_unaligned_bf16, Weight64x64, 64, 64, 65536, 1000, "not yet measured");
 TILE(linear_backward_weight_128x128_unaligned_f32, Tile128x128F32, 128, 128, 65536, 2048, "not yet measured");
 TILE(linear_backward_weight_64x64_unaligned_f32, Tile64x64F32, 64, 64, 49152, 768, "not yet measured");

@@ -48,66 +48,81 @@ template <typename T> struct LinearEpilogue {
     static constexpr int RUN = 8;
     const LinearParams& params;
 
+    // What two runs of the same columns need, of a row each.
+    struct Read {
+        Vector<float> bias;
+        Vector<T> residual[2];
+
+        DEVICE void load(const LinearEpilogue& out, int row, int other, int column) {
+            const LinearParams& p = out.params;
+            if (column >= p.columns) return;
+            bias = *reinterpret_cast<const Vector<float>*>(p.bias + column);
+            if (!p.residual) return;
+            const T* from = static_cast<const T*>(p.residual) + column;
+            if (row < p.rows) residual[0] = *reinterpret_cast<const Vector<T>*>(from + int64_t(row) * p.columns);
+            if (other < p.rows) residual[1] = *reinterpret_cast<const Vector<T>*>(from + int64_t(other) * p.columns);
+        }
+    };
+
     DEVICE bool vectors() const { return params.columns % RUN == 0; }
     DEVICE bool rolled() const { return params.activation != ACTIVATION_NONE || params.saved || params.keys || !vectors(); }
 
-    // What of a run comes from far.
-    struct Read {
-        Vector<T> residual;
-    };
-
-    DEVICE Read read(int row, int column) const {
-        Read r = {};
-        if (!params.residual || row >= params.rows || column >= params.columns) return r;
-        const T* residual = static_cast<const T*>(params.residual) + int64_t(row) * params.columns + column;
-        if (vectors()) {
-            r.residual = *reinterpret_cast<const Vector<T>*>(residual);
-        } else {
-            load_some(r.residual, residual, params.columns - column);
-        }
-        return r;
+    DEVICE void finish(int row, int column, const float (&sums)[RUN], const Read& read, int which) const {
+        if (row >= params.rows || column >= params.columns) return;
+        float v[RUN], residual[RUN];
+        unpack(read.bias, v);
+        unpack(read.residual[which], residual);
+        store_vectors<true>(row, column, sums, v, residual);
     }
 
     template <bool ROLLED> DEVICE void store(int row, int column, const float (&sums)[RUN]) const {
-        finish<ROLLED>(row, column, sums, read(row, column));
-    }
-
-    template <bool ROLLED> DEVICE void finish(int row, int column, const float (&sums)[RUN], const Read& read) const {
         if (row >= params.rows || column >= params.columns) return;
         const int64_t at = int64_t(row) * params.columns + column;
+        const T* from = params.residual ? static_cast<const T*>(params.residual) + at : nullptr;
+        float v[RUN], residual[RUN] = {};
+        if (!ROLLED || vectors()) {
+            load_run(v, params.bias + column);
+            if (from) load_run(residual, from);
+            return store_vectors<ROLLED>(row, column, sums, v, residual);
+        }
         T* y = static_cast<T*>(params.y) + at;
-        float v[RUN], residual[RUN];
-        load_bias(v, column);
+        const int count = params.columns - column;
 #pragma unroll
-        for (int i = 0; i < RUN; i++) v[i] += sums[i];
-        if (ROLLED && params.saved) put(static_cast<T*>(params.saved) + at, column, v);
-        if (ROLLED) activate(params.activation, v);
-        // In f32 without a residual, a sum of -0 becomes 0.
-        if (params.residual || sizeof(T) == sizeof(float)) {
-            unpack(read.residual, residual);
+        for (int i = 0; i < RUN; i++) v[i] = sums[i] + (i < count ? params.bias[column + i] : 0.0f);
+        if (params.saved) store_some(static_cast<T*>(params.saved) + at, v, count);
+        activate(params.activation, v);
 #pragma unroll
-            for (int i = 0; i < RUN; i++) v[i] += residual[i];
+        for (int i = 0; i < RUN; i++) {
+            if (from && i < count) v[i] += to_float(from[i]);
         }
-        if (ROLLED) {
-            put(y, column, v);
-        } else {
-            store_run(y, v);
-        }
-        if (ROLLED && params.keys) scatter_to_heads(row, column, y, v);
+        store_some(y, v, count);
+        if (params.keys) scatter_to_heads(row, column, y, v);
     }
 
   private:
-    DEVICE void load_bias(float (&v)[RUN], int column) const {
-        if (vectors()) return load_run(v, params.bias + column);
+    // `v` holds the bias.
+    template <bool ROLLED>
+    DEVICE void store_vectors(int row, int column, const float (&sums)[RUN], float (&v)[RUN],
+                              const float (&residual)[RUN]) const {
+        const int64_t at = int64_t(row) * params.columns + column;
+        T* y = static_cast<T*>(params.y) + at;
 #pragma unroll
-        for (int i = 0; i < RUN; i++) v[i] = column + i < params.columns ? params.bias[column + i] : 0.0f;
+        for (int i = 0; i < RUN; i++) v[i] += sums[i];
+        if (ROLLED && params.saved) store_run(static_cast<T*>(params.saved) + at, v);
+        if (ROLLED) activate(params.activation, v);
+        // In f32 without a residual, a sum of -0 becomes 0.
+        if (params.residual || sizeof(T) == sizeof(float)) {
+#pragma unroll
+            for (int i = 0; i < RUN; i++) v[i] += residual[i];
+        }
+        store_run(y, v);
+        if (ROLLED && params.keys) scatter_to_heads(row, column, y, v);
     }
 
-    DEVICE void put(T* to, int column, const float (&v)[RUN]) const {
-        if (vectors()) return store_run(to, v);
+    DEVICE static void store_some(T* to, const float (&v)[RUN], int count) {
 #pragma unroll
         for (int i = 0; i < RUN; i++) {
-            if (column + i < params.columns) to[i] = from_float<T>(v[i]);
+            if (i < count) to[i] = from_float<T>(v[i]);
         }
     }
 
@@ -167,6 +182,7 @@ using Tile128x128F32 = FmaTile<128, 128, 4, 2, 4, 2>;
 using Tile64x64F32 = FmaTile<64, 64, 2, 2, 8, 3>;
 // bf16 on sm_90a: deep rings where a block has a multiprocessor to itself.
 using Tile128x256Wgmma = WarpgroupTile<128, 256, 4>;
+using Tile128x192Wgmma = WarpgroupTile<128, 192, 4>;
 using Tile128x128Wgmma = WarpgroupTile<128, 128, 3>;
 using Tile64x128Wgmma = WarpgroupTile<64, 128, 8>;
 using Tile64x64Wgmma = WarpgroupTile<64, 64, 6>;
@@ -185,6 +201,7 @@ KERNEL(linear_forward_64x64_f32, LinearParams, 128, 4) { aligned<Tile64x64F32>(p
 
 // Grid: any number of blocks up to that of tiles.
 KERNEL(linear_forward_128x256_wgmma_bf16, LinearParams, 256, 1) { wgmma<Tile128x256Wgmma>(params); }
+KERNEL(linear_forward_128x192_wgmma_bf16, LinearParams, 256, 1) { wgmma<Tile128x192Wgmma>(params); }
 KERNEL(linear_forward_128x128_wgmma_bf16, LinearParams, 256, 2) { wgmma<Tile128x128Wgmma>(params); }
 KERNEL(linear_forward_64x128_wgmma_bf16, LinearParams, 128, 1) { wgmma<Tile64x128Wgmma>(params); }
 KERNEL(linear_forward_64x64_wgmma_bf16, LinearParams, 128, 2) { wgmma<Tile64x64Wgmma>(params); }
@@ -204,6 +221,7 @@ TILE(linear_forward_64x64_bf16, Tile64x64, 64, 64, 65536, 96,
 TILE(linear_forward_32x64_bf16, Tile32x64, 32, 64, 49152, 72,
      "H200 at 449c6ab, doctor: 197x3072x768 in 25.4 us, 1000x768x203 in 12.3 us");
 TILE(linear_forward_128x256_wgmma_bf16, Tile128x256Wgmma, 128, 256, 212992, 210, "not yet measured");
+TILE(linear_forward_128x192_wgmma_bf16, Tile128x192Wgmma, 128, 192, 180224, 162, "not yet measured");
 TILE(linear_forward_128x128_wgmma_bf16, Tile128x128Wgmma, 128, 128, 114688, 112, "not yet measured");
 TILE(linear_forward_64x128_wgmma_bf16, Tile64x128Wgmma, 64, 128, 204800, 84, "not yet measured");
 TILE(linear_forward_64x64_wgmma_bf16, Tile64x64Wgmma, 64, 64, 106496, 43, "not yet measured");

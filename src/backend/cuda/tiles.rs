@@ -35,7 +35,7 @@ impl<P> Tile<P> {
         self.dtype == dtype && (aligned || self.name.ends_with("unaligned"))
     }
 
-    /// Whether its products are those of warpgroups, which only sm_90a has.
+    /// Whether its products are those of warpgroups, which only sm_90a has; results then have columns in a multiple of eight.
     fn is_wgmma(&self) -> bool {
         self.name.ends_with("_wgmma")
     }
@@ -80,7 +80,7 @@ pub(super) fn fastest<P>(
 ) -> Option<&'static Tile<P>> {
     let usable =
         || tiles.iter().filter(|tile| tile.takes(dtype, aligned) && tile.shared_bytes <= device.shared_per_block);
-    let wgmma = device.capability == WGMMA_CAPABILITY && usable().any(Tile::is_wgmma);
+    let wgmma = device.capability == WGMMA_CAPABILITY && columns.is_multiple_of(8) && usable().any(Tile::is_wgmma);
     let family = usable().filter(|tile| tile.is_wgmma() == wgmma);
     family.min_by_key(|tile| tile.busy_time(rows, columns, device.multiprocessors.max(1)))
 }

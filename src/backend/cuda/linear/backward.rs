@@ -13,11 +13,16 @@ use crate::backend::{Activation, Device as _, LinearBackward, LinearWeights, Par
 use crate::tensor::DType;
 use crate::{Error, Result};
 
-/// Blocks that keep a large device busy, as of decode steps.
-const SHARE_BLOCKS: usize = super::SHARE_BLOCKS;
-/// Rows and columns of a tile, for that count.
-const SHARE_TILE: usize = 128;
-/// Rows below which a part is not worth its sums, which are written and read again. A multiple of a k_tile.
+/// Multiprocessors of a large device. Not asked of the device, so that results are the same on all.
+const MULTIPROCESSORS: usize = 132;
+/// Rows and columns of a tile, clocks of a k_tile and of the rest of a tile, and bytes a clock of sums that are written and
+/// read again, as measured on an H200.
+const SHARE_TILE: [usize; 2] = [128, 256];
+const K_TILE_CLOCKS: usize = 1600;
+const TILE_CLOCKS: usize = 4000;
+const BYTES_A_CLOCK: usize = 2000;
+const MAX_SHARES: usize = 8;
+/// Rows below which a part is not worth its sums. A multiple of a k_tile.
 const SHARE_MIN: usize = 512;
 /// Rows of a k_tile of bf16.
 const K_TILE: usize = 64;
@@ -31,9 +36,15 @@ const ADD_VALUES: usize = 256;
 
 /// Rows that are added up by themselves for a weight (N, K): they depend on the shape alone.
 fn share([rows, n, k]: [usize; 3]) -> usize {
-    let tiles = n.div_ceil(SHARE_TILE) * k.div_ceil(SHARE_TILE);
-    let parts = (SHARE_BLOCKS / tiles.max(1)).max(1);
-    rows.div_ceil(parts).next_multiple_of(K_TILE).max(SHARE_MIN)
+    let tiles = n.div_ceil(SHARE_TILE[0]) * k.div_ceil(SHARE_TILE[1]);
+    let k_tiles = rows.div_ceil(K_TILE);
+    let clocks = |parts: usize| {
+        let tile = k_tiles.div_ceil(parts) * K_TILE_CLOCKS + TILE_CLOCKS;
+        let sums = if parts > 1 { (2 * parts + 2) * n * k * DType::F32.size() / BYTES_A_CLOCK } else { 0 };
+        (tiles * parts).div_ceil(MULTIPROCESSORS) * tile + sums
+    };
+    let parts = (1..=MAX_SHARES).min_by_key(|&parts| clocks(parts)).unwrap_or(1);
+    (k_tiles.div_ceil(parts) * K_TILE).max(SHARE_MIN)
 }
 
 impl LinearBackward for Cuda {
@@ -262,10 +273,10 @@ mod tests {
     fn rows_are_shared_out_by_the_shape() {
         for (shape, expected) in [
             ([1, 768, 768], 512),
-            ([8 * 407, 768, 768], 512),
+            ([8 * 407, 768, 768], 576),
             ([64 * 407, 768, 768], 3776),
             ([8 * 407, 3072, 768], 3264),
-            ([1000, 0, 5], 512),
+            ([1000, 0, 5], 1024),
         ] {
             assert_eq!(share(shape), expected, "{shape:?}");
             assert!(share(shape).is_multiple_of(K_TILE));
