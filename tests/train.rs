@@ -3,14 +3,17 @@
 
 mod common;
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use common::{Golden, assert_close, golden, tolerance};
 use im2sp::backend::cpu::Cpu;
-use im2sp::backend::{AdamWStep, BlockPart};
+use im2sp::backend::{AdamWStep, BlockPart, Communicator, Peers};
 use im2sp::config::ModelConfig;
 use im2sp::random::Philox;
+use im2sp::train::buckets;
 use im2sp::train::checkpoint;
 use im2sp::train::config::TrainConfig;
 use im2sp::train::decoder::{Dropout, Sequences};
@@ -251,8 +254,18 @@ fn run_config() -> TrainConfig {
 
 /// Trains in `run` until the update after which `stop` says so.
 fn train(run: &Path, config: &TrainConfig, source: &Made, ranks: Ranks, stop: impl Fn(u64) -> bool) -> Result<Ending> {
+    let trainer = Trainer::new(captioner("small", config.freeze), config.clone(), ranks);
+    train_with(trainer, run, config, source, stop)
+}
+
+fn train_with(
+    mut trainer: Trainer<Cpu>,
+    run: &Path,
+    config: &TrainConfig,
+    source: &Made,
+    stop: impl Fn(u64) -> bool,
+) -> Result<Ending> {
     let flag = AtomicBool::new(false);
-    let mut trainer = Trainer::new(captioner("small", config.freeze), config.clone(), ranks);
     if let Some(last) = checkpoint::last(run)? {
         let resumed = checkpoint::resume(&last, trainer.captioner().layout())?;
         trainer.resume(resumed)?;
@@ -304,6 +317,103 @@ fn a_stopped_run_resumes_to_the_bit() -> Result<()> {
     Ok(())
 }
 
+/// A communicator of the CPU: sums over connections of its own, one range at a time, and notes them.
+struct Noted {
+    ranks: Ranks,
+    begun: Arc<Mutex<Vec<Range<usize>>>>,
+}
+
+impl Communicator<Vec<f32>> for Noted {
+    fn start_sum(&mut self, gradients: &mut Vec<f32>, range: Range<usize>, peers: &dyn Peers) -> Result<()> {
+        peers.check()?;
+        self.begun.lock().expect("no panic").push(range.clone());
+        self.ranks.sum(&mut gradients[range])
+    }
+
+    fn finish_sums(&mut self, peers: &dyn Peers) -> Result<()> {
+        peers.check()
+    }
+}
+
+fn free_address() -> String {
+    let address = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    address.expect("a port").to_string()
+}
+
+/// Trains three ranks on `samples` samples: with sums on the host, or in buckets of so many bytes. The buckets of each rank.
+fn train_together(
+    run: &Path,
+    config: &TrainConfig,
+    samples: usize,
+    bucket: Option<usize>,
+) -> Result<Vec<Vec<Range<usize>>>> {
+    const COUNT: usize = 3;
+    let addresses = [free_address(), free_address()];
+    let train_one = |rank: usize| {
+        let connect =
+            |address: &String| Ranks::connect(&Place { rank, count: COUNT, local: rank, address: address.clone() }, 1);
+        let (source, begun) = (Made::new(samples, config.batch, rank, COUNT), Arc::<Mutex<Vec<_>>>::default());
+        let mut trainer = Trainer::new(captioner("small", config.freeze), config.clone(), connect(&addresses[0])?);
+        if let Some(bytes) = bucket {
+            trainer.communicate(Box::new(Noted { ranks: connect(&addresses[1])?, begun: begun.clone() }), bytes);
+        }
+        assert_eq!(train_with(trainer, run, config, &source, |_| false)?, Ending::Complete);
+        let begun = begun.lock().expect("no panic").clone();
+        Ok(begun)
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..COUNT).map(|rank| scope.spawn(move || train_one(rank))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    })
+}
+
+/// Sums that begin during the backward pass have the bits of those after it, in batches of which some are empty; and every rank
+/// begins the buckets of the plan, in its order, once an update.
+#[test]
+fn sums_in_buckets_are_those_on_the_host() -> Result<()> {
+    // The last batch of an epoch is empty on rank 2.
+    let (config, samples) = (TrainConfig { batch: 2, iterations: 6, ..run_config() }, 22);
+    for freeze in [Freeze::None, Freeze::Vision] {
+        let (on_host, config) = (folder(), TrainConfig { freeze, ..config.clone() });
+        train_together(on_host.path(), &config, samples, None)?;
+        let layout = captioner("small", freeze).layout().clone();
+        for bytes in [1, 64 << 10, buckets::BUCKET_BYTES] {
+            let (run, plan) = (folder(), buckets::plan(&layout, bytes));
+            for begun in train_together(run.path(), &config, samples, Some(bytes))? {
+                assert_eq!(begun, vec![plan.clone(); 6].concat(), "{freeze:?}, {bytes}");
+            }
+            assert!(outcome(run.path()) == outcome(on_host.path()), "{freeze:?}, {bytes}");
+        }
+    }
+    Ok(())
+}
+
+/// A backward pass reports gradients from the end of the block to its start, layer by layer, and changes none afterwards.
+#[test]
+fn gradients_that_are_reported_are_final() -> Result<()> {
+    let golden = Golden::open("models/small/gradients.safetensors");
+    for freeze in [Freeze::None, Freeze::Encoder, Freeze::Vision] {
+        let (mut captioner, example) = (captioner("small", freeze), Example::new(&golden, "ids"));
+        let (images, mut reports) = (example.images(&captioner), Vec::new());
+        let inputs = as_images(&captioner, &images);
+        let mut report = |gradients: &mut Vec<f32>, start: usize| {
+            reports.push((start, gradients[start..].to_vec()));
+            Ok(())
+        };
+        captioner.pass_reporting(inputs, &example.sequences(), Dropout::NONE, &mut report)?;
+        let (gradients, layout) = (captioner.read_gradients()?, captioner.layout());
+        assert!(reports.is_sorted_by(|a, b| a.0 > b.0) && reports.last().is_some_and(|last| last.0 == 0), "{freeze:?}");
+        let layers = layout.entries().iter().filter(|entry| entry.name.ends_with("qkv.weight"));
+        for start in layers.map(|entry| entry.place.start) {
+            assert!(reports.iter().any(|report| report.0 == start), "{freeze:?}: no report at {start}");
+        }
+        for (start, reported) in &reports {
+            assert!(gradients[*start..] == *reported, "{freeze:?}: changed after the report at {start}");
+        }
+    }
+    Ok(())
+}
+
 /// Without dropout and noise, which draw other numbers on each rank, and with an epsilon that keeps AdamW from making much of
 /// gradients that are nothing but rounding.
 #[test]
@@ -319,25 +429,8 @@ fn ranks_are_one_large_batch() -> Result<()> {
     let alone = folder();
     let wide = TrainConfig { batch: 6, ..config.clone() };
     train(alone.path(), &wide, &Made::new(24, 6, 0, 1), Ranks::alone(), |_| false)?;
-    let (together, count) = (folder(), 3);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    let address = port.expect("a port").to_string();
-    let results: Vec<Result<Ending>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..count)
-            .map(|rank| {
-                let (address, run) = (address.clone(), together.path());
-                let config = TrainConfig { batch: 2, ..config.clone() };
-                scope.spawn(move || {
-                    let ranks = Ranks::connect(&Place { rank, count, local: rank, address }, 1)?;
-                    train(run, &config, &Made::new(24, 2, rank, count), ranks, |_| false)
-                })
-            })
-            .collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
-    });
-    for result in results {
-        assert_eq!(result?, Ending::Complete);
-    }
+    let together = folder();
+    train_together(together.path(), &TrainConfig { batch: 2, ..config }, 24, None)?;
     let read = |run: &Path| {
         let last = checkpoint::last(run)?.expect("a checkpoint");
         let layout = captioner("small", Freeze::None).layout().clone();

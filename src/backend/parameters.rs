@@ -5,8 +5,8 @@
 //! read bf16 keeps a working copy in that type, which every update writes again. Backward operations add to gradients (`+=`);
 //! nothing but [`TrainedParameters::zero_gradients`] sets them.
 
-use super::{Device, ensure};
-use crate::Result;
+use super::{Communicator, Device, Peers, ensure};
+use crate::{Error, Result};
 
 /// A parameter's place is a multiple of this many values, so that vectors of its rows are aligned in every type. The values
 /// between parameters are zeros with gradients of zero, and so stay zeros.
@@ -86,6 +86,18 @@ pub trait TrainedParameters: Device {
     fn read_gradients(&self, gradients: &Self::Gradients) -> Result<Vec<f32>>;
     /// Overwrites gradients: for tests, and for sums over several processes on the host.
     fn write_gradients(&self, gradients: &mut Self::Gradients, values: &[f32]) -> Result<()>;
+    /// Whether this device can be given a communicator.
+    fn communicates(&self) -> bool {
+        false
+    }
+    /// Connects the devices of all ranks, each of which calls it.
+    ///
+    /// # Errors
+    /// If a library is missing, with the remedy; if a rank has ended; or if the device does not communicate.
+    fn communicator(&self, peers: &mut dyn Peers) -> Result<Box<dyn Communicator<Self::Gradients>>> {
+        let _ = peers;
+        Err(Error::internal("a communicator of a device that has none"))
+    }
 }
 
 /// An error of `op` unless the parameter has this shape, a multiple of [`ALIGNMENT`] as its place, and lies within `len` values.

@@ -47,6 +47,9 @@ pub struct Train {
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: Device,
+    /// Sum the gradients of several processes on the host, not through NCCL
+    #[arg(long)]
+    sum_on_host: bool,
     /// Threads that read images [default: all of the processor]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -185,6 +188,7 @@ impl Train {
             resume: self.resume,
             dry_run: self.dry_run,
             device: self.device,
+            sum_on_host: self.sum_on_host,
             threads: self.threads,
             stop: &stop,
             on_bad: Arc::new(|_, error: &Error| note(format_args!("left out: {error}"))),

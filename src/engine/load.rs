@@ -38,6 +38,15 @@ impl Device {
         #[cfg(not(feature = "cuda"))]
         Err("this im2sp was built without the feature cuda".into())
     }
+
+    /// Indices of the GPUs that can be used.
+    pub fn gpus() -> Vec<usize> {
+        #[cfg(feature = "cuda")]
+        return crate::backend::cuda::driver::gpu::probe()
+            .map_or(Vec::new(), |devices| devices.into_iter().map(|(index, _)| index).collect());
+        #[cfg(not(feature = "cuda"))]
+        Vec::new()
+    }
 }
 
 #[cfg(any(feature = "cuda", feature = "emulator"))]
@@ -116,10 +125,7 @@ pub(super) fn load(files: ModelFiles, options: LoadOptions) -> Result<(Pipeline,
 
 /// Index of the first GPU that can be used.
 fn first_gpu() -> Option<usize> {
-    #[cfg(feature = "cuda")]
-    return crate::backend::cuda::driver::gpu::probe().ok().and_then(|devices| devices.first().map(|device| device.0));
-    #[cfg(not(feature = "cuda"))]
-    None
+    Device::gpus().first().copied()
 }
 
 fn on_cpu(files: ModelFiles, dtype: Option<DType>) -> Result<(Pipeline, Precisions)> {

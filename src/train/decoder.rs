@@ -1,6 +1,7 @@
 //! The decoder in training: teacher forcing over whole sequences, image tokens before units, and the way back. One flat function
 //! each way; a layer's forward pass returns what its backward pass reads.
 
+use super::buckets::OnFinal;
 use super::parameters::{self, LayerPlaces, Layout};
 use crate::backend::{
     Activation, AttentionShape, CrossEntropyResult, DropoutMask, EmbedTables, LayerNormWeights, LinearWeights,
@@ -13,10 +14,10 @@ use crate::{Error, Result};
 /// Places of the decoder's parameters.
 #[derive(Clone, Debug)]
 pub struct DecoderPlaces {
+    output: WeightAndBias,         // (V, C), also the word embedding
     position: Parameter,           // (P, C)
     embedding_norm: WeightAndBias, // (C)
     layers: Vec<LayerPlaces>,
-    output: WeightAndBias, // (V, C), also the word embedding
 }
 
 impl DecoderPlaces {
@@ -24,15 +25,16 @@ impl DecoderPlaces {
     pub fn new(layout: &mut Layout, config: &DecoderConfig) -> DecoderPlaces {
         let width = config.width;
         DecoderPlaces {
+            // First, although it is the output too: as the word embedding its gradient is final last.
+            output: WeightAndBias {
+                weight: layout.matrix("decoder.word_embedding", [config.vocabulary, width]),
+                bias: layout.vector("decoder.output_bias", config.vocabulary),
+            },
             position: layout.matrix("decoder.position_embedding", [config.max_positions, width]),
             embedding_norm: layout.norm("decoder.embedding_norm", width),
             layers: (0..config.layers)
                 .map(|n| layout.layer(&format!("decoder.layers.{n}"), width, config.mlp))
                 .collect(),
-            output: WeightAndBias {
-                weight: layout.matrix("decoder.word_embedding", [config.vocabulary, width]),
-                bias: layout.vector("decoder.output_bias", config.vocabulary),
-            },
         }
     }
 }
@@ -177,6 +179,7 @@ impl<'a, B: Train> DecoderView<'a, B> {
         inputs: &[u32],
         dropout: Dropout,
         gradients: &mut B::Gradients,
+        on_final: &mut OnFinal<'_, B::Gradients>,
     ) -> Result<B::Tensor> {
         let AttentionShape { batch, prefix, .. } = pass.shape;
         backend.linear_weight_backward(&pass.loss.dlogits, &pass.x, gradients, self.places.output)?;
@@ -185,6 +188,7 @@ impl<'a, B: Train> DecoderView<'a, B> {
             let saved = pass.layers.pop().ok_or_else(|| Error::internal("a layer without its forward pass"))?;
             let first = self.first(n, prefix);
             dx = backward(backend, layer, at, &saved, dx, pass.shape, first, dropout.layer(n), gradients)?;
+            on_final(gradients, at.start())?;
         }
         let (dimage, dunits) = backend.split(&dx, batch, prefix)?;
         let dunits = dropped(backend, dunits, dropout.embedding())?;
@@ -193,6 +197,7 @@ impl<'a, B: Train> DecoderView<'a, B> {
         let dembedded = backend.layer_norm_backward(&dunits, &pass.embedded, norm, &pass.norm, None, into)?;
         let tables = EmbedTables { table: self.places.output.weight, position: self.places.position };
         backend.embed_backward(&dembedded, inputs, &pass.positions, Some(PAD), gradients, tables)?;
+        on_final(gradients, self.places.output.weight.start)?;
         Ok(dimage)
     }
 

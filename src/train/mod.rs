@@ -1,6 +1,7 @@
 //! Training of captioners: gradients by the backward operations of [`crate::backend`], the recipe of the reference, checkpoints
 //! that a run resumes from exactly.
 
+pub mod buckets;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::buckets::OnFinal;
 use super::decoder::{DecoderPlaces, DecoderView, Dropout, Sequences};
 use super::parameters::Layout;
 use super::vision::{Encoder, EncoderPlaces, Projection, ProjectionPlaces};
@@ -144,16 +145,30 @@ impl<B: Train> TrainedCaptioner<B> {
     /// # Errors
     /// If shapes do not fit, or the loss is not a finite number: the gradients are of no use then.
     pub fn pass(&mut self, images: Images<'_>, sequences: &Sequences<'_>, dropout: Dropout) -> Result<Losses> {
+        self.pass_reporting(images, sequences, dropout, &mut |_, _| Ok(()))
+    }
+
+    /// The same; `on_final` is called whenever more of the gradients are final.
+    ///
+    /// # Errors
+    /// As [`TrainedCaptioner::pass`], and those of `on_final`.
+    pub fn pass_reporting(
+        &mut self,
+        images: Images<'_>,
+        sequences: &Sequences<'_>,
+        dropout: Dropout,
+        on_final: &mut OnFinal<'_, B::Gradients>,
+    ) -> Result<Losses> {
         let TrainedCaptioner { weights, gradients } = self;
         let (backend, tokens) = (&weights.backend, weights.image_tokens(images, sequences.batch)?);
         let decoder = weights.decoder()?;
         let pass = decoder.forward(backend, &tokens.values, sequences, dropout)?;
         let losses = losses(&backend.download(&pass.loss.rows)?, sequences.targets)?;
-        let dimage = decoder.backward(backend, pass, sequences.inputs, dropout, gradients)?;
+        let dimage = decoder.backward(backend, pass, sequences.inputs, dropout, gradients, on_final)?;
         if let Some(projection) = tokens.projection {
-            let dx = projection.backward(backend, &dimage, tokens.encoder.is_some(), gradients)?;
+            let dx = projection.backward(backend, &dimage, tokens.encoder.is_some(), gradients, on_final)?;
             if let Some((encoder, dx)) = tokens.encoder.zip(dx) {
-                encoder.backward(backend, &dx, gradients)?;
+                encoder.backward(backend, &dx, gradients, on_final)?;
             }
         }
         Ok(losses)
@@ -184,6 +199,11 @@ impl<B: Train> TrainedCaptioner<B> {
     /// Sets the gradients to zero.
     pub fn zero_gradients(&mut self) -> Result<()> {
         self.weights.backend.zero_gradients(&mut self.gradients)
+    }
+
+    /// The gradients, for sums over ranks.
+    pub fn gradients(&mut self) -> &mut B::Gradients {
+        &mut self.gradients
     }
 
     /// The gradients, in the order of the block.

@@ -19,7 +19,8 @@ pub struct Entry {
     pub place: Parameter,
 }
 
-/// All trained parameters, in the order of the block.
+/// All trained parameters, in the order of the block: that of the forward pass, so that a backward pass completes the gradients
+/// from the end of the block to its start.
 #[derive(Clone, Debug, Default)]
 pub struct Layout {
     entries: Vec<Entry>,
@@ -41,6 +42,13 @@ pub struct LayerPlaces {
     pub fc2: WeightAndBias,
     /// (C).
     pub mlp_norm: WeightAndBias,
+}
+
+impl LayerPlaces {
+    /// Index of its first value.
+    pub fn start(&self) -> usize {
+        self.qkv.weight.start
+    }
 }
 
 impl Layout {

@@ -7,6 +7,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use crate::backend::Peers;
 use crate::{Error, Result};
 
 /// Time for all ranks to come.
@@ -132,6 +133,39 @@ impl Ranks {
         }
         for (n, peer) in peers.iter_mut().enumerate() {
             peer.write_all(bytemuck::cast_slice(values)).map_err(lost(n + 1))?;
+        }
+        Ok(())
+    }
+}
+
+impl Peers for Ranks {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn count(&self) -> usize {
+        self.count
+    }
+
+    fn share(&mut self, bytes: &mut [u8]) -> Result<()> {
+        let own = self.rank == 0;
+        let mut values: Vec<f32> = bytes.iter().map(|&byte| if own { f32::from(byte) } else { 0.0 }).collect();
+        self.sum(&mut values)?;
+        bytes.iter_mut().zip(values).for_each(|(byte, value)| *byte = value as u8);
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        for (n, peer) in self.peers.iter().enumerate() {
+            let other = if self.rank == 0 { n + 1 } else { 0 };
+            // Bytes that wait are of the next sum.
+            let looked = peer.set_nonblocking(true).and_then(|()| peer.peek(&mut [0]));
+            peer.set_nonblocking(false).map_err(|error| gone(other, &error))?;
+            match looked {
+                Ok(0) => return Err(gone(other, &ErrorKind::UnexpectedEof.into())),
+                Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(gone(other, &error)),
+                _ => {}
+            }
         }
         Ok(())
     }
@@ -325,6 +359,30 @@ mod tests {
             threads.into_iter().map(|t| t.join().expect("no panic").unwrap_err().to_string()).collect();
         assert!(errors[0].contains("rank 1 has ended") && errors[0].contains("--resume"), "{errors:?}");
         assert!(errors[1].contains("rank 0 has ended"), "{errors:?}");
+    }
+
+    #[test]
+    fn rank_0_shares_and_an_end_is_seen_without_waiting() -> Result<()> {
+        let mut ranks = start(2, &[1, 1]).into_iter().collect::<Result<Vec<_>>>()?;
+        let bytes: Vec<u8> = (0..128).map(|n| n * 2 + 1).collect();
+        let (mut own, mut other) = (bytes.clone(), vec![7; 128]);
+        let (first, second) = ranks.split_at_mut(1);
+        std::thread::scope(|scope| {
+            let shared = scope.spawn(|| second[0].share(&mut other));
+            first[0].share(&mut own).and(shared.join().expect("no panic"))
+        })?;
+        assert!(own == bytes && other == bytes);
+        assert!(ranks.iter().all(|ranks| ranks.check().is_ok()));
+        drop(ranks.remove(1));
+        let ended = || loop {
+            // The end may still be on its way.
+            match ranks[0].check() {
+                Ok(()) => std::thread::sleep(Duration::from_millis(1)),
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(ended().contains("rank 1 has ended"), "{}", ended());
+        Ok(())
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use super::buckets::BUCKET_BYTES;
 use super::checkpoint;
 use super::config::{CONFIG, DataConfig, TrainConfig};
 use super::model::TrainedCaptioner;
@@ -15,10 +16,10 @@ use super::ranks::{Place, Ranks};
 use super::session::{Batches, Ending, Event, Session, Source, VocoderTensors};
 use super::trainer::{Batch, ImageValues, Trainer};
 use super::validation::{ValidationSample, ValidationSet};
-use crate::backend::Train;
 use crate::backend::cpu::Cpu;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 use crate::backend::cuda::Cuda;
+use crate::backend::{Communicator, Train};
 use crate::config::ModelConfig;
 use crate::data::features::{FeatureCache, FeatureShape};
 use crate::data::loader::{Ahead, LeftOut, LoadedBatch, Loader, OnBad, ReadImage};
@@ -51,6 +52,8 @@ pub struct Options<'a> {
     pub resume: bool,
     /// Where to compute.
     pub device: Device,
+    /// Sum gradients of several processes on the host, although their GPUs could: a difference of rounding.
+    pub sum_on_host: bool,
     /// Threads that read images; none: as many as the processor has.
     pub threads: Option<usize>,
     /// Do a few updates, say what a run takes, and write nothing.
@@ -76,8 +79,7 @@ pub fn train(
     let config = open_run(with_absolute_paths(config)?, options, place)?;
     let device = match (options.device, place) {
         (Device::Auto, _) if Device::usable().is_err() => Device::Cpu,
-        // Each process of a machine has a device of its own.
-        (Device::Auto, Some(place)) => Device::Cuda(place.local),
+        (Device::Auto, Some(place)) => Device::Cuda(own_gpu(place.local, &Device::gpus())),
         (device, _) => device,
     };
     match device {
@@ -94,6 +96,15 @@ pub fn train(
                 "this im2sp was built without kernels for GPUs: build it with --features cuda, or use --device cpu"
                     .into(),
         }),
+    }
+}
+
+/// The GPU of a process, each of which has one of its own: that of its number on its machine, or the only one if its launcher lets
+/// it see no other (`srun --gpus-per-task`).
+fn own_gpu(local: usize, gpus: &[usize]) -> usize {
+    match *gpus {
+        [only] => only,
+        _ => local,
     }
 }
 
@@ -206,7 +217,11 @@ fn on<B: Train>(
         epoch,
         cached: features.is_some(),
     };
+    let communicator = communicator(captioner.backend(), &mut ranks, options.sum_on_host)?;
     let mut trainer = Trainer::new(captioner, config.clone(), ranks);
+    if let Some(communicator) = communicator {
+        trainer.communicate(communicator, BUCKET_BYTES);
+    }
     if let Some(last) = last {
         let resumed = checkpoint::resume(&last, trainer.captioner().layout())?;
         trainer.resume(resumed)?;
@@ -233,6 +248,20 @@ fn on<B: Train>(
         (options.note)(&line);
     }
     Ok(ending)
+}
+
+/// The communicator of several ranks; `None` where one of them has none or wants the host.
+fn communicator<B: Train>(
+    backend: &B,
+    ranks: &mut Ranks,
+    on_host: bool,
+) -> Result<Option<Box<dyn Communicator<B::Gradients>>>> {
+    let mut without = [f32::from(u8::from(on_host || !backend.communicates()))];
+    ranks.sum(&mut without)?;
+    if ranks.count() == 1 || without[0] > 0.0 {
+        return Ok(None);
+    }
+    backend.communicator(ranks).map(Some)
 }
 
 /// Number that is the same for ranks which compute the same: of the configuration, the samples and the checkpoint.
@@ -534,4 +563,16 @@ fn estimate<B: Train>(trainer: &mut Trainer<B>, source: &DataSource, config: &Tr
         lines.push(format!("{:.0} MB of device memory", peak as f64 / 1e6));
     }
     Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::own_gpu;
+
+    #[test]
+    fn every_process_has_a_gpu_of_its_own() {
+        assert_eq!([0, 1, 3].map(|local| own_gpu(local, &[0, 1, 2, 3])), [0, 1, 3]);
+        // Each sees one; and a number that is too large is for opening the device to refuse.
+        assert_eq!([own_gpu(0, &[0]), own_gpu(3, &[0]), own_gpu(2, &[0, 1])], [0, 0, 2]);
+    }
 }

@@ -1,13 +1,14 @@
 //! One update after the other: passes over the batches of an update on every rank, the sum of their gradients, and a step of the
 //! optimizer.
 
+use super::buckets::{self, BucketSums};
 use super::checkpoint::{Checkpoint, Position, Resumed};
 use super::config::TrainConfig;
 use super::decoder::{Dropout, Sequences};
 use super::journal::Update;
 use super::model::{Images, TrainedCaptioner};
 use super::ranks::Ranks;
-use crate::backend::{AdamWStep, BlockPart, Train};
+use crate::backend::{AdamWStep, BlockPart, Communicator, Train};
 use crate::random::Philox;
 use crate::tensor::HostTensor;
 use crate::units::{BOS, EOS, PAD};
@@ -71,6 +72,8 @@ impl Batch {
 
 /// A model, its optimizer and its place in the run.
 pub struct Trainer<B: Train> {
+    /// Sums on the devices; `None` on the host.
+    sums: Option<BucketSums<B::Gradients>>,
     captioner: TrainedCaptioner<B>,
     config: TrainConfig,
     ranks: Ranks,
@@ -81,7 +84,13 @@ pub struct Trainer<B: Train> {
 impl<B: Train> Trainer<B> {
     /// A run that begins.
     pub fn new(captioner: TrainedCaptioner<B>, config: TrainConfig, ranks: Ranks) -> Trainer<B> {
-        Trainer { captioner, config, ranks, position: Position::default(), clock: Instant::now() }
+        Trainer { sums: None, captioner, config, ranks, position: Position::default(), clock: Instant::now() }
+    }
+
+    /// Sums gradients through `communicator` from now on, in buckets of at least `bucket_bytes`, instead of on the host. All ranks
+    /// do the same.
+    pub fn communicate(&mut self, communicator: Box<dyn Communicator<B::Gradients>>, bucket_bytes: usize) {
+        self.sums = Some(BucketSums::new(communicator, buckets::plan(self.captioner.layout(), bucket_bytes)));
     }
 
     /// Continues a run from its checkpoint.
@@ -123,18 +132,22 @@ impl<B: Train> Trainer<B> {
         let (mut losses, mut images) = ([0.0; 3], 0);
         for (micro, batch) in batches.iter().enumerate() {
             let pass = self.pass_number(update, micro);
-            let sums = self.accumulate(batch, pass);
+            let sums = self.accumulate(batch, pass, micro + 1 == batches.len());
             let sums = sums.map_err(|error| self.failed(update, batch, error))?;
             losses.iter_mut().zip(sums).for_each(|(all, one)| *all += one);
             images += batch.size as u64;
         }
+        // Before the others are waited for: they may be waiting for these.
+        if let Some(sums) = &mut self.sums {
+            sums.begin(self.captioner.gradients(), 0, &self.ranks)?;
+        }
         let mut sums = [losses[0], losses[1], losses[2], images as f64];
         self.ranks.sum(&mut sums)?;
         let [loss, correct, tokens, images] = sums;
+        self.sum_gradients()?;
         if tokens == 0.0 {
             return Ok(None);
         }
-        self.sum_gradients()?;
         let norm = self.captioner.gradient_norm()?;
         let loss = loss / tokens.max(1.0);
         if !norm.is_finite() || loss > MAX_LOSS {
@@ -175,8 +188,8 @@ impl<B: Train> Trainer<B> {
     }
 
     /// Adds the gradients of one batch: loss, correct tokens, tokens. Each counts for its share of a whole update, at the end of an
-    /// epoch too, where there may be fewer.
-    fn accumulate(&mut self, batch: &Batch, pass: u64) -> Result<[f64; 3]> {
+    /// epoch too, where there may be fewer. Sums of gradients begin during the last pass of an update.
+    fn accumulate(&mut self, batch: &Batch, pass: u64, is_last: bool) -> Result<[f64; 3]> {
         let [mut inputs, targets] = batch.shifted();
         // The mean is over the tokens of all ranks, so that N ranks of batch B are one of batch N B.
         let mut valid = [targets.iter().filter(|&&target| target != PAD).count() as f64];
@@ -194,12 +207,19 @@ impl<B: Train> Trainer<B> {
         let scale = 1.0 / (valid[0] * self.config.accumulation as f64);
         let sequences = Sequences { batch: batch.size, inputs: &inputs, targets: &targets, scale: scale as f32 };
         let dropout = Dropout { hidden: dropout, attention: attention_dropout, seed, pass };
-        let losses = self.captioner.pass(batch.images(), &sequences, dropout)?;
+        let Trainer { sums, captioner, ranks, .. } = self;
+        let losses = captioner.pass_reporting(batch.images(), &sequences, dropout, &mut |gradients, start| {
+            let sums = sums.as_mut().filter(|_| is_last);
+            sums.map_or(Ok(()), |sums| sums.begin(gradients, start, ranks))
+        })?;
         Ok([losses.loss, losses.correct as f64, losses.tokens as f64])
     }
 
-    /// Sums the gradients of all ranks.
+    /// Sums the gradients of all ranks, or waits for the sums that were begun.
     fn sum_gradients(&mut self) -> Result<()> {
+        if let Some(sums) = &mut self.sums {
+            return sums.finish(&self.ranks);
+        }
         if self.ranks.count() == 1 {
             return Ok(());
         }

@@ -1,6 +1,7 @@
 //! The image encoder and the projection in training. A frozen encoder is `model::vision`'s; here are the projection over its
 //! tokens, and the encoder for full fine-tuning.
 
+use super::buckets::OnFinal;
 use super::parameters::{self, LayerPlaces, Layout};
 use crate::backend::{
     Activation, AttentionShape, LayerNormWeights, LinearWeights, PatchParameters, Train, TransformerLayer,
@@ -59,10 +60,12 @@ impl<B: Train> Projection<B> {
         dtokens: &B::Tensor,
         wanted: bool,
         gradients: &mut B::Gradients,
+        on_final: &mut OnFinal<'_, B::Gradients>,
     ) -> Result<Option<B::Tensor>> {
         let into = Some((&mut *gradients, self.places.norm));
         let dsum = backend.layer_norm_backward(dtokens, &self.sum, &self.norm, &self.saved, None, into)?;
         backend.linear_weight_backward(&dsum, &self.x, gradients, self.places.linear)?;
+        on_final(gradients, self.places.linear.weight.start)?;
         wanted.then(|| backend.linear_backward(&dsum, &self.linear, None, None)).transpose()
     }
 }
@@ -162,16 +165,24 @@ impl<'a, B: Train> Encoder<'a, B> {
     }
 
     /// Adds the gradients of all parameters from that at the encoder's output.
-    pub fn backward(mut self, backend: &B, dresult: &B::Tensor, gradients: &mut B::Gradients) -> Result<()> {
+    pub fn backward(
+        mut self,
+        backend: &B,
+        dresult: &B::Tensor,
+        gradients: &mut B::Gradients,
+        on_final: &mut OnFinal<'_, B::Gradients>,
+    ) -> Result<()> {
         let into = Some((&mut *gradients, self.places.post_norm));
         let mut dx = backend.layer_norm_backward(dresult, &self.last, &self.norms[1], &self.post_norm, None, into)?;
         for (layer, at) in self.layers.iter().zip(&self.places.layers).rev() {
             let saved = self.saved.pop().ok_or_else(|| Error::internal("a layer without its forward pass"))?;
             dx = backward(backend, layer, at, &saved, dx, self.shape, gradients)?;
+            on_final(gradients, at.start())?;
         }
         let into = Some((&mut *gradients, self.places.pre_norm));
         let dembedded = backend.layer_norm_backward(&dx, &self.embedded, &self.norms[0], &self.pre_norm, None, into)?;
-        backend.patch_embed_backward(&dembedded, &self.pixels, self.patch, gradients, self.places.patch)
+        backend.patch_embed_backward(&dembedded, &self.pixels, self.patch, gradients, self.places.patch)?;
+        on_final(gradients, self.places.patch.weight.start)
     }
 }
 

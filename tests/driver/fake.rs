@@ -64,12 +64,12 @@ fn library() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("fake_driver");
-        compile(&folder, "tests/fake_driver/fake_driver.c");
+        compile(&folder, "tests/fake_driver/fake_driver.c", "libcuda.so");
         folder
     })
 }
 
-fn compile(folder: &Path, source: &str) {
+pub fn compile(folder: &Path, source: &str, name: &str) {
     std::fs::create_dir_all(folder).expect("a folder");
     // Another run of this test may be using the library that is there.
     let fresh = folder.join(format!("fresh_{}", std::process::id()));
@@ -78,7 +78,7 @@ fn compile(folder: &Path, source: &str) {
     command.args(["-shared", "-fPIC", "-O2", "-pthread", "-o"]).arg(&fresh).arg(source);
     let output = command.output().unwrap_or_else(|e| panic!("this test needs a C compiler, {compiler}: {e}"));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    std::fs::rename(fresh, folder.join("libcuda.so")).expect("a folder that can be written");
+    std::fs::rename(fresh, folder.join(name)).expect("a folder that can be written");
 }
 
 /// Outcome of a child process: its error, if it met one, and the fake's report.
@@ -244,7 +244,7 @@ fn a_library_that_is_no_driver_is_told() {
     std::fs::create_dir_all(&folder).expect("a folder");
     let source = folder.join("empty.c");
     std::fs::write(&source, "int nothing;\n").expect("a file");
-    compile(&folder, &source.to_string_lossy());
+    compile(&folder, &source.to_string_lossy(), "libcuda.so");
     let error = error(&folder, &[]);
     assert!(error.contains("not NVIDIA's driver") && error.contains("LD_LIBRARY_PATH"), "{error}");
 }

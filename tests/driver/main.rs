@@ -4,6 +4,8 @@
 
 #[cfg(all(feature = "cuda", target_os = "linux"))]
 mod fake;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+mod sums;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,9 +1,12 @@
 //! Parameters in device memory: flat arrays, with a working copy in bf16 where products read that.
 
+use std::ops::Range;
+
+use super::driver::Sums;
 use super::{Cuda, Layout, Matrix, Tensor, cast, ensure};
 use crate::Result;
-use crate::backend::Device as _;
 use crate::backend::parameters::{self, BlockPart, Parameter, TrainedParameters};
+use crate::backend::{Communicator, Device as _, Peers};
 use crate::tensor::DType;
 
 /// Master values, both moments, each (1, length) f32, and the working copy.
@@ -71,6 +74,40 @@ impl TrainedParameters for Cuda {
 
     fn write_gradients(&self, gradients: &mut Tensor, values: &[f32]) -> Result<()> {
         overwrite(self, gradients, values)
+    }
+
+    fn communicates(&self) -> bool {
+        self.stream.communicates()
+    }
+
+    fn communicator(&self, peers: &mut dyn Peers) -> Result<Box<dyn Communicator<Tensor>>> {
+        Ok(Box::new(DeviceSums { sums: self.stream.sums(peers)?, under_way: Vec::new() }))
+    }
+}
+
+/// Sums over the devices of all ranks.
+struct DeviceSums {
+    /// Dropped first: nothing is under way afterwards.
+    sums: Box<dyn Sums>,
+    /// Keeps the memory of sums that were begun.
+    under_way: Vec<Tensor>,
+}
+
+impl Communicator<Tensor> for DeviceSums {
+    fn start_sum(&mut self, gradients: &mut Tensor, range: Range<usize>, peers: &dyn Peers) -> Result<()> {
+        let (len, fits) = (range.len(), range.start <= range.end && range.end <= gradients.len());
+        ensure(fits, "sums", || format!("{range:?} of {} gradients", gradients.len()))?;
+        self.under_way.push(gradients.clone());
+        let values = gradients.pointer().offset(range.start * DType::F32.size());
+        // SAFETY: the range lies in the tensor, of which a copy is kept until the sums have ended; gradients are written by
+        // this backend's operations alone, and its contract is to leave the range alone until then.
+        unsafe { self.sums.start(values, len, peers) }
+    }
+
+    fn finish_sums(&mut self, peers: &dyn Peers) -> Result<()> {
+        self.sums.finish(peers)?;
+        self.under_way.clear();
+        Ok(())
     }
 }
 

@@ -14,7 +14,8 @@ use std::sync::{Arc, MutexGuard};
 
 use bytemuck::{NoUninit, Pod, Zeroable};
 
-use crate::Result;
+use crate::backend::Peers;
+use crate::{Error, Result};
 
 /// An address in device memory; 0 is none.
 #[repr(transparent)]
@@ -264,4 +265,31 @@ pub trait Stream: Send + Sync {
     fn wait_event(&self, event: &Event) -> Result<()>;
     /// Milliseconds from one mark to a later one; waits for it.
     fn elapsed(&self, from: &Event, to: &Event) -> Result<f32>;
+    /// Whether [`Stream::sums`] connects this device to others.
+    fn communicates(&self) -> bool {
+        false
+    }
+    /// Connects the devices of all ranks, each of which calls it, for sums of this stream's memory.
+    ///
+    /// # Errors
+    /// If a library is missing, with the remedy; if a rank has ended; or if the device does not communicate.
+    fn sums(&self, peers: &mut dyn Peers) -> Result<Box<dyn Sums>> {
+        let _ = peers;
+        Err(Error::internal("sums over devices that do not communicate"))
+    }
+}
+
+/// Sums of device memory over the ranks of a run, on a stream of their own. Dropping it ends what is under way, without waiting for
+/// another rank.
+pub trait Sums: Send {
+    /// Begins to sum `len` f32 values in place, after the work so far of the stream that this was made of.
+    ///
+    /// # Safety
+    /// The values are allocated, and nobody else writes them, until `finish` has succeeded or this was dropped.
+    unsafe fn start(&mut self, values: DevicePtr, len: usize, peers: &dyn Peers) -> Result<()>;
+    /// Waits on the host for all sums that were begun.
+    ///
+    /// # Errors
+    /// If a rank has ended, or the sums failed.
+    fn finish(&mut self, peers: &dyn Peers) -> Result<()>;
 }

@@ -6,6 +6,7 @@
 mod context;
 pub mod fatbins;
 mod library;
+mod nccl;
 mod staging;
 
 use std::collections::HashSet;
@@ -16,8 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUmodule, CUresult, CUstreamCaptureMode};
 
-use super::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, MappedHostBuffer, Properties, Stream};
+use super::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, MappedHostBuffer, Properties, Stream, Sums};
 use crate::Result;
+use crate::backend::Peers;
 use crate::backend::cuda::kernels;
 use context::{Context, GraphExec, Pinned, RawStream, StreamEvent, StreamPool};
 use staging::{Download, Upload};
@@ -397,6 +399,14 @@ impl Stream for GpuStream {
         };
         self.device.context.check("waiting for the device", result)?;
         Ok(milliseconds)
+    }
+
+    fn communicates(&self) -> bool {
+        true
+    }
+
+    fn sums(&self, peers: &mut dyn Peers) -> Result<Box<dyn Sums>> {
+        Ok(Box::new(nccl::Nccl::join(&self.stream, peers)?))
     }
 }
 
