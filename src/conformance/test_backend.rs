@@ -35,9 +35,9 @@ pub trait TestBackend: Train {
         let values = self.read_gradients(&gradients)?;
         self.upload([1, values.len()], &values)
     }
-    /// Tiles of `linear` that take a product of this depth, by name.
-    fn linear_tiles(&self, depth: usize) -> Vec<&'static str> {
-        let _ = depth;
+    /// Tiles of `linear` for a product of so many columns and this depth, by name.
+    fn linear_tiles(&self, columns: usize, depth: usize) -> Vec<&'static str> {
+        let _ = (columns, depth);
         Vec::new()
     }
     /// `linear` by the tile of this name.
@@ -142,10 +142,12 @@ mod on_cuda {
             Ok(gradients)
         }
 
-        fn linear_tiles(&self, depth: usize) -> Vec<&'static str> {
+        fn linear_tiles(&self, columns: usize, depth: usize) -> Vec<&'static str> {
             TILES
                 .iter()
-                .filter(|tile| tile.takes(Cuda::dtype(self), is_aligned(Cuda::dtype(self), depth)))
+                .filter(|tile| {
+                    tile.takes(Cuda::dtype(self), is_aligned(Cuda::dtype(self), depth)) && tile.makes(columns)
+                })
                 .filter(|tile| tile.shared_bytes <= self.stream().properties().shared_per_block)
                 .map(|tile| tile.name)
                 .collect()

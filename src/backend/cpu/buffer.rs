@@ -169,7 +169,7 @@ mod tests {
         [state.used, state.held, state.peak]
     }
 
-    /// What waits stays within what was in use at the same time, however many buffers those are; beyond it the limits hold.
+    /// Waiting buffers stay within what was in use at the same time, however many they are; beyond it the limits hold.
     #[test]
     fn waiting_buffers_stay_within_the_peak() {
         let pool = BufferPool::new(2, 100);

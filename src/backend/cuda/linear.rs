@@ -163,10 +163,10 @@ fn launch(
     tile: &ForwardTile,
 ) -> Result<Tensor> {
     let weight = &layer.weight.tensor;
-    ensure(tile.takes(weight.dtype, is_aligned(weight.dtype, x.columns)), "linear", || {
-        format!("{} tiles of {:?} for weights of {:?} and sums of {}", tile.name, tile.dtype, weight.dtype, x.columns)
-    })?;
     let (rows, columns, dtype) = (x.rows, weight.rows, weight.dtype);
+    ensure(tile.takes(dtype, is_aligned(dtype, x.columns)) && tile.makes(columns), "linear", || {
+        format!("{} tiles of {:?} for weights ({columns}, {}) of {dtype:?}", tile.name, tile.dtype, x.columns)
+    })?;
     let x = cuda.rows_of(x, dtype)?;
     let bias = cuda.rows_of(&layer.bias, DType::F32)?;
     let Epilogue { activation, residual, saved, split } = epilogue;

@@ -35,7 +35,12 @@ impl<P> Tile<P> {
         self.dtype == dtype && (aligned || self.name.ends_with("unaligned"))
     }
 
-    /// Whether its products are those of warpgroups, which only sm_90a has; results then have columns in a multiple of eight.
+    /// Whether it makes results of so many columns: epilogues of wgmma's store eight at a time.
+    pub(crate) fn makes(&self, columns: usize) -> bool {
+        columns.is_multiple_of(8) || !self.is_wgmma()
+    }
+
+    /// Whether its products are those of warpgroups, which only sm_90a has.
     fn is_wgmma(&self) -> bool {
         self.name.ends_with("_wgmma")
     }
@@ -78,9 +83,12 @@ pub(super) fn fastest<P>(
     [rows, columns]: [usize; 2],
     device: &Properties,
 ) -> Option<&'static Tile<P>> {
-    let usable =
-        || tiles.iter().filter(|tile| tile.takes(dtype, aligned) && tile.shared_bytes <= device.shared_per_block);
-    let wgmma = device.capability == WGMMA_CAPABILITY && columns.is_multiple_of(8) && usable().any(Tile::is_wgmma);
+    let usable = || {
+        tiles.iter().filter(|tile| {
+            tile.takes(dtype, aligned) && tile.makes(columns) && tile.shared_bytes <= device.shared_per_block
+        })
+    };
+    let wgmma = device.capability == WGMMA_CAPABILITY && usable().any(Tile::is_wgmma);
     let family = usable().filter(|tile| tile.is_wgmma() == wgmma);
     family.min_by_key(|tile| tile.busy_time(rows, columns, device.multiprocessors.max(1)))
 }

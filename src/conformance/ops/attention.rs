@@ -177,7 +177,7 @@ fn rounded(dtype: DType, plain: &Rounded<'_>, head: impl Fn(usize) -> Vec<Vec<f3
         return Vec::new();
     }
     // Parts (T, D) of every head: one of a result, three of the gradient at qkv.
-    let parts: Vec<Vec<Vec<f32>>> = (0..heads).into_par_iter().map(|h| head(h)).collect();
+    let parts: Vec<Vec<Vec<f32>>> = (0..heads).into_par_iter().map(head).collect();
     let count = parts.first().map_or(0, Vec::len);
     let mut out = Vec::new();
     for (t, part) in (0..tokens).flat_map(|t| (0..count).map(move |part| (t, part))) {

@@ -264,7 +264,7 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
         for (activation, residual, scale) in [(Activation::None, index % 2 == 0, 0.0), (activation, residual, 1.0)] {
             let kind = Kind { decode: false, dtype, activation, residual, scale };
             let layer = OnceCell::new();
-            for tile in backend.linear_tiles(shape.depth) {
+            for tile in backend.linear_tiles(shape.columns, shape.depth) {
                 harness.case(case(tile, shape, kind, Cost::default()), |inputs| {
                     let layer = shared(&layer, || Layer::new(backend, shape, kind))?;
                     prepared(backend, inputs, shape, kind, Some(tile), layer)
@@ -379,7 +379,7 @@ fn independence<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
     let (backend, dtype, shape) = (harness.backend, harness.backend.dtype(), shape(150, 328, 136, Size::Ragged));
     let kind = Kind { decode: false, dtype, activation: Activation::Gelu, residual: false, scale: 1.0 };
     let cell = OnceCell::new();
-    for tile in backend.linear_tiles(shape.depth) {
+    for tile in backend.linear_tiles(shape.columns, shape.depth) {
         harness.case(case(&format!("as chosen, {tile}"), shape, kind, Cost::default()), |inputs| {
             let all = shared(&cell, || Together::new(backend, inputs, shape, kind))?;
             let again =

@@ -11,7 +11,7 @@ use crate::backend::cuda::driver::{KernelInfo, Launch};
 
 /// Rounds in which threads only wait for each other in loops, after which they are taken to wait for ever.
 const MAX_IDLE_ROUNDS: usize = 10_000;
-/// Of a block's shared memory.
+/// Alignment of a block's shared memory.
 const ALIGNMENT: usize = 1024;
 /// Bytes behind a block's shared memory that it must not touch.
 const GUARD: usize = 256;
