@@ -154,13 +154,6 @@ if [ -x train_step ]; then
 fi
 alone bulk 60 ./im2sp bench --random --device cuda --dtype bf16 --units 100 --in-flight 64 --json
 
-if command -v python3 > /dev/null; then
-  alone peers 140 python3 gpu.py --doctor "$out"/doctor-*.out --timing "$out/timing.out" --bench "$out"/bench-*.out \
-    --bulk "$out/bulk.out" --out "$out" --seconds 125
-else
-  skip peers 'python3 is not installed'
-fi
-
 if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck initcheck synccheck; do
     echo "$tool 90 compute-sanitizer --tool $tool --error-exitcode 9 ./im2sp doctor --size small --no-timing --json"
@@ -173,6 +166,17 @@ if command -v compute-sanitizer > /dev/null; then
   done | together "$jobs"
 else
   skip sanitizers 'compute-sanitizer is not installed'
+fi
+
+if command -v python3 > /dev/null; then
+  alone peers 140 python3 gpu.py --doctor "$out"/doctor-*.out --timing "$out/timing.out" --bench "$out"/bench-*.out \
+    --bulk "$out/bulk.out" --out "$out" --seconds 125
+  if [ -x train_step ]; then
+    alone train-peers 130 python3 train_step.py --device cuda --ours ./train_step --rounds 1 --seconds 120 \
+      --json "$out/train-peers.json"
+  fi
+else
+  skip peers 'python3 is not installed'
 fi
 
 if command -v python3 > /dev/null; then

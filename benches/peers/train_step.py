@@ -33,10 +33,9 @@ MODELS = {
 }
 FORMS = {
     "cpu": ("plain", "sdpa", "plain+compile", "sdpa+compile"),
-    "cuda": ("sdpa", "sdpa+compile", "sdpa+compile+graph"),
+    "cuda": ("sdpa+compile", "sdpa"),
 }
 WARM_UP = 3
-LIMIT = 600  # seconds of a process
 
 
 def torch_side(name, form, batch, units, updates, device):
@@ -107,11 +106,12 @@ def torch_side(name, form, batch, units, updates, device):
     print(json.dumps(report))
 
 
-def run(command, environment):
+def run(command, environment, limit):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     try:
-        answer = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=LIMIT)
+        answer = subprocess.run(command, env=environment, **pipes, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
-        return {"problem": f"did not end within {LIMIT} s"}
+        return {"problem": "out of time"}
     if answer.returncode:
         return {"problem": answer.stderr.strip().splitlines()[-1] if answer.stderr.strip() else "no word"}
     return json.loads(answer.stdout)
@@ -140,6 +140,7 @@ def main():
     parser.add_argument("--ours", type=Path, help="the example train_step")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=3600, help="after which nothing more is measured")
     parser.add_argument("--updates", type=int, default=10, help="timed updates of a process")
     parser.add_argument("--forms", help="of PyTorch's side, with commas")
     parser.add_argument("--models", help="with commas")
@@ -162,6 +163,7 @@ def main():
         "threads": int(threads),
         "models": {},
     }
+    deadline = time.monotonic() + arguments.seconds
     for name in arguments.models.split(",") if arguments.models else MODELS[device]:
         batch, units = MODELS[device][name]
         numbers = [str(batch), str(units), str(arguments.updates)]
@@ -171,26 +173,36 @@ def main():
         rows = report["models"][name] = {side: {"ms": [], "peak_rss": []} for side in sides}
         for number in range(arguments.rounds):
             for side in list(sides) if number % 2 == 0 else reversed(sides):
-                answer = run(sides[side], environment)
-                if "problem" in answer:
-                    rows[side]["problem"] = answer["problem"]
-                    continue
-                rows[side]["ms"] += answer["ms"]
-                rows[side]["peak_rss"].append(answer["peak_rss"])
-                if "peak_device" in answer:
-                    rows[side]["peak_device"] = answer["peak_device"]
-        medians = {side: statistics.median(row["ms"]) for side, row in rows.items() if row["ms"]}
-        best = min((side for side in medians if side != "im2sp"), key=medians.get, default=None)
-        for side, row in rows.items():
-            if row["ms"]:
-                memory = statistics.median(row["peak_rss"]) / 1e6
-                print(f"{name:10} {side:24} {medians[side]:8.1f} ms ({min(row['ms']):.1f}-{max(row['ms']):.1f}), {memory:.0f} MB")
-            else:
-                print(f"{name:10} {side:24} {row.get('problem')}")
-        if best and "im2sp" in medians:
-            print(f"{name:10} {medians[best] / medians['im2sp']:.2f} times the speed of {best}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+                measure(rows[side], sides[side], environment, deadline)
+                if arguments.json:
+                    arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        show(name, rows)
+
+
+def measure(row, command, environment, deadline):
+    """Adds what one process measures to `row`."""
+    answer = run(command, environment, max(1, deadline - time.monotonic()))
+    if "problem" in answer:
+        row["problem"] = answer["problem"]
+        return
+    row["ms"] += answer["ms"]
+    row["peak_rss"].append(answer["peak_rss"])
+    if "peak_device" in answer:
+        row["peak_device"] = answer["peak_device"]
+
+
+def show(name, rows):
+    """Prints the medians of a model."""
+    medians = {side: statistics.median(row["ms"]) for side, row in rows.items() if row["ms"]}
+    best = min((side for side in medians if side != "im2sp"), key=medians.get, default=None)
+    for side, row in rows.items():
+        if row["ms"]:
+            memory = statistics.median(row["peak_rss"]) / 1e6
+            print(f"{name:10} {side:24} {medians[side]:8.1f} ms ({min(row['ms']):.1f}-{max(row['ms']):.1f}), {memory:.0f} MB")
+        else:
+            print(f"{name:10} {side:24} {row.get('problem')}")
+    if best and "im2sp" in medians:
+        print(f"{name:10} {medians[best] / medians['im2sp']:.2f} times the speed of {best}", flush=True)
 
 
 if __name__ == "__main__":

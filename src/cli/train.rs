@@ -323,8 +323,9 @@ impl Display {
     }
 
     fn update(&self, u: &Update) {
+        let share = u.share_of_peak.map_or(String::new(), |share| format!(", {:.0} % of peak", 100.0 * share));
         let text = format!(
-            "loss {:.4}, {:.1} % of tokens wrong, rate {:.2e}, {:.1} images/s",
+            "loss {:.4}, {:.1} % of tokens wrong, rate {:.2e}, {:.1} images/s{share}",
             u.loss,
             100.0 * u.error,
             u.rate,

@@ -45,6 +45,10 @@ pub struct Update {
     pub tokens: u64,
     /// Seconds since the update before.
     pub seconds: f64,
+    /// Floating-point operations of its products as a share of what the devices can do in that time; none where their peak
+    /// is not known.
+    #[serde(default)]
+    pub share_of_peak: Option<f64>,
 }
 
 /// Numbers of a validation.
@@ -102,16 +106,17 @@ impl Journal {
     pub fn add(&mut self, record: &Record) -> Result<()> {
         self.file.write_all(line(&self.path, record)?.as_bytes()).map_err(Error::io("write", &self.path))?;
         match record {
-            Record::Update(r) => self.events.scalars(
-                r.update,
-                &[
+            Record::Update(r) => {
+                let mut scalars = vec![
                     ("train/loss", r.loss),
                     ("train/token_error", r.error),
                     ("train/gradient_norm", r.gradient_norm),
                     ("train/learning_rate", r.rate),
                     ("train/images_per_second", r.images as f64 / r.seconds.max(1e-9)),
-                ],
-            ),
+                ];
+                scalars.extend(r.share_of_peak.map(|share| ("train/share_of_peak", share)));
+                self.events.scalars(r.update, &scalars)
+            }
             Record::Validation(r) => self
                 .events
                 .scalars(r.update, &[("validation/loss", r.loss), ("validation/unit_error_rate", r.unit_error_rate)]),

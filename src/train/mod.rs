@@ -4,8 +4,10 @@
 pub mod buckets;
 pub mod checkpoint;
 pub mod config;
+pub mod cost;
 pub mod decoder;
 pub mod journal;
+pub mod lock;
 pub mod model;
 pub mod parameters;
 pub mod plot;

@@ -1,6 +1,7 @@
 //! A session from a configuration: the run directory, the model, the samples and the features of a frozen encoder.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::buckets::BUCKET_BYTES;
 use super::checkpoint;
 use super::config::{CONFIG, DataConfig, TrainConfig};
+use super::lock;
 use super::model::TrainedCaptioner;
 use super::ranks::{Place, Ranks};
 use super::session::{Batches, Ending, Event, Session, Source, VocoderTensors};
@@ -83,11 +85,12 @@ pub fn train(
         (device, _) => device,
     };
     match device {
-        Device::Cpu => on(Cpu, None, &config, options, place, on_event),
+        Device::Cpu => on(Cpu, None, &|_| Ok(Cpu.peak_operations()), &config, options, place, on_event),
         #[cfg(any(feature = "cuda", feature = "emulator"))]
         device => {
             let dtype = if config.f32 { DType::F32 } else { DType::BF16 };
-            on(Cuda::new(device.driver()?, dtype)?, Some(dtype), &config, options, place, on_event)
+            let backend = Cuda::new(device.driver()?, dtype)?;
+            on(backend, Some(dtype), &Cuda::peak_operations, &config, options, place, on_event)
         }
         #[cfg(not(any(feature = "cuda", feature = "emulator")))]
         device => Err(Error::Device {
@@ -143,21 +146,28 @@ fn with_absolute_paths(mut config: TrainConfig) -> Result<TrainConfig> {
     Ok(config)
 }
 
-/// Makes the directory of a new run, or clears what a killed process left in that of an old one. Rank 0 does it for all.
-fn make_run(config: &TrainConfig, options: &Options<'_>, place: Option<&Place>) -> Result<()> {
+/// Makes the directory of a new run, or clears what a killed process left in that of an old one; its lock. Rank 0 does it for
+/// all.
+fn make_run(config: &TrainConfig, options: &Options<'_>, place: Option<&Place>) -> Result<Option<File>> {
     let run = &options.run;
     std::fs::create_dir_all(run).map_err(Error::io("create", run))?;
-    match place {
-        Some(place) if place.rank > 0 => Ok(()),
-        _ if options.resume => checkpoint::remove_unfinished(run),
-        _ => config.write(&run.join(CONFIG)),
+    if place.is_some_and(|place| place.rank > 0) {
+        return Ok(None);
     }
+    let lock = lock::take(run)?;
+    if options.resume {
+        checkpoint::remove_unfinished(run)?
+    } else {
+        config.write(&run.join(CONFIG))?
+    }
+    Ok(lock)
 }
 
 /// The session on a backend.
 fn on<B: Train>(
     backend: B,
     dtype: Option<DType>,
+    peak: &dyn Fn(&B) -> Result<f64>,
     config: &TrainConfig,
     options: &Options<'_>,
     place: Option<&Place>,
@@ -175,9 +185,8 @@ fn on<B: Train>(
         validation.samples = hold_out(&mut train.samples, config.data.hold_out)?;
     }
     train.notes.iter().chain(&validation.notes).for_each(|line| (options.note)(line));
-    if !options.dry_run {
-        make_run(config, options, place)?;
-    }
+    // Held until the end of the run.
+    let _lock = if options.dry_run { None } else { make_run(config, options, place)? };
 
     let digest = digest(config, &train.samples, last.as_deref());
     let mut ranks = place.map_or(Ok(Ranks::alone()), |place| Ranks::connect(place, digest))?;
@@ -230,6 +239,8 @@ fn on<B: Train>(
         estimate(&mut trainer, &source, config).map(|lines| lines.iter().for_each(|line| (options.note)(line)))?;
         return Ok(Ending::Complete);
     }
+    let peak = peak(trainer.captioner().backend())?;
+    trainer.compare_with(peak);
     let mut session = Session {
         trainer,
         config: config.clone(),

@@ -4,6 +4,7 @@
 use super::buckets::{self, BucketSums};
 use super::checkpoint::{Checkpoint, Position, Resumed};
 use super::config::TrainConfig;
+use super::cost;
 use super::decoder::{Dropout, Sequences};
 use super::journal::Update;
 use super::model::{Images, TrainedCaptioner};
@@ -79,12 +80,22 @@ pub struct Trainer<B: Train> {
     ranks: Ranks,
     position: Position,
     clock: Instant,
+    /// Operations a second of a device at most, if known.
+    peak: Option<f64>,
 }
 
 impl<B: Train> Trainer<B> {
     /// A run that begins.
     pub fn new(captioner: TrainedCaptioner<B>, config: TrainConfig, ranks: Ranks) -> Trainer<B> {
-        Trainer { sums: None, captioner, config, ranks, position: Position::default(), clock: Instant::now() }
+        Trainer {
+            sums: None,
+            captioner,
+            config,
+            ranks,
+            position: Position::default(),
+            clock: Instant::now(),
+            peak: None,
+        }
     }
 
     /// Sums gradients through `communicator` from now on, in buckets of at least `bucket_bytes`, instead of on the host. All ranks
@@ -105,6 +116,11 @@ impl<B: Train> Trainer<B> {
         self.captioner.write(BlockPart::SecondMoments, &second)?;
         self.position = position;
         Ok(())
+    }
+
+    /// Makes updates tell their share of `peak`, operations a second of a rank's device.
+    pub fn compare_with(&mut self, peak: f64) {
+        self.peak = Some(peak);
     }
 
     /// The model.
@@ -129,21 +145,22 @@ impl<B: Train> Trainer<B> {
     /// If a loss or a gradient is not a finite number, or too large: nothing has been changed then.
     pub fn update(&mut self, batches: &[Batch]) -> Result<Option<Update>> {
         let update = self.position.update + 1;
-        let (mut losses, mut images) = ([0.0; 3], 0);
+        let (mut losses, mut images, mut operations) = ([0.0; 3], 0, 0.0);
         for (micro, batch) in batches.iter().enumerate() {
             let pass = self.pass_number(update, micro);
             let sums = self.accumulate(batch, pass, micro + 1 == batches.len());
             let sums = sums.map_err(|error| self.failed(update, batch, error))?;
             losses.iter_mut().zip(sums).for_each(|(all, one)| *all += one);
             images += batch.size as u64;
+            operations += self.operations(batch);
         }
         // Before the others are waited for: they may be waiting for these.
         if let Some(sums) = &mut self.sums {
             sums.begin(self.captioner.gradients(), 0, &self.ranks)?;
         }
-        let mut sums = [losses[0], losses[1], losses[2], images as f64];
+        let mut sums = [losses[0], losses[1], losses[2], images as f64, operations];
         self.ranks.sum(&mut sums)?;
-        let [loss, correct, tokens, images] = sums;
+        let [loss, correct, tokens, images, operations] = sums;
         self.sum_gradients()?;
         if tokens == 0.0 {
             return Ok(None);
@@ -178,7 +195,15 @@ impl<B: Train> Trainer<B> {
             images: images as u64,
             tokens: tokens as u64,
             seconds,
+            share_of_peak: self.peak.map(|peak| operations / (seconds * peak * self.ranks.count() as f64)),
         }))
+    }
+
+    /// Floating-point operations of the passes over a batch.
+    fn operations(&self, batch: &Batch) -> f64 {
+        let features = matches!(batch.images, ImageValues::Features(_));
+        let inputs = (batch.ids.len() / batch.size.max(1)).saturating_sub(1);
+        cost::operations(self.captioner.config(), self.config.freeze, features, batch.size, inputs)
     }
 
     /// A number that no other pass of the run has, whatever the number of ranks.

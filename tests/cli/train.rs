@@ -52,6 +52,24 @@ fn begin(directory: &Path, name: &str, more: &[&str]) -> Output {
     train(directory, &[&[name], &BASE[..], more].concat())
 }
 
+/// A second process in the directory of a run is refused, and changes nothing there.
+#[test]
+fn one_process_trains_in_a_directory() {
+    let directory = workplace();
+    let run = directory.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    let lock = std::fs::File::create(run.join("lock")).unwrap();
+    lock.lock().unwrap();
+    let refused = begin(directory.path(), "run", &["--iterations", "2"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("another process trains in"), "{said}");
+    assert!(!run.join("config.toml").exists());
+    drop(lock);
+    let begun = begin(directory.path(), "run", &["--iterations", "2"]);
+    assert_eq!(begun.status.code(), Some(0), "{}", String::from_utf8_lossy(&begun.stderr));
+}
+
 /// The last checkpoint's folder.
 fn last(run: &Path) -> PathBuf {
     let index: Value = serde_json::from_str(&std::fs::read_to_string(run.join("checkpoints.json")).unwrap()).unwrap();

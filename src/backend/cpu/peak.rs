@@ -33,13 +33,22 @@ impl Cpu {
         let read = fastest(|| {
             values.par_chunks(share).zip(&mut sums).for_each(|(values, sum)| read(values, sum));
         });
-        let mut done = vec![0; threads];
-        let multiplied = fastest(|| {
-            done.par_iter_mut().with_max_len(1).for_each(|done| multiply(rounds, done));
-        });
-        let flops = 2 * done.iter().sum::<usize>();
-        Peaks { bytes: (elements * size_of::<f32>()) as f64 / read, flops: flops as f64 / multiplied }
+        Peaks { bytes: (elements * size_of::<f32>()) as f64 / read, flops: operations(rounds) }
     }
+
+    /// Measured floating-point operations a second of all threads together.
+    pub fn peak_operations(&self) -> f64 {
+        operations(ROUNDS)
+    }
+}
+
+/// Operations a second of `rounds` multiply-adds of 12 registers in every thread.
+fn operations(rounds: usize) -> f64 {
+    let mut done = vec![0; rayon::current_num_threads()];
+    let multiplied = fastest(|| {
+        done.par_iter_mut().with_max_len(1).for_each(|done| multiply(rounds, done));
+    });
+    2.0 * done.iter().sum::<usize>() as f64 / multiplied
 }
 
 /// Seconds of the fastest run.

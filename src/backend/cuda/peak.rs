@@ -31,6 +31,16 @@ impl Cuda {
         unsafe { self.stream.memset(from.pointer(), 0x3c, copied)? };
         // SAFETY: as above.
         let copy = self.fastest(&|| unsafe { self.stream.copy(to.pointer(), from.pointer(), copied) })?;
+        Ok(Peaks { bytes: 2.0 * copied as f64 / copy, flops: self.operations(repeats)? })
+    }
+
+    /// Measured operations a second of the tensor cores, in bf16.
+    pub fn peak_operations(&self) -> Result<f64> {
+        self.operations(if self.is_emulated() { 4 } else { 4096 })
+    }
+
+    /// Measures with `repeats` rounds of products in every warp.
+    fn operations(&self, repeats: usize) -> Result<f64> {
         let blocks = 2 * self.stream.properties().multiprocessors;
         let y = self.empty([blocks, THREADS], DType::F32, Layout::Rows)?;
         let params = PeakParams { y: y.pointer(), repeats: int("peak", repeats)?, unused: 0 };
@@ -42,8 +52,7 @@ impl Cuda {
         if sums.iter().any(|&sum| sum != expected) {
             return Err(Error::shape("peak", "the tensor cores added up wrongly"));
         }
-        let flops = FLOPS * (repeats * blocks * THREADS / 32) as f64;
-        Ok(Peaks { bytes: 2.0 * copied as f64 / copy, flops: flops / product })
+        Ok(FLOPS * (repeats * blocks * THREADS / 32) as f64 / product)
     }
 
     /// True if the host runs the kernels.
