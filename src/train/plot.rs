@@ -16,6 +16,8 @@ const HEIGHT: f64 = 420.0;
 const FIELD: [f64; 4] = [70.0, 780.0, 40.0, 370.0];
 /// Distinguishable with every kind of colour vision (Okabe and Ito).
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
+/// Two curves that coincide are both visible.
+const DASHES: [&str; 4] = ["none", "6 4", "2 3", "9 3 2 3"];
 /// More points than pixels show nothing more.
 const MAX_POINTS: usize = 1400;
 
@@ -55,17 +57,22 @@ pub fn svg(title: &str, [x, y]: [&str; 2], curves: &[Curve<'_>]) -> String {
         "<text transform=\"translate(18 {middle}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
         escaped(y)
     );
-    for (n, (curve, colour)) in curves.iter().zip(COLOURS.iter().cycle()).enumerate() {
+    let styles = COLOURS.iter().cycle().zip(DASHES.iter().cycle());
+    for (n, (curve, (colour, dashes))) in curves.iter().zip(styles).enumerate() {
         let points = thinned(&finite(&curve.points).collect::<Vec<_>>());
         let place = |point: &(f64, f64)| format!("{:.1},{:.1}", xs.place(point.0), ys.place(point.1));
         let path: Vec<String> = points.iter().map(place).collect();
         let _ = writeln!(
             out,
-            "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\" points=\"{}\"/>",
+            "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\" stroke-dasharray=\"{dashes}\" points=\"{}\"/>",
             path.join(" ")
         );
         let at = top + 16.0 + 20.0 * n as f64;
-        let _ = writeln!(out, "<path d=\"M{} {at}h24\" stroke=\"{colour}\" stroke-width=\"3\"/>", right - 200.0);
+        let _ = writeln!(
+            out,
+            "<path d=\"M{} {at}h24\" stroke=\"{colour}\" stroke-width=\"3\" stroke-dasharray=\"{dashes}\"/>",
+            right - 200.0
+        );
         let _ = writeln!(out, "<text x=\"{}\" y=\"{}\">{}</text>", right - 170.0, at + 4.0, escaped(curve.name));
     }
     out + "</svg>\n"
@@ -139,6 +146,7 @@ mod tests {
         let svg = svg("Loss & more", ["update", "loss"], &curves);
         assert!(svg.contains("Loss &amp; more") && svg.contains("a &lt;b&gt;") && !svg.contains("NaN"), "{svg}");
         assert_eq!(svg.matches("<polyline").count(), 2);
+        assert_eq!(svg.matches("stroke-dasharray=\"6 4\"").count(), 2, "the second curve and its legend: {svg}");
         let places = svg.split("points=\"").skip(1).flat_map(|rest| rest.split('"').next().unwrap_or("").split(' '));
         for place in places {
             let (x, y) = place.split_once(',').expect("two numbers");

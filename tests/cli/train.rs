@@ -129,6 +129,9 @@ fn features_are_computed_once() {
         let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
         assert!((a - b).abs() < 0.02 * a, "{update}: {a} {b}");
     }
+    succeeds(&run_in(directory.path(), &["plot", "plain", "cached", "-o", "both.svg"]));
+    let drawing = std::fs::read_to_string(directory.path().join("both.svg")).unwrap();
+    assert!(drawing.contains("plain: training") && drawing.contains("cached: training"), "{drawing}");
     let resumed = train(directory.path(), &["cached", "--resume"]);
     succeeds(&resumed);
     assert!(!text(&resumed.stderr).contains("features of"), "{}", text(&resumed.stderr));
