@@ -8,7 +8,7 @@
 // Numerics:  f32, every value on its own; division and root are rounded correctly. The working copy is p to nearest even
 // Requires:  nothing
 // Roofline:  28 bytes a value, 30 with a working copy: memory-bound
-// Measured:  not yet measured
+// Measured:  H200 at 86aee10, ncu: 43.5 million parameters with a bf16 copy in 309 us, 4.2 TB/s
 #include "prelude.cuh"
 
 struct AdamwParams {

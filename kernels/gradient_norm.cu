@@ -5,7 +5,7 @@
 //            every grid. A square beyond f32 is infinite, one below it is 0
 // Requires:  nothing
 // Roofline:  4 bytes a gradient: memory-bound
-// Measured:  not yet measured
+// Measured:  H200 at 86aee10, ncu: 43.5 million values in 49.8 us, 3.5 TB/s
 #include "prelude.cuh"
 
 namespace {

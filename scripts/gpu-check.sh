@@ -127,9 +127,6 @@ operations=$(timeout 20 ./im2sp doctor --list)
   for op in $operations; do
     echo "doctor-$op 75 ./im2sp doctor --op =$op --size $size --no-timing --json"
   done
-  if [ -x test-driver ]; then
-    echo "test-driver 40 ./test-driver --skip fake:: --skip the_emulator"
-  fi
   if [ -x test-end_to_end ]; then
     echo "published-size 100 ./test-end_to_end --ignored --exact the_published_size_speaks_as_on_the_cpu"
     echo "test-end_to_end 100 ./test-end_to_end --skip emulated::"
@@ -141,6 +138,11 @@ operations=$(timeout 20 ./im2sp doctor --list)
     done
   fi
 } | together "$jobs"
+
+# It asks for all of the memory, which the others need.
+if [ -x test-driver ]; then
+  alone test-driver 40 ./test-driver --skip fake:: --skip the_emulator --skip sums_end --skip without_nccl
+fi
 
 # Times, with the device to themselves.
 alone timing 75 ./im2sp doctor --size "$size" --timing-only --json

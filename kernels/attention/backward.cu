@@ -13,7 +13,8 @@
 //            both what a product leaves in registers is the left operand of the next. Tiles come through two swizzled buffers.
 //            f32, and other head sizes: a warp takes a query, or a key, and 32 of the others at a time, on FMA units
 // Roofline:  14 B T^2 H D operations, 10 of which are needed: scores and dy . value are computed twice
-// Measured:  not yet measured
+// Measured:  H200 at 86aee10, ncu: 16 sequences of 407 after 257, 12 heads of 64, in 199 us (keys 125, queries 74); 16 of
+//            257, 16 heads, in 171
 #include "attention/tiles.cuh"
 
 struct AttentionBackwardParams {

@@ -8,7 +8,8 @@
 // Requires:  rows of dy, x and weight of a multiple of 16 bytes, or the unaligned kernels; dweight at a multiple of 16 bytes
 // Tiling:    gemm.cuh; operands whose rows are the terms of the sums are transposed on the way to the products (columns.cuh)
 // Roofline:  2 M N K operations each for dx and dweight, as the forward pass
-// Measured:  not yet measured
+// Measured:  H200 at 86aee10, ncu, by wgmma: dx 6512x2304x768 with a residual in 63.6 us; dweight 2304x768 over 6512 rows in
+//            56.9 us and 13.5 for the sum of its parts, 4096x1024 over 4112 rows in 72.4
 #include "gemm.cuh"
 #include "linear/activation.cuh"
 #include "warpgroup.cuh"
@@ -335,7 +336,8 @@ TILE(linear_backward_128x256_bf16, Input128x256, 128, 256, 147456, 413, "not yet
 TILE(linear_backward_128x128_bf16, Input128x128, 128, 128, 98304, 207, "not yet measured");
 TILE(linear_backward_64x64_bf16, Input64x64, 64, 64, 65536, 96, "not yet measured");
 TILE(linear_backward_128x256_wgmma_bf16, Input128x256Wgmma, 128, 256, 212992, 210, "not yet measured");
-TILE(linear_backward_128x192_wgmma_bf16, Input128x192Wgmma, 128, 192, 180224, 162, "not yet measured");
+TILE(linear_backward_128x192_wgmma_bf16, Input128x192Wgmma, 128, 192, 180224, 162,
+     "H200 at 86aee10, ncu: 6512x2304x768 in 63.6 us");
 TILE(linear_backward_64x128_wgmma_bf16, Input64x128Wgmma, 64, 128, 204800, 84, "not yet measured");
 TILE(linear_backward_64x64_wgmma_bf16, Input64x64Wgmma, 64, 64, 106496, 43, "not yet measured");
 TILE(linear_backward_64x64_unaligned_bf16, Input64x64, 64, 64, 65536, 1000, "not yet measured");
@@ -345,7 +347,8 @@ TILE(linear_backward_64x64_unaligned_f32, Tile64x64F32, 64, 64, 49152, 4000, "no
 TILE(linear_backward_weight_128x256_bf16, Weight128x256, 128, 256, 147456, 413, "not yet measured");
 TILE(linear_backward_weight_128x128_bf16, Weight128x128, 128, 128, 98304, 207, "not yet measured");
 TILE(linear_backward_weight_64x64_bf16, Weight64x64, 64, 64, 65536, 96, "not yet measured");
-TILE(linear_backward_weight_128x256_wgmma_bf16, Weight128x256Wgmma, 128, 256, 212992, 210, "not yet measured");
+TILE(linear_backward_weight_128x256_wgmma_bf16, Weight128x256Wgmma, 128, 256, 212992, 210,
+     "H200 at 86aee10, ncu: 4096x1024 over 4112 rows in 72.4 us");
 TILE(linear_backward_weight_64x128_wgmma_bf16, Weight64x128Wgmma, 64, 128, 204800, 84, "not yet measured");
 TILE(linear_backward_weight_64x64_wgmma_bf16, Weight64x64Wgmma, 64, 64, 106496, 43, "not yet measured");
 TILE(linear_backward_weight_64x64_unaligned_bf16, Weight64x64, 64, 64, 65536, 1000, "not yet measured");

@@ -18,6 +18,8 @@
 //            4112x1024x4096 in 150, 4096x4096x4096 in 397 (346 TFLOP/s, 56 % of the peak of mma.sync there); f32
 //            257x1024x3072 in 72.7 us, 4112x1024x4096 in 847 (41 TFLOP/s). ncu, `im2sp bench --random --dtype bf16 --units
 //            50`: 257x1024x3072 in 18.5 us, 257x1024x4096 with QuickGELU in 22.7, 257x4096x1024 in 40.3
+//            H200 at 00377bd, doctor, by wgmma: bf16 257x1024x3072 in 13.1 us, 4112x1024x4096 in 93, 4096x4096x4096 in 239
+//            (576 TFLOP/s)
 #include "gemm.cuh"
 #include "linear/activation.cuh"
 #include "warpgroup.cuh"
@@ -220,11 +222,14 @@ TILE(linear_forward_64x64_bf16, Tile64x64, 64, 64, 65536, 96,
      "H200 at 449c6ab, doctor: 257x1024x1024 in 14.9 us, 257x4096x1024 in 42.4 us");
 TILE(linear_forward_32x64_bf16, Tile32x64, 32, 64, 49152, 72,
      "H200 at 449c6ab, doctor: 197x3072x768 in 25.4 us, 1000x768x203 in 12.3 us");
-TILE(linear_forward_128x256_wgmma_bf16, Tile128x256Wgmma, 128, 256, 212992, 210, "not yet measured");
-TILE(linear_forward_128x192_wgmma_bf16, Tile128x192Wgmma, 128, 192, 180224, 162, "not yet measured");
+TILE(linear_forward_128x256_wgmma_bf16, Tile128x256Wgmma, 128, 256, 212992, 210,
+     "H200 at 00377bd, doctor: 4096x4096x4096 in 239 us, 4112x1024x4096 in 93 us");
+TILE(linear_forward_128x192_wgmma_bf16, Tile128x192Wgmma, 128, 192, 180224, 162, "H200 at 86aee10, ncu: 6512x768x768 in 29.7 us");
 TILE(linear_forward_128x128_wgmma_bf16, Tile128x128Wgmma, 128, 128, 114688, 112, "not yet measured");
-TILE(linear_forward_64x128_wgmma_bf16, Tile64x128Wgmma, 64, 128, 204800, 84, "not yet measured");
-TILE(linear_forward_64x64_wgmma_bf16, Tile64x64Wgmma, 64, 64, 106496, 43, "not yet measured");
+TILE(linear_forward_64x128_wgmma_bf16, Tile64x128Wgmma, 64, 128, 204800, 84,
+     "H200 at 00377bd, doctor: 257x1024x3072 in 13.1 us");
+TILE(linear_forward_64x64_wgmma_bf16, Tile64x64Wgmma, 64, 64, 106496, 43,
+     "H200 at 00377bd, doctor: 257x1024x1024 in 10.3 us, 257x4096x1024 in 22.2 us");
 TILE(linear_forward_64x64_unaligned_bf16, Tile64x64, 64, 64, 65536, 1000, "not yet measured");
 TILE(linear_forward_128x128_f32, Tile128x128F32, 128, 128, 65536, 2048, "H200 at 449c6ab, doctor: 4112x1024x4096 in 847 us");
 TILE(linear_forward_64x64_f32, Tile64x64F32, 64, 64, 49152, 768, "H200 at 449c6ab, doctor: 257x1024x3072 in 72.7 us");
