@@ -57,17 +57,18 @@ fn begin(directory: &Path, name: &str, more: &[&str]) -> Output {
 fn one_process_trains_in_a_directory() {
     let directory = workplace();
     let run = directory.path().join("run");
-    std::fs::create_dir(&run).unwrap();
+    let begun = begin(directory.path(), "run", &["--iterations", "2"]);
+    assert_eq!(begun.status.code(), Some(0), "{}", String::from_utf8_lossy(&begun.stderr));
+    let before = std::fs::read(run.join("log.jsonl")).unwrap();
     let lock = std::fs::File::create(run.join("lock")).unwrap();
     lock.lock().unwrap();
-    let refused = begin(directory.path(), "run", &["--iterations", "2"]);
+    let refused = train(directory.path(), &["run", "--resume"]);
     assert_eq!(refused.status.code(), Some(1));
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(said.contains("another process trains in"), "{said}");
-    assert!(!run.join("config.toml").exists());
+    assert_eq!(std::fs::read(run.join("log.jsonl")).unwrap(), before);
     drop(lock);
-    let begun = begin(directory.path(), "run", &["--iterations", "2"]);
-    assert_eq!(begun.status.code(), Some(0), "{}", String::from_utf8_lossy(&begun.stderr));
+    assert_eq!(train(directory.path(), &["run", "--resume"]).status.code(), Some(0));
 }
 
 /// The last checkpoint's folder.
