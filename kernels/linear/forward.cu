@@ -71,61 +71,67 @@ template <typename T> struct LinearEpilogue {
 
     DEVICE void finish(int row, int column, const float (&sums)[RUN], const Read& read, int which) const {
         if (row >= params.rows || column >= params.columns) return;
+        const int64_t at = int64_t(row) * params.columns + column;
+        T* y = static_cast<T*>(params.y) + at;
         float v[RUN], residual[RUN];
         unpack(read.bias, v);
         unpack(read.residual[which], residual);
-        store_vectors<true>(row, column, sums, v, residual);
+#pragma unroll
+        for (int i = 0; i < RUN; i++) v[i] += sums[i];
+        if (params.saved) store_run(static_cast<T*>(params.saved) + at, v);
+        activate(params.activation, v);
+        if (params.residual) {
+#pragma unroll
+            for (int i = 0; i < RUN; i++) v[i] += residual[i];
+        }
+        store_run(y, v);
+        if (params.keys) scatter_to_heads(row, column, y, v);
     }
 
     template <bool ROLLED> DEVICE void store(int row, int column, const float (&sums)[RUN]) const {
         if (row >= params.rows || column >= params.columns) return;
         const int64_t at = int64_t(row) * params.columns + column;
-        const T* from = params.residual ? static_cast<const T*>(params.residual) + at : nullptr;
-        float v[RUN], residual[RUN] = {};
-        if (!ROLLED || vectors()) {
-            load_run(v, params.bias + column);
-            if (from) load_run(residual, from);
-            return store_vectors<ROLLED>(row, column, sums, v, residual);
-        }
+        const T* residual = params.residual ? static_cast<const T*>(params.residual) + at : nullptr;
         T* y = static_cast<T*>(params.y) + at;
-        const int count = params.columns - column;
-#pragma unroll
-        for (int i = 0; i < RUN; i++) v[i] = sums[i] + (i < count ? params.bias[column + i] : 0.0f);
-        if (params.saved) store_some(static_cast<T*>(params.saved) + at, v, count);
-        activate(params.activation, v);
+        const bool whole = !ROLLED || vectors();
+        float v[RUN];
+        if (whole) load_run(v, params.bias + column);
 #pragma unroll
         for (int i = 0; i < RUN; i++) {
-            if (from && i < count) v[i] += to_float(from[i]);
+            if (!whole) v[i] = column + i < params.columns ? params.bias[column + i] : 0.0f;
+            v[i] += sums[i];
         }
-        store_some(y, v, count);
-        if (params.keys) scatter_to_heads(row, column, y, v);
-    }
-
-  private:
-    // `v` holds the bias.
-    template <bool ROLLED>
-    DEVICE void store_vectors(int row, int column, const float (&sums)[RUN], float (&v)[RUN],
-                              const float (&residual)[RUN]) const {
-        const int64_t at = int64_t(row) * params.columns + column;
-        T* y = static_cast<T*>(params.y) + at;
-#pragma unroll
-        for (int i = 0; i < RUN; i++) v[i] += sums[i];
-        if (ROLLED && params.saved) store_run(static_cast<T*>(params.saved) + at, v);
+        if (ROLLED && params.saved) save(static_cast<T*>(params.saved) + at, column, v);
         if (ROLLED) activate(params.activation, v);
-        // In f32 without a residual, a sum of -0 becomes 0.
-        if (params.residual || sizeof(T) == sizeof(float)) {
+        if (whole) {
+            store_vectors(residual, y, v);
+        } else {
 #pragma unroll
-            for (int i = 0; i < RUN; i++) v[i] += residual[i];
+            for (int i = 0; i < RUN; i++) {
+                if (column + i < params.columns) y[i] = from_float<T>(residual ? v[i] + to_float(residual[i]) : v[i]);
+            }
         }
-        store_run(y, v);
         if (ROLLED && params.keys) scatter_to_heads(row, column, y, v);
     }
 
-    DEVICE static void store_some(T* to, const float (&v)[RUN], int count) {
+  private:
+    DEVICE void save(T* saved, int column, const float (&v)[RUN]) const {
+        if (vectors()) return store_run(saved, v);
 #pragma unroll
         for (int i = 0; i < RUN; i++) {
-            if (i < count) to[i] = from_float<T>(v[i]);
+            if (column + i < params.columns) saved[i] = from_float<T>(v[i]);
         }
+    }
+
+    DEVICE void store_vectors(const T* residual, T* y, float (&v)[RUN]) const {
+        float added[RUN] = {};
+        if (residual) load_run(added, residual);
+        // In f32 without a residual, a sum of -0 becomes 0.
+        if (residual || sizeof(T) == sizeof(float)) {
+#pragma unroll
+            for (int i = 0; i < RUN; i++) v[i] += added[i];
+        }
+        store_run(y, v);
     }
 
     // Keys and values of a row to their heads: `v`, which this thread has just written to y, from `column` on.
@@ -185,7 +191,6 @@ using Tile64x64F32 = FmaTile<64, 64, 2, 2, 8, 3>;
 // bf16 on sm_90a: deep rings where a block has a multiprocessor to itself.
 using Tile128x256Wgmma = WarpgroupTile<128, 256, 4>;
 using Tile128x192Wgmma = WarpgroupTile<128, 192, 4>;
-using Tile128x128Wgmma = WarpgroupTile<128, 128, 3>;
 using Tile64x128Wgmma = WarpgroupTile<64, 128, 8>;
 using Tile64x64Wgmma = WarpgroupTile<64, 64, 6>;
 
@@ -204,7 +209,6 @@ KERNEL(linear_forward_64x64_f32, LinearParams, 128, 4) { aligned<Tile64x64F32>(p
 // Grid: any number of blocks up to that of tiles.
 KERNEL(linear_forward_128x256_wgmma_bf16, LinearParams, 256, 1) { wgmma<Tile128x256Wgmma>(params); }
 KERNEL(linear_forward_128x192_wgmma_bf16, LinearParams, 256, 1) { wgmma<Tile128x192Wgmma>(params); }
-KERNEL(linear_forward_128x128_wgmma_bf16, LinearParams, 256, 2) { wgmma<Tile128x128Wgmma>(params); }
 KERNEL(linear_forward_64x128_wgmma_bf16, LinearParams, 128, 1) { wgmma<Tile64x128Wgmma>(params); }
 KERNEL(linear_forward_64x64_wgmma_bf16, LinearParams, 128, 2) { wgmma<Tile64x64Wgmma>(params); }
 
@@ -225,7 +229,6 @@ TILE(linear_forward_32x64_bf16, Tile32x64, 32, 64, 49152, 72,
 TILE(linear_forward_128x256_wgmma_bf16, Tile128x256Wgmma, 128, 256, 212992, 210,
      "H200 at 00377bd, doctor: 4096x4096x4096 in 239 us, 4112x1024x4096 in 93 us");
 TILE(linear_forward_128x192_wgmma_bf16, Tile128x192Wgmma, 128, 192, 180224, 162, "H200 at 86aee10, ncu: 6512x768x768 in 29.7 us");
-TILE(linear_forward_128x128_wgmma_bf16, Tile128x128Wgmma, 128, 128, 114688, 112, "not yet measured");
 TILE(linear_forward_64x128_wgmma_bf16, Tile64x128Wgmma, 64, 128, 204800, 84,
      "H200 at 00377bd, doctor: 257x1024x3072 in 13.1 us");
 TILE(linear_forward_64x64_wgmma_bf16, Tile64x64Wgmma, 64, 64, 106496, 43,
