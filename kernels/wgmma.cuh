@@ -7,8 +7,8 @@
 //   by rows     a row of 64 values of k for each row of a, or column of b; 16 values of k on are 32 bytes
 //   by columns  panels of 64 rows of a, or columns of b, a line for each of 64 values of k; 16 values of k on are 16 lines
 //
-// Products run in the order of their issue, beside the warps: between wgmma_fence and the wait for them neither their operands
-// nor d may be touched.
+// Products run asynchronously, in the order of their issue: between wgmma_fence and the wait for them neither their operands nor
+// d may be touched.
 #pragma once
 
 #include "mma.cuh"

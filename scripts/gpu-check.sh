@@ -139,7 +139,7 @@ operations=$(timeout 20 ./im2sp doctor --list)
   fi
 } | together "$jobs"
 
-# It asks for all of the memory, which the others need.
+# One of its tests asks for more memory than there is; meanwhile others may find none.
 if [ -x test-driver ]; then
   alone test-driver 40 ./test-driver --skip fake:: --skip the_emulator --skip sums_end_however_the_other_ranks_do \
     --skip a_machine_without_nccl_is_told_what_to_do

@@ -12,14 +12,11 @@
 //            products. The activation is a parameter, not a kernel
 // Roofline:  2 M N K operations. Bound by the tensor cores once both M and N are some hundreds; mma.sync reaches about
 //            62 % of the rate of wgmma on sm_90
-// Measured:  NVIDIA H200, driver 580.159.04, commit 449c6ab (the same tiles and mainloop, each activation a kernel of its
-//            own; not yet measured since): `im2sp doctor --op =linear` (cold L2, lightly contended), rows x K x columns:
-//            bf16 257x1024x1024 in 14.9 us, 257x1024x3072 in 22.2, 257x1024x4096 in 25.5, 257x4096x1024 in 42.4,
-//            4112x1024x4096 in 150, 4096x4096x4096 in 397 (346 TFLOP/s, 56 % of the peak of mma.sync there); f32
-//            257x1024x3072 in 72.7 us, 4112x1024x4096 in 847 (41 TFLOP/s). ncu, `im2sp bench --random --dtype bf16 --units
-//            50`: 257x1024x3072 in 18.5 us, 257x1024x4096 with QuickGELU in 22.7, 257x4096x1024 in 40.3
-//            H200 at 00377bd, doctor, by wgmma: bf16 257x1024x3072 in 13.1 us, 4112x1024x4096 in 93, 4096x4096x4096 in 239
-//            (576 TFLOP/s)
+// Measured:  NVIDIA H200, driver 580.159.04, `im2sp doctor`, cold L2, rows x K x columns. At 00377bd, bf16 by wgmma:
+//            257x1024x1024 in 10.3 us, 257x1024x3072 in 13.1, 257x4096x1024 in 22.2, 257x1024x4096 in 27.4, 4112x1024x4096
+//            in 93, 4096x4096x4096 in 239 (576 TFLOP/s); f32: 257x1024x3072 in 77.3, 4112x1024x4096 in 923 (37 TFLOP/s). At
+//            449c6ab, bf16 by mma.sync, lightly contended: 14.9, 22.2, 42.4, 25.5, 150, 397 (346 TFLOP/s, 56 % of the peak
+//            of mma.sync there)
 #include "gemm.cuh"
 #include "linear/activation.cuh"
 #include "warpgroup.cuh"

@@ -21,19 +21,13 @@ impl Weights {
     }
 }
 
-/// a b^T of `left` (M, L) and `right` (N, L): (M, N).
-pub(super) fn product(left: &[f32], right: HostTensor) -> Result<Vec<f32>> {
-    let &[n, depth] = right.shape() else {
-        return Err(Error::shape("calibrate", format!("{:?} is no matrix", right.shape())));
-    };
-    let linear = LinearWeights { weight: Cpu.matrix(right)?, bias: Cpu.upload([1, n], &vec![0.0; n])? };
+/// `left` (M, L) times its like `right` (N, L), transposed: (M, N).
+pub(super) fn outer(left: &[f32], right: &[f32], depth: usize) -> Result<Vec<f32>> {
+    let rows = right.len() / depth.max(1);
+    let bias = Cpu.upload([1, rows], &vec![0.0; rows])?;
+    let linear = LinearWeights { weight: Cpu.matrix(matrix(rows, depth, right.to_vec())?)?, bias };
     let left = Cpu.upload([left.len() / depth.max(1), depth], left)?;
     Cpu.download(&Cpu.linear(&left, &linear, Activation::None, None)?)
-}
-
-/// `left` (M, L) times its like `right` (N, L), transposed.
-pub(super) fn outer(left: &[f32], right: &[f32], depth: usize) -> Result<Vec<f32>> {
-    product(left, matrix(right.len() / depth.max(1), depth, right.to_vec())?)
 }
 
 fn matrix(rows: usize, columns: usize, values: Vec<f32>) -> Result<HostTensor> {

@@ -15,8 +15,8 @@ use crate::{Error, Result};
 
 /// Multiprocessors of a large device. Not asked of the device, so that results are the same on all.
 const MULTIPROCESSORS: usize = 132;
-/// Rows and columns of a tile, clocks of a k_tile and of the rest of a tile, and bytes a clock of sums that are written and
-/// read again, as measured on an H200.
+/// Rows and columns of a tile; estimates, from times on an H200, of the clocks of a k_tile and of the rest of a tile, and of the
+/// bytes a clock of sums that are written and read again.
 const SHARE_TILE: [usize; 2] = [128, 256];
 const K_TILE_CLOCKS: usize = 1600;
 const TILE_CLOCKS: usize = 4000;

@@ -203,7 +203,8 @@ impl<'a> Task<'a> {
     }
 }
 
-/// Shared memory as a block finds it, with guard words behind: what was never written is NaN. Aligned as operands of wgmma have to be.
+/// Shared memory as a block finds it, with guard words behind: what was never written is NaN. Aligned as operands of wgmma have
+/// to be.
 fn prepare_shared(memory: &mut Vec<u128>, bytes: usize) -> *mut u8 {
     memory.resize(memory.len().max((bytes + GUARD + ALIGNMENT).div_ceil(16)), 0);
     let start = memory.as_mut_ptr().cast::<u8>();
