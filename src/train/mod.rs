@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod cost;
 pub mod decoder;
+pub mod estimate;
 pub mod journal;
 pub mod lock;
 pub mod model;
