@@ -3,8 +3,10 @@
 
 pub mod captioner;
 pub mod codebook;
+pub mod ctc;
 pub mod decoder;
 pub mod loader;
+pub mod speech_encoder;
 pub mod transformer;
 pub mod vision;
 pub mod vocoder;

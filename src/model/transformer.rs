@@ -1,5 +1,6 @@
-//! A pre-norm transformer encoder: `x += out(attention(norm(x)))`, then `x += fc2(act(fc1(norm(x))))`, in every layer.
-//! CLIP's and timm's vision transformers, the ViT-VQGAN encoder and wav2vec 2.0 with stable layer norm are made of it.
+//! A transformer encoder: `x += out(attention(norm(x)))`, then `x += fc2(act(fc1(norm(x))))`, in every layer, or with the norms
+//! after the sums. CLIP's and timm's vision transformers, the ViT-VQGAN encoder and wav2vec 2.0 with stable layer norm have them
+//! before, HuBERT Base after.
 //! Embeddings before the first layer and norms after the last belong to the models.
 
 use super::loader::Loader;
@@ -42,13 +43,23 @@ impl<B: Backend> Encoder<B> {
 
     /// Sequences (B*T, C), all of T tokens that see each other, to the result of the last layer (B*T, C).
     pub fn forward(&self, backend: &B, x: B::Tensor, batch: usize) -> Result<B::Tensor> {
-        let rows = backend.shape(&x)[0];
+        let shape = self.attention_shape(backend, &x, batch)?;
+        self.layers.iter().try_fold(x, |x, layer| self.layer(backend, layer, &x, shape))
+    }
+
+    /// As [`Encoder::forward`], with the norms after the residuals.
+    pub fn forward_post_norm(&self, backend: &B, x: B::Tensor, batch: usize) -> Result<B::Tensor> {
+        let shape = self.attention_shape(backend, &x, batch)?;
+        self.layers.iter().try_fold(x, |x, layer| self.layer_post_norm(backend, layer, &x, shape))
+    }
+
+    fn attention_shape(&self, backend: &B, x: &B::Tensor, batch: usize) -> Result<AttentionShape> {
+        let rows = backend.shape(x)[0];
         let tokens = rows.checked_div(batch).unwrap_or(0);
         if batch * tokens != rows {
             return Err(Error::shape("encoder", format!("{rows} rows of {batch} sequences of one length")));
         }
-        let shape = AttentionShape { batch, tokens, heads: self.heads, prefix: tokens };
-        self.layers.iter().try_fold(x, |x, layer| self.layer(backend, layer, &x, shape))
+        Ok(AttentionShape { batch, tokens, heads: self.heads, prefix: tokens })
     }
 
     fn layer(
@@ -65,5 +76,21 @@ impl<B: Backend> Encoder<B> {
         let normed = backend.layer_norm(&x, &layer.mlp_norm)?;
         let hidden = backend.linear(&normed, &layer.fc1, self.activation, None)?;
         backend.linear(&hidden, &layer.fc2, Activation::None, Some(&x))
+    }
+
+    fn layer_post_norm(
+        &self,
+        backend: &B,
+        layer: &TransformerLayer<B>,
+        x: &B::Tensor,
+        shape: AttentionShape,
+    ) -> Result<B::Tensor> {
+        let qkv = backend.linear(x, &layer.qkv, Activation::None, None)?;
+        let attended = backend.attention(&qkv, shape)?;
+        let x = backend.linear(&attended, &layer.attention_out, Activation::None, Some(x))?;
+        let x = backend.layer_norm(&x, &layer.attention_norm)?;
+        let hidden = backend.linear(&x, &layer.fc1, self.activation, None)?;
+        let x = backend.linear(&hidden, &layer.fc2, Activation::None, Some(&x))?;
+        backend.layer_norm(&x, &layer.mlp_norm)
     }
 }

@@ -10,6 +10,7 @@ mod names;
 pub mod pickle;
 pub mod random;
 pub mod safetensors;
+pub mod speech;
 mod staged;
 pub mod store;
 pub mod stored;
