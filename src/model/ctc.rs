@@ -33,7 +33,7 @@ impl<B: Backend> Ctc<B> {
 
     /// The best id of each frame of one recording, 16,000 samples a second.
     pub fn ids(&self, backend: &B, samples: &[f32]) -> Result<Vec<u32>> {
-        let x = self.encoder.features(backend, samples)?;
+        let x = self.encoder.normalized_features(backend, samples)?;
         // The form for decode steps keeps f32 on every device.
         let logits = backend.linear_decode(&x, &self.output, Activation::None, None)?;
         let mut ids = Vec::new();

@@ -22,8 +22,6 @@ pub struct SpeechEncoder<B: Backend> {
     norm: LayerNormWeights<B>, // (C)
     encoder: Encoder<B>,
     pre_norm: bool,
-    /// Whether layers behind those that are here were left out.
-    cut: bool,
     normalize_eps: Option<f32>,
 }
 
@@ -63,13 +61,11 @@ impl<B: Backend> SpeechEncoder<B> {
             norm: loader.norm("encoder.norm", width, eps)?,
             encoder: Encoder::load(loader, "encoder.layers", &shape)?,
             pre_norm: config.pre_norm,
-            cut: layers < config.layers,
             normalize_eps: config.normalize_eps,
         })
     }
 
-    /// Samples of one recording, 16,000 a second, to the features of the last layer (T, C); (0, C) of less than a window. Where
-    /// norms stand before, they are normalised unless layers were left out.
+    /// Samples of one recording, 16,000 a second, to the result of the last layer (T, C); (0, C) of less than a window.
     pub fn features(&self, backend: &B, samples: &[f32]) -> Result<B::Tensor> {
         let normalized = self.normalize_eps.map(|eps| normalized(samples, eps));
         let samples = normalized.as_deref().unwrap_or(samples);
@@ -80,11 +76,17 @@ impl<B: Backend> SpeechEncoder<B> {
         let x = backend.layer_norm(&x, &self.feature_norm)?;
         let x = backend.linear(&x, &self.projection, Activation::None, None)?;
         let x = backend.frame_conv(&x, &self.positions, self.position_shape, Activation::Gelu, Some(&x))?;
-        match (self.pre_norm, self.cut) {
-            (false, _) => self.encoder.forward_post_norm(backend, backend.layer_norm(&x, &self.norm)?, 1),
-            (true, true) => self.encoder.forward(backend, x, 1),
-            (true, false) => backend.layer_norm(&self.encoder.forward(backend, x, 1)?, &self.norm),
+        if self.pre_norm {
+            return self.encoder.forward(backend, x, 1);
         }
+        self.encoder.forward_post_norm(backend, backend.layer_norm(&x, &self.norm)?, 1)
+    }
+
+    /// As [`SpeechEncoder::features`], with the norm that follows the last layer where norms stand before: the input of an output
+    /// layer.
+    pub fn normalized_features(&self, backend: &B, samples: &[f32]) -> Result<B::Tensor> {
+        let x = self.features(backend, samples)?;
+        if self.pre_norm { backend.layer_norm(&x, &self.norm) } else { Ok(x) }
     }
 }
 

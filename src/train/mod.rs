@@ -7,6 +7,7 @@ pub mod config;
 pub mod cost;
 pub mod decoder;
 pub mod journal;
+pub mod kmeans;
 pub mod lock;
 pub mod model;
 pub mod parameters;

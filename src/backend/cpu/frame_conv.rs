@@ -15,6 +15,9 @@ use crate::backend::frame_conv::{self, FrameConvShape, FrameConvSizes};
 use crate::backend::{FrameConv, LinearWeights};
 use crate::{Error, Result, trace};
 
+/// Windows of a task: so many that packing their weights costs little, and so few that a layer has tasks for all threads.
+const BLOCK: usize = 1024;
+
 impl FrameConv for Cpu {
     fn frame_conv(
         &self,
@@ -49,10 +52,11 @@ struct Out<'a> {
 }
 
 impl<'a> Out<'a> {
-    /// Columns of one group, from `first` on.
-    fn part(&self, first: usize, columns: usize, outputs: usize, bias: &'a [f32]) -> Target<'a> {
-        let plain = Target::plain(self.y.offset(first), outputs, columns);
-        let residual = if self.residual.is_empty() { self.residual } else { &self.residual[first..] };
+    /// Columns of one group, from `first` on, of the rows that begin at element `start`.
+    fn part(&self, start: usize, first: usize, columns: usize, outputs: usize, bias: &'a [f32]) -> Target<'a> {
+        let at = start + first;
+        let plain = Target::plain(self.y.offset(at), outputs, columns);
+        let residual = if self.residual.is_empty() { self.residual } else { &self.residual[at..] };
         Target { bias: &bias[first..first + columns], residual, activation: self.activation, ..plain }
     }
 }
@@ -70,10 +74,18 @@ fn convolve<'a, E: Element + Sync>(
     let FrameConvShape { stride, padding, groups, .. } = shape;
     let (channels, columns) = (x.columns / groups, outputs / groups);
     if groups == 1 && padding == [0, 0] {
-        let left = Left { values: &x.data, row_stride: stride * channels, rows, depth };
+        let row_stride = stride * channels;
         let right = Right { values: weight, depth_stride: 1, column_stride: depth };
-        // SAFETY: the result has `rows` rows of `outputs` elements and is borrowed for the whole call.
-        return unsafe { gemm::parallel(left, right, out.part(0, outputs, outputs, bias)) };
+        let panels = outputs.div_ceil(gemm::COLUMNS);
+        (0..rows.div_ceil(BLOCK) * panels).into_par_iter().for_each_init(Vec::new, |scratch, task| {
+            let (row, column) = (task / panels * BLOCK, task % panels * gemm::COLUMNS);
+            let left = Left { values: &x.data[row * row_stride..], row_stride, rows: BLOCK.min(rows - row), depth };
+            let target = out.part(row * outputs, 0, outputs, outputs, bias);
+            // SAFETY: the result has `rows` rows of `outputs` elements and is borrowed for the whole call; each task writes
+            // its own block.
+            unsafe { gemm::panel(left, right, target, column, gemm::COLUMNS.min(outputs - column), scratch) };
+        });
+        return;
     }
     (0..groups).into_par_iter().for_each_init(
         || (Vec::new(), Vec::new()),
@@ -87,7 +99,7 @@ fn convolve<'a, E: Element + Sync>(
             let left = Left { values: frames, row_stride: stride * channels, rows, depth };
             let weight = &weight[group * columns * depth..][..columns * depth];
             let right = Right { values: weight, depth_stride: 1, column_stride: depth };
-            let target = out.part(group * columns, columns, outputs, bias);
+            let target = out.part(0, group * columns, columns, outputs, bias);
             // SAFETY: as above; each task writes the columns of its own group.
             unsafe { gemm::serial(left, right, target, scratch) };
         },
