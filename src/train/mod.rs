@@ -8,6 +8,7 @@ pub mod cost;
 pub mod decoder;
 pub mod estimate;
 pub mod journal;
+pub mod kmeans;
 pub mod lock;
 pub mod model;
 pub mod parameters;
