@@ -2,7 +2,9 @@
 //! of operations. Nothing here names a device, a file or a pointer.
 
 pub mod captioner;
+pub mod codebook;
 pub mod decoder;
 pub mod loader;
+pub mod transformer;
 pub mod vision;
 pub mod vocoder;

@@ -70,6 +70,7 @@ fn code(activation: Activation) -> i32 {
         Activation::None => 0,
         Activation::Gelu => 1,
         Activation::QuickGelu => 2,
+        Activation::Tanh => 3,
     }
 }
 
