@@ -54,7 +54,7 @@ pub use gradient_norm::GradientNorm;
 pub use layer_norm::{LayerNorm, LayerNormBackward, LayerNormWeights};
 pub use linear::{Activation, Linear, LinearBackward, LinearWeights};
 pub use parameters::{BlockPart, Parameter, TrainedParameters, WeightAndBias};
-pub use patch_embed::{PatchEmbed, PatchEmbedBackward, PatchParameters};
+pub use patch_embed::{PatchEmbed, PatchEmbedBackward, PatchParameters, PatchShape};
 pub use top_k::{TopK, TopValue};
 pub use transpose::Transpose;
 

@@ -4,12 +4,12 @@
 use super::loader::{Loader, expect_len};
 use super::transformer::{Encoder, EncoderShape};
 use crate::Result;
-use crate::backend::{Activation, Backend, GraphId, LayerNormWeights, LinearWeights};
+use crate::backend::{Activation, Backend, GraphId, LayerNormWeights, LinearWeights, PatchShape};
 use crate::config::ModelConfig;
 
 /// Weights of the encoder and the projection; C channels, T tokens, P side of a patch, W width of the decoder.
 pub struct Vision<B: Backend> {
-    patch: usize,
+    patch: PatchShape,
     side: usize,
     patch_embedding: B::Matrix,    // (C, 3*P*P)
     class: B::Tensor,              // (1, C)
@@ -37,7 +37,7 @@ impl<B: Backend> Vision<B> {
             eps,
         };
         Ok(Vision {
-            patch: vision.patch,
+            patch: PatchShape::rgb(vision.patch),
             side: config.image.size,
             patch_embedding: loader
                 .matrix("vision.patch_embedding.weight", [width, 3 * vision.patch * vision.patch])?,
@@ -68,7 +68,7 @@ impl<B: Backend> Vision<B> {
     /// Pixels (B, 3*side*side) to the encoder's output (B*T, C).
     pub fn encode(&self, backend: &B, pixels: &B::Tensor) -> Result<B::Tensor> {
         let batch = backend.shape(pixels)[0];
-        let x = backend.patch_embed(pixels, &self.patch_embedding, &self.class, &self.position, self.patch)?;
+        let x = backend.patch_embed(pixels, &self.patch_embedding, Some(&self.class), &self.position, self.patch)?;
         let x = backend.layer_norm(&x, &self.pre_norm)?;
         let x = self.encoder.forward(backend, x, batch)?;
         backend.layer_norm(&x, &self.post_norm)
