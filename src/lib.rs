@@ -31,7 +31,8 @@ pub mod weights;
 
 pub use engine::{
     AudioChunk, CancelFlag, Caption, CaptionOptions, CaptionStream, Delivery, Device, DeviceMemory, Engine, Event,
-    Events, ImageSource, Input, LoadOptions, OnCaption, Progress, Request, Speech, SpeechStream, Timings,
+    Events, ImageSource, ImageTokenizer, Input, InputSource, LoadOptions, OnCaption, OnUnits, Progress, Request,
+    Speech, SpeechStream, Timings,
 };
 pub use error::{Error, Result};
 pub use image::Image;

@@ -17,6 +17,7 @@ mod print;
 mod progress;
 mod speak;
 mod threads;
+mod tokenize;
 mod train;
 
 use std::path::PathBuf;
@@ -54,6 +55,7 @@ enum Command {
     Info(info::Info),
     Bench(bench::Bench),
     Doctor(doctor::Doctor),
+    Tokenize(tokenize::Tokenize),
     Train(Box<train::Train>),
     Plot(plot::Plot),
 }
@@ -128,6 +130,7 @@ pub fn run() -> ExitCode {
             Command::Info(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Doctor(command) => command.run(),
+            Command::Tokenize(command) => command.run(),
             Command::Train(command) => command.run(),
             Command::Plot(command) => command.run(),
         }

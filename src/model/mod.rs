@@ -6,5 +6,7 @@ pub mod codebook;
 pub mod decoder;
 pub mod loader;
 pub mod transformer;
+pub mod unit_vision;
 pub mod vision;
 pub mod vocoder;
+pub mod vqgan;

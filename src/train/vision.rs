@@ -47,7 +47,7 @@ impl<B: Train> Projection<B> {
         x: B::Tensor,
     ) -> Result<(B::Tensor, Projection<B>)> {
         let linear = parameters::linear(backend, block, places.linear)?;
-        let norm = parameters::norm(backend, block, places.norm, config.vision.eps)?;
+        let norm = parameters::norm(backend, block, places.norm, config.projection_eps())?;
         let sum = backend.linear(&x, &linear, Activation::None, None)?;
         let (tokens, saved) = backend.layer_norm_saving(&sum, &norm)?;
         Ok((tokens, Projection { places, linear, norm, x, sum, saved }))
