@@ -1,16 +1,16 @@
-// patch_embed: images to the tokens of a vision transformer, and the rows of patches that its backward pass multiplies.
-// Math:      token 0 of an image is the class embedding, token 1 + i the i-th patch (row-major) times weight; row t of
-//            position is added to each token t
+// patch_embed: images to the tokens of a vision transformer, and the rows of windows that its backward pass multiplies.
+// Math:      the tokens of an image are the class embedding, if there is one, and the windows (row-major) times weight; row t
+//            of position is added to each token t. A window is P x P; G of them, a stride apart, cross an image
 // Source:    Dosovitskiy et al., "An Image is Worth 16x16 Words" (2020), equation 1
-// Tensors:   pixels (B, 3, side, side) f32; weight (C, K), position (T, C), y (B*T, C) row-major in one type, K = 3*P*P;
+// Tensors:   pixels (B, I, side, side) f32; weight (C, K), position (T, C), y (B*T, C) row-major in one type, K = I*P*P;
 //            class (C) f32
 // Numerics:  f32 sums along K in order; on tensor cores pixels are rounded to bf16 and the sums begin with the position, on
 //            FMA units it is added last
-// Requires:  for tensor cores P % 2 == 0, so that pairs of pixels and fours of weights are aligned
-// Tiling:    gemm.cuh, over B*(T-1) patches and C channels; A is gathered. A patch's row of 14 pixels is 8-byte aligned and
-//            no more, so pixels come in pairs, as f32, and are rounded when a fragment is made of them. f32, and odd P:
+// Requires:  for tensor cores even P, stride and side, so that pairs of pixels and fours of weights are aligned
+// Tiling:    gemm.cuh, over B*G*G windows and C channels; A is gathered. A patch's row of 14 pixels is 8-byte aligned and
+//            no more, so pixels come in pairs, as f32, and are rounded when a fragment is made of them. f32, and odd sizes:
 //            64x64 tiles on FMA units
-// Roofline:  2 * B * (T-1) * C * K operations; 0.3 GFLOP and 3 MB for one image of ViT-L/14: bound by the L2, since a tile
+// Roofline:  2 * B * G*G * C * K operations; 0.3 GFLOP and 3 MB for one image of ViT-L/14: bound by the L2, since a tile
 //            of n channels reads each patch again
 // Measured:  NVIDIA H200, driver 580.159.04, commit 449c6ab (the same tiles, with a mainloop of their own; not yet measured
 //            since): `im2sp doctor --op =patch_embed` (cold L2, lightly contended), images of 224x224 in 14x14, C = 1024:
@@ -26,29 +26,20 @@ struct PatchEmbedParams {
     void* y;
     int batch;
     int channels;
-    int tokens;
     int side;
-    int patch;
-    int k;  // K
-};
-SIZE_OF(PatchEmbedParams, 64);
-
-// Patches as rows: out (B*(T-1), K) in the type of products.
-struct PatchRowsParams {
-    const float* pixels;
-    void* out;
-    int batch;
-    int tokens;
-    int side;
-    int patch;
-    int k;
+    int inputs;  // I
+    int patch;   // P
+    int stride;
+    int grid;     // G
+    int k;        // K
+    int classes;  // 1 with a class embedding, 0 without
     int unused;
 };
-SIZE_OF(PatchRowsParams, 40);
+SIZE_OF(PatchEmbedParams, 80);
 
 namespace {
 
-// One patch, a row of the product. Its divisions are done once, not by every thread that needs it.
+// One window, a row of the product. Its divisions are done once, not by every thread that needs it.
 struct Patch {
     int64_t origin;  // offset of its first pixel; -1 beyond the last patch
     int token;       // row of position
@@ -56,9 +47,10 @@ struct Patch {
 };
 
 DEVICE Patch patch_at(const PatchEmbedParams& p, int m) {
-    const int patches = p.tokens - 1, across = p.side / p.patch, image = m / patches, i = m % patches;
-    const int64_t origin = (int64_t(image) * 3 * p.side + i / across * p.patch) * p.side + i % across * p.patch;
-    return {m < p.batch * patches ? origin : -1, 1 + i, image * p.tokens + 1 + i};
+    const int patches = p.grid * p.grid, image = m / patches, i = m % patches, token = p.classes + i;
+    const int64_t line = int64_t(image) * p.inputs * p.side + i / p.grid * p.stride;
+    const int64_t origin = line * p.side + i % p.grid * p.stride;
+    return {m < p.batch * patches ? origin : -1, token, image * (p.classes + patches) + token};
 }
 
 // How far value k of a patch lies from its first.
@@ -67,15 +59,16 @@ DEVICE int pixel_offset(const PatchEmbedParams& p, int k) {
     return (line / p.patch * p.side + line % p.patch) * p.side + k % p.patch;
 }
 
-// Tokens that are no patch: those of the images whose first patch is one of the tile's rows.
+// Tokens that are no window: those of the images whose first window is one of the tile's rows.
 template <typename Tile, typename T> DEVICE void store_classes(const PatchEmbedParams& p, const TileCoord& at) {
-    const int patches = p.tokens - 1, columns = min(Tile::N, p.channels - at.column);
+    if (p.classes == 0) return;
+    const int patches = p.grid * p.grid, columns = min(Tile::N, p.channels - at.column);
     const int first = (at.row + patches - 1) / patches, end = min(at.row + Tile::M, at.rows);
     const int images = min((end + patches - 1) / patches, p.batch) - first;
     for (int i = threadIdx.x; i < images * columns; i += Tile::THREADS) {
         const int c = at.column + i % columns;
         const float v = p.class_embedding[c] + to_float(static_cast<const T*>(p.position)[c]);
-        static_cast<T*>(p.y)[int64_t(first + i / columns) * p.tokens * p.channels + c] = from_float<T>(v);
+        static_cast<T*>(p.y)[int64_t(first + i / columns) * (1 + patches) * p.channels + c] = from_float<T>(v);
     }
 }
 
@@ -159,7 +152,7 @@ template <typename Shape, typename T, typename Weight> DEVICE void patch_embed(c
     using Tile = typename Shape::Tile;
     constexpr bool TENSOR_CORES = sizeof(typename Tile::Value) == sizeof(bf16);
     typename Shape::Shared& shared = shared_memory<typename Shape::Shared>();
-    const TileCoord at = tile_coord<Tile>(p.batch * (p.tokens - 1), p.channels);
+    const TileCoord at = tile_coord<Tile>(p.batch * p.grid * p.grid, p.channels);
     for (int r = threadIdx.x; r < Tile::M; r += Tile::THREADS) shared.patches[r] = patch_at(p, at.row + r);
     sync_block();
     const Patches patches = {p, shared.patches, at.row};
@@ -180,14 +173,12 @@ template <typename Shape, typename T, typename Weight> DEVICE void patch_embed(c
 
 constexpr int GATHERED = 256;  // values of a block
 
-template <typename T> DEVICE void gather(const PatchRowsParams& params) {
+// Windows as rows of y (B*G*G, K) in the type of products.
+template <typename T> DEVICE void gather(const PatchEmbedParams& p) {
     const int64_t index = int64_t(blockIdx.x) * GATHERED + threadIdx.x;
-    const int patches = params.tokens - 1;
-    if (index >= int64_t(params.batch) * patches * params.k) return;
-    const PatchEmbedParams p = {params.pixels, nullptr, nullptr, nullptr, nullptr, params.batch,
-                                0, params.tokens, params.side, params.patch, params.k};
-    const Patch from = patch_at(p, int(index / params.k));
-    static_cast<T*>(params.out)[index] = from_float<T>(params.pixels[from.origin + pixel_offset(p, int(index % params.k))]);
+    if (index >= int64_t(p.batch) * p.grid * p.grid * p.k) return;
+    const Patch from = patch_at(p, int(index / p.k));
+    static_cast<T*>(p.y)[index] = from_float<T>(p.pixels[from.origin + pixel_offset(p, int(index % p.k))]);
 }
 
 using Patches64x64 = PatchTile<MmaTile<64, 64, 2, 2, 4, F32PairOperand>>;
@@ -196,13 +187,13 @@ using Patches64x64Fma = PatchTile<FmaTile<64, 64, 2, 2, 8, 3>>;
 
 }  // namespace
 
-// Grid: one block for each tile of y, in the order of tile_coord. Shared memory: Shared of the tile. P % 2 == 0.
+// Grid: one block for each tile of y, in the order of tile_coord. Shared memory: Shared of the tile. P, stride and side are even.
 KERNEL(patch_embed_forward_64x64_bf16, PatchEmbedParams, 128, 2) { patch_embed<Patches64x64, bf16, HalfAlignedRows>(params); }
 KERNEL(patch_embed_forward_128x128_bf16, PatchEmbedParams, 256, 1) {
     patch_embed<Patches128x128, bf16, HalfAlignedRows>(params);
 }
 
-// Grid and shared memory: as above, for any P.
+// Grid and shared memory: as above, for any sizes.
 KERNEL(patch_embed_forward_64x64_unaligned_bf16, PatchEmbedParams, 128, 4) {
     patch_embed<Patches64x64Fma, bf16, UnalignedRows<bf16, float>>(params);
 }
@@ -219,6 +210,6 @@ TILE(patch_embed_forward_64x64_unaligned_bf16, Patches64x64Fma, 64, 64, 50176, 1
 TILE(patch_embed_forward_64x64_unaligned_f32, Patches64x64Fma, 64, 64, 50176, 1000,
      "H200 at 449c6ab, doctor: 1 image of 224x224 in 148 us, 64 in 1,286 us");
 
-// Grid: ceil(B*(T-1)*K / 256) blocks; a thread owns a value.
-KERNEL(patch_embed_backward_rows_bf16, PatchRowsParams, 256, 4) { gather<bf16>(params); }
-KERNEL(patch_embed_backward_rows_f32, PatchRowsParams, 256, 4) { gather<float>(params); }
+// Grid: ceil(B*G*G*K / 256) blocks; a thread owns a value.
+KERNEL(patch_embed_backward_rows_bf16, PatchEmbedParams, 256, 4) { gather<bf16>(params); }
+KERNEL(patch_embed_backward_rows_f32, PatchEmbedParams, 256, 4) { gather<float>(params); }

@@ -5,6 +5,7 @@ mod speech;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Error, Result};
 pub use speech::{ConvolutionNorm, SPEECH_RATE, SpeechConfig, SpeechConvolution, SpeechKind, Vocabulary};
 
 /// The value of `format` this version reads and writes.
@@ -12,6 +13,10 @@ pub const FORMAT: &str = "im2sp-1";
 
 /// Largest side of a resized image, in pixels.
 const MAX_RESIZE: usize = 4096;
+/// Most rows of a grid of image units.
+const MAX_GRID: usize = 256;
+/// Most codes of a codebook.
+const MAX_CODES: usize = 1 << 16;
 
 /// A whole model: what `config.json` holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -105,9 +110,30 @@ impl ImageConfig {
         }
     }
 
+    /// Squares of `size` pixels whatever the aspect ratio was, as values in 0..1.
+    pub fn plain_square(size: usize) -> ImageConfig {
+        ImageConfig { resize: Resize::Square, mean: [0.0; 3], std: [1.0; 3], ..ImageConfig::clip(size) }
+    }
+
     /// Side that the resize gives, in pixels.
     pub fn resized(&self) -> usize {
         self.resize_to.unwrap_or(self.size)
+    }
+
+    /// As [`ModelConfig::check`].
+    fn check(&self) -> std::result::Result<(), (String, String)> {
+        let wrong = |field: &str, problem: String| Err((format!("image.{field}"), problem));
+        if self.resized() < self.size || self.resized() > MAX_RESIZE {
+            let problem = format!("is {}, expected {} to {MAX_RESIZE}", self.resized(), self.size);
+            return wrong("resize_to", problem);
+        }
+        if !self.scale.is_finite() || self.scale <= 0.0 {
+            return wrong("scale", format!("is {}, expected a positive number", self.scale));
+        }
+        if !self.std.iter().all(|s| s.is_finite() && *s > 0.0) || !self.mean.iter().all(|m| m.is_finite()) {
+            return wrong("std", "mean and std must be finite and std positive".into());
+        }
+        Ok(())
     }
 }
 
@@ -124,7 +150,8 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// A CLIP-style pre-LN vision transformer with a class token and quick GELU.
+/// A pre-LN vision transformer with a class token: CLIP's, with quick GELU and norms before the first and after the last layer,
+/// or, over image units, timm's, with GELU and without those norms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VisionConfig {
@@ -138,8 +165,153 @@ pub struct VisionConfig {
     pub heads: usize,
     /// Hidden channels of the feed-forward part.
     pub mlp: usize,
-    /// Epsilon of its layer norms, and of the projection's.
+    /// Epsilon of its layer norms, and of the projection's where it sees pixels.
     pub eps: f32,
+    /// Set when it sees image units instead of pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub units: Option<UnitInput>,
+}
+
+impl VisionConfig {
+    /// Tokens of an image of `size` pixels, or of its units: the patches and the class token.
+    pub fn image_tokens(&self, size: usize) -> usize {
+        let side = match &self.units {
+            Some(units) => (units.side() - self.patch) / units.stride + 1,
+            None => size / self.patch,
+        };
+        side * side + 1
+    }
+}
+
+/// Image units as a vision transformer sees them: the code vectors of the centre of a grid, in windows that overlap.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnitInput {
+    /// Side of the grid of units of an image.
+    pub grid: usize,
+    /// Side of the square in its centre that is seen.
+    pub crop: usize,
+    /// Codes K of the codebook.
+    pub codes: usize,
+    /// Values of a code.
+    pub code_width: usize,
+    /// Distance of the windows, whose side is the patch.
+    pub stride: usize,
+    /// Zeros around the square.
+    pub padding: usize,
+    /// Epsilon of the projection's layer norm.
+    pub projection_eps: f32,
+}
+
+impl UnitInput {
+    /// Side of the square with its margin.
+    pub fn side(&self) -> usize {
+        self.crop + 2 * self.padding
+    }
+
+    /// An error unless these are the units of an image.
+    pub fn check_units(&self, units: &[u16]) -> Result<()> {
+        let expected = self.grid * self.grid;
+        let problem = match units.iter().find(|&&unit| usize::from(unit) >= self.codes) {
+            _ if units.len() != expected => {
+                format!("{} image units, expected {expected}, {} rows of as many", units.len(), self.grid)
+            }
+            Some(unit) => format!("image unit {unit} of a codebook of {}", self.codes),
+            None => return Ok(()),
+        };
+        Err(Error::Units { problem: format!("{problem}: use the tokenizer that the model was trained with") })
+    }
+
+    fn check(&self, patch: usize) -> std::result::Result<(), (String, String)> {
+        let wrong = |field: &str, problem: String| Err((format!("vision.units.{field}"), problem));
+        for (field, value, max) in [
+            ("grid", self.grid, MAX_GRID),
+            ("crop", self.crop, self.grid),
+            ("codes", self.codes, MAX_CODES),
+            ("code_width", self.code_width, 1 << 12),
+            ("stride", self.stride, patch),
+        ] {
+            if value == 0 || value > max {
+                return wrong(field, format!("is {value}, expected 1 to {max}"));
+            }
+        }
+        if self.padding >= patch || self.side() < patch || !(self.side() - patch).is_multiple_of(self.stride) {
+            let problem = format!("{} does not fit windows of {patch}, {} apart", self.padding, self.stride);
+            return wrong("padding", problem);
+        }
+        Ok(())
+    }
+}
+
+/// The image tokenizer, as it stands in `tokenizer.json`: the encoder of a ViT-VQGAN, with tanh and without a class token,
+/// and its codebook.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerConfig {
+    /// Always [`FORMAT`].
+    pub format: String,
+    /// Image to pixels in 0..1.
+    pub image: ImageConfig,
+    /// Side of a square patch in pixels.
+    pub patch: usize,
+    /// Channels D.
+    pub width: usize,
+    /// Transformer layers.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Channels of all heads together.
+    pub inner: usize,
+    /// Hidden channels of the feed-forward part.
+    pub mlp: usize,
+    /// Epsilon of its layer norms.
+    pub eps: f32,
+    /// Codes K of the codebook.
+    pub codes: usize,
+    /// Values of a code.
+    pub code_width: usize,
+}
+
+impl TokenizerConfig {
+    /// Side of the grid of units of an image.
+    pub fn grid(&self) -> usize {
+        self.image.size / self.patch
+    }
+
+    /// Units of an image.
+    pub fn units(&self) -> usize {
+        self.grid() * self.grid()
+    }
+
+    /// As [`ModelConfig::check`].
+    pub fn check(&self) -> std::result::Result<(), (String, String)> {
+        let wrong = |field: &str, problem: String| Err((field.to_string(), problem));
+        if self.format != FORMAT {
+            return wrong("format", format!("is {:?}, this version reads {FORMAT:?}: convert again", self.format));
+        }
+        for (field, value, max) in [
+            ("image.size", self.image.size, MAX_RESIZE),
+            ("patch", self.patch, 1024),
+            ("width", self.width, 1 << 14),
+            ("layers", self.layers, 512),
+            ("heads", self.heads, 256),
+            ("inner", self.inner, 1 << 14),
+            ("mlp", self.mlp, 1 << 16),
+            ("codes", self.codes, MAX_CODES),
+            ("code_width", self.code_width, 1 << 12),
+        ] {
+            if value == 0 || value > max {
+                return wrong(field, format!("is {value}, expected 1 to {max}"));
+            }
+        }
+        if !self.image.size.is_multiple_of(self.patch) || self.grid() > MAX_GRID {
+            return wrong("image.size", format!("{} is no multiple of the patch, or too large", self.image.size));
+        }
+        if !self.inner.is_multiple_of(self.heads) {
+            return wrong("heads", format!("{} does not divide {}", self.heads, self.inner));
+        }
+        self.image.check()
+    }
 }
 
 /// A BERT-style post-LN decoder over image tokens and speech-unit tokens, output tied to the word embedding.
@@ -208,12 +380,21 @@ pub struct DurationConfig {
 impl ModelConfig {
     /// Image tokens per image: the patches and the class token.
     pub fn image_tokens(&self) -> usize {
-        let side = self.image.size / self.vision.patch;
-        side * side + 1
+        self.vision.image_tokens(self.image.size)
+    }
+
+    /// Channels of what the patches are cut from: colours, or the values of a code.
+    pub fn vision_inputs(&self) -> usize {
+        self.vision.units.as_ref().map_or(3, |units| units.code_width)
+    }
+
+    /// Epsilon of the projection's layer norm.
+    pub fn projection_eps(&self) -> f32 {
+        self.vision.units.as_ref().map_or(self.vision.eps, |units| units.projection_eps)
     }
 
     /// Refuses values that no model of this family has. Returns the field and what is wrong with it.
-    pub fn check(&self) -> Result<(), (String, String)> {
+    pub fn check(&self) -> std::result::Result<(), (String, String)> {
         let wrong = |field: &str, problem: String| Err((field.to_string(), problem));
         if self.format != FORMAT {
             return wrong("format", format!("is {:?}, this version reads {FORMAT:?}: convert again", self.format));
@@ -239,8 +420,12 @@ impl ModelConfig {
         if self.decoder.vocabulary < 104 || self.decoder.vocabulary > 1 << 16 {
             return wrong("decoder.vocabulary", format!("is {}, expected 104 to 65536", self.decoder.vocabulary));
         }
-        if !self.image.size.is_multiple_of(self.vision.patch) {
-            return wrong("image.size", format!("{} is no multiple of the patch", self.image.size));
+        match &self.vision.units {
+            Some(units) => units.check(self.vision.patch)?,
+            None if !self.image.size.is_multiple_of(self.vision.patch) => {
+                return wrong("image.size", format!("{} is no multiple of the patch", self.image.size));
+            }
+            None => {}
         }
         for (field, width, heads) in [
             ("vision.heads", self.vision.width, self.vision.heads),
@@ -250,16 +435,7 @@ impl ModelConfig {
                 return wrong(field, format!("{heads} does not divide the width {width}"));
             }
         }
-        if self.image.resized() < self.image.size || self.image.resized() > MAX_RESIZE {
-            let problem = format!("is {}, expected {} to {MAX_RESIZE}", self.image.resized(), self.image.size);
-            return wrong("image.resize_to", problem);
-        }
-        if !self.image.scale.is_finite() || self.image.scale <= 0.0 {
-            return wrong("image.scale", format!("is {}, expected a positive number", self.image.scale));
-        }
-        if !self.image.std.iter().all(|s| s.is_finite() && *s > 0.0) || !self.image.mean.iter().all(|m| m.is_finite()) {
-            return wrong("image.std", "mean and std must be finite and std positive".into());
-        }
+        self.image.check()?;
         self.vocoder.as_ref().map_or(Ok(()), VocoderConfig::check)
     }
 }
@@ -276,7 +452,7 @@ impl VocoderConfig {
     }
 
     /// As [`ModelConfig::check`].
-    pub fn check(&self) -> Result<(), (String, String)> {
+    pub fn check(&self) -> std::result::Result<(), (String, String)> {
         let wrong = |field: &str, problem: String| Err((format!("vocoder.{field}"), problem));
         let stages = self.upsample_rates.len();
         if stages == 0 || stages > 12 || self.upsample_kernel_sizes.len() != stages {

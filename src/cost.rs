@@ -23,7 +23,7 @@ fn transformer(layers: usize, width: usize, mlp: usize, tokens: usize, element: 
 /// Pixels of one image to image tokens, with weights of `element` bytes.
 pub fn vision(config: &ModelConfig, element: usize) -> Cost {
     let (vision, tokens) = (&config.vision, config.image_tokens());
-    let patches = (vision.width * 3 * vision.patch * vision.patch) as f64;
+    let patches = (vision.width * config.vision_inputs() * vision.patch * vision.patch) as f64;
     let projection = (vision.width * config.decoder.width) as f64;
     let layers = transformer(vision.layers, vision.width, vision.mlp, tokens, element);
     Cost {

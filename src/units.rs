@@ -5,9 +5,12 @@
 //! BOS stands at the start of a row only. Token 103 is never produced.
 
 mod distance;
+pub mod image_units;
 mod lists;
+mod token_files;
 
 pub use distance::edit_distance;
+pub use image_units::{ImageRecord, ImageUnits, UnitGrid, UnitWriter};
 pub use lists::{MAX_TEXT_BYTES, MAX_UNITS, UnitList, decode_lists, parse, parse_lists, read_lists};
 
 /// Fills a row after its end.

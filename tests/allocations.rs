@@ -41,6 +41,8 @@ fn eight_bits(output: &Path) -> ConvertOptions {
         source: "weights/demo".into(),
         vocoder: None,
         vocoder_config: None,
+        tokenizer: None,
+        codebook: None,
         preprocessor: None,
         dtype: DType::F32,
         quantize: Some(DType::I8),

@@ -17,6 +17,8 @@ fn options(output: &Path) -> ConvertOptions {
         source: root("weights/demo"),
         vocoder: None,
         vocoder_config: None,
+        tokenizer: None,
+        codebook: None,
         preprocessor: None,
         dtype: DType::F32,
         quantize: Some(DType::F8E4M3),

@@ -32,6 +32,8 @@ fn converted(source: &Path, output: &Path, dtype: DType, quantize: Option<DType>
         source: source.into(),
         vocoder: None,
         vocoder_config: None,
+        tokenizer: None,
+        codebook: None,
         preprocessor: None,
         dtype,
         quantize,

@@ -29,6 +29,8 @@ fn converted(source: &Path) -> BTreeMap<String, Vec<f32>> {
         source: source.into(),
         vocoder: None,
         vocoder_config: None,
+        tokenizer: None,
+        codebook: None,
         preprocessor: None,
         dtype: DType::F32,
         quantize: None,

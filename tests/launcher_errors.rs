@@ -11,7 +11,7 @@ use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
 use im2sp::backend::prelude::*;
 use im2sp::backend::{
     Activation, AttentionShape, CacheRow, CacheShape, ConvEpilogue, DropoutMask, EmbedTables, LayerNormWeights,
-    LinearWeights, Parameter, WeightAndBias,
+    LinearWeights, Parameter, PatchShape, WeightAndBias,
 };
 use im2sp::tensor::{DType, HostTensor};
 
@@ -100,7 +100,8 @@ fn attention_and_patch_embed() {
     });
     refuse!("patch_embed: pixels (1, 11)", true, |b| {
         let (weight, position) = (matrix(b, 2, 3), matrix(b, 5, 2));
-        b.patch_embed(&tensor(b, 1, 11, &[0.0; 11]), &weight, &tensor(b, 1, 2, &[0.0; 2]), &position, 1)
+        let (pixels, class) = (tensor(b, 1, 11, &[0.0; 11]), tensor(b, 1, 2, &[0.0; 2]));
+        b.patch_embed(&pixels, &weight, Some(&class), &position, PatchShape::rgb(1))
     });
 }
 

@@ -49,6 +49,8 @@ fn nine_in_ten_captions_keep_their_units() {
         source: root("weights/demo"),
         vocoder: None,
         vocoder_config: None,
+        tokenizer: None,
+        codebook: None,
         preprocessor: None,
         dtype: DType::F32,
         quantize: Some(quantize),

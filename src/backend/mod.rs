@@ -60,7 +60,7 @@ pub use instance_norm::InstanceNorm;
 pub use layer_norm::{LayerNorm, LayerNormBackward, LayerNormWeights};
 pub use linear::{Activation, Linear, LinearBackward, LinearWeights};
 pub use parameters::{BlockPart, Parameter, TrainedParameters, WeightAndBias};
-pub use patch_embed::{PatchEmbed, PatchEmbedBackward, PatchParameters};
+pub use patch_embed::{PatchEmbed, PatchEmbedBackward, PatchParameters, PatchShape};
 pub use top_k::{TopK, TopValue};
 pub use transpose::Transpose;
 

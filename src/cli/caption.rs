@@ -10,7 +10,9 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use im2sp::generate::{Compat, EarlyStopping, GenerateOptions, Sampling};
-use im2sp::{CaptionOptions, Engine, Error, Image, Progress, Result, image};
+use im2sp::model::captioner::sees_pixels;
+use im2sp::units::ImageUnits;
+use im2sp::{CaptionOptions, Engine, Error, Image, Input, Progress, Result, image};
 
 use super::output::{self, Destination, Format};
 use super::print::{note, print_error};
@@ -37,13 +39,17 @@ Examples:
   im2sp caption photo.jpg --temperature 0.9 --top-p 0.95 --seed 7
   im2sp caption scene.png --stream -o - | ffplay -nodisp -autoexit -i -
   im2sp caption scene.png --stream -o - --format pcm | aplay -t raw -f S16_LE -r 16000
+  im2sp caption --units photos.units -o spoken/ --weights models/deit-token
   curl -s https://example.org/photo.jpg | im2sp caption - -o speech.wav
 
 JSON: a name that is not UTF-8 has its bytes under \"image_bytes\" or \"output_bytes\" too.")]
 pub struct Caption {
     /// Images to caption, or directories of them; - is standard input
-    #[arg(required = true, value_name = "IMAGE|DIR|-")]
+    #[arg(required_unless_present = "units", value_name = "IMAGE|DIR|-")]
     images: Vec<PathBuf>,
+    /// Caption the images of a file of image units (im2sp tokenize), for a model that sees them
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["images", "stream"])]
+    units: Option<PathBuf>,
     /// A file; a directory for NAME.wav of each image, which DIR/ makes; or - for standard output [default: NAME.wav in the
     /// working directory]
     #[arg(short, long, value_name = "FILE|DIR|-")]
@@ -151,7 +157,8 @@ impl Caption {
     /// Captions every image. One that cannot be read is reported and does not stop the others.
     pub fn run(self) -> Result<ExitCode> {
         let started = Instant::now();
-        let Jobs { jobs, skipped, failed } = jobs::of(&self)?;
+        let stored = self.units.as_deref().map(ImageUnits::open).transpose()?;
+        let Jobs { jobs, skipped, failed } = jobs::of(&self, stored.as_ref())?;
         let status = |failed: bool| if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         if self.stream && jobs.len() > 1 {
             return Err(Error::Option { option: "stream", problem: "takes one image at a time".into() });
@@ -167,6 +174,10 @@ impl Caption {
         if self.stream {
             vocoder_of(&engine)?;
         }
+        if let Some(stored) = &stored {
+            let grid = engine.unit_grid().ok_or_else(sees_pixels)?;
+            stored.check_grid(grid)?;
+        }
         note(format_args!("device {}, weights {}", engine.device(), engine.dtype()));
         if let Some(domain) = &engine.config().domain {
             note(format_args!(
@@ -177,19 +188,25 @@ impl Caption {
             CaptionOptions { generate: self.decoding.options(), speaker: self.speaker, no_audio: self.no_audio };
         let all_done = match &jobs[..] {
             [job] if self.stream => self.stream(&engine, job, &options, started).map(|()| true),
-            [job] => self.one(&engine, job, &options).map(|()| true),
-            _ => self.many(&engine, &jobs, &options),
+            [job] => self.one(&engine, job, input(job, stored.as_ref()), &options).map(|()| true),
+            _ => self.many(&engine, &jobs, stored.as_ref(), &options),
         };
         Ok(status(failed || !all_done?))
     }
 
     /// One image, as soon as possible.
-    fn one(&self, engine: &Engine, job: &Job, options: &CaptionOptions) -> Result<()> {
+    fn one(
+        &self,
+        engine: &Engine,
+        job: &Job,
+        input: impl FnOnce() -> Result<Input>,
+        options: &CaptionOptions,
+    ) -> Result<()> {
         let clock = Instant::now();
-        let image = open(&job.image)?;
+        let input = input()?;
         let read = clock.elapsed().as_secs_f64() * 1e3;
         let mut bar = Bar::new();
-        let captions = engine.caption_batch(&[&image], options, &mut |progress| show(&mut bar, progress))?;
+        let captions = engine.caption_inputs(vec![input], options, &mut |progress| show(&mut bar, progress))?;
         drop(bar);
         for mut caption in captions {
             caption.timings.read = read;
@@ -199,13 +216,19 @@ impl Caption {
     }
 
     /// Many images, as many a second as possible. Gives back whether all could be captioned.
-    fn many(&self, engine: &Engine, jobs: &[Job], options: &CaptionOptions) -> Result<bool> {
+    fn many(
+        &self,
+        engine: &Engine,
+        jobs: &[Job],
+        stored: Option<&ImageUnits>,
+        options: &CaptionOptions,
+    ) -> Result<bool> {
         let in_flight = self.in_flight.unwrap_or(IN_FLIGHT[usize::from(engine.memory().is_some())]);
-        let images = |index: usize| jobs.get(index).map(|job| open(&job.image));
+        let inputs = |index: usize| jobs.get(index).map(|job| input(job, stored)());
         let (mut bar, mut order, mut done, mut failed) = (Bar::new(), OrderedOutput::default(), 0, false);
         // The reason that nothing more can be printed: an error, or nobody who reads.
         let mut unprinted = None;
-        engine.caption_many(&images, options, in_flight, &mut |index, caption| {
+        engine.caption_many_inputs(&inputs, options, in_flight, &mut |index, caption| {
             done += 1;
             bar.show("images", done, jobs.len() as u64);
             let finished = caption.and_then(|mut caption| report::finish(self, engine, &jobs[index], &mut caption));
@@ -239,6 +262,14 @@ impl Caption {
         let rate = stream.sample_rate();
         let written = output::write_sound(destination, self.format, rate, true, &mut stream)?;
         report::streamed(self, engine, job, &stream, &written, started).print().map(drop)
+    }
+}
+
+/// Reads the image of a job, or its units.
+fn input<'a>(job: &'a Job, stored: Option<&'a ImageUnits>) -> impl FnOnce() -> Result<Input> {
+    move || match (job.record, stored) {
+        (Some(record), Some(stored)) => stored.read(record).map(|record| Input::Units(record.units)),
+        _ => open(&job.image).map(Input::Image),
     }
 }
 

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use im2sp::tensor::DType;
-use im2sp::weights::convert::{convert_speech, is_speech};
+use im2sp::weights::convert::{ConvertTokenizerReport, SpeechReport, convert_speech, is_speech};
 use im2sp::weights::store::list_names;
-use im2sp::weights::{ConvertOptions, convert};
+use im2sp::weights::{ConvertOptions, convert, convert_tokenizer};
 use im2sp::{CalibrateReport, Error, Result, convert_calibrated};
 use serde_json::json;
 
@@ -31,17 +31,25 @@ Examples:
   im2sp convert Im2Sp.ckpt --vocoder g_00950000 --quantize int8 -o models/git-large-coco-int8
   im2sp convert models/git-large-coco --quantize fp8 --calibrate photos/ -o models/git-large-coco-fp8
   im2sp convert hubert_base_ls960.pt -o models/hubert
+  im2sp convert Im2Sp_unit.ckpt --tokenizer tokenizer.ckpt --codebook codebook.ckpt --vocoder g_00950000 -o models/deit-token
   im2sp caption photo.jpg --weights models/git-large-coco -o speech.wav")]
 pub struct Convert {
-    /// The captioner: a checkpoint or safetensors file, a Hugging Face directory or a model directory
-    #[arg(value_name = "SRC")]
-    source: PathBuf,
+    /// The captioner: a checkpoint or safetensors file, a Hugging Face directory or a model directory; without one, the
+    /// tokenizer alone is converted
+    #[arg(value_name = "SRC", required_unless_present = "tokenizer")]
+    source: Option<PathBuf>,
     /// The vocoder's checkpoint; without one the model gives units but no sound
     #[arg(long, value_name = "CKPT")]
     vocoder: Option<PathBuf>,
     /// The vocoder's dimensions [default: config.json next to its checkpoint]
     #[arg(long, value_name = "JSON", requires = "vocoder")]
     vocoder_config: Option<PathBuf>,
+    /// The image tokenizer, for a captioner that sees image units: the pickled ViT-VQGAN encoder
+    #[arg(long, value_name = "CKPT", requires = "codebook")]
+    tokenizer: Option<PathBuf>,
+    /// The codebook of the image units; with it and without a tokenizer the model captions stored units only
+    #[arg(long, value_name = "CKPT")]
+    codebook: Option<PathBuf>,
     /// How images become pixels: a preprocessor_config.json or processor_config.json [default: that of SRC, or CLIP's]
     #[arg(long, value_name = "JSON")]
     preprocessor: Option<PathBuf>,
@@ -88,10 +96,14 @@ enum Quantization {
 impl Convert {
     /// Converts and says what was written.
     pub fn run(self) -> Result<ExitCode> {
+        let alone = self.source.is_none();
+        let source = self.source.or(self.tokenizer.clone()).unwrap_or_default();
         let options = ConvertOptions {
-            source: self.source,
+            source,
             vocoder: self.vocoder,
             vocoder_config: self.vocoder_config,
+            tokenizer: self.tokenizer,
+            codebook: self.codebook,
             preprocessor: self.preprocessor,
             dtype: match self.dtype {
                 Precision::F32 => DType::F32,
@@ -106,6 +118,9 @@ impl Convert {
             description: self.description,
             force: self.force,
         };
+        if alone {
+            return tokenizer(&options, self.json);
+        }
         if is_speech(&options.source) {
             return speech(&options, self.json);
         }
@@ -165,26 +180,40 @@ fn speech(options: &ConvertOptions, json: bool) -> Result<ExitCode> {
     let mut bar = Bar::new();
     let report = convert_speech(options, &mut |done, total| bar.show("convert", done >> 20, total >> 20))?;
     drop(bar);
-    if let Some(names) = list_names(report.left_aside.iter()) {
+    let SpeechReport { config, tensors, parameters, bytes, left_aside } = report;
+    say_written(options, &json!(config), (tensors, parameters, bytes), &left_aside, json)
+}
+
+/// Converts a tokenizer without a captioner, and says what was written.
+fn tokenizer(options: &ConvertOptions, json: bool) -> Result<ExitCode> {
+    let report = convert_tokenizer(options, &mut |_, _| {})?;
+    let ConvertTokenizerReport { config, tensors, parameters, bytes, left_aside } = report;
+    say_written(options, &json!(config), (tensors, parameters, bytes), &left_aside, json)
+}
+
+/// The numbers of tensors, parameters and bytes of what was written.
+fn say_written(
+    options: &ConvertOptions,
+    config: &serde_json::Value,
+    (tensors, parameters, bytes): (usize, u64, u64),
+    left_aside: &[String],
+    json: bool,
+) -> Result<ExitCode> {
+    if let Some(names) = list_names(left_aside.iter()) {
         note(format_args!("left aside, as not part of the model: {names}"));
     }
     if json {
         print_json(&json!({
             "output": options.output.to_string_lossy(),
-            "config": report.config,
-            "tensors": report.tensors,
-            "parameters": report.parameters,
-            "bytes": report.bytes,
-            "left_aside": report.left_aside,
+            "config": config,
+            "tensors": tensors,
+            "parameters": parameters,
+            "bytes": bytes,
+            "left_aside": left_aside,
         }))?;
     } else {
-        print_line(format_args!(
-            "{}: {} tensors, {} parameters, {:.1} MB",
-            options.output.display(),
-            report.tensors,
-            report.parameters,
-            report.bytes as f64 / 1e6
-        ))?;
+        let (output, size) = (options.output.display(), bytes as f64 / 1e6);
+        print_line(format_args!("{output}: {tensors} tensors, {parameters} parameters, {size:.1} MB"))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use im2sp::Result;
-use im2sp::config::Resize;
+use im2sp::config::{Resize, UnitInput};
 use im2sp::weights::directory::ModelFiles;
 use im2sp::weights::embedded;
 use serde_json::json;
@@ -32,7 +32,8 @@ impl Info {
             None => embedded::files()?,
         };
         let config = &files.config;
-        let stores = std::iter::once(&files.captioner).chain(&files.vocoder);
+        let tokenizer = files.tokenizer.as_ref();
+        let stores = std::iter::once(&files.captioner).chain(&files.vocoder).chain(tokenizer.map(|files| &files.store));
         let (mut parameters, mut bytes, mut types) = (0, 0, BTreeMap::new());
         for (_, tensor) in stores.flat_map(|store| store.iter()) {
             parameters += tensor.len();
@@ -64,6 +65,11 @@ impl Info {
             image.mean,
             image.std
         ))?;
+        if let Some(units) = &vision.units {
+            let made = if tokenizer.is_some() { "made by its tokenizer" } else { "stored ones only" };
+            let UnitInput { grid, crop, codes, .. } = units;
+            print_line(format_args!("units      {grid}x{grid} of {codes} codes, {crop}x{crop} seen, {made}"))?;
+        }
         print_line(format_args!(
             "vision     {} layers, {} channels, {} heads, patches of {}, {} tokens",
             vision.layers,

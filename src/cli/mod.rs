@@ -19,6 +19,7 @@ mod progress;
 mod recordings;
 mod speak;
 mod threads;
+mod tokenize;
 mod train;
 mod transcribe;
 mod units;
@@ -62,6 +63,7 @@ enum Command {
     Info(info::Info),
     Bench(bench::Bench),
     Doctor(doctor::Doctor),
+    Tokenize(tokenize::Tokenize),
     Train(Box<train::Train>),
     Plot(plot::Plot),
 }
@@ -139,6 +141,7 @@ pub fn run() -> ExitCode {
             Command::Info(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Doctor(command) => command.run(),
+            Command::Tokenize(command) => command.run(),
             Command::Train(command) => command.run(),
             Command::Plot(command) => command.run(),
         }

@@ -9,10 +9,11 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::pipeline::{Lane, Pipeline};
-use super::request::{CancelFlag, Delivery, Event, Reply, Sink, Stage};
+use super::request::{CancelFlag, Delivery, Event, Input, Reply, Sink, Stage};
 use super::scheduler::{MAX_IN_FLIGHT, Pending, Plan};
 use super::{Caption, CaptionOptions, Progress, Timings, milliseconds};
 use crate::image::Image;
+use crate::model::captioner::VisionInput;
 use crate::{Error, Result};
 
 /// Most threads that read images.
@@ -23,31 +24,35 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(20);
 /// Gives the image of each number from 0 on, and `None` for those after the last. Called by several threads.
 pub type ImageSource<'a> = &'a (dyn Fn(usize) -> Option<Result<Image>> + Sync);
 
+/// As [`ImageSource`], of images in any form that the model takes.
+pub type InputSource<'a> = &'a (dyn Fn(usize) -> Option<Result<Input>> + Sync);
+
 /// Callback for every caption, in the order in which they end, with the number of its image; `Break` ends the whole.
 pub type OnCaption<'a> = &'a mut dyn FnMut(usize, Result<Caption>) -> ControlFlow<()>;
 
 /// See [`super::Engine::caption_batch`].
 pub(super) fn caption_batch(
     pipeline: &Pipeline,
-    images: &[&Image],
+    inputs: impl ExactSizeIterator<Item = Result<(VisionInput, Timings)>>,
     options: &CaptionOptions,
     mut progress: Option<&mut dyn FnMut(Progress)>,
 ) -> Result<Vec<Caption>> {
     pipeline.check(options)?;
-    let together = images.len().min(MAX_IN_FLIGHT);
+    let count = inputs.len();
+    let together = count.min(MAX_IN_FLIGHT);
     let plan = Plan { width: together, together, overlap: false };
     let (cancel, stage, (sender, receiver)) = (CancelFlag::default(), Arc::<Stage>::default(), channel());
     // Whatever ends this call, nobody waits for the rest.
     let _cancelled = CancelOnDrop(&cancel);
-    let pending = images.iter().enumerate().map(|(number, image)| {
-        let (pixels, timings) = pipeline.preprocess(image);
+    let pending = inputs.enumerate().map(|(number, prepared)| {
+        let (input, timings) = prepared?;
         let reply = Reply::new(Sink::Numbered(number, sender.clone()), cancel.clone(), None, stage.clone());
-        Pending { pixels, options: *options, delivery: Delivery::Whole, timings, reply, plan }
+        Ok(Pending { input, options: *options, delivery: Delivery::Whole, timings, reply, plan })
     });
-    pipeline.main.submit(pending.collect());
+    pipeline.main.submit(pending.collect::<Result<_>>()?);
     let limit = options.generate.max_length.min(pipeline.config.decoder.max_positions);
-    let (mut captions, mut done, mut shown) = (vec![None; images.len()], 0, None);
-    while done < images.len() {
+    let (mut captions, mut done, mut shown) = (vec![None; count], 0, None);
+    while done < count {
         let (number, event) = match &mut progress {
             None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(_) => receiver.recv_timeout(PROGRESS_INTERVAL),
@@ -64,7 +69,7 @@ pub(super) fn caption_batch(
             Event::Failed(error) => return Err(error),
             Event::Units(_) | Event::Chunk(_) => {}
         }
-        let now = if done > 0 { Some(Progress::Vocoder(done, images.len())) } else { stage.progress(limit) };
+        let now = if done > 0 { Some(Progress::Vocoder(done, count)) } else { stage.progress(limit) };
         if let (Some(progress), Some(at), true) = (&mut progress, now, now != shown) {
             progress(at);
             shown = now;
@@ -84,7 +89,7 @@ impl Drop for CancelOnDrop<'_> {
 /// See [`super::Engine::caption_many`].
 pub(super) fn caption_many(
     pipeline: &Pipeline,
-    images: ImageSource<'_>,
+    inputs: InputSource<'_>,
     options: &CaptionOptions,
     in_flight: usize,
     on_caption: OnCaption<'_>,
@@ -100,7 +105,7 @@ pub(super) fn caption_many(
     let lanes = pipeline.bulk_lanes(in_flight);
     let reading = Reading {
         pipeline,
-        images,
+        inputs,
         options,
         shares: shares(if lanes.is_empty() { slice::from_ref(&pipeline.main) } else { &lanes }, in_flight),
         next: AtomicUsize::new(0),
@@ -142,7 +147,7 @@ pub(super) fn caption_many(
         }
         drop(closing);
         for reader in readers {
-            // A panic is a mistake in `images`, whose it is.
+            // A panic is a mistake in `inputs`, whose it is.
             reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
         result
@@ -170,7 +175,7 @@ fn shares(lanes: &[Lane], in_flight: usize) -> Vec<Share<'_>> {
 /// State that the reading threads share.
 struct Reading<'a> {
     pipeline: &'a Pipeline,
-    images: ImageSource<'a>,
+    inputs: InputSource<'a>,
     options: &'a CaptionOptions,
     shares: Vec<Share<'a>>,
     next: AtomicUsize,
@@ -183,17 +188,16 @@ impl Reading<'_> {
     fn one(&self, sender: &Sender<(usize, Event)>) -> bool {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let clock = Instant::now();
-        let Some(image) = (self.images)(number) else { return false };
+        let Some(input) = (self.inputs)(number) else { return false };
         let read = milliseconds(clock);
         let (sink, share) = (Sink::Numbered(number, sender.clone()), self.least_busy());
         let reply = Reply::new(sink, self.cancel.clone(), None, share.stage.clone());
-        match image {
+        match input.and_then(|input| self.pipeline.prepare(input)) {
             Err(error) => reply.fail(error),
-            Ok(image) => {
-                let (pixels, timings) = self.pipeline.preprocess(&image);
+            Ok((input, timings)) => {
                 let timings = Timings { read, ..timings };
                 let (options, delivery, plan) = (*self.options, Delivery::Whole, share.plan);
-                share.lane.submit(vec![Pending { pixels, options, delivery, timings, reply, plan }]);
+                share.lane.submit(vec![Pending { input, options, delivery, timings, reply, plan }]);
             }
         }
         true

@@ -9,11 +9,14 @@ use super::pipeline::Pipeline;
 use crate::Result;
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+use crate::config::TokenizerConfig;
 use crate::model::captioner::Captioner;
 use crate::model::loader::Loader;
 use crate::model::vocoder::Vocoder;
+use crate::model::vqgan::Tokenizer;
 use crate::tensor::DType;
-use crate::weights::directory::ModelFiles;
+use crate::weights::directory::{ModelFiles, TokenizerFiles};
+use crate::weights::store::TensorStore;
 
 /// Where the models run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -164,8 +167,11 @@ fn on_cpu(files: ModelFiles, dtype: Option<DType>) -> Result<(Pipeline, Precisio
 /// Loads the models and starts their threads; the vocoder gets a stream of its own.
 fn start<B: Backend>(backend: B, mut files: ModelFiles, dtype: Option<DType>) -> Result<Pipeline> {
     let mut loader = Loader { backend: &backend, store: &mut files.captioner, dtype };
-    let captioner = Captioner::load(&mut loader, &files.config)?;
+    let mut captioner = Captioner::load(&mut loader, &files.config)?;
     files.captioner.finish()?;
+    if let Some(TokenizerFiles { config, store }) = files.tokenizer {
+        captioner.set_tokenizer(load_tokenizer(&backend, &config, store, dtype)?)?;
+    }
     let vocoder = match (&files.config.vocoder, files.vocoder) {
         (Some(config), Some(mut store)) => {
             let backend = backend.new_stream()?;
@@ -176,6 +182,48 @@ fn start<B: Backend>(backend: B, mut files: ModelFiles, dtype: Option<DType>) ->
         _ => None,
     };
     Pipeline::start(files.config, (backend, captioner), vocoder)
+}
+
+/// Puts the tokenizer on a device.
+fn load_tokenizer<B: Backend>(
+    backend: &B,
+    config: &TokenizerConfig,
+    mut store: TensorStore,
+    dtype: Option<DType>,
+) -> Result<Tokenizer<B>> {
+    let tokenizer = Tokenizer::load(&mut Loader { backend, store: &mut store, dtype }, config)?;
+    store.finish()?;
+    Ok(tokenizer)
+}
+
+/// A tokenizer that runs on the device of the options. On a GPU it computes in f32 unless bf16 is chosen: units are choices, and a
+/// rounded vector can be nearer to another code.
+pub(super) fn tokenizer(files: TokenizerFiles, options: LoadOptions) -> Result<(String, Tokenize)> {
+    let TokenizerFiles { config, store } = files;
+    match options.device {
+        Device::Cpu => tokenize_on(Cpu, &config, store, options.dtype),
+        Device::Auto if first_gpu().is_none() => tokenize_on(Cpu, &config, store, options.dtype),
+        #[cfg(any(feature = "cuda", feature = "emulator"))]
+        device => {
+            let dtype = options.dtype.unwrap_or(DType::F32);
+            tokenize_on(crate::backend::cuda::Cuda::new(device.driver()?, dtype)?, &config, store, Some(dtype))
+        }
+        #[cfg(not(any(feature = "cuda", feature = "emulator")))]
+        device => Err(no_kernels(device)),
+    }
+}
+
+/// Pixels of so many images to their units.
+pub(super) type Tokenize = Box<dyn Fn(&[f32], usize) -> Result<Vec<Vec<u16>>> + Send + Sync>;
+
+fn tokenize_on<B: Backend>(
+    backend: B,
+    config: &TokenizerConfig,
+    store: TensorStore,
+    dtype: Option<DType>,
+) -> Result<(String, Tokenize)> {
+    let tokenizer = load_tokenizer(&backend, config, store, dtype)?;
+    Ok((backend.name(), Box::new(move |pixels, batch| tokenizer.units(&backend, pixels, batch))))
 }
 
 /// Type of the matrices of this model's layers in the file.

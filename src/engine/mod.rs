@@ -15,6 +15,7 @@ mod request;
 mod scheduler;
 mod speech;
 mod stream;
+mod tokenize;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,13 +26,15 @@ use crate::config::ModelConfig;
 use crate::generate::GenerateOptions;
 use crate::image::Image;
 use crate::tensor::DType;
+use crate::units::UnitGrid;
 use crate::weights::directory::ModelFiles;
 
-pub use bulk::{ImageSource, OnCaption};
+pub use bulk::{ImageSource, InputSource, OnCaption};
 pub use load::Device;
 pub use recordings::{CHUNK as RECORDING_CHUNK, FeatureExtractor, Recognizer, UnitExtractor};
 pub use request::{CancelFlag, Delivery, Event, Events, Input, Request};
 pub use stream::{CaptionStream, SpeechStream};
+pub use tokenize::{ImageTokenizer, OnUnits};
 
 use pipeline::Pipeline;
 
@@ -215,6 +218,11 @@ impl Engine {
         &self.pipeline.config
     }
 
+    /// Dimensions of the image units of an image, for a model that sees them.
+    pub fn unit_grid(&self) -> Option<&UnitGrid> {
+        self.pipeline.unit_grid.as_ref()
+    }
+
     /// The device in use, in words.
     pub fn device(&self) -> String {
         self.pipeline.device.clone()
@@ -263,7 +271,8 @@ impl Engine {
     /// # Errors
     /// If an option does not fit the model, the weights are damaged, or the device fails.
     pub fn caption(&self, image: &Image, options: &CaptionOptions) -> Result<Caption> {
-        let captions = bulk::caption_batch(&self.pipeline, &[image], options, None)?;
+        let prepared = std::iter::once_with(|| self.pipeline.preprocess(image));
+        let captions = bulk::caption_batch(&self.pipeline, prepared, options, None)?;
         captions.into_iter().next().ok_or_else(|| crate::Error::internal("a batch of one without a caption"))
     }
 
@@ -278,7 +287,22 @@ impl Engine {
         options: &CaptionOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Caption>> {
-        bulk::caption_batch(&self.pipeline, images, options, Some(progress))
+        let prepared = images.iter().map(|image| self.pipeline.preprocess(image));
+        bulk::caption_batch(&self.pipeline, prepared, options, Some(progress))
+    }
+
+    /// As [`Engine::caption_batch`], of images in any form that the model takes.
+    ///
+    /// # Errors
+    /// Those of [`Engine::caption_batch`], and if this model takes no such input.
+    pub fn caption_inputs(
+        &self,
+        inputs: Vec<Input>,
+        options: &CaptionOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<Caption>> {
+        let prepared = inputs.into_iter().map(|input| self.pipeline.prepare(input));
+        bulk::caption_batch(&self.pipeline, prepared, options, Some(progress))
     }
 
     /// Captions any number of images, `in_flight` of them together: images are read ahead on threads of their own, the slot
@@ -310,7 +334,22 @@ impl Engine {
         in_flight: usize,
         on_caption: OnCaption<'_>,
     ) -> Result<()> {
-        bulk::caption_many(&self.pipeline, images, options, in_flight, on_caption)
+        let inputs = |number| images(number).map(|image| image.map(Input::Image));
+        self.caption_many_inputs(&inputs, options, in_flight, on_caption)
+    }
+
+    /// As [`Engine::caption_many`], of images in any form that the model takes.
+    ///
+    /// # Errors
+    /// Those of [`Engine::caption_many`].
+    pub fn caption_many_inputs(
+        &self,
+        inputs: InputSource<'_>,
+        options: &CaptionOptions,
+        in_flight: usize,
+        on_caption: OnCaption<'_>,
+    ) -> Result<()> {
+        bulk::caption_many(&self.pipeline, inputs, options, in_flight, on_caption)
     }
 
     /// Captions one image and yields audio chunks while later units are still being decoded: the samples of

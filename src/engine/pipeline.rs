@@ -14,8 +14,10 @@ use super::{Caption, CaptionOptions, DeviceMemory, Timings};
 use crate::backend::Backend;
 use crate::config::{ModelConfig, VocoderConfig};
 use crate::image::Image;
-use crate::model::captioner::Captioner;
+use crate::model::captioner::{Captioner, VisionInput, sees_pixels};
+use crate::model::unit_vision::no_tokenizer;
 use crate::model::vocoder::{self, Vocoder};
+use crate::units::UnitGrid;
 use crate::{Error, Result};
 
 /// The models, and the threads that every engine has.
@@ -25,6 +27,10 @@ pub(super) struct Pipeline {
     memory: Box<dyn Fn() -> Option<DeviceMemory> + Send + Sync>,
     bulk_lanes: Box<dyn Fn(usize) -> Vec<Lane> + Send + Sync>,
     pub main: Lane,
+    /// Whether images become image units here.
+    has_tokenizer: bool,
+    /// Of a model that sees image units.
+    pub unit_grid: Option<UnitGrid>,
 }
 
 /// A captioner's thread and a vocoder's, with the queues to them. Lanes share the models and nothing else.
@@ -117,6 +123,7 @@ impl Pipeline {
         (backend, captioner): (B, Captioner<B>),
         vocoder: Option<(B, Vocoder<B>)>,
     ) -> Result<Pipeline> {
+        let (has_tokenizer, unit_grid) = (captioner.has_tokenizer(), captioner.unit_grid());
         let (device, backend) = (backend.name(), Arc::new(backend));
         let vocoder = vocoder.zip(config.vocoder.clone()).map(|((backend, vocoder), config)| {
             (Arc::new(VocoderWorker { backend: Arc::new(backend), vocoder }), config)
@@ -127,7 +134,7 @@ impl Pipeline {
         let main = models.lane(MIN_WIDTH, |name, work| Ok(vec![spawn(name, work)?]))?;
         let memory = Box::new(move || streams.iter().map(|stream| stream.memory_stats()).sum());
         let bulk_lanes = Box::new(move |in_flight| models.bulk_lanes(in_flight));
-        Ok(Pipeline { config, device, memory, bulk_lanes, main })
+        Ok(Pipeline { config, device, memory, bulk_lanes, main, has_tokenizer, unit_grid })
     }
 
     /// See [`Models::bulk_lanes`].
@@ -153,29 +160,52 @@ impl Pipeline {
     pub fn request(self: &Arc<Pipeline>, request: Request) -> Events {
         let Request { input, options, delivery, deadline } = request;
         let (events, reply) = Events::new(self.clone(), deadline);
-        let prepared = self.check(&options).and_then(|()| match input {
-            Input::Image(image) => Ok(self.preprocess(&image)),
-            Input::Pixels(pixels) => self.check_pixels(&pixels).map(|()| (pixels, Timings::default())),
-        });
+        let prepared = self.check(&options).and_then(|()| self.prepare(input));
         let overlap = delivery != Delivery::Whole;
         let plan = Plan { width: MIN_WIDTH, together: 1, overlap };
         match prepared {
-            Ok((pixels, timings)) => {
-                self.main.submit(vec![Pending { pixels, options, delivery, timings, reply, plan }])
-            }
+            Ok((input, timings)) => self.main.submit(vec![Pending { input, options, delivery, timings, reply, plan }]),
             Err(error) => reply.fail(error),
         }
         events
     }
 
+    /// What the captioner takes of an input, and how long that took.
+    ///
+    /// # Errors
+    /// If this model takes no such input.
+    pub fn prepare(&self, input: Input) -> Result<(VisionInput, Timings)> {
+        match input {
+            Input::Image(image) => self.preprocess(&image),
+            Input::Pixels(pixels) => {
+                self.check_pixels(&pixels)?;
+                Ok((VisionInput::Pixels(pixels), Timings::default()))
+            }
+            Input::Units(units) => {
+                self.config.vision.units.as_ref().ok_or_else(sees_pixels)?.check_units(&units)?;
+                Ok((VisionInput::Units(units), Timings::default()))
+            }
+        }
+    }
+
     /// Pixels of an image, and how long they took.
-    pub fn preprocess(&self, image: &Image) -> (Vec<f32>, Timings) {
+    ///
+    /// # Errors
+    /// If this model takes image units alone.
+    pub fn preprocess(&self, image: &Image) -> Result<(VisionInput, Timings)> {
+        self.check_takes_images()?;
         let clock = std::time::Instant::now();
         let pixels = image.preprocess(&self.config.image);
-        (pixels, Timings { preprocess: super::milliseconds(clock), ..Timings::default() })
+        let timings = Timings { preprocess: super::milliseconds(clock), ..Timings::default() };
+        Ok((VisionInput::Pixels(pixels), timings))
+    }
+
+    fn check_takes_images(&self) -> Result<()> {
+        if self.config.vision.units.is_some() && !self.has_tokenizer { Err(no_tokenizer()) } else { Ok(()) }
     }
 
     fn check_pixels(&self, pixels: &[f32]) -> Result<()> {
+        self.check_takes_images()?;
         let side = self.config.image.size;
         if pixels.len() != 3 * side * side {
             return Err(Error::shape(

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::pipeline::Pipeline;
 use super::{Caption, CaptionOptions, Progress};
 use crate::image::Image;
+use crate::model::captioner::VisionInput;
 use crate::{Error, Result};
 
 /// The image of a request.
@@ -18,6 +19,23 @@ pub enum Input {
     Image(Image),
     /// Pixels (3, side, side) as [`Image::preprocess`] gives them.
     Pixels(Vec<f32>),
+    /// Image units, row by row, for a model that sees them.
+    Units(Vec<u16>),
+}
+
+impl From<VisionInput> for Input {
+    fn from(input: VisionInput) -> Input {
+        match input {
+            VisionInput::Pixels(pixels) => Input::Pixels(pixels),
+            VisionInput::Units(units) => Input::Units(units),
+        }
+    }
+}
+
+impl From<Image> for Input {
+    fn from(image: Image) -> Input {
+        Input::Image(image)
+    }
 }
 
 /// How a caption is delivered.

@@ -16,7 +16,7 @@ use super::{Caption, CaptionOptions, Timings};
 use crate::backend::{Backend, SmBudget};
 use crate::error::panic_message;
 use crate::generate::{Compat, Generated, Slots, TokenEvent, greedy};
-use crate::model::captioner::Captioner;
+use crate::model::captioner::{Captioner, VisionInput};
 use crate::{Error, Result, trace, units};
 
 /// Most captions that are decoded together: slots of a cache take memory.
@@ -27,8 +27,7 @@ pub(super) const MIN_WIDTH: usize = 8;
 
 /// A request whose image is ready for the vision encoder.
 pub(super) struct Pending {
-    /// (3, side, side).
-    pub pixels: Vec<f32>,
+    pub input: VisionInput,
     pub options: CaptionOptions,
     pub delivery: Delivery,
     /// Reading and preprocessing.
@@ -317,7 +316,7 @@ impl<'a, B: Backend> Scheduler<'a, B> {
                 return Ok(());
             }
         };
-        let pixels: Vec<_> = taken.iter_mut().map(|pending| std::mem::take(&mut pending.pixels)).collect();
+        let inputs: Vec<_> = taken.iter_mut().map(|pending| std::mem::take(&mut pending.input)).collect();
         self.entries = taken.into_iter().map(|pending| Some(Entry::new(pending, &encoded))).collect();
         let begun = Rc::new(backend.record_event()?);
         self.entries.iter_mut().flatten().for_each(|entry| worker.begin(entry, begun.clone()));
@@ -333,7 +332,7 @@ impl<'a, B: Backend> Scheduler<'a, B> {
         let generated = generated.ok_or_else(|| Error::internal("a device without the loop that it offers"))?;
         if matches!(generated, Err(Error::NotANumber { .. })) && count > 1 {
             // The loop does not say which it concerns; steps do.
-            let again = self.entries.drain(..).flatten().zip(pixels).map(|(entry, pixels)| entry.again(pixels));
+            let again = self.entries.drain(..).flatten().zip(inputs).map(|(entry, input)| entry.again(input));
             let behind = std::mem::replace(&mut self.waiting, again.collect());
             self.waiting.extend(behind);
             return Ok(());
@@ -372,9 +371,9 @@ impl<B: Backend> Entry<B> {
     }
 
     /// The request that this was, for steps instead of the device's loop.
-    fn again(self, pixels: Vec<f32>) -> Pending {
+    fn again(self, input: VisionInput) -> Pending {
         let Entry { options, timings, reply, plan, .. } = self;
-        Pending { pixels, options, delivery: Delivery::Whole, timings, reply, plan: Plan { together: 0, ..plan } }
+        Pending { input, options, delivery: Delivery::Whole, timings, reply, plan: Plan { together: 0, ..plan } }
     }
 
     /// The units from the first that was not handed out yet.
@@ -397,12 +396,12 @@ impl<B: Backend> CaptionWorker<B> {
 
     /// Images through vision, and their tokens through `prefill`.
     fn encode(&self, taken: &[Pending], prefill: impl FnOnce(&B::Tensor) -> Result<()>) -> Result<Encoded<B>> {
-        let pixels: Vec<f32> = taken.iter().flat_map(|pending| &pending.pixels).copied().collect();
+        let inputs: Vec<&VisionInput> = taken.iter().map(|pending| &pending.input).collect();
         taken.iter().for_each(|pending| pending.reply.stage.vision());
         let before = self.backend.record_event()?;
         let tokens = {
             let _span = trace::span("vision");
-            self.captioner.encode(&self.backend, &pixels, taken.len())?
+            self.captioner.encode_inputs(&self.backend, &inputs)?
         };
         taken.iter().for_each(|pending| pending.reply.stage.prefill());
         let between = self.backend.record_event()?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::pipeline::Pipeline;
-use super::request::{Delivery, Event, Events, Input, Request};
+use super::request::{Delivery, Event, Events, Request};
 use super::{AudioChunk, CaptionOptions};
 use crate::image::Image;
 use crate::{Error, Result};
@@ -31,14 +31,16 @@ impl CaptionStream {
         options: &CaptionOptions,
         first_chunk: usize,
     ) -> CaptionStream {
-        let (pixels, _) = pipeline.preprocess(image);
         let delivery = Delivery::Streamed { first_chunk };
-        let request = Request { input: Input::Pixels(pixels), options: *options, delivery, deadline: None };
+        let request = |input| Request { input, options: *options, delivery, deadline: None };
         let events = if options.no_audio {
             let problem = "a stream is sound: ask for a caption if only its units are wanted".into();
             Events::failed(pipeline, Error::Option { option: "no-audio", problem })
         } else {
-            pipeline.request(request)
+            match pipeline.preprocess(image) {
+                Ok((input, _)) => pipeline.request(request(input.into())),
+                Err(error) => Events::failed(pipeline, error),
+            }
         };
         let sample_rate = pipeline.config.vocoder.as_ref().map_or(0, |vocoder| vocoder.sampling_rate);
         CaptionStream { events, sample_rate, tokens: Vec::new(), units: Vec::new() }

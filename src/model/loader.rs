@@ -48,6 +48,19 @@ impl<B: Backend> Loader<'_, B> {
         Ok(LayerNormWeights { weight, bias: self.vector(&format!("{prefix}.bias"), channels)?, eps })
     }
 
+    /// The matrix `position` (rows, columns) with the vector `bias` (columns) added to each row from `first` on: the bias of a
+    /// patch embedding, whose every result gets a position.
+    pub fn positions(&mut self, position: &str, bias: &str, shape: [usize; 2], first: usize) -> Result<B::Matrix> {
+        let position = self.store.take(position, &shape)?;
+        let bias = self.store.take(bias, &shape[1..])?;
+        let mut values = position.to_f32().into_owned();
+        for row in values.chunks_exact_mut(shape[1].max(1)).skip(first) {
+            row.iter_mut().zip(bias.to_f32().iter()).for_each(|(value, bias)| *value += bias);
+        }
+        let sum = HostTensor::from_f32(&shape, values).map(|sum| sum.to_dtype(position.dtype()));
+        self.matrix_of(sum.ok_or_else(|| Error::internal("positions that are not those of their shape"))?)
+    }
+
     /// The convolution `prefix`: weight (outputs, inputs, taps) and bias.
     pub fn conv_weights(&mut self, prefix: &str, [outputs, inputs, taps]: [usize; 3]) -> Result<B::ConvWeights> {
         let weight = self.store.take(&format!("{prefix}.weight"), &[outputs, inputs, taps])?;

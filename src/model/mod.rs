@@ -8,5 +8,7 @@ pub mod decoder;
 pub mod loader;
 pub mod speech_encoder;
 pub mod transformer;
+pub mod unit_vision;
 pub mod vision;
 pub mod vocoder;
+pub mod vqgan;

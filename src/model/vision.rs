@@ -1,24 +1,26 @@
-//! The image encoder: a CLIP-style pre-LN vision transformer whose tokens are all kept, and the projection to the
-//! decoder's width. Source: transformers' GIT (GitVisionModel, GitProjection), checkpoint names in `weights::convert`.
+//! The image encoder: a pre-LN vision transformer whose tokens are all kept, over pixels or over the code vectors of image
+//! units, and the projection to the decoder's width. Source: transformers' GIT (GitVisionModel, GitProjection) for pixels; for
+//! image units timm's VisionTransformer without its last norm. Checkpoint names in `weights::convert`.
 
 use super::loader::{Loader, expect_len};
 use super::transformer::{Encoder, EncoderShape};
 use crate::Result;
-use crate::backend::{Activation, Backend, GraphId, LayerNormWeights, LinearWeights};
-use crate::config::ModelConfig;
+use crate::backend::{Activation, Backend, GraphId, LayerNormWeights, LinearWeights, PatchShape};
+use crate::config::{ModelConfig, UnitInput};
 
-/// Weights of the encoder and the projection; C channels, T tokens, P side of a patch, W width of the decoder.
+/// Weights of the encoder and the projection; I channels of the input, C channels, T tokens, P side of a patch, W width of the
+/// decoder.
 pub struct Vision<B: Backend> {
-    patch: usize,
+    patch: PatchShape,
     side: usize,
-    patch_embedding: B::Matrix,    // (C, 3*P*P)
-    class: B::Tensor,              // (1, C)
-    position: B::Matrix,           // (T, C)
-    pre_norm: LayerNormWeights<B>, // (C)
+    patch_embedding: B::Matrix,            // (C, I*P*P)
+    class: B::Tensor,                      // (1, C)
+    position: B::Matrix,                   // (T, C), with the bias of the patches
+    pre_norm: Option<LayerNormWeights<B>>, // (C)
     encoder: Encoder<B>,
-    post_norm: LayerNormWeights<B>,       // (C)
-    projection: LinearWeights<B>,         // (W, C)
-    projection_norm: LayerNormWeights<B>, // (W)
+    post_norm: Option<LayerNormWeights<B>>, // (C)
+    projection: LinearWeights<B>,           // (W, C)
+    projection_norm: LayerNormWeights<B>,   // (W)
     graph: GraphId,
 }
 
@@ -26,52 +28,59 @@ impl<B: Backend> Vision<B> {
     /// Takes the tensors `vision.*` and `projection.*`.
     pub fn load(loader: &mut Loader<'_, B>, config: &ModelConfig) -> Result<Vision<B>> {
         let (vision, tokens) = (&config.vision, config.image_tokens());
-        let (width, eps) = (vision.width, vision.eps);
+        let (width, eps, clip) = (vision.width, vision.eps, vision.units.is_none());
         let shape = EncoderShape {
             layers: vision.layers,
             width,
             heads: vision.heads,
             inner: width,
             mlp: vision.mlp,
-            activation: Activation::QuickGelu,
+            activation: if clip { Activation::QuickGelu } else { Activation::Gelu },
             eps,
         };
+        let patch = patch_shape(config);
+        let mut outer_norm = |name: &str| clip.then(|| loader.norm(name, width, eps)).transpose();
+        let (pre_norm, post_norm) = (outer_norm("vision.pre_norm")?, outer_norm("vision.post_norm")?);
+        let (position, positions) = ("vision.position_embedding", [tokens, width]);
         Ok(Vision {
-            patch: vision.patch,
-            side: config.image.size,
-            patch_embedding: loader
-                .matrix("vision.patch_embedding.weight", [width, 3 * vision.patch * vision.patch])?,
+            patch,
+            side: vision.units.as_ref().map_or(config.image.size, UnitInput::side),
+            patch_embedding: loader.matrix("vision.patch_embedding.weight", [width, patch.depth()])?,
             class: loader.vector("vision.class_embedding", width)?,
-            position: loader.matrix("vision.position_embedding", [tokens, width])?,
-            pre_norm: loader.norm("vision.pre_norm", width, eps)?,
+            position: match clip {
+                true => loader.matrix(position, positions)?,
+                // The class embedding has no such bias.
+                false => loader.positions(position, "vision.patch_embedding.bias", positions, 1)?,
+            },
+            pre_norm,
             encoder: Encoder::load(loader, "vision.layers", &shape)?,
-            post_norm: loader.norm("vision.post_norm", width, eps)?,
+            post_norm,
             projection: loader.linear("projection.linear", config.decoder.width, width)?,
-            projection_norm: loader.norm("projection.norm", config.decoder.width, eps)?,
+            projection_norm: loader.norm("projection.norm", config.decoder.width, config.projection_eps())?,
             graph: GraphId::new(),
         })
     }
 
-    /// Pixels (B, 3, side, side), normalised, to image tokens (B*T, W).
+    /// Normalised pixels, or code vectors, (B, I, side, side) to image tokens (B*T, W).
     pub fn tokens(&self, backend: &B, pixels: &[f32], batch: usize) -> Result<B::Tensor> {
         let pixels = self.upload(backend, pixels, batch)?;
         backend.captured(&self.graph, &pixels, &|backend, pixels| self.project(backend, &self.encode(backend, pixels)?))
     }
 
-    /// Pixels (B, 3, side, side) to the device.
+    /// Pixels or code vectors (B, I, side, side) to the device.
     pub fn upload(&self, backend: &B, pixels: &[f32], batch: usize) -> Result<B::Tensor> {
-        let columns = 3 * self.side * self.side;
+        let columns = self.patch.inputs * self.side * self.side;
         expect_len("vision pixels", pixels.len(), batch * columns)?;
         backend.upload([batch, columns], pixels)
     }
 
-    /// Pixels (B, 3*side*side) to the encoder's output (B*T, C).
+    /// Pixels or code vectors (B, I*side*side) to the encoder's output (B*T, C).
     pub fn encode(&self, backend: &B, pixels: &B::Tensor) -> Result<B::Tensor> {
         let batch = backend.shape(pixels)[0];
-        let x = backend.patch_embed(pixels, &self.patch_embedding, &self.class, &self.position, self.patch)?;
-        let x = backend.layer_norm(&x, &self.pre_norm)?;
+        let x = backend.patch_embed(pixels, &self.patch_embedding, Some(&self.class), &self.position, self.patch)?;
+        let x = normed(backend, x, self.pre_norm.as_ref())?;
         let x = self.encoder.forward(backend, x, batch)?;
-        backend.layer_norm(&x, &self.post_norm)
+        normed(backend, x, self.post_norm.as_ref())
     }
 
     /// The encoder's output to image tokens (B*T, W).
@@ -79,4 +88,15 @@ impl<B: Backend> Vision<B> {
         let x = backend.linear(x, &self.projection, Activation::None, None)?;
         backend.layer_norm(&x, &self.projection_norm)
     }
+}
+
+/// How the patches of a model are cut.
+pub fn patch_shape(config: &ModelConfig) -> PatchShape {
+    let (inputs, patch) = (config.vision_inputs(), config.vision.patch);
+    PatchShape { inputs, patch, stride: config.vision.units.as_ref().map_or(patch, |units| units.stride) }
+}
+
+/// A layer norm, where there is one.
+fn normed<B: Backend>(backend: &B, x: B::Tensor, norm: Option<&LayerNormWeights<B>>) -> Result<B::Tensor> {
+    norm.map_or(Ok(x.clone()), |norm| backend.layer_norm(&x, norm))
 }

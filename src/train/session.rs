@@ -191,7 +191,7 @@ impl<B: Train> Session<'_, B> {
         let clock = std::time::Instant::now();
         let config: &ModelConfig = self.trainer.captioner().config();
         let vocoder = self.vocoder.as_ref().map(|tensors| TensorStore::new(Path::new("<vocoder>"), tensors.clone()));
-        let files = ModelFiles { config: config.clone(), captioner: self.trainer.store()?, vocoder };
+        let files = ModelFiles { config: config.clone(), captioner: self.trainer.store()?, vocoder, tokenizer: None };
         let samples = self.run.join("samples").join(format!("step-{update:08}"));
         let unit_error_rate = set.unit_error_rate(files, self.device, self.config.spoken_samples, &samples)?;
         let loss = self.trainer.evaluate(&set.batches)?;

@@ -329,6 +329,10 @@ fn initial(config: &TrainConfig, last: Option<&Path>, note: &dyn Fn(&str)) -> Re
         None => UNITS,
     };
     let mut initial = initial_captioner(path, units, config.seed)?;
+    if initial.config.vision.units.is_some() {
+        let problem = "sees image units, which are not trained on: begin with a captioner that sees pixels";
+        return Err(Error::weights(path, "vision.units", problem));
+    }
     if let Some(first) = initial.fresh.first() {
         note(&format!("begins with random weights in {} tensors, {first} first", initial.fresh.len()));
     }

@@ -4,7 +4,7 @@
 use super::buckets::OnFinal;
 use super::parameters::{self, LayerPlaces, Layout};
 use crate::backend::{
-    Activation, AttentionShape, LayerNormWeights, LinearWeights, PatchParameters, Train, TransformerLayer,
+    Activation, AttentionShape, LayerNormWeights, LinearWeights, PatchParameters, PatchShape, Train, TransformerLayer,
     WeightAndBias,
 };
 use crate::config::ModelConfig;
@@ -47,7 +47,7 @@ impl<B: Train> Projection<B> {
         x: B::Tensor,
     ) -> Result<(B::Tensor, Projection<B>)> {
         let linear = parameters::linear(backend, block, places.linear)?;
-        let norm = parameters::norm(backend, block, places.norm, config.vision.eps)?;
+        let norm = parameters::norm(backend, block, places.norm, config.projection_eps())?;
         let sum = backend.linear(&x, &linear, Activation::None, None)?;
         let (tokens, saved) = backend.layer_norm_saving(&sum, &norm)?;
         Ok((tokens, Projection { places, linear, norm, x, sum, saved }))
@@ -116,7 +116,7 @@ struct SavedLayer<B: Train> {
 /// The encoder as views of a block, after its forward pass.
 pub struct Encoder<'a, B: Train> {
     places: &'a EncoderPlaces,
-    patch: usize,
+    patch: PatchShape,
     shape: AttentionShape,
     layers: Vec<TransformerLayer<B>>,
     norms: [LayerNormWeights<B>; 2],
@@ -141,12 +141,13 @@ impl<'a, B: Train> Encoder<'a, B> {
         let shape = AttentionShape { batch: backend.shape(&pixels)[0], tokens, heads: vision.heads, prefix: tokens };
         let norm = |at| parameters::norm(backend, block, at, vision.eps);
         let norms = [norm(places.pre_norm)?, norm(places.post_norm)?];
+        let patch = PatchShape::rgb(vision.patch);
         let embedded = backend.patch_embed(
             &pixels,
             &backend.parameter_matrix(block, places.patch.weight)?,
-            &backend.parameter_tensor(block, places.patch.class)?,
+            Some(&backend.parameter_tensor(block, places.patch.class)?),
             &backend.parameter_matrix(block, places.patch.position)?,
-            vision.patch,
+            patch,
         )?;
         let (mut x, pre_norm) = backend.layer_norm_saving(&embedded, &norms[0])?;
         let (mut layers, mut saved) = (Vec::new(), Vec::new());
@@ -158,7 +159,6 @@ impl<'a, B: Train> Encoder<'a, B> {
             saved.push(values);
         }
         let (result, post_norm) = backend.layer_norm_saving(&x, &norms[1])?;
-        let patch = vision.patch;
         let encoder =
             Encoder { places, patch, shape, layers, norms, pixels, embedded, pre_norm, saved, last: x, post_norm };
         Ok((result, encoder))

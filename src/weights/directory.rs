@@ -1,5 +1,6 @@
 //! A model directory: `config.json`, `captioner.safetensors` and, unless it was converted without a vocoder,
-//! `vocoder.safetensors`. Written next to its destination and renamed there whole, so a directory under its final name
+//! `vocoder.safetensors`. A captioner that sees image units may have `tokenizer.json` and `tokenizer.safetensors`, which may
+//! also be alone in a directory. Written next to its destination and renamed there whole, so a directory under its final name
 //! is always complete.
 
 use std::collections::BTreeMap;
@@ -7,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use super::json::Json;
 use super::safetensors::{Entry, Writer};
-pub use super::staged::StagedDirectory;
+pub use super::staged::{StagedDirectory, TOKENIZER_ALONE};
 use super::store::TensorStore;
 use super::stored::read_file;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, TokenizerConfig};
 use crate::tensor::{Bytes, HostTensor};
 use crate::{Error, Result, files};
 
@@ -20,6 +21,10 @@ pub const CONFIG: &str = "config.json";
 pub const CAPTIONER: &str = "captioner.safetensors";
 /// The unit HiFi-GAN with its weight norm folded.
 pub const VOCODER: &str = "vocoder.safetensors";
+/// The dimensions of the image tokenizer.
+pub const TOKENIZER_CONFIG: &str = "tokenizer.json";
+/// The image tokenizer and its codebook.
+pub const TOKENIZER: &str = "tokenizer.safetensors";
 /// Larger than any `config.json` there is.
 const MAX_CONFIG: u64 = 1 << 20;
 /// Fields of configurations that are not this crate's, and what to do about them.
@@ -41,6 +46,43 @@ pub struct ModelFiles {
     pub captioner: TensorStore,
     /// Everything between units and samples; there exactly when `config.vocoder` is.
     pub vocoder: Option<TensorStore>,
+    /// Everything between pixels and image units, if it is there.
+    pub tokenizer: Option<TokenizerFiles>,
+}
+
+/// An opened image tokenizer.
+#[derive(Debug)]
+pub struct TokenizerFiles {
+    /// Checked with [`TokenizerConfig::check`].
+    pub config: TokenizerConfig,
+    /// Its tensors.
+    pub store: TensorStore,
+}
+
+impl TokenizerFiles {
+    /// Reads `tokenizer.json` of `dir` and maps the weights; unless `map`, they are read into memory.
+    pub fn open_with(dir: &Path, map: bool) -> Result<TokenizerFiles> {
+        let path = dir.join(TOKENIZER_CONFIG);
+        if !path.exists() {
+            let problem = "is not there: make a tokenizer with `im2sp convert --tokenizer CKPT --codebook CKPT`";
+            return Err(Error::weights(&path, "file", problem));
+        }
+        let config = parse_tokenizer(&path, &read_small(&path)?)?;
+        Ok(TokenizerFiles { config, store: open_store(&dir.join(TOKENIZER), map)? })
+    }
+}
+
+/// The tensors of a weights file, mapped or read into memory.
+fn open_store(path: &Path, map: bool) -> Result<TensorStore> {
+    if map { TensorStore::open(path) } else { TensorStore::from_bytes(path, read_file(path)?) }
+}
+
+/// Parses and checks the text of a `tokenizer.json`; `path` names it in errors.
+pub fn parse_tokenizer(path: &Path, text: &str) -> Result<TokenizerConfig> {
+    let config: TokenizerConfig = serde_json::from_str(text)
+        .map_err(|error| Error::weights(path, "tokenizer configuration", error.to_string()))?;
+    config.check().map_err(|(field, problem)| Error::weights(path, field, problem))?;
+    Ok(config)
 }
 
 impl ModelFiles {
@@ -51,10 +93,7 @@ impl ModelFiles {
 
     /// As [`ModelFiles::open`]; unless `map`, the weights are read into memory.
     pub fn open_with(dir: &Path, map: bool) -> Result<ModelFiles> {
-        let open = |name: &str| {
-            let path = dir.join(name);
-            if map { TensorStore::open(&path) } else { TensorStore::from_bytes(&path, read_file(&path)?) }
-        };
+        let open = |name: &str| open_store(&dir.join(name), map);
         if !dir.is_dir() {
             return Err(Error::weights(dir, "model", "is not a directory: make one with `im2sp convert`"));
         }
@@ -66,7 +105,9 @@ impl ModelFiles {
         let config = parse_config(&path, &read_small(&path)?)?;
         let captioner = open(CAPTIONER)?;
         let vocoder = config.vocoder.is_some().then(|| open(VOCODER)).transpose()?;
-        Ok(ModelFiles { config, captioner, vocoder })
+        let has_tokenizer = dir.join(TOKENIZER_CONFIG).exists();
+        let tokenizer = has_tokenizer.then(|| TokenizerFiles::open_with(dir, map)).transpose()?;
+        Ok(ModelFiles { config, captioner, vocoder, tokenizer })
     }
 
     /// A model that is part of the program: the text of `config.json` and the bytes of the two weights files. An empty
@@ -79,7 +120,7 @@ impl ModelFiles {
             Some(_) => Some(TensorStore::from_bytes(&place(VOCODER), Bytes::new(vocoder))?),
             None => None,
         };
-        Ok(ModelFiles { config, captioner, vocoder })
+        Ok(ModelFiles { config, captioner, vocoder, tokenizer: None })
     }
 
     /// Writes a model directory at `dir`: all of it or nothing. A directory that exists is kept unless `force`.

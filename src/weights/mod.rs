@@ -17,7 +17,7 @@ pub mod store;
 pub mod stored;
 pub mod torch;
 
-pub use convert::{ConvertOptions, ConvertReport, convert};
+pub use convert::{ConvertOptions, ConvertReport, ConvertTokenizerReport, convert, convert_tokenizer};
 pub use directory::ModelFiles;
 pub use export::{ExportFormat, ExportOptions, ExportReport, export};
 pub use store::TensorStore;

@@ -38,7 +38,10 @@ pub struct Mapped {
 /// All tensors of a captioner whose images become `image_tokens` tokens.
 pub fn captioner(vision: &VisionConfig, decoder: &DecoderConfig, image_tokens: usize) -> Vec<Mapped> {
     let mut table = Table(Vec::new());
-    table.vision(vision, image_tokens);
+    match vision.units {
+        Some(_) => table.unit_vision(vision, image_tokens),
+        None => table.vision(vision, image_tokens),
+    }
     let from = "git.visual_projection.visual_projection";
     table.linear(&format!("{from}.0"), "projection.linear", decoder.width, vision.width);
     table.norm(&format!("{from}.1"), "projection.norm", decoder.width);
@@ -103,6 +106,27 @@ impl Table {
             self.linear(&format!("{from}.mlp.fc2"), &format!("{name}.fc2"), width, vision.mlp);
         }
         self.norm(&format!("{VISION}post_layernorm"), "vision.post_norm", width);
+    }
+
+    /// timm's vision transformer over code vectors. Its class token and positions have one more dimension.
+    fn unit_vision(&mut self, vision: &VisionConfig, image_tokens: usize) {
+        let (width, patch) = (vision.width, vision.patch);
+        let inputs = vision.units.as_ref().map_or(3, |units| units.code_width);
+        self.put(&format!("{VISION}cls_token"), "vision.class_embedding", &[1, 1, width], &[width]);
+        let (positions, flat) = ([1, image_tokens, width], [image_tokens, width]);
+        self.put(&format!("{VISION}pos_embed"), "vision.position_embedding", &positions, &flat);
+        let (kernel, flat) = ([width, inputs, patch, patch], [width, inputs * patch * patch]);
+        self.put(&format!("{VISION}patch_embed.proj.weight"), "vision.patch_embedding.weight", &kernel, &flat);
+        self.same(&format!("{VISION}patch_embed.proj.bias"), "vision.patch_embedding.bias", &[width]);
+        for layer in 0..vision.layers {
+            let (from, name) = (format!("{VISION}blocks.{layer}"), format!("vision.layers.{layer}"));
+            self.norm(&format!("{from}.norm1"), &format!("{name}.attention_norm"), width);
+            self.linear(&format!("{from}.attn.qkv"), &format!("{name}.qkv"), 3 * width, width);
+            self.linear(&format!("{from}.attn.proj"), &format!("{name}.attention_out"), width, width);
+            self.norm(&format!("{from}.norm2"), &format!("{name}.mlp_norm"), width);
+            self.linear(&format!("{from}.mlp.fc1"), &format!("{name}.fc1"), vision.mlp, width);
+            self.linear(&format!("{from}.mlp.fc2"), &format!("{name}.fc2"), width, vision.mlp);
+        }
     }
 
     fn decoder(&mut self, decoder: &DecoderConfig) {

@@ -19,7 +19,7 @@ pub fn published() -> ModelConfig {
         description: Some("random weights of the published dimensions".into()),
         domain: None,
         image: ImageConfig { mean: [0.5; 3], std: [0.25; 3], ..ImageConfig::clip(224) },
-        vision: VisionConfig { patch: 14, width: 1024, layers: 24, heads: 16, mlp: 4096, eps: 1e-5 },
+        vision: VisionConfig { patch: 14, width: 1024, layers: 24, heads: 16, mlp: 4096, eps: 1e-5, units: None },
         decoder: DecoderConfig {
             width: 768,
             layers: 6,
@@ -50,7 +50,7 @@ pub fn published() -> ModelConfig {
 pub fn files(config: ModelConfig, dtype: DType) -> Result<ModelFiles> {
     let captioner = captioner(&config, dtype)?;
     let vocoder = config.vocoder.as_ref().map(vocoder).transpose()?;
-    Ok(ModelFiles { config, captioner, vocoder })
+    Ok(ModelFiles { config, captioner, vocoder, tokenizer: None })
 }
 
 /// Reproducible values in -1..1.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::directory::{CAPTIONER, CONFIG, VOCODER};
-use crate::config::ModelConfig;
+use super::directory::{CAPTIONER, CONFIG, TOKENIZER, TOKENIZER_CONFIG, VOCODER};
+use crate::config::{ModelConfig, TokenizerConfig};
 use crate::files::{Unfinished, Uninterrupted, folder_of, follow_links, sync_file, sync_folder, temporary};
 use crate::{Error, Result, files};
 
@@ -23,7 +23,9 @@ pub struct Kind {
 }
 
 /// A model directory.
-const MODEL: Kind = Kind { name: "a model", files: &[CONFIG, VOCODER, CAPTIONER] };
+const MODEL: Kind = Kind { name: "a model", files: &[CONFIG, TOKENIZER_CONFIG, TOKENIZER, VOCODER, CAPTIONER] };
+/// An image tokenizer alone.
+pub const TOKENIZER_ALONE: Kind = Kind { name: "a tokenizer", files: &[TOKENIZER_CONFIG, TOKENIZER] };
 
 /// A directory that does not have its name yet. Dropping it before [`StagedDirectory::commit`] removes it.
 pub struct StagedDirectory {
@@ -72,6 +74,14 @@ impl StagedDirectory {
             .map_err(|error| Error::weights(&self.destination, CONFIG, error.to_string()))?;
         files::write_atomically(&self.path().join(CONFIG), format!("{text}\n").as_bytes())?;
         self.publish()
+    }
+
+    /// Checks and writes the configuration of a tokenizer.
+    pub fn write_tokenizer(&self, config: &TokenizerConfig) -> Result<()> {
+        config.check().map_err(|(field, problem)| Error::weights(&self.destination, field, problem))?;
+        let text = serde_json::to_string_pretty(config)
+            .map_err(|error| Error::weights(&self.destination, TOKENIZER_CONFIG, error.to_string()))?;
+        files::write_atomically(&self.path().join(TOKENIZER_CONFIG), format!("{text}\n").as_bytes())
     }
 
     /// Gives the directory, whose files are on disk, its name. A directory that had it before goes away only after that; one

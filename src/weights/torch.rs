@@ -19,6 +19,9 @@ pub use writer::{IntegerLayout, save, save_integers};
 /// Levels of dicts below the object that are looked at.
 const MAX_DEPTH: usize = 2;
 
+/// Levels of modules in a module.
+const MAX_MODULE_DEPTH: usize = 32;
+
 /// Tensors by their dotted names, in the order of the file.
 pub type StateDict = Vec<(String, StoredTensor)>;
 
@@ -93,6 +96,41 @@ impl Checkpoint {
         Ok(dicts)
     }
 
+    /// Whether the object is a dict.
+    pub fn is_dict(&self) -> bool {
+        self.object.root().is_dict()
+    }
+
+    /// The parameters and buffers of the object by their dotted names, if it is a whole module; it is read as data, and its
+    /// classes mean nothing.
+    pub fn module(&self) -> Result<Option<StateDict>> {
+        let root = self.object.root();
+        if !is_module(root) {
+            return Ok(None);
+        }
+        let (mut tensors, mut reader) = (StateDict::new(), tensor::Reader::new(self));
+        let mut modules = vec![(String::new(), root, 0)];
+        while let Some((prefix, module, depth)) = modules.pop() {
+            let part = |name: &str| module.state()?.get(name)?.as_dict();
+            for (key, value) in ["_parameters", "_buffers"].iter().filter_map(|name| part(name)).flatten() {
+                let Some(name) = key.as_str().filter(|_| !value.is_none()) else { continue };
+                let name = format!("{prefix}{name}");
+                let tensor = reader.tensor(value);
+                self.refuse_spent()?;
+                tensors.push((name.clone(), tensor.map_err(|problem| Error::weights(&self.path, name, problem))?));
+            }
+            for (key, value) in part("_modules").into_iter().flatten() {
+                let Some(name) = key.as_str().filter(|_| is_module(value)) else { continue };
+                if depth == MAX_MODULE_DEPTH {
+                    return Err(Error::weights(&self.path, prefix, "holds modules in too many levels"));
+                }
+                modules.push((format!("{prefix}{name}."), value, depth + 1));
+            }
+            self.refuse_spent()?;
+        }
+        Ok(Some(tensors))
+    }
+
     /// The object itself, which has to be a tensor or an array.
     pub fn tensor(&self) -> Result<StoredTensor> {
         let tensor = tensor::Reader::new(self).tensor(self.object.root());
@@ -125,7 +163,7 @@ impl<'a> Dict<'a> {
     /// Text keys whose values are whole modules, which are code and not read.
     pub fn modules(&self) -> Vec<&'a str> {
         let entries = self.value.as_dict().unwrap_or_default().into_iter();
-        let modules = entries.filter(|(_, value)| value.state().is_some_and(|state| state.get("_modules").is_some()));
+        let modules = entries.filter(|(_, value)| is_module(*value));
         modules.filter_map(|(key, _)| key.as_str()).collect()
     }
 
@@ -147,4 +185,9 @@ impl<'a> Dict<'a> {
         self.checkpoint.refuse_spent()?;
         Ok(tensors)
     }
+}
+
+/// Whether a value is a whole module.
+fn is_module(value: View<'_>) -> bool {
+    value.state().is_some_and(|state| state.get("_modules").is_some())
 }

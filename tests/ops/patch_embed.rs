@@ -1,18 +1,32 @@
-use im2sp::backend::PatchParameters;
 use im2sp::backend::cpu::Cpu;
 use im2sp::backend::prelude::*;
+use im2sp::backend::{PatchParameters, PatchShape};
 
 use crate::common::assert_close;
 use crate::{matrix, parameters, random, row, tensor, values};
+
+/// Batch, side, inputs, patch, stride, channels, class embeddings.
+const SHAPES: [(usize, usize, usize, usize, usize, usize, usize); 9] = [
+    (1, 1, 3, 1, 1, 1, 1),
+    (2, 6, 3, 3, 3, 5, 1),
+    (1, 35, 3, 7, 7, 20, 1),
+    (3, 12, 3, 4, 4, 64, 1),
+    (5, 30, 3, 2, 2, 19, 1),
+    (2, 32, 3, 8, 8, 24, 0),
+    (2, 10, 32, 4, 2, 9, 1),
+    (1, 7, 1, 3, 2, 4, 0),
+    (1, 9, 2, 2, 7, 3, 1),
+];
 
 /// Golden data tests this inside the vision models; here, the definition on odd sizes.
 #[test]
 fn equals_the_definition() {
     let mut random = random(8);
-    for (batch, side, patch, channels) in [(1, 1, 1, 1), (2, 6, 3, 5), (1, 35, 7, 20), (3, 12, 4, 64)] {
-        let (grid, depth) = (side / patch, 3 * patch * patch);
-        let tokens = grid * grid + 1;
-        let pixels = random.values(batch * 3 * side * side);
+    for (batch, side, inputs, patch, stride, channels, classes) in SHAPES {
+        let shape = PatchShape { inputs, patch, stride };
+        let (grid, depth) = ((side - patch) / stride + 1, inputs * patch * patch);
+        let tokens = grid * grid + classes;
+        let pixels = random.values(batch * inputs * side * side);
         let (w, class, position) =
             (random.values(channels * depth), random.values(channels), random.values(tokens * channels));
         let mut expected = Vec::new();
@@ -20,13 +34,14 @@ fn equals_the_definition() {
             (0..batch * tokens * channels).map(|i| (i / channels / tokens, i / channels % tokens, i % channels))
         {
             let mut y = f64::from(position[t * channels + c]);
-            if t == 0 {
+            if t < classes {
                 y += f64::from(class[c]);
             } else {
                 for k in 0..depth {
                     let (channel, line, column) = (k / patch / patch, k / patch % patch, k % patch);
-                    let (py, px) = ((t - 1) / grid * patch + line, (t - 1) % grid * patch + column);
-                    let pixel = pixels[((b * 3 + channel) * side + py) * side + px];
+                    let window = t - classes;
+                    let (py, px) = (window / grid * stride + line, window % grid * stride + column);
+                    let pixel = pixels[((b * inputs + channel) * side + py) * side + px];
                     y += f64::from(pixel) * f64::from(w[c * depth + k]);
                 }
             }
@@ -34,32 +49,38 @@ fn equals_the_definition() {
         }
         let out = Cpu
             .patch_embed(
-                &tensor(batch, 3 * side * side, &pixels),
+                &tensor(batch, inputs * side * side, &pixels),
                 &matrix(channels, depth, &w),
-                &row(&class),
+                Some(&row(&class)).filter(|_| classes == 1),
                 &matrix(tokens, channels, &position),
-                patch,
+                shape,
             )
             .unwrap();
-        assert_close(&format!("{side}/{patch}"), &values(&out), &expected, depth);
+        assert_close(&format!("{side}, {shape:?}"), &values(&out), &expected, depth);
     }
 }
 
 #[test]
 fn misfits() {
-    let run = |side: usize, patch: usize, tokens: usize| {
+    let run = |side: usize, (patch, stride): (usize, usize), tokens: usize, class: bool| {
         Cpu.patch_embed(
             &tensor(1, 3 * side * side, &vec![0.0; 3 * side * side]),
             &matrix(2, 12, &[0.0; 24]),
-            &row(&[0.0; 2]),
+            Some(&row(&[0.0; 2])).filter(|_| class),
             &matrix(tokens, 2, &vec![0.0; tokens * 2]),
-            patch,
+            PatchShape { inputs: 3, patch, stride },
         )
     };
-    assert!(run(4, 2, 5).is_ok());
-    assert!(run(4, 3, 2).is_err(), "the patch does not divide the side");
-    assert!(run(4, 2, 4).is_err(), "other positions");
-    assert!(run(4, 0, 5).is_err(), "no patch");
+    assert!(run(4, (2, 2), 5, true).is_ok());
+    assert!(run(4, (2, 2), 4, false).is_ok());
+    assert!(run(4, (2, 1), 10, true).is_ok());
+    assert!(run(4, (3, 3), 2, true).is_err(), "the patch does not divide the side");
+    assert!(run(5, (2, 2), 5, true).is_err(), "the last window ends before the image");
+    assert!(run(1, (2, 2), 2, true).is_err(), "an image smaller than a window");
+    assert!(run(4, (2, 2), 4, true).is_err(), "other positions");
+    assert!(run(4, (2, 2), 5, false).is_err(), "no class embedding");
+    assert!(run(4, (0, 2), 5, true).is_err(), "no patch");
+    assert!(run(4, (2, 0), 5, true).is_err(), "no stride");
 }
 
 /// Places of weight (C, K), class (1, C) and position (T, C), and the length of their block.
@@ -72,11 +93,12 @@ fn places(channels: usize, depth: usize, tokens: usize) -> (PatchParameters, usi
 #[test]
 fn backward_equals_the_definition() {
     let mut random = random(26);
-    for (batch, side, patch, channels) in [(1, 1, 1, 1), (2, 6, 3, 5), (1, 35, 7, 20), (3, 12, 4, 64), (5, 30, 2, 19)] {
-        let (grid, depth) = (side / patch, 3 * patch * patch);
+    for (batch, side, inputs, patch, stride, channels, _) in SHAPES {
+        let shape = PatchShape { inputs, patch, stride };
+        let (grid, depth) = ((side - patch) / stride + 1, inputs * patch * patch);
         let tokens = grid * grid + 1;
         let (at, len) = places(channels, depth, tokens);
-        let (pixels, dy) = (random.values(batch * 3 * side * side), random.values(batch * tokens * channels));
+        let (pixels, dy) = (random.values(batch * inputs * side * side), random.values(batch * tokens * channels));
         let mut gradients = random.values(len);
         let mut expected: Vec<f64> = gradients.iter().map(|&v| f64::from(v)).collect();
         for (b, t, c) in
@@ -90,15 +112,15 @@ fn backward_equals_the_definition() {
             }
             for k in 0..depth {
                 let (channel, line, column) = (k / patch / patch, k / patch % patch, k % patch);
-                let (py, px) = ((t - 1) / grid * patch + line, (t - 1) % grid * patch + column);
-                let pixel = pixels[((b * 3 + channel) * side + py) * side + px];
+                let (py, px) = ((t - 1) / grid * stride + line, (t - 1) % grid * stride + column);
+                let pixel = pixels[((b * inputs + channel) * side + py) * side + px];
                 expected[at.weight.start + c * depth + k] += dy * f64::from(pixel);
             }
         }
-        let (dy, pixels) = (tensor(batch * tokens, channels, &dy), tensor(batch, 3 * side * side, &pixels));
-        Cpu.patch_embed_backward(&dy, &pixels, patch, &mut gradients, at).unwrap();
+        let (dy, pixels) = (tensor(batch * tokens, channels, &dy), tensor(batch, inputs * side * side, &pixels));
+        Cpu.patch_embed_backward(&dy, &pixels, shape, &mut gradients, at).unwrap();
         let expected: Vec<f32> = expected.iter().map(|&v| v as f32).collect();
-        assert_close(&format!("{side}/{patch}"), &gradients, &expected, batch * tokens);
+        assert_close(&format!("{side}, {shape:?}"), &gradients, &expected, batch * tokens);
     }
 }
 
@@ -109,7 +131,7 @@ fn backward_edges_and_misfits() {
         let mut gradients = vec![1.0; len];
         let pixels = tensor(batch, values, &vec![0.0; batch * values]);
         let dy = tensor(rows, 2, &vec![0.0; rows * 2]);
-        Cpu.patch_embed_backward(&dy, &pixels, patch, &mut gradients, at).map(|()| gradients)
+        Cpu.patch_embed_backward(&dy, &pixels, PatchShape::rgb(patch), &mut gradients, at).map(|()| gradients)
     };
     assert_eq!(run(2, 48, 2, 10, at).unwrap(), vec![1.0; len]);
     assert_eq!(run(0, 48, 2, 0, at).unwrap(), vec![1.0; len]);

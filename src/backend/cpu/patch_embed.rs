@@ -1,6 +1,6 @@
 //! patch_embed: images to tokens. Patches are gathered into rows (channel, row, column) and multiplied with the patch
 //! kernel; the class embedding and the positions stand in the result before the product is added to it.
-//! Operations: 2 * B * (T - 1) * C * 3 * patch^2, forward and backward.
+//! Operations: 2 * B * G * C * I * P^2 for G windows of an image, forward and backward.
 
 use rayon::prelude::*;
 
@@ -10,7 +10,7 @@ use super::gemm::{self, Left, Right, Target};
 use super::linear::{self, Product};
 use super::{Activation, Cpu, Matrix, Tensor};
 use crate::backend::patch_embed::{self, Patches};
-use crate::backend::{Device as _, PatchEmbed, PatchEmbedBackward, PatchParameters};
+use crate::backend::{Device as _, PatchEmbed, PatchEmbedBackward, PatchParameters, PatchShape};
 use crate::{Result, trace};
 
 impl PatchEmbed for Cpu {
@@ -18,43 +18,45 @@ impl PatchEmbed for Cpu {
         &self,
         pixels: &Tensor,
         weight: &Matrix,
-        class: &Tensor,
+        class: Option<&Tensor>,
         position: &Matrix,
-        patch: usize,
+        shape: PatchShape,
     ) -> Result<Tensor> {
         let _span = trace::span("patch_embed");
-        let sizes = patch_embed::check(self, pixels, weight, class, position, patch)?;
-        tokens(sizes, pixels, weight, class, position, patch)
+        let sizes = patch_embed::check(self, pixels, weight, class, position, shape)?;
+        tokens(sizes, pixels, weight, class, position)
     }
 }
 
 fn tokens(
-    Patches { side, tokens, depth }: Patches,
+    sizes: Patches,
     pixels: &Tensor,
     weight: &Matrix,
-    class: &Tensor,
+    class: Option<&Tensor>,
     position: &Matrix,
-    patch: usize,
 ) -> Result<Tensor> {
-    let columns = weight.rows;
+    let (columns, tokens, depth) = (weight.rows, sizes.tokens(), sizes.shape.depth());
     let positions = position.elements()?;
     let mut out = Buffer::any(pixels.rows * tokens * columns);
-    let mut patches = vec![0.0; (tokens - 1) * depth];
+    let mut patches = vec![0.0; sizes.windows() * depth];
     for (image, out) in pixels.data.chunks_exact(pixels.columns).zip(out.chunks_exact_mut(tokens * columns)) {
-        gather(image, side, patch, &mut patches);
-        out[..columns].copy_from_slice(&class.data);
-        let product = Product { x: &patches, rows: tokens - 1, depth, bias: &[], residual: &[] };
-        linear::blocked(&product, weight.elements()?, columns, Activation::None, &mut out[columns..]);
+        gather(image, sizes, &mut patches);
+        if let Some(class) = class {
+            out[..columns].copy_from_slice(&class.data);
+        }
+        let product = Product { x: &patches, rows: sizes.windows(), depth, bias: &[], residual: &[] };
+        let out_of_windows = &mut out[sizes.classes * columns..];
+        linear::blocked(&product, weight.elements()?, columns, Activation::None, out_of_windows);
         positions.add_to(0, out);
     }
     Ok(Tensor::new(pixels.rows * tokens, columns, out))
 }
 
-/// Copies each patch of an image (3, side, side) into a row of `patches` (grid^2, 3 * patch * patch).
-fn gather(image: &[f32], side: usize, patch: usize, patches: &mut [f32]) {
-    let grid = side / patch;
-    for (index, row) in patches.chunks_exact_mut(3 * patch * patch).enumerate() {
-        let (top, left) = (index / grid * patch, index % grid * patch);
+/// Copies each window of an image (I, side, side) into a row of `patches` (grid^2, I * P * P).
+fn gather(image: &[f32], sizes: Patches, patches: &mut [f32]) {
+    let Patches { shape: PatchShape { patch, stride, .. }, side, grid, .. } = sizes;
+    for (index, row) in patches.chunks_exact_mut(sizes.shape.depth()).enumerate() {
+        let (top, left) = (index / grid * stride, index % grid * stride);
         for (line, out) in row.chunks_exact_mut(patch).enumerate() {
             let (channel, y) = (line / patch, line % patch);
             let start = (channel * side + top + y) * side + left;
@@ -68,16 +70,16 @@ impl PatchEmbedBackward for Cpu {
         &self,
         dy: &Tensor,
         pixels: &Tensor,
-        patch: usize,
+        shape: PatchShape,
         gradients: &mut Vec<f32>,
         at: PatchParameters,
     ) -> Result<()> {
         let _span = trace::span("patch_embed_backward");
         let (dy_shape, pixels_shape) = (self.shape(dy), self.shape(pixels));
-        let sizes = patch_embed::check_backward(dy_shape, pixels_shape, patch, at, gradients.len())?;
-        add_tokens(dy, sizes.tokens, &mut gradients[at.position.range()]);
-        add_tokens(dy, sizes.tokens, &mut gradients[at.class.range()]);
-        add_products(dy, pixels, sizes, patch, &mut gradients[at.weight.range()]);
+        let sizes = patch_embed::check_backward(dy_shape, pixels_shape, shape, at, gradients.len())?;
+        add_tokens(dy, sizes.tokens(), &mut gradients[at.position.range()]);
+        add_tokens(dy, sizes.tokens(), &mut gradients[at.class.range()]);
+        add_products(dy, pixels, sizes, &mut gradients[at.weight.range()]);
         Ok(())
     }
 }
@@ -94,8 +96,8 @@ fn add_tokens(dy: &Tensor, tokens: usize, gradients: &mut [f32]) {
 }
 
 /// Adds dy^T patches: (C, B*G) times (B*G, K).
-fn add_products(dy: &Tensor, pixels: &Tensor, sizes: Patches, patch: usize, gradients: &mut [f32]) {
-    let Patches { side, tokens, depth } = sizes;
+fn add_products(dy: &Tensor, pixels: &Tensor, sizes: Patches, gradients: &mut [f32]) {
+    let (tokens, depth) = (sizes.tokens(), sizes.shape.depth());
     let rows = pixels.rows * (tokens - 1);
     if rows == 0 || gradients.is_empty() {
         return;
@@ -104,7 +106,7 @@ fn add_products(dy: &Tensor, pixels: &Tensor, sizes: Patches, patch: usize, grad
     patches
         .par_chunks_mut((tokens - 1) * depth)
         .zip(pixels.data.par_chunks(pixels.columns))
-        .for_each(|(patches, image)| gather(image, side, patch, patches));
+        .for_each(|(patches, image)| gather(image, sizes, patches));
     let turned = turned(dy, pixels.rows, tokens);
     let left = Left { values: &turned, row_stride: rows, rows: dy.columns, depth: rows };
     let right = Right { values: &patches[..], depth_stride: depth, column_stride: 1 };

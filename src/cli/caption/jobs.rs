@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use im2sp::files::FileId;
 use im2sp::image::folder::Listing;
+use im2sp::units::ImageUnits;
 use im2sp::{Error, Result};
 
 use super::super::names;
@@ -18,8 +19,10 @@ pub struct Job {
     /// "-" is standard input.
     pub image: PathBuf,
     pub destination: Option<Destination>,
-    /// It was found in a folder: a result that exists already is kept.
+    /// It was found in a folder, or in a file of units: a result that exists already is kept.
     found: bool,
+    /// Its number in a file of units; `image` then is only a name.
+    pub record: Option<usize>,
 }
 
 /// The jobs of one call.
@@ -31,8 +34,8 @@ pub struct Jobs {
     pub failed: bool,
 }
 
-/// All images named by `args`, without those of folders whose result exists already.
-pub fn of(args: &Caption) -> Result<Jobs> {
+/// All images named by `args` or in its file of units, without those of folders whose result exists already.
+pub fn of(args: &Caption, stored: Option<&ImageUnits>) -> Result<Jobs> {
     let (mut jobs, mut failed) = (Vec::new(), false);
     for path in &args.images {
         if !is_dash(path) && path.is_dir() {
@@ -47,10 +50,26 @@ pub fn of(args: &Caption) -> Result<Jobs> {
             if let Some(left_out) = listing.left_out() {
                 note(format_args!("{}: left out {left_out}", shown(path)));
             }
-            jobs.extend(listing.images.into_iter().map(|image| Job { image, destination: None, found: true }));
+            jobs.extend(listing.images.into_iter().map(|image| Job {
+                image,
+                destination: None,
+                found: true,
+                record: None,
+            }));
         } else {
-            jobs.push(Job { image: path.clone(), destination: None, found: false });
+            jobs.push(Job { image: path.clone(), destination: None, found: false, record: None });
         }
+    }
+    for damage in stored.iter().flat_map(|stored| stored.damage()) {
+        print_error(format_args!(
+            "{}: damaged, left out: {damage}",
+            shown(args.units.as_deref().unwrap_or(Path::new("")))
+        ));
+        failed = true;
+    }
+    for record in 0..stored.map_or(0, ImageUnits::len) {
+        let name = stored.map(|stored| stored.name(record)).transpose()?.unwrap_or_default();
+        jobs.push(Job { image: name.into(), destination: None, found: true, record: Some(record) });
     }
     if jobs.iter().filter(|job| is_dash(&job.image)).count() > 1 {
         return Err(Error::Option { option: "image", problem: "- stands for standard input: give it once".into() });
@@ -72,7 +91,11 @@ pub fn of(args: &Caption) -> Result<Jobs> {
 /// Fills in the destinations. No two jobs have the same.
 fn direct(args: &Caption, jobs: &mut Vec<Job>) -> Result<()> {
     let wrong = |problem: String| Error::Option { option: "output", problem };
-    let alone = matches!(&args.images[..], [image] if is_dash(image) || !image.is_dir());
+    let alone = match &args.images[..] {
+        [] => jobs.len() == 1,
+        [image] => is_dash(image) || !image.is_dir(),
+        _ => false,
+    };
     let what = if args.no_audio { "units" } else { "sound" };
     let folder = match &args.output {
         None if args.no_audio => return Destination::of(Path::new("-")).map(drop),
@@ -132,7 +155,8 @@ fn drop_duplicates(jobs: &mut Vec<Job>) -> Vec<PathBuf> {
     let mut distinct: Vec<Job> = Vec::with_capacity(jobs.len());
     let mut removed = Vec::new();
     for job in jobs.drain(..) {
-        let key = FileId::of(&job.image).map(|id| (id, job.image.file_name().map(OsString::from)));
+        let file = if job.record.is_none() { FileId::of(&job.image) } else { None };
+        let key = file.map(|id| (id, job.image.file_name().map(OsString::from)));
         let first = key.map_or(distinct.len(), |key| *known.entry(key).or_insert(distinct.len()));
         match distinct.get_mut(first) {
             Some(first) => {
@@ -156,8 +180,11 @@ fn keep_inputs(jobs: &[Job]) -> Result<()> {
     if targets.peek().is_none() {
         return Ok(());
     }
-    let images: HashMap<FileId, &Path> =
-        jobs.iter().filter_map(|job| Some((FileId::of(&job.image)?, &*job.image))).collect();
+    let images: HashMap<FileId, &Path> = jobs
+        .iter()
+        .filter(|job| job.record.is_none())
+        .filter_map(|job| Some((FileId::of(&job.image)?, &*job.image)))
+        .collect();
     for (target, id) in targets {
         if let Some(image) = images.get(&id).filter(|_| target.is_file()) {
             let problem = format!("{} is the image {}: choose another", target.display(), image.display());

@@ -13,7 +13,7 @@ use crate::backend::{AttentionShape, SmBudget};
 use crate::config::ModelConfig;
 use crate::generate::{GenerateOptions, generate};
 use crate::image::Image;
-use crate::model::captioner::Captioner;
+use crate::model::captioner::{Captioner, VisionInput};
 use crate::random::Random;
 use crate::units::EOS;
 
@@ -60,9 +60,9 @@ pub(super) type Sensitivities = BTreeMap<(usize, &'static str), Vec<Sensitivity>
 
 /// Reads and captions images and lays them out.
 pub(super) fn batch(captioner: &Captioner<Cpu>, config: &ModelConfig, images: &[Image]) -> Result<Batch> {
-    let pixels: Vec<f32> = images.iter().flat_map(|image| image.preprocess(&config.image)).collect();
+    let inputs: Vec<_> = images.iter().map(|image| VisionInput::Pixels(image.preprocess(&config.image))).collect();
     let (count, options) = (images.len(), GenerateOptions::default());
-    let tokens = captioner.encode(&Cpu, &pixels, count)?;
+    let tokens = captioner.encode_inputs(&Cpu, &inputs.iter().collect::<Vec<_>>())?;
     let decoder = &captioner.decoder;
     let cache = captioner.prefill(&Cpu, &tokens, count, options.limit(decoder))?;
     let captions = generate(&Cpu, decoder, cache, count, &options, SmBudget::All, &mut |_| ControlFlow::Continue(()))?;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::huggingface::{self, Extras};
 use super::select::{self, Family};
-use super::{Parts, Planned, Source, processor, vocabulary_of};
+use super::{Parts, Planned, Source, processor, unit_tower, vocabulary_of};
 use crate::config::{DecoderConfig, ImageConfig, VisionConfig};
 use crate::weights::json::Json;
 use crate::weights::names::{
@@ -13,13 +13,9 @@ use crate::weights::names::{
 };
 use crate::{Error, Result};
 
-/// Names of a captioner; `blocks` belong to one that takes image units.
-const FAMILY: Family = Family {
-    name: "captioner",
-    marker: &["git", "embeddings"],
-    parts: &["git", "output", "blocks"],
-    key: "state_dict",
-};
+/// Names of a captioner.
+const FAMILY: Family =
+    Family { name: "captioner", marker: &["git", "embeddings"], parts: &["git", "output"], key: "state_dict" };
 
 /// Everything known about a captioner before its data is read.
 pub(super) struct CaptionerPlan {
@@ -35,7 +31,12 @@ pub(super) struct CaptionerPlan {
 
 /// Opens a checkpoint, a safetensors file or a directory and plans the tensors of `captioner.safetensors`. Given a number
 /// of `units`, a head for another vocabulary is left aside, whether it is tied or not, and not planned.
-pub(super) fn plan(path: &Path, preprocessor: Option<&Path>, units: Option<usize>) -> Result<CaptionerPlan> {
+pub(super) fn plan(
+    path: &Path,
+    preprocessor: Option<&Path>,
+    codebook: Option<&Path>,
+    units: Option<usize>,
+) -> Result<CaptionerPlan> {
     let companion = huggingface::companion(path)?;
     let (extras, processor) = match &companion {
         Some((folder, config)) => (huggingface::extras(folder, config)?, processor::find(folder)?),
@@ -47,9 +48,6 @@ pub(super) fn plan(path: &Path, preprocessor: Option<&Path>, units: Option<usize
     };
     let mut left_aside = selected.left_aside;
     let mut source = Source::new(path, selected.tensors)?;
-    if source.tensors.keys().any(|name| name.starts_with("blocks.")) {
-        return Err(Error::weights(path, "blocks.0", "belongs to an image-unit model, not supported yet"));
-    }
     let head = [WORDS, OUTPUT].into_iter().find_map(|name| source.tensors.get(name)?.shape().first().copied());
     let fresh = units.map(vocabulary_of).filter(|&vocabulary| head.is_some_and(|head| head != vocabulary));
     match fresh {
@@ -57,8 +55,40 @@ pub(super) fn plan(path: &Path, preprocessor: Option<&Path>, units: Option<usize
         None => take_tied(&mut source)?,
     }
     left_aside.extend(drop_unused(&mut source));
-    let vision = vision_config(&source, &extras)?;
     let decoder = decoder_config(&source, &extras, fresh)?;
+    let mut tensors = Vec::new();
+    let (vision, image) = if unit_tower::is_there(&source) {
+        let codebook = codebook.ok_or_else(super::no_codebook)?;
+        let (vision, image, codes) = unit_tower::plan(&mut source, codebook, &mut left_aside)?;
+        tensors.push(codes);
+        (vision, image)
+    } else {
+        if codebook.is_some() {
+            let problem = "this captioner sees pixels: a codebook belongs to one that sees image units";
+            return Err(Error::Option { option: "codebook", problem: problem.into() });
+        }
+        let vision = vision_config(&source, &extras)?;
+        let image = image_of_pixels(&source, &extras, &vision, preprocessor.or(processor.as_deref()))?;
+        (vision, image)
+    };
+    for Mapped { name, shape, parts, part } in names::captioner(&vision, &decoder, vision.image_tokens(image.size)) {
+        if fresh.is_none() || !HEAD.contains(&name.as_str()) {
+            let parts = parts.iter().map(|from| source.take(from, &part)).collect::<Result<_>>()?;
+            tensors.push(Planned { name, shape, parts: Parts::Joined(parts) });
+        }
+    }
+    source.finish()?;
+    Ok(CaptionerPlan { image, vision, decoder, tensors, fresh_head: fresh.is_some(), left_aside })
+}
+
+/// How images become pixels; an error unless the position embedding is that of a square.
+fn image_of_pixels(
+    source: &Source<'_>,
+    extras: &Extras,
+    vision: &VisionConfig,
+    processor: Option<&Path>,
+) -> Result<ImageConfig> {
+    let path = source.path;
     let [positions, _] = source.shape(&format!("{VISION}embeddings.position_embedding.weight"))?;
     let side = positions.saturating_sub(1).isqrt();
     if side == 0 || side * side + 1 != positions {
@@ -67,19 +97,10 @@ pub(super) fn plan(path: &Path, preprocessor: Option<&Path>, units: Option<usize
     }
     let size = side.saturating_mul(vision.patch);
     extras.expect(path, "vision_config.image_size", extras.image_size, size)?;
-    let image = match preprocessor.or(processor.as_deref()) {
-        Some(path) => processor::image_config(&Json::read(path)?, size)?,
-        None => ImageConfig::clip(size),
-    };
-    let mut tensors = Vec::new();
-    for Mapped { name, shape, parts, part } in names::captioner(&vision, &decoder, positions) {
-        if fresh.is_none() || !HEAD.contains(&name.as_str()) {
-            let parts = parts.iter().map(|from| source.take(from, &part)).collect::<Result<_>>()?;
-            tensors.push(Planned { name, shape, parts: Parts::Joined(parts) });
-        }
+    match processor {
+        Some(path) => processor::image_config(&Json::read(path)?, size),
+        None => Ok(ImageConfig::clip(size)),
     }
-    source.finish()?;
-    Ok(CaptionerPlan { image, vision, decoder, tensors, fresh_head: fresh.is_some(), left_aside })
 }
 
 /// Removes what no caption of one image uses: the buffers 0, 1, 2, ... of old releases, and the embeddings of video
@@ -92,7 +113,7 @@ fn drop_unused(source: &mut Source<'_>) -> Vec<String> {
 }
 
 /// Heads as the configuration says, or of the usual size.
-fn heads(path: &Path, field: &str, said: Option<usize>, width: usize) -> Result<usize> {
+pub(super) fn heads(path: &Path, field: &str, said: Option<usize>, width: usize) -> Result<usize> {
     match said {
         Some(heads) => Ok(heads),
         None if width >= HEAD_SIZE && width.is_multiple_of(HEAD_SIZE) => Ok(width / HEAD_SIZE),
@@ -116,7 +137,7 @@ fn vision_config(source: &Source<'_>, extras: &Extras) -> Result<VisionConfig> {
     extras.expect(path, "vision_config.intermediate_size", extras.vision.mlp, mlp)?;
     extras.expect(path, "vision_config.num_hidden_layers", extras.vision.layers, layers)?;
     let heads = heads(path, "vision_config.num_attention_heads", extras.vision.heads, width)?;
-    Ok(VisionConfig { patch, width, layers, heads, mlp, eps: extras.vision.eps.unwrap_or(VISION_EPS) })
+    Ok(VisionConfig { patch, width, layers, heads, mlp, eps: extras.vision.eps.unwrap_or(VISION_EPS), units: None })
 }
 
 /// Dimensions of the decoder; its vocabulary is that of the word embedding, unless there will be a fresh one.

@@ -53,7 +53,7 @@ pub fn initial_captioner(path: &Path, units: usize, seed: u64) -> Result<Initial
         let fresh = tensors.keys().cloned().collect();
         return Ok(InitialCaptioner { config, tensors, fresh, left_aside: Vec::new() });
     }
-    let Planning { mut config, captioner, fresh_head, left_aside, .. } = plan_captioner(path, None, Some(units))?;
+    let Planning { mut config, captioner, fresh_head, left_aside, .. } = plan_captioner(path, [None; 2], Some(units))?;
     config.vocoder = None;
     config.check().map_err(wrong)?;
     let mut tensors = BTreeMap::new();

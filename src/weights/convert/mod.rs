@@ -11,19 +11,21 @@ mod model;
 mod processor;
 mod select;
 mod speech;
+mod tokenizer;
+mod unit_tower;
 mod vocoder;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::directory::{CAPTIONER, StagedDirectory, VOCODER};
+use super::directory::{CAPTIONER, StagedDirectory, TOKENIZER, TOKENIZER_ALONE, VOCODER};
 use super::json::Json;
 use super::names::HEAD;
 use super::safetensors::{Entry, Writer};
 use super::store::{list_names, scale_name};
 use super::stored::StoredTensor;
 use super::torch::StateDict;
-use crate::config::{FORMAT, ModelConfig};
+use crate::config::{FORMAT, ModelConfig, TokenizerConfig};
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result};
 
@@ -31,6 +33,8 @@ use captioner::CaptionerPlan;
 pub use initial::{InitialCaptioner, initial_captioner, random_captioner};
 pub use processor::image_config;
 pub use speech::{SpeechReport, convert_speech, is_speech};
+use tokenizer::TokenizerPlan;
+pub use tokenizer::fingerprint;
 pub use vocoder::vocoder_config;
 
 /// Sources and target of a conversion.
@@ -43,6 +47,10 @@ pub struct ConvertOptions {
     pub vocoder: Option<PathBuf>,
     /// The vocoder's dimensions; by default `config.json` in its checkpoint's folder.
     pub vocoder_config: Option<PathBuf>,
+    /// The checkpoint of the image tokenizer, for a captioner that sees image units; without one it captions stored units only.
+    pub tokenizer: Option<PathBuf>,
+    /// The codebook of the image units.
+    pub codebook: Option<PathBuf>,
     /// A Hugging Face image processor; by default `processor_config.json` or `preprocessor_config.json` of a source
     /// directory, otherwise CLIP's.
     pub preprocessor: Option<PathBuf>,
@@ -87,7 +95,7 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(u64, u64)) -> 
         let problem = format!("{dtype:?} has no eight bits; choose e4m3 or int8");
         return Err(Error::Option { option: "quantize", problem });
     }
-    let Planning { config, captioner, vocoder, left_aside, .. } = plan(options)?;
+    let Planning { config, captioner, vocoder, tokenizer, left_aside, .. } = plan(options)?;
     config.check().map_err(|(field, problem)| Error::weights(&options.source, field, problem))?;
     if let (Some(path), Some(vocoder)) = (&options.vocoder, &config.vocoder) {
         let units = config.decoder.vocabulary - 3;
@@ -100,9 +108,61 @@ pub fn convert(options: &ConvertOptions, progress: &mut dyn FnMut(u64, u64)) -> 
     if let Some(vocoder) = vocoder {
         files.push((VOCODER, options.vocoder.as_ref().unwrap_or(&options.source), vocoder));
     }
-    let mut report = ConvertReport { config, tensors: 0, parameters: 0, bytes: 0, left_aside };
-    write(options, &mut report, files, progress)?;
-    Ok(report)
+    let tokenizer_config = tokenizer.map(|(config, tensors)| {
+        files.push((TOKENIZER, options.tokenizer.as_ref().unwrap_or(&options.source), tensors));
+        config
+    });
+    let staged = StagedDirectory::create(&options.output, options.force)?;
+    let Counts { tensors, parameters, bytes } = write(options, &staged, files, progress)?;
+    if let Some(config) = &tokenizer_config {
+        staged.write_tokenizer(config)?;
+    }
+    staged.commit(&config)?;
+    Ok(ConvertReport { config, tensors, parameters, bytes, left_aside })
+}
+
+/// Result of the conversion of a tokenizer alone.
+#[derive(Clone, Debug)]
+pub struct ConvertTokenizerReport {
+    /// The configuration that was written.
+    pub config: TokenizerConfig,
+    /// Tensors written.
+    pub tensors: usize,
+    /// Their elements.
+    pub parameters: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Names in the sources that are not part of the tokenizer.
+    pub left_aside: Vec<String>,
+}
+
+/// Converts the tokenizer at `options.source` and `options.codebook` to a directory of its own, which `im2sp tokenize` takes.
+/// Fails as [`convert`] does.
+pub fn convert_tokenizer(
+    options: &ConvertOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<ConvertTokenizerReport> {
+    let codebook = options.codebook.as_deref().ok_or_else(no_codebook)?;
+    let TokenizerPlan { config, tensors, left_aside } = tokenizer::plan(&options.source, codebook)?;
+    config.check().map_err(|(field, problem)| Error::weights(&options.source, field, problem))?;
+    let staged = StagedDirectory::create_kind(&options.output, options.force, TOKENIZER_ALONE)?;
+    let files = vec![(TOKENIZER, options.source.as_path(), tensors)];
+    let Counts { tensors, parameters, bytes } = write(options, &staged, files, progress)?;
+    staged.write_tokenizer(&config)?;
+    staged.publish()?;
+    Ok(ConvertTokenizerReport { config, tensors, parameters, bytes, left_aside })
+}
+
+fn no_codebook() -> Error {
+    Error::Option { option: "codebook", problem: "is needed: give the checkpoint of the image units' codebook".into() }
+}
+
+/// Number of tensors written, of their elements and of their bytes.
+#[derive(Default)]
+struct Counts {
+    tensors: usize,
+    parameters: u64,
+    bytes: u64,
 }
 
 /// Everything that will be written.
@@ -112,17 +172,30 @@ struct Planning {
     /// Whether the tensors of the head are missing among these, as they were for another vocabulary.
     fresh_head: bool,
     vocoder: Option<Vec<Planned>>,
+    tokenizer: Option<(TokenizerConfig, Vec<Planned>)>,
     left_aside: Vec<String>,
 }
 
 /// Reads everything but the data. A model directory keeps what no option replaces.
 fn plan(options: &ConvertOptions) -> Result<Planning> {
-    let mut planned = plan_captioner(&options.source, options.preprocessor.as_deref(), None)?;
+    let mut planned =
+        plan_captioner(&options.source, [options.preprocessor.as_deref(), options.codebook.as_deref()], None)?;
     if let Some(path) = &options.vocoder {
         let vocoder = vocoder::plan(path, options.vocoder_config.as_deref())?;
         planned.config.vocoder = Some(vocoder.config);
         planned.vocoder = Some(vocoder.tensors);
         planned.left_aside.extend(vocoder.left_aside);
+    }
+    if let Some(path) = &options.tokenizer {
+        let tokenizer = tokenizer::plan(path, options.codebook.as_deref().ok_or_else(no_codebook)?)?;
+        let Some(units) = &mut planned.config.vision.units else {
+            let problem = "this captioner sees pixels: an image tokenizer belongs to one that sees image units";
+            return Err(Error::Option { option: "tokenizer", problem: problem.into() });
+        };
+        units.grid = tokenizer.config.grid();
+        planned.config.image = tokenizer.config.image.clone();
+        planned.left_aside.extend(tokenizer.left_aside);
+        planned.tokenizer = Some((tokenizer.config, tokenizer.tensors));
     }
     let config = &mut planned.config;
     config.description = options.description.clone().or(config.description.take());
@@ -130,9 +203,13 @@ fn plan(options: &ConvertOptions) -> Result<Planning> {
     Ok(planned)
 }
 
-/// The captioner at `source`, a model directory with its vocoder. Given a number of `units`, a head for another vocabulary
-/// is left aside and not planned.
-fn plan_captioner(source: &Path, preprocessor: Option<&Path>, units: Option<usize>) -> Result<Planning> {
+/// The captioner at `source`, a model directory with its vocoder and its tokenizer. Given a number of `units`, a head for
+/// another vocabulary is left aside and not planned.
+fn plan_captioner(
+    source: &Path,
+    [preprocessor, codebook]: [Option<&Path>; 2],
+    units: Option<usize>,
+) -> Result<Planning> {
     if model::is_model(source) {
         let mut planned = model::plan(source)?;
         if let Some(path) = preprocessor {
@@ -147,7 +224,7 @@ fn plan_captioner(source: &Path, preprocessor: Option<&Path>, units: Option<usiz
         }
         return Ok(planned);
     }
-    let captioner = captioner::plan(source, preprocessor, units)?;
+    let captioner = captioner::plan(source, preprocessor, codebook, units)?;
     let config = ModelConfig {
         format: FORMAT.into(),
         description: None,
@@ -158,7 +235,7 @@ fn plan_captioner(source: &Path, preprocessor: Option<&Path>, units: Option<usiz
         vocoder: None,
     };
     let CaptionerPlan { tensors, fresh_head, left_aside, .. } = captioner;
-    Ok(Planning { config, captioner: tensors, fresh_head, vocoder: None, left_aside })
+    Ok(Planning { config, captioner: tensors, fresh_head, vocoder: None, tokenizer: None, left_aside })
 }
 
 /// Tokens of a model that says `units` units.
@@ -166,43 +243,22 @@ fn vocabulary_of(units: usize) -> usize {
     units.saturating_add(3)
 }
 
-/// Writes the planned tensors of each file to a model directory, and counts them.
+/// Streams the planned tensors of each file, by its name and its source, into a staged directory and counts them.
 fn write(
     options: &ConvertOptions,
-    report: &mut ConvertReport,
-    files: Vec<(&str, &Path, Vec<Planned>)>,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<()> {
-    let staged = StagedDirectory::create(&options.output, options.force)?;
-    let counts = stream(options, staged.path(), files, progress)?;
-    (report.tensors, report.parameters, report.bytes) = (counts.tensors, counts.parameters, counts.bytes);
-    staged.commit(&report.config)
-}
-
-/// Numbers of a conversion: tensors, their elements and their bytes.
-#[derive(Default)]
-struct Counts {
-    tensors: usize,
-    parameters: u64,
-    bytes: u64,
-}
-
-/// Streams the planned tensors of each file, by its name and its source, into `folder`.
-fn stream(
-    options: &ConvertOptions,
-    folder: &Path,
+    staged: &StagedDirectory,
     files: Vec<(&str, &Path, Vec<Planned>)>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Counts> {
+    let mut counts = Counts::default();
     let planned = files.iter().flat_map(|(_, _, tensors)| tensors);
     let sizes = planned.flat_map(|planned| planned.entries(options)).map(|entry| entry.size().unwrap_or(0) as u64);
     let total = sizes.sum();
-    let mut counts = Counts::default();
     progress(0, total);
     for (name, source, mut tensors) in files {
         tensors.sort_by_key(|planned| std::cmp::Reverse(planned.dtype(options).size()));
         let entries = tensors.iter().flat_map(|planned| planned.entries(options)).collect();
-        let mut writer = Writer::create(&folder.join(name), entries)?;
+        let mut writer = Writer::create(&staged.path().join(name), entries)?;
         for planned in tensors {
             let tensor = planned.load(source)?;
             counts.tensors += 1;
@@ -234,6 +290,8 @@ enum Parts {
     /// A convolution (N, C, taps) as the windows of frames see it, (N, taps * C); with a length for each tap, to which the
     /// weights of that tap are scaled together.
     Taps { length: Option<(String, StoredTensor)>, weight: (String, StoredTensor) },
+    /// A bias that the source does not have.
+    Zeros,
 }
 
 /// `direction`, of the result's shape, with each slice of the first dimension scaled to the length `length` gives.
@@ -243,9 +301,9 @@ struct WeightNorm {
 }
 
 impl Planned {
-    /// The norms are few and precious: they stay f32.
+    /// The norms, and codes whose neighbours are near, are few and precious: they stay f32.
     fn dtype(&self, options: &ConvertOptions) -> DType {
-        let norm = self.name.contains("norm") || self.name.contains(".ln");
+        let norm = self.name.contains("norm") || self.name.contains(".ln") || self.name.ends_with("codebook");
         // What a decode step multiplies, but for the few bytes of the output: its speed is that of these.
         let decoded = self.name.starts_with("decoder.layers.");
         match options.quantize {
@@ -289,6 +347,7 @@ impl Planned {
                 }
                 HostTensor::from_f32(&self.shape, values)
             }
+            Parts::Zeros => HostTensor::from_f32(&self.shape, vec![0.0; self.shape.iter().product()]),
             Parts::WeightNorm(norm) => {
                 let WeightNorm { length, direction } = &**norm;
                 let lengths = load_finite(source, length)?;

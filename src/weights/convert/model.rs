@@ -4,7 +4,9 @@ use std::path::Path;
 
 use super::{Parts, Planned, Planning};
 use crate::tensor::DType;
-use crate::weights::directory::{CAPTIONER, CONFIG, VOCODER, parse_config, read_small};
+use crate::weights::directory::{
+    CAPTIONER, CONFIG, TOKENIZER, TOKENIZER_CONFIG, VOCODER, parse_config, parse_tokenizer, read_small,
+};
 use crate::weights::safetensors;
 use crate::weights::stored::Element;
 use crate::{Error, Result};
@@ -20,7 +22,15 @@ pub(super) fn plan(path: &Path) -> Result<Planning> {
     let config = parse_config(&config, &read_small(&config)?)?;
     let captioner = tensors(&path.join(CAPTIONER))?;
     let vocoder = config.vocoder.is_some().then(|| tensors(&path.join(VOCODER))).transpose()?;
-    Ok(Planning { config, captioner, fresh_head: false, vocoder, left_aside: Vec::new() })
+    let tokenizer = path.join(TOKENIZER_CONFIG);
+    let tokenizer = match tokenizer.exists() {
+        true => {
+            let config = parse_tokenizer(&tokenizer, &read_small(&tokenizer)?)?;
+            Some((config, tensors(&path.join(TOKENIZER))?))
+        }
+        false => None,
+    };
+    Ok(Planning { config, captioner, fresh_head: false, vocoder, tokenizer, left_aside: Vec::new() })
 }
 
 fn tensors(path: &Path) -> Result<Vec<Planned>> {

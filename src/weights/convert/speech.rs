@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::select::{self, Family, Selected};
-use super::{ConvertOptions, Parts, Planned, Source, huggingface, stream};
+use super::{ConvertOptions, Parts, Planned, Source, huggingface, write};
 use crate::config::{ConvolutionNorm, FORMAT, SpeechConfig, SpeechConvolution, SpeechKind, Vocabulary};
 use crate::weights::directory::read_small;
 use crate::weights::json::Json;
@@ -88,7 +88,7 @@ pub fn convert_speech(options: &ConvertOptions, progress: &mut dyn FnMut(u64, u6
     config.normalize_eps = normalization(path, &config, fairseq)?;
     config.check().map_err(|(field, problem)| Error::weights(path, field, problem))?;
     let staged = speech::stage(&options.output, options.force)?;
-    let counts = stream(options, staged.path(), vec![(SPEECH, path, tensors)], progress)?;
+    let counts = write(options, &staged, vec![(SPEECH, path, tensors)], progress)?;
     speech::commit(staged, &config)?;
     Ok(SpeechReport { config, tensors: counts.tensors, parameters: counts.parameters, bytes: counts.bytes, left_aside })
 }

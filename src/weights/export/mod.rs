@@ -52,6 +52,10 @@ pub struct ExportReport {
 /// leaves nothing behind, when a tensor is missing, unknown, misshapen, not finite or in eight bits.
 pub fn export(options: &ExportOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<ExportReport> {
     let ModelFiles { config, captioner, .. } = ModelFiles::open(&options.source)?;
+    if config.vision.units.is_some() {
+        let problem = "sees image units; only captioners that see pixels are exported: keep its checkpoint";
+        return Err(Error::weights(&options.source, "vision.units", problem));
+    }
     let tensors = checkpoint(&config, captioner)?;
     let mut report = ExportReport { tensors: tensors.len(), parameters: 0, bytes: 0, left_out: Vec::new() };
     for (_, tensor) in &tensors {

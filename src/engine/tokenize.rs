@@ -1,0 +1,95 @@
+//! Images to image units, many at a time: the tokenizer alone, without a captioner.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::load::{self, Tokenize};
+use super::{ImageSource, LoadOptions};
+use crate::config::TokenizerConfig;
+use crate::image::Image;
+use crate::units::UnitGrid;
+use crate::weights::convert::fingerprint;
+use crate::weights::directory::TokenizerFiles;
+use crate::{Error, Result};
+
+/// Callback for every image, in their order, with its number and its units; `Break` ends the whole.
+pub type OnUnits<'a> = &'a mut dyn FnMut(usize, Result<Vec<u16>>) -> ControlFlow<()>;
+
+/// A loaded image tokenizer on a device.
+pub struct ImageTokenizer {
+    config: TokenizerConfig,
+    grid: UnitGrid,
+    device: String,
+    tokenize: Tokenize,
+}
+
+impl ImageTokenizer {
+    /// Loads the tokenizer of a directory made by `im2sp convert`: one of its own, or that of a captioner.
+    ///
+    /// # Errors
+    /// If there is none, a file is malformed, or the device cannot be used.
+    pub fn load(directory: impl AsRef<Path>, options: LoadOptions) -> Result<ImageTokenizer> {
+        let files = TokenizerFiles::open_with(directory.as_ref(), !options.no_mmap)?;
+        let config = files.config.clone();
+        let codes = files.store.iter().find(|(name, _)| *name == "codebook");
+        let codebook = codes.map_or([0; 16], |(_, codes)| fingerprint(&codes.to_f32()));
+        let grid = UnitGrid { rows: config.grid(), columns: config.grid(), codes: config.codes, codebook };
+        let (device, tokenize) = load::tokenizer(files, options)?;
+        Ok(ImageTokenizer { config, grid, device, tokenize })
+    }
+
+    /// The dimensions.
+    pub fn config(&self) -> &TokenizerConfig {
+        &self.config
+    }
+
+    /// Dimensions of the units of an image, as a file of units has them.
+    pub fn grid(&self) -> &UnitGrid {
+        &self.grid
+    }
+
+    /// The device in use, in words.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// The units of an image, row by row.
+    ///
+    /// # Errors
+    /// If the weights are damaged or the device fails.
+    pub fn units(&self, image: &Image) -> Result<Vec<u16>> {
+        let units = (self.tokenize)(&image.preprocess(&self.config.image), 1)?;
+        units.into_iter().next().ok_or_else(|| Error::internal("an image without units"))
+    }
+
+    /// The units of any number of images, `together` of them at a time: the next are read meanwhile. An image that cannot be
+    /// read costs no other.
+    ///
+    /// # Errors
+    /// If the weights are damaged or the device fails: that ends all.
+    pub fn units_of_many(&self, images: ImageSource<'_>, together: usize, on_units: OnUnits<'_>) -> Result<()> {
+        let together = together.max(1);
+        let read = |first: usize| -> Vec<Result<Vec<f32>>> {
+            let pixels = |number| images(number).map(|image| image.map(|image| image.preprocess(&self.config.image)));
+            (first..first + together).into_par_iter().map(pixels).while_some().collect()
+        };
+        let (mut first, mut batch) = (0, read(0));
+        while !batch.is_empty() {
+            let readable = batch.iter().filter_map(|pixels| pixels.as_ref().ok());
+            let (count, pixels) = (readable.clone().count(), readable.flatten().copied().collect::<Vec<f32>>());
+            let run = || if count > 0 { (self.tokenize)(&pixels, count) } else { Ok(Vec::new()) };
+            let (units, next) = rayon::join(run, || read(first + together));
+            let mut units = units?.into_iter();
+            for (number, pixels) in (first..).zip(batch) {
+                let result = pixels.and_then(|_| units.next().ok_or_else(|| Error::internal("an image without units")));
+                if on_units(number, result).is_break() {
+                    return Ok(());
+                }
+            }
+            (first, batch) = (first + together, next);
+        }
+        Ok(())
+    }
+}

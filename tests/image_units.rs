@@ -1,0 +1,507 @@
+//! Image units: the tokenizer and the captioner that sees them equal plain PyTorch, from pickled modules to tokens; files of
+//! units give back what was stored, whatever happened to them.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use common::{Golden, assert_close, golden};
+use im2sp::backend::Device as _;
+use im2sp::backend::cpu::Cpu;
+use im2sp::generate::GenerateOptions;
+use im2sp::model::captioner::{Captioner, VisionInput};
+use im2sp::model::loader::Loader;
+use im2sp::model::vqgan::Tokenizer;
+use im2sp::random::Random;
+use im2sp::tensor::DType;
+use im2sp::units::image_units::{pack, unpack};
+use im2sp::units::{EOS, ImageRecord, ImageUnits, UnitGrid, UnitWriter};
+use im2sp::weights::directory::{ModelFiles, TokenizerFiles};
+use im2sp::weights::{ConvertOptions, convert, convert_tokenizer};
+use im2sp::{CaptionOptions, Device, Engine, Image, ImageTokenizer, Input, LoadOptions};
+use tempfile::TempDir;
+
+/// Products along the deepest path of the small models.
+const DEPTH: usize = 512;
+
+fn data(name: &str) -> PathBuf {
+    golden(&format!("image_units/{name}"))
+}
+
+fn options(source: &str, output: &Path) -> ConvertOptions {
+    ConvertOptions {
+        source: data(source),
+        vocoder: None,
+        vocoder_config: None,
+        tokenizer: None,
+        codebook: Some(data("codebook.ckpt")),
+        preprocessor: None,
+        dtype: DType::F32,
+        quantize: None,
+        output: output.to_owned(),
+        domain: None,
+        description: None,
+        force: false,
+    }
+}
+
+/// The captioner with its tokenizer, converted.
+fn model(output: &Path) -> PathBuf {
+    let tokenizer = Some(data("tokenizer.ckpt"));
+    convert(&ConvertOptions { tokenizer, ..options("captioner.ckpt", output) }, &mut |_, _| {}).unwrap();
+    output.to_owned()
+}
+
+fn expected() -> Golden {
+    Golden::open("image_units/expected.safetensors")
+}
+
+/// The golden units, image by image.
+fn golden_units(name: &str) -> Vec<Vec<u16>> {
+    let (shape, ids) = expected().get(name);
+    let each = ids.len() / shape[0];
+    ids.chunks_exact(each).map(|ids| ids.iter().map(|&id| id as u16).collect()).collect()
+}
+
+/// The golden scene, which is no square.
+fn scene() -> Image {
+    let (shape, bytes) = expected().get("scene");
+    Image::from_rgb(shape[1], shape[0], bytes.into_iter().map(|byte| byte as u8).collect()).unwrap()
+}
+
+fn cpu() -> LoadOptions {
+    LoadOptions { device: Device::Cpu, ..LoadOptions::default() }
+}
+
+#[test]
+fn the_tokenizer_equals_golden() {
+    let folder = TempDir::new().unwrap();
+    let expected = expected();
+    for (number, codebook) in ["codebook.ckpt", "codebook_parameter.ckpt"].into_iter().enumerate() {
+        let output = folder.path().join(codebook);
+        let options = ConvertOptions { codebook: Some(data(codebook)), ..options("tokenizer.ckpt", &output) };
+        let report = convert_tokenizer(&options, &mut |_, _| {}).unwrap();
+        assert_eq!((report.config.grid(), report.config.codes, report.config.layers), (8, 391, 2), "{number}");
+        assert!(report.left_aside.is_empty(), "{:?}", report.left_aside);
+        let TokenizerFiles { config, mut store } = TokenizerFiles::open_with(&output, true).unwrap();
+        let mut loader = Loader { backend: &Cpu, store: &mut store, dtype: None };
+        let tokenizer = Tokenizer::load(&mut loader, &config).unwrap();
+        store.finish().unwrap();
+        let pixels = expected.f32("pixels");
+        let features = Cpu.download(&tokenizer.features(&Cpu, &pixels, 4).unwrap()).unwrap();
+        assert_close("features", &features, &expected.f32("features"), DEPTH);
+        let units = tokenizer.units(&Cpu, &pixels, 4).unwrap();
+        assert_eq!(units, golden_units("ids"));
+        // An image alone has the units that it has among others.
+        assert_eq!(tokenizer.units(&Cpu, &pixels[pixels.len() / 4 * 3..], 1).unwrap()[0], units[3]);
+        assert!(tokenizer.units(&Cpu, &pixels[1..], 4).is_err());
+    }
+}
+
+/// A state dict of a captioner holds its tokenizer too.
+#[test]
+fn a_tokenizer_is_found_among_the_tensors_of_a_captioner() {
+    let folder = TempDir::new().unwrap();
+    let output = folder.path().join("tokenizer");
+    convert_tokenizer(&options("captioner.ckpt", &output), &mut |_, _| {}).unwrap();
+    let tokenizer = ImageTokenizer::load(&output, cpu()).unwrap();
+    assert_eq!(tokenizer.units(&scene()).unwrap(), golden_units("scene_ids")[0]);
+}
+
+#[test]
+fn an_image_is_squeezed_to_a_square_as_by_pillow() {
+    let folder = TempDir::new().unwrap();
+    let output = folder.path().join("tokenizer");
+    convert_tokenizer(&options("tokenizer.ckpt", &output), &mut |_, _| {}).unwrap();
+    let tokenizer = ImageTokenizer::load(&output, cpu()).unwrap();
+    assert_eq!(scene().preprocess(&tokenizer.config().image), expected().f32("scene_pixels"));
+    let images = |index: usize| match index {
+        0 | 2 => Some(Ok(scene())),
+        1 => Some(Image::open(data("expected.safetensors"))),
+        _ => None,
+    };
+    for together in [1, 2, 8] {
+        let mut seen = Vec::new();
+        tokenizer
+            .units_of_many(&images, together, &mut |index, units| {
+                seen.push((index, units.ok()));
+                std::ops::ControlFlow::Continue(())
+            })
+            .unwrap();
+        let scene = Some(golden_units("scene_ids")[0].clone());
+        assert_eq!(seen, [(0, scene.clone()), (1, None), (2, scene)]);
+    }
+}
+
+#[test]
+fn the_captioner_equals_golden() {
+    let folder = TempDir::new().unwrap();
+    let mut files = ModelFiles::open(&model(&folder.path().join("model"))).unwrap();
+    let mut loader = Loader { backend: &Cpu, store: &mut files.captioner, dtype: None };
+    let captioner = Captioner::load(&mut loader, &files.config).unwrap();
+    files.captioner.finish().unwrap();
+    let (expected, units) = (expected(), golden_units("ids"));
+    let inputs: Vec<VisionInput> = units.into_iter().map(VisionInput::Units).collect();
+    let tokens = captioner.encode_inputs(&Cpu, &inputs.iter().collect::<Vec<_>>()).unwrap();
+    assert_close("image tokens", &Cpu.download(&tokens).unwrap(), &expected.f32("image_tokens"), DEPTH);
+    // The tower alone, over code vectors with their margin.
+    let (shape, codes) = expected.get("codes");
+    let [images, channels, side] = [shape[0], shape[1], shape[2]];
+    let mut padded = vec![0.0; images * channels * (side + 2) * (side + 2)];
+    for (at, code) in codes.iter().enumerate() {
+        let (plane, y, x) = (at / side / side, at / side % side, at % side);
+        padded[(plane * (side + 2) + y + 1) * (side + 2) + x + 1] = *code;
+    }
+    let planes = captioner.vision.upload(&Cpu, &padded, images).unwrap();
+    let seen = Cpu.download(&captioner.vision.encode(&Cpu, &planes).unwrap()).unwrap();
+    assert_close("vision", &seen, &expected.f32("vision"), DEPTH);
+}
+
+#[test]
+fn captions_of_pixels_and_of_units_are_those_of_golden() {
+    let folder = TempDir::new().unwrap();
+    let stored = folder.path().join("stored");
+    convert(&options("captioner.ckpt", &stored), &mut |_, _| {}).unwrap();
+    let engines = [Engine::load_with(model(&folder.path().join("model")), cpu()).unwrap()];
+    let (shape, tokens) = expected().get("tokens");
+    let expected_tokens: Vec<Vec<u32>> = tokens
+        .chunks_exact(shape[1])
+        .map(|row| {
+            let row: Vec<u32> = row.iter().map(|&token| token as u32).collect();
+            let end = row.iter().position(|&token| token == EOS).map_or(row.len(), |end| end + 1);
+            row[..end].to_vec()
+        })
+        .collect();
+    let generate = GenerateOptions { max_length: shape[1], ..Default::default() };
+    let options = CaptionOptions { generate, no_audio: true, ..Default::default() };
+    let pixels = expected().f32("pixels");
+    let units = golden_units("ids");
+    for engine in &engines {
+        let mixed =
+            pixels.chunks_exact(pixels.len() / 4).zip(&units).enumerate().map(|(n, (pixels, units))| match n % 2 {
+                0 => Input::Pixels(pixels.to_vec()),
+                _ => Input::Units(units.clone()),
+            });
+        let captions = engine.caption_inputs(mixed.collect(), &options, &mut |_| {}).unwrap();
+        let tokens: Vec<Vec<u32>> = captions.into_iter().map(|caption| caption.tokens).collect();
+        assert_eq!(tokens, expected_tokens);
+        let one = engine.caption(&scene(), &options).unwrap();
+        let same = Input::Units(golden_units("scene_ids")[0].clone());
+        assert_eq!(engine.caption_inputs(vec![same], &options, &mut |_| {}).unwrap()[0].tokens, one.tokens);
+        let mut short = units[0].clone();
+        short.pop();
+        let mut large = units[0].clone();
+        large[5] = 391;
+        for (wrong, what) in [(short, "63 image units, expected 64"), (large, "image unit 391 of a codebook of 391")] {
+            let error = engine.caption_inputs(vec![Input::Units(wrong)], &options, &mut |_| {}).unwrap_err();
+            assert!(error.to_string().contains(what), "{error}");
+        }
+    }
+    // Without a tokenizer the grid is the published one, so these units are too few; an image is refused.
+    let engine = Engine::load_with(&stored, cpu()).unwrap();
+    let error = engine.caption(&scene(), &options).unwrap_err().to_string();
+    assert!(error.contains("--tokenizer"), "{error}");
+    let error = Engine::embedded_with(cpu()).unwrap();
+    let error = error.caption_inputs(vec![Input::Units(vec![0; 64])], &options, &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("sees pixels"), "{error}");
+}
+
+#[test]
+fn checkpoints_that_do_not_belong_together_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let output = folder.path().join("model");
+    let narrow = folder.path().join("narrow.safetensors");
+    let codes: Vec<u8> = (0..391 * 16).flat_map(|i| (i as f32).to_le_bytes()).collect();
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![391, 16], &codes).unwrap();
+    std::fs::write(&narrow, safetensors::serialize([("codes", view)], None).unwrap()).unwrap();
+    let error = |options: ConvertOptions, tokenizer: bool| {
+        let result = match tokenizer {
+            true => convert_tokenizer(&options, &mut |_, _| {}).map(|_| ()),
+            false => convert(&options, &mut |_, _| {}).map(|_| ()),
+        };
+        assert!(!output.exists());
+        result.unwrap_err().to_string()
+    };
+    let plain = |source| options(source, &output);
+    let with = |source, codebook: &Path| ConvertOptions { codebook: Some(codebook.to_owned()), ..plain(source) };
+    let problem = error(with("tokenizer.ckpt", &narrow), true);
+    assert!(problem.contains("narrow.safetensors") && problem.contains("16 values"), "{problem}");
+    let problem = error(with("captioner.ckpt", &narrow), false);
+    assert!(problem.contains("16 values") && problem.contains("takes 32"), "{problem}");
+    let problem = error(ConvertOptions { codebook: None, ..plain("captioner.ckpt") }, false);
+    assert!(problem.contains("codebook"), "{problem}");
+    let problem = error(with("tokenizer.ckpt", &data("tokenizer.ckpt")), true);
+    assert!(problem.contains("tokenizer.ckpt"), "{problem}");
+    let problem = error(with("codebook.ckpt", &data("codebook.ckpt")), true);
+    assert!(problem.contains("codebook.ckpt"), "{problem}");
+    let pixels = ConvertOptions { source: golden("weights/reference.ckpt"), ..plain("captioner.ckpt") };
+    let problem = error(pixels, false);
+    assert!(problem.contains("sees pixels"), "{problem}");
+}
+
+fn grid() -> UnitGrid {
+    UnitGrid { rows: 32, columns: 32, codes: 391, codebook: [7; 16] }
+}
+
+/// Records of random units under names of many lengths.
+fn records(count: usize) -> Vec<ImageRecord> {
+    let mut random = Random::new(12);
+    let name = |n: usize| if n == 1 { String::new() } else { format!("COCO_val2014_{n:012}{}", "é".repeat(n % 5)) };
+    (0..count)
+        .map(|n| ImageRecord { name: name(n), units: (0..1024).map(|_| random.below(391) as u16).collect() })
+        .collect()
+}
+
+fn written(path: &Path, records: &[ImageRecord]) {
+    let (mut writer, _) = UnitWriter::open(path, &grid()).unwrap();
+    records.iter().for_each(|record| writer.append(&record.name, &record.units).unwrap());
+    writer.flush().unwrap();
+}
+
+fn read(path: &Path) -> Vec<ImageRecord> {
+    let units = ImageUnits::open(path).unwrap();
+    (0..units.len()).map(|index| units.read(index).unwrap()).collect()
+}
+
+#[test]
+fn units_are_packed_as_documented() {
+    let mut random = Random::new(4);
+    for (bits, count) in [(1, 9), (8, 3), (9, 1024), (9, 784), (13, 1024), (16, 5), (9, 0)] {
+        let units: Vec<u16> = (0..count).map(|_| random.below(1 << bits) as u16).collect();
+        let bytes = pack(&units, bits);
+        assert_eq!(bytes.len(), (count * bits).div_ceil(8));
+        for (i, j) in (0..count).flat_map(|i| (0..bits).map(move |j| (i, j))) {
+            let at = bits * i + j;
+            assert_eq!(u16::from(bytes[at / 8] >> (at % 8) & 1), units[i] >> j & 1, "bit {j} of unit {i}");
+        }
+        assert_eq!(unpack(&bytes, bits, count), units);
+    }
+    assert_eq!((grid().bits(), grid().bytes()), (9, 1152));
+}
+
+#[test]
+fn a_file_gives_back_what_was_stored_and_takes_more() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("photos.units");
+    let records = records(40);
+    written(&path, &[]);
+    assert!(ImageUnits::open(&path).unwrap().is_empty());
+    written(&path, &records[..25]);
+    written(&path, &records[25..]);
+    assert_eq!(read(&path), records);
+    let units = ImageUnits::open(&path).unwrap();
+    assert_eq!(units.read(31).unwrap(), records[31]);
+    assert!(units.read(40).unwrap_err().to_string().contains("holds no image 40"));
+    assert!(units.damage().is_empty());
+    // The names of COCO and the checksums included, an image takes less than 0.8 % of its pixels.
+    let coco = folder.path().join("coco.units");
+    let of_coco = ImageRecord { name: "COCO_val2014_000000391895.jpg".into(), ..records[0].clone() };
+    written(&coco, &vec![of_coco; 100]);
+    let bytes = std::fs::metadata(&coco).unwrap().len() as f64 / 100.0;
+    assert!(bytes <= 0.008 * 150_528.0, "{bytes} bytes an image");
+    let (mut writer, names) = UnitWriter::open(&path, &grid()).unwrap();
+    assert_eq!(names, records.iter().map(|record| record.name.clone()).collect::<Vec<_>>());
+    assert!(writer.append("large", &vec![391; 1024]).is_err());
+    assert!(writer.append("few", &[1, 2]).is_err());
+    assert!(writer.append(&"n".repeat(1025), &records[0].units).is_err());
+    assert_eq!(read(&path), records, "what is refused leaves nothing");
+}
+
+#[test]
+fn whole_records_survive_whatever_happened_to_a_file() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("photos.units");
+    let records = records(6);
+    written(&path, &records);
+    let whole = std::fs::read(&path).unwrap();
+    let ends: Vec<usize> = records
+        .iter()
+        .scan(40, |end, record| {
+            *end += 8 + record.name.len() + 1152;
+            Some(*end)
+        })
+        .collect();
+    assert_eq!(ends[5], whole.len());
+    // Cut anywhere, as by a crash; then continued.
+    let mut random = Random::new(8);
+    let cuts = (40..60).chain((0..60).map(|_| 40 + random.below(whole.len() - 40))).chain(ends.clone());
+    for cut in cuts {
+        std::fs::write(&path, &whole[..cut]).unwrap();
+        let held = ends.iter().filter(|&&end| end <= cut).count();
+        assert_eq!(read(&path), records[..held], "cut at {cut}");
+        written(&path, &records[held..]);
+        assert_eq!(read(&path), records, "cut at {cut} and continued");
+        assert_eq!(std::fs::read(&path).unwrap(), whole);
+    }
+    // A byte that changed costs its record.
+    for _ in 0..40 {
+        let at = 40 + random.below(whole.len() - 40);
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1 << random.below(8);
+        std::fs::write(&path, &damaged).unwrap();
+        let hit = ends.iter().position(|&end| at < end).unwrap();
+        let others: Vec<ImageRecord> =
+            records.iter().enumerate().filter(|(n, _)| *n != hit).map(|(_, record)| record.clone()).collect();
+        assert_eq!(read(&path), others, "byte {at}");
+        assert_eq!(ImageUnits::open(&path).unwrap().damage().len(), 1);
+    }
+    // A head cannot be done without.
+    for at in 0..40 {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 4;
+        std::fs::write(&path, &damaged).unwrap();
+        let error = ImageUnits::open(&path).err().unwrap().to_string();
+        assert!(error.contains("photos.units"), "{error}");
+        std::fs::write(&path, &whole[..at]).unwrap();
+        assert!(ImageUnits::open(&path).is_err());
+    }
+}
+
+/// Records that lie across the parts in which a file is looked through.
+#[test]
+fn a_large_file_is_looked_through_whole() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("many.units");
+    let few = records(7);
+    let many: Vec<ImageRecord> = few.iter().cycle().take(8000).cloned().collect();
+    written(&path, &many);
+    assert_eq!(ImageUnits::open(&path).unwrap().len(), many.len());
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[100..3_000_000].fill(b'I');
+    std::fs::write(&path, &bytes).unwrap();
+    let units = ImageUnits::open(&path).unwrap();
+    assert!(units.len() > 5000 && units.damage().len() == 1, "{} {:?}", units.len(), units.damage());
+    assert_eq!(units.read(units.len() - 1).unwrap(), many[7999]);
+}
+
+#[test]
+fn units_of_another_kind_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("photos.units");
+    written(&path, &records(1));
+    let before = std::fs::read(&path).unwrap();
+    for (other, what) in [
+        (UnitGrid { codebook: [8; 16], ..grid() }, "another codebook"),
+        (UnitGrid { codes: 512, ..grid() }, "391 codes, not 32x32 of 512"),
+        (UnitGrid { rows: 28, ..grid() }, "not 28x32"),
+        (UnitGrid { rows: 0, ..grid() }, "cannot be stored"),
+    ] {
+        let error = UnitWriter::open(&path, &other).err().unwrap().to_string();
+        assert!(error.contains(what), "{error}");
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    for other in [data("expected.safetensors"), data("tokens.data.bin.gz")] {
+        let copy = folder.path().join("other");
+        std::fs::copy(&other, &copy).unwrap();
+        assert!(UnitWriter::open(&copy, &grid()).is_err());
+        assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(&other).unwrap());
+    }
+}
+
+#[test]
+fn public_token_files_are_read() {
+    let tokens = ImageUnits::open(&data("tokens.data.bin.gz")).unwrap();
+    let expected = golden_units("token_ids");
+    assert!(expected.iter().flatten().any(|&id| id == 255) && expected.iter().flatten().any(|&id| id > 255));
+    assert_eq!(tokens.len(), 3);
+    for (index, units) in expected.into_iter().enumerate() {
+        assert_eq!(tokens.read(index).unwrap(), ImageRecord { name: format!("{index:07}-{}", 7 * index), units });
+    }
+    // Damage, one file at a time.
+    let folder = TempDir::new().unwrap();
+    let names = ["tokens.data.bin.gz", "tokens.index.npy.gz", "tokens-label.txt"];
+    let copy = || names.iter().for_each(|name| drop(std::fs::copy(data(name), folder.path().join(name)).unwrap()));
+    let path = folder.path().join(names[0]);
+    for name in names {
+        copy();
+        let bytes = std::fs::read(data(name)).unwrap();
+        std::fs::write(folder.path().join(name), &bytes[..bytes.len() / 2]).unwrap();
+        let error = ImageUnits::open(&path).err().unwrap().to_string();
+        assert!(error.contains(name), "{error}");
+    }
+    copy();
+    std::fs::remove_file(folder.path().join(names[2])).unwrap();
+    assert_eq!(ImageUnits::open(&path).unwrap().name(2).unwrap(), "0000002");
+    std::fs::remove_file(folder.path().join(names[1])).unwrap();
+    assert!(ImageUnits::open(&path).err().unwrap().to_string().contains("tokens.index.npy.gz"));
+}
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_im2sp")).args(arguments).output().expect("im2sp starts")
+}
+
+#[track_caller]
+fn ends(output: &Output, code: i32) -> [String; 2] {
+    let [out, error] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+    assert_eq!(output.status.code(), Some(code), "{out}{error}");
+    assert!(!error.contains("panicked"), "{error}");
+    [out, error]
+}
+
+/// A folder of images through `convert`, `tokenize` and `caption`, an unreadable one among them.
+#[test]
+fn commands_store_units_and_caption_them() {
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let [model, photos, units, spoken] = ["model", "photos", "photos.units", "spoken"].map(at);
+    let source = |name: &str| data(name).to_str().unwrap().to_owned();
+    let [captioner, tokenizer, codebook] = ["captioner.ckpt", "tokenizer.ckpt", "codebook.ckpt"].map(source);
+    let alone = at("tokenizer");
+    ends(&run(&["convert", "--tokenizer", &tokenizer, "--codebook", &codebook, "-o", &alone]), 0);
+    ends(&run(&["convert", &captioner, "--tokenizer", &tokenizer, "--codebook", &codebook, "-o", &model]), 0);
+    ends(&run(&["info", &model]), 0);
+    let [_, error] = ends(&run(&["convert", "--tokenizer", &tokenizer, "-o", &at("x")]), 2);
+    assert!(error.contains("--codebook"), "{error}");
+    let [_, error] = ends(&run(&["convert", "--tokenizer", &tokenizer, "--codebook", &codebook, "-o", &alone]), 1);
+    assert!(error.contains("--force"), "{error}");
+    std::fs::create_dir(&photos).unwrap();
+    for n in 0..5 {
+        let name = format!("scene_{n:04}.jpg");
+        std::fs::copy(golden(&format!("scenes/{name}")), Path::new(&photos).join(name)).unwrap();
+    }
+    std::fs::write(Path::new(&photos).join("broken.png"), b"no image").unwrap();
+    let tokenize = ["tokenize", &photos, "--weights", &alone, "-o", &units, "--device", "cpu"];
+    let [out, error] = ends(&run(&tokenize), 1);
+    assert!(out.contains("5 images") && out.contains("576 bits an image"), "{out}");
+    assert!(error.contains("broken.png"), "{error}");
+    std::fs::remove_file(Path::new(&photos).join("broken.png")).unwrap();
+    let first = std::fs::read(&units).unwrap();
+    let [out, error] = ends(&run(&tokenize), 0);
+    assert!(out.contains("0 images") && error.contains("skipping 5 images"), "{out}{error}");
+    assert_eq!(std::fs::read(&units).unwrap(), first);
+    assert_eq!(ImageUnits::open(Path::new(&units)).unwrap().name(3).unwrap(), "scene_0003");
+
+    let common = ["--weights", &model, "--no-audio", "--max-units", "20", "--device", "cpu"];
+    let caption = |what: &[&str]| run(&[&["caption"], what, &common].concat());
+    let [from_images, _] = ends(&caption(&[&photos]), 0);
+    let [from_units, _] = ends(&caption(&["--units", &units]), 0);
+    assert_eq!(from_images, from_units);
+    assert_eq!(from_units.lines().count(), 5);
+    ends(&caption(&["--units", &units, "-o", &format!("{spoken}/")]), 0);
+    let written = std::fs::read_to_string(Path::new(&spoken).join("scene_0004.units")).unwrap();
+    assert_eq!(written.trim(), from_units.lines().nth(4).unwrap());
+    let [_, error] = ends(&caption(&["--units", &units, "-o", &spoken]), 0);
+    assert!(error.contains("skipping 5 of 5"), "{error}");
+
+    // Damage in the middle: the others are captioned.
+    let mut damaged = first.clone();
+    damaged[200] ^= 1;
+    std::fs::write(&units, &damaged).unwrap();
+    let [out, error] = ends(&caption(&["--units", &units]), 1);
+    assert_eq!(out.lines().count(), 4);
+    assert!(error.contains("damaged"), "{error}");
+    let [_, error] = ends(&run(&["caption", "--units", &units]), 1);
+    assert!(error.contains("sees pixels"), "{error}");
+    let [_, error] = ends(&run(&["caption", "--units", &captioner, "--weights", &model]), 1);
+    assert!(error.contains("no file of image units"), "{error}");
+    let [_, error] = ends(&run(&["tokenize", &photos, "-o", &at("x.units")]), 2);
+    assert!(error.contains("weights"), "{error}");
+    let copied = at("copied.units");
+    let tokens = source("tokens.data.bin.gz");
+    let [out, _] = ends(&run(&["tokenize", &tokens, "-o", &copied, "--json"]), 0);
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((report["stored"].as_u64(), report["bits_per_image"].as_f64()), (Some(3), Some(9216.0)));
+    let [copied, tokens] = [copied, tokens].map(|path| read(Path::new(&path)));
+    assert_eq!(copied, tokens);
+}
