@@ -15,6 +15,7 @@ mod output;
 mod plot;
 mod print;
 mod progress;
+mod score;
 mod speak;
 mod threads;
 mod train;
@@ -56,6 +57,7 @@ enum Command {
     Doctor(doctor::Doctor),
     Train(Box<train::Train>),
     Plot(plot::Plot),
+    Score(score::Score),
 }
 
 /// Model and device options.
@@ -130,6 +132,7 @@ pub fn run() -> ExitCode {
             Command::Doctor(command) => command.run(),
             Command::Train(command) => command.run(),
             Command::Plot(command) => command.run(),
+            Command::Score(command) => command.run(),
         }
     });
     interrupt::give_way();
