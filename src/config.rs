@@ -1,7 +1,11 @@
 //! The dimensions of every model, as they stand in a model directory's `config.json`. Everything else in the crate is
 //! generic over them. Deserialisation refuses unknown fields; [`ModelConfig::check`] refuses values that cannot be.
 
+mod speech;
+
 use serde::{Deserialize, Serialize};
+
+pub use speech::{ConvolutionNorm, SPEECH_RATE, SpeechConfig, SpeechConvolution, SpeechKind, Vocabulary};
 
 /// The value of `format` this version reads and writes.
 pub const FORMAT: &str = "im2sp-1";

@@ -29,6 +29,14 @@ pub enum Error {
         /// The problem and its remedy.
         problem: String,
     },
+    /// A file was read, but its content is no recording this crate can use.
+    #[error("{}: {problem}", path.display())]
+    Audio {
+        /// The recording.
+        path: PathBuf,
+        /// The problem and its remedy.
+        problem: String,
+    },
     /// A checkpoint, a model directory or one field of them is malformed.
     #[error("{}: {field}: {problem}", path.display())]
     Weights {
@@ -111,6 +119,11 @@ impl Error {
         Error::Image { path: path.to_owned(), problem: problem.into() }
     }
 
+    /// An [`Error::Audio`].
+    pub fn audio(path: &Path, problem: impl Into<String>) -> Error {
+        Error::Audio { path: path.to_owned(), problem: problem.into() }
+    }
+
     /// An [`Error::Internal`].
     pub fn internal(problem: impl Into<String>) -> Error {
         Error::Internal { problem: problem.into() }
@@ -124,6 +137,7 @@ impl Error {
                 Error::Io { action, path: path.clone(), source }
             }
             Error::Image { path, problem } => Error::Image { path: path.clone(), problem: problem.clone() },
+            Error::Audio { path, problem } => Error::audio(path, problem),
             Error::Weights { path, field, problem } => Error::weights(path, field, problem),
             Error::Units { problem } => Error::Units { problem: problem.clone() },
             Error::Device { device, problem } => Error::Device { device: device.clone(), problem: problem.clone() },

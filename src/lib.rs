@@ -32,7 +32,8 @@ pub mod weights;
 
 pub use engine::{
     AudioChunk, CancelFlag, Caption, CaptionOptions, CaptionStream, Delivery, Device, DeviceMemory, Engine, Event,
-    Events, ImageSource, Input, LoadOptions, OnCaption, Progress, Request, Speech, SpeechStream, Timings,
+    Events, FeatureExtractor, ImageSource, Input, LoadOptions, OnCaption, Progress, RECORDING_CHUNK, Recognizer,
+    Request, Speech, SpeechStream, Timings, UnitExtractor,
 };
 pub use error::{Error, Result};
 pub use image::Image;

@@ -9,9 +9,12 @@ namespace {
 constexpr int ACTIVATION_NONE = 0;
 constexpr int ACTIVATION_GELU = 1;        // 0.5 v (1 + erf(v / sqrt 2))
 constexpr int ACTIVATION_QUICK_GELU = 2;  // v sigmoid(1.702 v)
+constexpr int ACTIVATION_TANH = 3;
 
 DEVICE float gelu(float v) { return 0.5f * v * (1.0f + erff(v * 0.70710678118654752f)); }
 DEVICE float quick_gelu(float v) { return __fdividef(v, 1.0f + exp2_fast(-1.702f * LOG2_E * v)); }
+// Absolute error of a rounding of 1; large exponentials give a quotient of 0.
+DEVICE float tanh_fast(float v) { return 1.0f - __fdividef(2.0f, 1.0f + exp2_fast(2.0f * LOG2_E * v)); }
 
 template <int COUNT> DEVICE void activate(int activation, float (&values)[COUNT]) {
     if (activation == ACTIVATION_GELU) {
@@ -20,6 +23,9 @@ template <int COUNT> DEVICE void activate(int activation, float (&values)[COUNT]
     } else if (activation == ACTIVATION_QUICK_GELU) {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) values[i] = quick_gelu(values[i]);
+    } else if (activation == ACTIVATION_TANH) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) values[i] = tanh_fast(values[i]);
     }
 }
 
@@ -31,6 +37,10 @@ DEVICE float quick_gelu_slope(float v) {
     const float sigmoid = __fdividef(1.0f, 1.0f + exp2_fast(-1.702f * LOG2_E * v));
     return sigmoid * (1.0f + 1.702f * v * (1.0f - sigmoid));
 }
+DEVICE float tanh_slope(float v) {
+    const float tanh = tanh_fast(v);
+    return 1.0f - tanh * tanh;
+}
 
 // Multiplies `values` by the slopes at `inputs`.
 template <int COUNT> DEVICE void activate_backward(int activation, const float (&inputs)[COUNT], float (&values)[COUNT]) {
@@ -40,6 +50,9 @@ template <int COUNT> DEVICE void activate_backward(int activation, const float (
     } else if (activation == ACTIVATION_QUICK_GELU) {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) values[i] *= quick_gelu_slope(inputs[i]);
+    } else if (activation == ACTIVATION_TANH) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) values[i] *= tanh_slope(inputs[i]);
     }
 }
 

@@ -1,5 +1,5 @@
 // linear_decode: a fully connected layer for the few rows of a decode step.
-// Math:      y = act(x weight^T + bias) + residual, act one of identity, GELU (erf), QuickGELU
+// Math:      y = act(x weight^T + bias) + residual, act one of identity, GELU (erf), QuickGELU, tanh
 // Tensors:   x (M, K), residual and y (M, N) f32 row-major; weight (N, K) bf16 or f32 row-major; bias (N) f32; residual
 //            may be null
 // Numerics:  f32 weights: fused multiply-adds. bf16 weights: tensor cores, on x split into two bf16 values that hold its 16

@@ -1,5 +1,5 @@
 // linear: a fully connected layer for whole sequences.
-// Math:      y = act(x weight^T + bias) + residual, act one of identity, GELU (erf), QuickGELU
+// Math:      y = act(x weight^T + bias) + residual, act one of identity, GELU (erf), QuickGELU, tanh
 // Tensors:   x (M, K), weight (N, K), residual and y (M, N) row-major, all bf16 or all f32; bias (N) f32; residual may be
 //            null. saved, as y, is the activation's input, or null. Keys and values of packed rows of query, key and value may
 //            also be scattered to the heads of a KV cache: keys and values (images, H, P, D)

@@ -199,6 +199,43 @@ def conv_transpose1d(book):
         )
 
 
+def frame_conv(book):
+    """x (T, in), weight (out, taps, in / groups), zeros before and after: y (T', out), and `gelu` of it plus a residual."""
+    cases = [(3, 5, 4, 1, (0, 0), 1, 9), (1, 6, 10, 5, (0, 0), 1, 33), (8, 16, 3, 2, (0, 0), 1, 40)]
+    cases += [(8, 8, 2, 2, (0, 0), 1, 7), (12, 8, 16, 1, (8, 7), 4, 21), (6, 9, 4, 3, (1, 2), 3, 5), (4, 4, 8, 1, (4, 3), 2, 1)]
+    for inputs, outputs, k, stride, padding, groups, t in cases:
+        x, bias = book.draw(t, inputs), book.draw(outputs)
+        weight = book.draw(outputs, inputs // groups, k, scale=(inputs // groups * k) ** -0.5)
+        y = F.conv1d(F.pad(x.T[None], padding), weight, bias, stride=stride, groups=groups)[0].T
+        residual = book.draw(*y.shape)
+        book.add(
+            "frame_conv",
+            {"taps": k, "stride": stride, "padding": padding, "groups": groups},
+            x=x,
+            weight=weight.transpose(1, 2),
+            bias=bias,
+            residual=residual,
+            y=y,
+            gelu=F.gelu(y) + residual,
+        )
+
+
+def instance_norm(book):
+    """y of x (T, C): a group norm of C groups, eps 1e-5."""
+    for t, c, scale, mean in ((2, 1, 1, 0), (5, 3, 1, 0), (130, 40, 1, 3), (64, 16, 1e4, 0), (1000, 5, 1, -1)):
+        x = book.draw(t, c, scale=scale, mean=mean)
+        weight, bias = book.draw(c, scale=0.5, mean=1.0), book.draw(c)
+        y = F.group_norm(x.T[None], c, weight, bias, 1e-5)[0].T
+        book.add("instance_norm", {"t": t, "c": c}, x=x, weight=weight, bias=bias, y=y)
+
+
+def gelu(book):
+    """y of x (M, N)."""
+    for m, n, scale in ((1, 1, 1), (3, 67, 2), (5, 8, 30)):
+        x = book.draw(m, n, scale=scale)
+        book.add("gelu", {"m": m, "n": n}, x=x, y=F.gelu(x))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "tests/golden")
@@ -206,7 +243,8 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     book = Book(seed=1)
-    for op in (linear, layer_norm, attention, prefix_attention, embedding, conv1d, conv_transpose1d):
+    ops = (linear, layer_norm, attention, prefix_attention, embedding, conv1d, conv_transpose1d)
+    for op in (*ops, frame_conv, instance_norm, gelu):
         op(book)
     assert all(np.isfinite(t).all() for t in book.tensors.values())
     save_file(book.tensors, out / "ops.safetensors")

@@ -14,6 +14,8 @@ pub enum Activation {
     Gelu,
     /// x sigmoid(1.702 x).
     QuickGelu,
+    /// tanh(x).
+    Tanh,
 }
 
 /// A fully connected layer on a device.

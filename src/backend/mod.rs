@@ -28,7 +28,10 @@ pub mod decode;
 pub mod device;
 pub mod dropout;
 pub mod embed;
+pub mod frame_conv;
+pub mod gelu;
 pub mod gradient_norm;
+pub mod instance_norm;
 pub mod layer_norm;
 pub mod linear;
 pub mod parameters;
@@ -50,7 +53,10 @@ pub use decode::{CacheRow, CacheShape, Decode, DecoderWeights, SmBudget, StepBod
 pub use device::{Device, GraphBody, GraphId, Peaks};
 pub use dropout::{Dropout, DropoutMask};
 pub use embed::{Embed, EmbedBackward, EmbedTables};
+pub use frame_conv::{FrameConv, FrameConvShape};
+pub use gelu::Gelu;
 pub use gradient_norm::GradientNorm;
+pub use instance_norm::InstanceNorm;
 pub use layer_norm::{LayerNorm, LayerNormBackward, LayerNormWeights};
 pub use linear::{Activation, Linear, LinearBackward, LinearWeights};
 pub use parameters::{BlockPart, Parameter, TrainedParameters, WeightAndBias};
@@ -69,6 +75,9 @@ pub trait Backend:
     + PatchEmbed
     + Conv1d
     + ConvTranspose1d
+    + FrameConv
+    + InstanceNorm
+    + Gelu
     + Transpose
     + Argmax
     + TopK
@@ -85,6 +94,9 @@ impl<B> Backend for B where
         + PatchEmbed
         + Conv1d
         + ConvTranspose1d
+        + FrameConv
+        + InstanceNorm
+        + Gelu
         + Transpose
         + Argmax
         + TopK
@@ -130,8 +142,9 @@ impl<B> Train for B where
 pub mod prelude {
     pub use super::{
         AdamW, Argmax, Attention, AttentionBackward, Backend, BeamCandidates, Concat, Conv1d, ConvTranspose1d,
-        CrossEntropy, Decode, Device, Dropout, Embed, EmbedBackward, GradientNorm, LayerNorm, LayerNormBackward,
-        Linear, LinearBackward, PatchEmbed, PatchEmbedBackward, TopK, Train, TrainedParameters, Transpose,
+        CrossEntropy, Decode, Device, Dropout, Embed, EmbedBackward, FrameConv, Gelu, GradientNorm, InstanceNorm,
+        LayerNorm, LayerNormBackward, Linear, LinearBackward, PatchEmbed, PatchEmbedBackward, TopK, Train,
+        TrainedParameters, Transpose,
     };
 }
 

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use im2sp::tensor::DType;
+use im2sp::weights::convert::{convert_speech, is_speech};
 use im2sp::weights::store::list_names;
 use im2sp::weights::{ConvertOptions, convert};
-use im2sp::{CalibrateReport, Result, convert_calibrated};
+use im2sp::{CalibrateReport, Error, Result, convert_calibrated};
 use serde_json::json;
 
 use super::print::note;
@@ -20,7 +21,8 @@ use super::{print_json, print_line};
 /// (config.json with model.safetensors or pytorch_model.bin) whose vocabulary was replaced by speech units. The vocoder is
 /// a unit HiFi-GAN (CodeHiFiGAN) checkpoint. Both are found under the names that DataParallel, torch.compile and trainers
 /// put before or around them; what is not part of the model is left aside. Reading a checkpoint executes nothing in it.
-/// SRC may also be a model directory, to be stored in another type; its vocoder comes along.
+/// SRC may also be a model directory, to be stored in another type; its vocoder comes along. Or it is a speech model for
+/// `im2sp units` or `im2sp transcribe`: HuBERT or wav2vec 2.0, a .pt file of fairseq or a Hugging Face directory.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -28,6 +30,7 @@ Examples:
   im2sp convert Im2Sp.ckpt --vocoder g_00950000 --dtype bf16 -o models/git-large-coco-bf16
   im2sp convert Im2Sp.ckpt --vocoder g_00950000 --quantize int8 -o models/git-large-coco-int8
   im2sp convert models/git-large-coco --quantize fp8 --calibrate photos/ -o models/git-large-coco-fp8
+  im2sp convert hubert_base_ls960.pt -o models/hubert
   im2sp caption photo.jpg --weights models/git-large-coco -o speech.wav")]
 pub struct Convert {
     /// The captioner: a checkpoint or safetensors file, a Hugging Face directory or a model directory
@@ -103,6 +106,9 @@ impl Convert {
             description: self.description,
             force: self.force,
         };
+        if is_speech(&options.source) {
+            return speech(&options, self.json);
+        }
         let mut bar = Bar::new();
         let (report, calibrated) = match &self.calibrate {
             Some(folder) => {
@@ -143,6 +149,44 @@ impl Convert {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Converts a speech model and says what was written.
+fn speech(options: &ConvertOptions, json: bool) -> Result<ExitCode> {
+    let unused = [
+        ("vocoder", options.vocoder.is_some()),
+        ("preprocessor", options.preprocessor.is_some()),
+        ("quantize", options.quantize.is_some()),
+        ("domain", options.domain.is_some()),
+    ];
+    if let Some((option, _)) = unused.into_iter().find(|(_, given)| *given) {
+        return Err(Error::Option { option, problem: "is for captioners, but SRC is a speech model".into() });
+    }
+    let mut bar = Bar::new();
+    let report = convert_speech(options, &mut |done, total| bar.show("convert", done >> 20, total >> 20))?;
+    drop(bar);
+    if let Some(names) = list_names(report.left_aside.iter()) {
+        note(format_args!("left aside, as not part of the model: {names}"));
+    }
+    if json {
+        print_json(&json!({
+            "output": options.output.to_string_lossy(),
+            "config": report.config,
+            "tensors": report.tensors,
+            "parameters": report.parameters,
+            "bytes": report.bytes,
+            "left_aside": report.left_aside,
+        }))?;
+    } else {
+        print_line(format_args!(
+            "{}: {} tensors, {} parameters, {:.1} MB",
+            options.output.display(),
+            report.tensors,
+            report.parameters,
+            report.bytes as f64 / 1e6
+        ))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// How close the eight-bit model came to the unrounded one.

@@ -10,15 +10,19 @@ mod doctor;
 mod export;
 mod info;
 mod interrupt;
+mod kmeans;
 mod names;
 mod output;
 mod plot;
 mod print;
 mod progress;
+mod recordings;
 mod score;
 mod speak;
 mod threads;
 mod train;
+mod transcribe;
+mod units;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -52,6 +56,10 @@ enum Command {
     Speak(speak::Speak),
     Convert(convert::Convert),
     Export(export::Export),
+    Units(units::Units),
+    Transcribe(transcribe::Transcribe),
+    #[command(name = "kmeans")]
+    KMeans(kmeans::KMeans),
     Info(info::Info),
     Bench(bench::Bench),
     Doctor(doctor::Doctor),
@@ -127,6 +135,9 @@ pub fn run() -> ExitCode {
             Command::Speak(command) => command.run(),
             Command::Convert(command) => command.run(),
             Command::Export(command) => command.run(),
+            Command::Units(command) => command.run(),
+            Command::Transcribe(command) => command.run(),
+            Command::KMeans(command) => command.run(),
             Command::Info(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Doctor(command) => command.run(),

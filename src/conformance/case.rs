@@ -200,6 +200,8 @@ pub enum Verdict {
 /// Outcome of one case.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
+    /// Place among all cases that were run.
+    pub index: usize,
     /// The operation.
     pub op: &'static str,
     /// The case.

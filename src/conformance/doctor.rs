@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Case, Deviation, Harness, Outcome, Progress, Size, TestBackend, Timing, Verdict, operations};
+use super::{Case, Deviation, Harness, Outcome, Progress, Shared, Size, TestBackend, Timing, Verdict, operations};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Device as _, Peaks};
 use crate::cost::Cost;
@@ -73,6 +73,9 @@ pub struct DoctorOptions {
     pub time: bool,
 }
 
+/// Callback for findings; a device is examined by several threads.
+pub type OnEvent<'a> = &'a mut (dyn FnMut(Event<'_>) + Send);
+
 /// Findings, as they come.
 pub enum Event<'e> {
     /// The device is open: its properties, and its peaks if they were measured.
@@ -102,7 +105,7 @@ pub struct Diagnosis {
 ///
 /// # Errors
 /// If the device cannot be opened. An operation's error is an outcome.
-pub fn examine(options: &DoctorOptions, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Diagnosis> {
+pub fn examine(options: &DoctorOptions, on_event: OnEvent<'_>) -> Result<Diagnosis> {
     match options.device {
         Device::Cpu => examine_cpu(options, on_event),
         #[cfg(any(feature = "cuda", feature = "emulator"))]
@@ -117,21 +120,37 @@ pub fn examine(options: &DoctorOptions, on_event: &mut dyn FnMut(Event<'_>)) -> 
     }
 }
 
-fn examine_cpu(options: &DoctorOptions, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Diagnosis> {
+fn examine_cpu(options: &DoctorOptions, on_event: OnEvent<'_>) -> Result<Diagnosis> {
     let device = json!({ "name": Cpu.name(), "commit": env!("IM2SP_COMMIT") });
     let mut diagnosis = Diagnosis { device, peaks: None, cold: false, outcomes: Vec::new(), lost: None };
     diagnosis.begin(&Cpu, options, on_event);
-    diagnosis.run(&Cpu, options, on_event);
+    diagnosis.add(Part::default().run(&Cpu, options, None, &Shared::default(), on_event));
     Ok(diagnosis)
 }
 
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod on_cuda {
+    use std::panic::resume_unwind;
+    use std::sync::{Mutex, PoisonError};
+
     use super::*;
     use crate::backend::cuda::Cuda;
     use crate::tensor::DType;
 
-    pub fn examine(options: &DoctorOptions, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Diagnosis> {
+    /// Threads that run cases, each on a stream of its own: while one case is computed on the device, the inputs of another are
+    /// drawn and the results of a third compared. Small cases are over in seconds; one at a time they say by what a device
+    /// was lost.
+    fn threads(options: &DoctorOptions, free: usize) -> usize {
+        const MAX_THREADS: usize = 8;
+        /// Bytes on the device of the largest cases.
+        const CASE: usize = 4 << 30;
+        match options.compare && options.max_size >= Size::Real {
+            true => rayon::current_num_threads().min(free / CASE).clamp(1, MAX_THREADS),
+            false => 1,
+        }
+    }
+
+    pub fn examine(options: &DoctorOptions, on_event: OnEvent<'_>) -> Result<Diagnosis> {
         let driver = options.device.driver()?;
         let properties = driver.properties().clone();
         let (free, total) = driver.memory()?;
@@ -156,15 +175,26 @@ mod on_cuda {
             options.time &= !bf16.is_emulated();
             diagnosis.begin(&bf16, &options, on_event);
         }
-        for dtype in [DType::F32, DType::BF16] {
-            match Cuda::new(driver.clone(), dtype) {
-                Ok(cuda) => diagnosis.run(&cuda, &options, on_event),
-                Err(error) => diagnosis.lost = Some(error.to_string()),
-            }
-            if diagnosis.lost.is_some() {
-                break;
-            }
-        }
+        let peaks = diagnosis.peaks;
+        let (shared, on_event) = (Shared::default(), Mutex::new(on_event));
+        let work = || {
+            let tell = &mut |event: Event<'_>| on_event.lock().unwrap_or_else(PoisonError::into_inner)(event);
+            [DType::F32, DType::BF16].into_iter().fold(Part::default(), |part, dtype| {
+                if part.lost.is_some() {
+                    return part;
+                }
+                match Cuda::new(driver.clone(), dtype) {
+                    Ok(cuda) => part.run(&cuda, &options, peaks, &shared, tell),
+                    Err(error) => Part { lost: Some(error.to_string()), ..part },
+                }
+            })
+        };
+        let parts: Vec<Part> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..threads(&options, free)).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+        });
+        parts.into_iter().for_each(|part| diagnosis.add(part));
+        diagnosis.outcomes.sort_by_key(|outcome| outcome.index);
         Ok(diagnosis)
     }
 }
@@ -180,54 +210,77 @@ fn median(timing: Timing<'_>) -> Result<f64> {
     Ok(times[times.len() / 2])
 }
 
-impl Diagnosis {
-    /// Measures the peaks. Without them there are no shares, and the examination has failed.
-    fn begin<B: TestBackend>(&mut self, backend: &B, options: &DoctorOptions, on_event: &mut dyn FnMut(Event<'_>)) {
-        let peaks = options.time.then(|| backend.measure_peaks()).transpose();
-        self.peaks = *peaks.as_ref().unwrap_or(&None);
-        on_event(Event::Device(&self.device, self.peaks));
-        if let Err(error) = peaks {
-            self.fail(["peak", "copy and products"], backend.dtype(), &error, on_event);
-        }
-    }
+/// Outcome of something that is no case and has failed.
+fn failure([op, case]: [&'static str; 2], dtype: DType, error: &Error) -> Outcome {
+    let (verdict, cost) = (Verdict::Failed(error.to_string()), Cost::default());
+    Outcome { index: 0, op, case: case.into(), dtype, verdict, microseconds: None, cost }
+}
 
-    /// Notes an error of something that is no case.
-    fn fail(
-        &mut self,
-        [op, case]: [&'static str; 2],
-        dtype: DType,
-        error: &Error,
-        on_event: &mut dyn FnMut(Event<'_>),
-    ) {
-        let (verdict, cost) = (Verdict::Failed(error.to_string()), Cost::default());
-        let outcome = Outcome { op, case: case.into(), dtype, verdict, microseconds: None, cost };
-        on_event(Event::Outcome(&outcome, None));
-        self.outcomes.push(outcome);
-    }
+/// The cases that one thread has run.
+#[derive(Default)]
+struct Part {
+    outcomes: Vec<Outcome>,
+    /// Cases of the tables so far, those of other threads too.
+    cases: usize,
+    lost: Option<String>,
+}
 
-    fn run<B: TestBackend>(&mut self, backend: &B, options: &DoctorOptions, on_event: &mut dyn FnMut(Event<'_>)) {
+impl Part {
+    /// Runs the cases of a backend that no other part with the same `shared` has come to first.
+    fn run<B: TestBackend>(
+        mut self,
+        backend: &B,
+        options: &DoctorOptions,
+        peaks: Option<Peaks>,
+        shared: &Shared,
+        on_event: OnEvent<'_>,
+    ) -> Part {
         let mut timer = median;
         let flush = options.time.then(|| backend.flush_buffer()).transpose();
         if let Err(error) = &flush {
-            self.fail(["timing", "memory to flush the L2"], backend.dtype(), error, on_event);
+            let outcome = failure(["timing", "memory to flush the L2"], backend.dtype(), error);
+            on_event(Event::Outcome(&outcome, None));
+            self.outcomes.push(outcome);
         }
-        let peaks = self.peaks.filter(|_| self.cold);
         let mut observer = |progress: Progress<'_>| match progress {
             Progress::Case(op, case) => on_event(Event::Case(op, case)),
             Progress::Outcome(outcome) => {
                 on_event(Event::Outcome(outcome, peaks.and_then(|peaks| outcome.share(&peaks))));
             }
         };
-        let mut harness = Harness::new(backend, options.max_size).observed(&mut observer);
+        let mut harness = Harness::new(backend, options.max_size).observed(&mut observer).sharing(shared, self.cases);
         if !options.compare {
             harness = harness.not_compared();
         }
         if let Ok(Some(flush)) = flush {
             harness = harness.timed(Size::Real, flush, &mut timer);
         }
-        let done = harness.run(|op| options.ops.takes(op));
+        self.lost = harness.run(|op| options.ops.takes(op)).err().map(|error| error.to_string());
+        self.cases = harness.index();
         self.outcomes.append(&mut harness.outcomes);
-        self.lost = done.err().map(|error| error.to_string());
+        self
+    }
+}
+
+impl Diagnosis {
+    /// Measures the peaks. Without them there are no shares, and the examination has failed.
+    fn begin<B: TestBackend>(&mut self, backend: &B, options: &DoctorOptions, on_event: OnEvent<'_>) {
+        let peaks = options.time.then(|| backend.measure_peaks()).transpose();
+        self.peaks = *peaks.as_ref().unwrap_or(&None);
+        on_event(Event::Device(&self.device, self.peaks));
+        if let Err(error) = peaks {
+            let outcome = failure(["peak", "copy and products"], backend.dtype(), &error);
+            on_event(Event::Outcome(&outcome, None));
+            self.outcomes.push(outcome);
+        }
+    }
+
+    /// Adds the findings of a part.
+    fn add(&mut self, part: Part) {
+        self.outcomes.extend(part.outcomes);
+        let known = self.lost.clone().unwrap_or_default();
+        let news = part.lost.filter(|lost| !known.contains(lost.as_str()));
+        self.lost = [self.lost.take(), news].into_iter().flatten().reduce(|all, lost| format!("{all}; {lost}"));
     }
 
     /// Cases that did not compute what they should, or did not end.
@@ -388,6 +441,7 @@ mod tests {
     #[test]
     fn a_share_above_the_peak_is_a_fault_of_the_measurement() {
         let outcome = |microseconds| Outcome {
+            index: 0,
             op: "linear",
             case: "a".into(),
             dtype: DType::BF16,

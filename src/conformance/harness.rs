@@ -2,6 +2,8 @@
 //! only a device that does not answer any more ends the run.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use super::{Case, Expected, Inputs, OpCheck, Outcome, Output, Prepared, Size, TestBackend, Verdict, ops};
 use crate::cost::Cost;
@@ -32,6 +34,16 @@ pub enum Progress<'p> {
 /// Callback for progress.
 pub type Observer<'a> = &'a mut dyn FnMut(Progress<'_>);
 
+/// State of harnesses that work through one table together, each in a thread and on a stream of its own: every case is run by
+/// the first that comes to it.
+#[derive(Default)]
+pub struct Shared {
+    /// Index of the next case.
+    next: AtomicUsize,
+    /// Held by every case that uses the device, and by one alone while it is timed.
+    device: RwLock<()>,
+}
+
 /// Runs cases on a backend.
 pub struct Harness<'a, B: TestBackend> {
     /// The backend under test.
@@ -46,6 +58,9 @@ pub struct Harness<'a, B: TestBackend> {
     flush: Option<B::Tensor>,
     observer: Option<Observer<'a>>,
     op: &'static str,
+    /// Cases so far, those of other harnesses too.
+    index: usize,
+    shared: Option<&'a Shared>,
 }
 
 impl<'a, B: TestBackend> Harness<'a, B> {
@@ -61,6 +76,8 @@ impl<'a, B: TestBackend> Harness<'a, B> {
             flush: None,
             observer: None,
             op: "",
+            index: 0,
+            shared: None,
         }
     }
 
@@ -77,6 +94,17 @@ impl<'a, B: TestBackend> Harness<'a, B> {
     /// Also calls `observer` with each case and outcome.
     pub fn observed(self, observer: Observer<'a>) -> Harness<'a, B> {
         Harness { observer: Some(observer), ..self }
+    }
+
+    /// Leaves out the cases that other harnesses with the same `shared` have come to first. All run the same operations; `index`
+    /// is the number of cases of the tables before this one.
+    pub fn sharing(self, shared: &'a Shared, index: usize) -> Harness<'a, B> {
+        Harness { shared: Some(shared), index, ..self }
+    }
+
+    /// Index of the next case.
+    pub fn index(&self) -> usize {
+        self.index
     }
 
     /// Runs every case of the operations that `wanted` names.
@@ -101,14 +129,17 @@ impl<'a, B: TestBackend> Harness<'a, B> {
     /// # Errors
     /// If the device is lost.
     pub fn case<'c>(&mut self, case: Case, prepare: impl FnOnce(&Inputs) -> Result<Prepared<'c, B>>) -> Result<()> {
-        if !self.wants(&case) {
+        if !self.wants(&case) || !self.takes_next() {
             return Ok(());
         }
         self.report(Progress::Case(self.op, &case));
         let inputs = Inputs::new(self.op, &case.name);
         // Inputs, too, lie in memory of just their size.
         self.backend.poison(true);
-        let attempt = catch_unwind(AssertUnwindSafe(|| self.attempt(&case, prepare(&inputs)?)));
+        let attempt = catch_unwind(AssertUnwindSafe(|| {
+            let prepared = using(self.shared, || prepare(&inputs))?;
+            self.attempt(&case, prepared)
+        }));
         self.backend.poison(false);
         let problem = match attempt {
             Ok(Ok(done)) => return self.note(case, done),
@@ -124,6 +155,15 @@ impl<'a, B: TestBackend> Harness<'a, B> {
 
     fn wants(&self, case: &Case) -> bool {
         case.size <= self.max_size && (self.compared || self.times(case))
+    }
+
+    /// Counts a case; true if it is left to this harness.
+    fn takes_next(&mut self) -> bool {
+        let (index, next) = (self.index, self.index + 1);
+        self.index = next;
+        // Which thread runs a case changes nothing that the cases compute, so no memory is ordered by it.
+        let claim = |shared: &Shared| shared.next.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
+        self.shared.is_none_or(|shared| claim(shared).is_ok())
     }
 
     fn times(&self, case: &Case) -> bool {
@@ -151,7 +191,9 @@ impl<'a, B: TestBackend> Harness<'a, B> {
             let end = backend.record_event()?;
             Ok(backend.elapsed(&start, &end)? * 1e-3)
         };
+        let alone = self.shared.map(|shared| shared.device.write().unwrap_or_else(PoisonError::into_inner));
         let seconds = self.timer.as_mut().map(|timer| timer(Timing { op, case, run: &run })).transpose()?;
+        drop(alone);
         Ok((verdict, seconds.map(|seconds| seconds * 1e6)))
     }
 
@@ -164,10 +206,11 @@ impl<'a, B: TestBackend> Harness<'a, B> {
     ) -> Result<Verdict> {
         let backend = self.backend;
         // Checking every access takes an emulator too long for the largest cases.
-        let results = backend.run_all_schedules(size < Size::Real, &|| match run()? {
+        let download = || match run()? {
             Output::Tensor(tensor) => backend.download(&tensor),
             Output::Values(values) => Ok(values),
-        })?;
+        };
+        let results = using(self.shared, || backend.run_all_schedules(size < Size::Real, &download))?;
         let Some((first, others)) = results.split_first() else {
             return Err(Error::shape(self.op, "nothing was run"));
         };
@@ -189,7 +232,7 @@ impl<'a, B: TestBackend> Harness<'a, B> {
 
     fn note(&mut self, case: Case, (verdict, microseconds): (Verdict, Option<f64>)) -> Result<()> {
         let Case { name, dtype, cost, .. } = case;
-        let outcome = Outcome { op: self.op, case: name, dtype, verdict, microseconds, cost };
+        let outcome = Outcome { index: self.index, op: self.op, case: name, dtype, verdict, microseconds, cost };
         self.report(Progress::Outcome(&outcome));
         self.outcomes.push(outcome);
         Ok(())
@@ -200,6 +243,12 @@ impl<'a, B: TestBackend> Harness<'a, B> {
             observer(progress);
         }
     }
+}
+
+/// Result of `work`, which uses the device while nothing is timed there.
+fn using<T>(shared: Option<&Shared>, work: impl FnOnce() -> T) -> T {
+    let _in_use = shared.map(|shared| shared.device.read().unwrap_or_else(PoisonError::into_inner));
+    work()
 }
 
 #[cfg(test)]
@@ -288,5 +337,42 @@ mod tests {
         drop(harness);
         assert_eq!(timed, ["real"]);
         Ok(())
+    }
+
+    /// Three harnesses, each of which comes to every case.
+    #[test]
+    fn shared_cases_are_run_once_each_and_nothing_runs_while_one_is_timed() {
+        let (shared, running) = (Shared::default(), AtomicUsize::new(0));
+        let work = || {
+            let mut timer = |timing: Timing<'_>| {
+                let seconds = (timing.run)()?;
+                assert_eq!(running.load(Ordering::SeqCst), 0);
+                Ok(seconds)
+            };
+            let harness = Harness::new(&Cpu, Size::Real).timed(Size::Real, None, &mut timer);
+            let mut harness = Harness { compared: true, ..harness }.sharing(&shared, 0);
+            for n in 0..60 {
+                let size = if n % 3 == 0 { Size::Real } else { Size::Small };
+                let run = |_: &Inputs| {
+                    running.fetch_add(1, Ordering::SeqCst);
+                    std::thread::yield_now();
+                    running.fetch_sub(1, Ordering::SeqCst);
+                    Prepared::new(|| values(1.0), one)
+                };
+                harness.case(case(&n.to_string(), size), run).expect("the device answers");
+            }
+            assert_eq!(harness.index(), 60);
+            harness.outcomes
+        };
+        let parts: Vec<Vec<Outcome>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..3).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        let mut outcomes = parts.concat();
+        outcomes.sort_by_key(|outcome| outcome.index);
+        let names: Vec<String> = outcomes.iter().map(|outcome| outcome.case.clone()).collect();
+        assert_eq!(names, (0..60).map(|n| n.to_string()).collect::<Vec<_>>());
+        assert!(outcomes.iter().all(Outcome::passed), "{outcomes:?}");
+        assert_eq!(outcomes.iter().filter(|outcome| outcome.microseconds.is_some()).count(), 20);
     }
 }

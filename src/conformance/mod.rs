@@ -11,7 +11,7 @@ mod tolerance;
 
 pub use case::{Case, Deviation, Expected, Inputs, Outcome, Output, Prepared, Size, Verdict};
 pub use doctor::{Diagnosis, DoctorOptions, Event, OpFilter, examine};
-pub use harness::{Harness, Observer, Progress, Timer, Timing};
+pub use harness::{Harness, Observer, Progress, Shared, Timer, Timing};
 pub use ops::{OpCheck, operations};
 pub use test_backend::TestBackend;
 pub use tolerance::{difference, largest, round_bf16, stored, tolerance, tolerance_bf16};

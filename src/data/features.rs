@@ -9,11 +9,12 @@
 //! All little-endian. An item's sum is written after the item, so a process that ends in between leaves it missing.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use half::bf16;
 
+use crate::files::AtomicFile;
 use crate::tensor::Bytes;
 use crate::weights::stored::map_file;
 use crate::{Error, Result};
@@ -72,14 +73,27 @@ impl FeatureCache {
         let too_large = || Error::weights(path, "features", format!("{shape:?} is more than can be addressed"));
         let (start, length) = shape.places().ok_or_else(too_large)?;
         let fail = || Error::io("write", path);
-        let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(fail())?;
-        let (expected, mut found) = (shape.header(key), [0; 96]);
-        let same = file.read_exact(&mut found).is_ok() && found == expected;
-        if !same || file.metadata().map_err(fail())?.len() != length as u64 {
-            // Empty first: no sum of the old file may stand in the new one.
-            file.set_len(0).and_then(|()| file.set_len(length as u64)).map_err(fail())?;
-            file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&expected)).map_err(fail())?;
-        }
+        let open = || File::options().read(true).write(true).open(path);
+        let expected = shape.header(key);
+        let is_same = |mut file: &File| {
+            let mut found = [0; 96];
+            file.read_exact(&mut found).is_ok()
+                && found == expected
+                && file.metadata().is_ok_and(|about| about.len() == length as u64)
+        };
+        let file = match open() {
+            Ok(file) if is_same(&file) => file,
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(fail()(error)),
+            _ => {
+                // Another file under the same name: the old one may be mapped by a run that still reads it.
+                let mut new = AtomicFile::create(path)?;
+                let end = SeekFrom::Start(length as u64 - 1);
+                let written = new.write_all(&expected).and_then(|()| new.seek(end)).and_then(|_| new.write_all(&[0]));
+                written.map_err(fail())?;
+                new.commit()?;
+                open().map_err(fail())?
+            }
+        };
         Ok(FeatureCache { path: path.to_owned(), file, shape, start, bytes: map_file(path)? })
     }
 
@@ -176,6 +190,8 @@ mod tests {
         cache.put(2, &[0.0; 10])?;
         assert_eq!(cache.missing(), [0, 1]);
         assert_eq!(FeatureCache::open(&path, &[8; 32], shape)?.missing().len(), 3);
+        // A run that has mapped the old file reads on.
+        assert_eq!(cache.missing(), [0, 1]);
         assert!(cache.put(3, &[0.0; 10]).is_err() && cache.put(0, &[0.0; 9]).is_err());
         Ok(())
     }

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use crate::weights::torch::Checkpoint;
+use crate::files::AtomicFile;
+use crate::weights::torch::{Checkpoint, IntegerLayout, save_integers};
 use crate::{Error, Result};
 
 /// The units in a file, each below `known`.
@@ -24,4 +25,12 @@ pub fn read(path: &Path, known: usize) -> Result<Vec<u32>> {
         _ => Err(wrong(format!("value {at} is {value}, expected 0 to {}", known.saturating_sub(1)))),
     };
     values.iter().enumerate().map(unit).collect()
+}
+
+/// Writes units to a file, all of it or nothing.
+pub fn write(path: &Path, units: &[u32], layout: IntegerLayout) -> Result<()> {
+    let values: Vec<i64> = units.iter().map(|&unit| i64::from(unit)).collect();
+    let mut file = AtomicFile::create(path)?;
+    save_integers(&mut file, &values, layout).map_err(Error::io("write", path))?;
+    file.commit()
 }

@@ -123,6 +123,29 @@ pub(super) fn load(files: ModelFiles, options: LoadOptions) -> Result<(Pipeline,
     }
 }
 
+/// Something that is made on any backend.
+pub(super) trait OnBackend {
+    /// The result, which names no backend.
+    type Made;
+    /// Makes it with matrices in `dtype`, or as they are stored.
+    fn make<B: Backend>(self, backend: B, dtype: Option<DType>) -> Result<Self::Made>;
+}
+
+/// Makes something on the device of the options. On a GPU matrices are bf16 unless f32 is chosen.
+pub(super) fn with_backend<T: OnBackend>(options: LoadOptions, task: T) -> Result<T::Made> {
+    match options.device {
+        Device::Cpu => task.make(Cpu, options.dtype),
+        Device::Auto if first_gpu().is_none() => task.make(Cpu, options.dtype),
+        #[cfg(any(feature = "cuda", feature = "emulator"))]
+        device => {
+            let dtype = options.dtype.unwrap_or(DType::BF16);
+            task.make(crate::backend::cuda::Cuda::new(device.driver()?, dtype)?, Some(dtype))
+        }
+        #[cfg(not(any(feature = "cuda", feature = "emulator")))]
+        device => Err(no_kernels(device)),
+    }
+}
+
 /// Index of the first GPU that can be used.
 fn first_gpu() -> Option<usize> {
     Device::gpus().first().copied()

@@ -10,6 +10,7 @@
 mod bulk;
 mod load;
 mod pipeline;
+mod recordings;
 mod request;
 mod scheduler;
 mod speech;
@@ -28,6 +29,7 @@ use crate::weights::directory::ModelFiles;
 
 pub use bulk::{ImageSource, OnCaption};
 pub use load::Device;
+pub use recordings::{CHUNK as RECORDING_CHUNK, FeatureExtractor, Recognizer, UnitExtractor};
 pub use request::{CancelFlag, Delivery, Event, Events, Input, Request};
 pub use stream::{CaptionStream, SpeechStream};
 

@@ -39,7 +39,7 @@ impl<B: Backend> Decoder<B> {
             position: loader.matrix("decoder.position_embedding", [config.max_positions, width])?,
             embedding_norm: loader.norm("decoder.embedding_norm", width, eps)?,
             layers: (0..config.layers)
-                .map(|n| loader.layer(&format!("decoder.layers.{n}"), width, config.mlp, eps))
+                .map(|n| loader.layer(&format!("decoder.layers.{n}"), [width, width, config.mlp], eps))
                 .collect::<Result<_>>()?,
             output: LinearWeights {
                 weight: loader.matrix("decoder.word_embedding", [config.vocabulary, width])?,

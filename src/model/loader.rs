@@ -55,11 +55,11 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.conv_weights(&weight, &bias)
     }
 
-    /// Takes the layer `prefix` of `width` channels with `mlp` hidden ones.
-    pub fn layer(&mut self, prefix: &str, width: usize, mlp: usize, eps: f32) -> Result<TransformerLayer<B>> {
+    /// Takes the layer `prefix`: its channels, those of its heads together, and the hidden ones of its feed-forward part.
+    pub fn layer(&mut self, prefix: &str, [width, inner, mlp]: [usize; 3], eps: f32) -> Result<TransformerLayer<B>> {
         Ok(TransformerLayer {
-            qkv: self.linear(&format!("{prefix}.qkv"), 3 * width, width)?,
-            attention_out: self.linear(&format!("{prefix}.attention_out"), width, width)?,
+            qkv: self.linear(&format!("{prefix}.qkv"), 3 * inner, width)?,
+            attention_out: self.linear(&format!("{prefix}.attention_out"), width, inner)?,
             attention_norm: self.norm(&format!("{prefix}.attention_norm"), width, eps)?,
             fc1: self.linear(&format!("{prefix}.fc1"), mlp, width)?,
             fc2: self.linear(&format!("{prefix}.fc2"), width, mlp)?,

@@ -2,7 +2,11 @@
 //! of operations. Nothing here names a device, a file or a pointer.
 
 pub mod captioner;
+pub mod codebook;
+pub mod ctc;
 pub mod decoder;
 pub mod loader;
+pub mod speech_encoder;
+pub mod transformer;
 pub mod vision;
 pub mod vocoder;

@@ -2,21 +2,20 @@
 //! decoder's width. Source: transformers' GIT (GitVisionModel, GitProjection), checkpoint names in `weights::convert`.
 
 use super::loader::{Loader, expect_len};
+use super::transformer::{Encoder, EncoderShape};
 use crate::Result;
-use crate::backend::{Activation, AttentionShape, Backend, GraphId, LayerNormWeights, LinearWeights, TransformerLayer};
+use crate::backend::{Activation, Backend, GraphId, LayerNormWeights, LinearWeights};
 use crate::config::ModelConfig;
 
 /// Weights of the encoder and the projection; C channels, T tokens, P side of a patch, W width of the decoder.
 pub struct Vision<B: Backend> {
     patch: usize,
     side: usize,
-    image_tokens: usize,
-    heads: usize,
     patch_embedding: B::Matrix,    // (C, 3*P*P)
     class: B::Tensor,              // (1, C)
     position: B::Matrix,           // (T, C)
     pre_norm: LayerNormWeights<B>, // (C)
-    layers: Vec<TransformerLayer<B>>,
+    encoder: Encoder<B>,
     post_norm: LayerNormWeights<B>,       // (C)
     projection: LinearWeights<B>,         // (W, C)
     projection_norm: LayerNormWeights<B>, // (W)
@@ -28,19 +27,24 @@ impl<B: Backend> Vision<B> {
     pub fn load(loader: &mut Loader<'_, B>, config: &ModelConfig) -> Result<Vision<B>> {
         let (vision, tokens) = (&config.vision, config.image_tokens());
         let (width, eps) = (vision.width, vision.eps);
+        let shape = EncoderShape {
+            layers: vision.layers,
+            width,
+            heads: vision.heads,
+            inner: width,
+            mlp: vision.mlp,
+            activation: Activation::QuickGelu,
+            eps,
+        };
         Ok(Vision {
             patch: vision.patch,
             side: config.image.size,
-            image_tokens: tokens,
-            heads: vision.heads,
             patch_embedding: loader
                 .matrix("vision.patch_embedding.weight", [width, 3 * vision.patch * vision.patch])?,
             class: loader.vector("vision.class_embedding", width)?,
             position: loader.matrix("vision.position_embedding", [tokens, width])?,
             pre_norm: loader.norm("vision.pre_norm", width, eps)?,
-            layers: (0..vision.layers)
-                .map(|n| loader.layer(&format!("vision.layers.{n}"), width, vision.mlp, eps))
-                .collect::<Result<_>>()?,
+            encoder: Encoder::load(loader, "vision.layers", &shape)?,
             post_norm: loader.norm("vision.post_norm", width, eps)?,
             projection: loader.linear("projection.linear", config.decoder.width, width)?,
             projection_norm: loader.norm("projection.norm", config.decoder.width, eps)?,
@@ -65,10 +69,8 @@ impl<B: Backend> Vision<B> {
     pub fn encode(&self, backend: &B, pixels: &B::Tensor) -> Result<B::Tensor> {
         let batch = backend.shape(pixels)[0];
         let x = backend.patch_embed(pixels, &self.patch_embedding, &self.class, &self.position, self.patch)?;
-        let mut x = backend.layer_norm(&x, &self.pre_norm)?;
-        for layer in &self.layers {
-            x = self.layer(backend, layer, x, batch)?;
-        }
+        let x = backend.layer_norm(&x, &self.pre_norm)?;
+        let x = self.encoder.forward(backend, x, batch)?;
         backend.layer_norm(&x, &self.post_norm)
     }
 
@@ -76,16 +78,5 @@ impl<B: Backend> Vision<B> {
     pub fn project(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
         let x = backend.linear(x, &self.projection, Activation::None, None)?;
         backend.layer_norm(&x, &self.projection_norm)
-    }
-
-    fn layer(&self, backend: &B, layer: &TransformerLayer<B>, x: B::Tensor, batch: usize) -> Result<B::Tensor> {
-        let shape = AttentionShape { batch, tokens: self.image_tokens, heads: self.heads, prefix: self.image_tokens };
-        let normed = backend.layer_norm(&x, &layer.attention_norm)?;
-        let qkv = backend.linear(&normed, &layer.qkv, Activation::None, None)?;
-        let attended = backend.attention(&qkv, shape)?;
-        let x = backend.linear(&attended, &layer.attention_out, Activation::None, Some(&x))?;
-        let normed = backend.layer_norm(&x, &layer.mlp_norm)?;
-        let hidden = backend.linear(&normed, &layer.fc1, Activation::QuickGelu, None)?;
-        backend.linear(&hidden, &layer.fc2, Activation::None, Some(&x))
     }
 }

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::buckets::BUCKET_BYTES;
 use super::checkpoint;
 use super::config::{CONFIG, DataConfig, TrainConfig};
+use super::estimate::{Size, estimate};
 use super::lock;
 use super::model::TrainedCaptioner;
 use super::ranks::{Place, Ranks};
@@ -26,7 +27,7 @@ use crate::config::ModelConfig;
 use crate::data::features::{FeatureCache, FeatureShape};
 use crate::data::loader::{Ahead, LeftOut, LoadedBatch, Loader, OnBad, ReadImage};
 use crate::data::order::{epoch_order, rank_batches};
-use crate::data::{Listing, Sample, Split, coco, flickr, manifest};
+use crate::data::{Listing, Sample, Split, UnitSource, coco, flickr, manifest};
 use crate::engine::Device;
 use crate::image::Image;
 use crate::tensor::DType;
@@ -188,7 +189,7 @@ fn on<B: Train>(
     // Held until the end of the run.
     let _lock = if options.dry_run { None } else { make_run(config, options, place)? };
 
-    let digest = digest(config, &train.samples, last.as_deref());
+    let digest = place.map_or(0, |_| digest(config, &train.samples, last.as_deref()));
     let mut ranks = place.map_or(Ok(Ranks::alone()), |place| Ranks::connect(place, digest))?;
     let features = match options.dry_run {
         true => None,
@@ -236,7 +237,9 @@ fn on<B: Train>(
         trainer.resume(resumed)?;
     }
     if options.dry_run {
-        estimate(&mut trainer, &source, config).map(|lines| lines.iter().for_each(|line| (options.note)(line)))?;
+        let images: BTreeSet<&PathBuf> = source.loader.samples.iter().map(|sample| &sample.image).collect();
+        let size = Size { samples: source.loader.samples.len(), images: images.len(), ranks: source.place[1] };
+        estimate(&mut trainer, source.batches(0, 0)?, config, size)?.iter().for_each(|line| (options.note)(line));
         return Ok(Ending::Complete);
     }
     let peak = peak(trainer.captioner().backend())?;
@@ -280,7 +283,13 @@ fn digest(config: &TrainConfig, samples: &[Sample], last: Option<&Path>) -> u64 
     let mut hash = Sha256::new();
     hash.update(toml::to_string(config).unwrap_or_default());
     for Sample { image, units } in samples {
-        hash.update(format!("{:?} {units:?}\n", image.file_name()));
+        let length = |path| std::fs::metadata(path).map_or(0, |about| about.len());
+        let units = match units {
+            // Ranks on other machines have the files elsewhere.
+            UnitSource::File(path) => format!("{:?} {}", path.file_name(), length(path)),
+            UnitSource::List(units) => format!("{units:?}"),
+        };
+        hash.update(format!("{:?} {} {units}\n", image.file_name(), length(image)));
     }
     hash.update(format!("{:?}", last.and_then(Path::file_name)));
     let digest = hash.finalize();
@@ -525,55 +534,6 @@ fn fill<B: Train>(
     }
     cache.flush()?;
     ranks.sum(&mut [0.0f32])
-}
-
-/// Memory and time that a run of this configuration takes, by a few updates with its first batches.
-fn estimate<B: Train>(trainer: &mut Trainer<B>, source: &DataSource, config: &TrainConfig) -> Result<Vec<String>> {
-    const UPDATES: usize = 3;
-    let mut batches = source.batches(0, 0)?;
-    let (mut seconds, mut images, mut tokens) = (Vec::new(), 0, 0);
-    // The first warms up.
-    for update in 0..=UPDATES {
-        let group: Vec<Batch> = batches.by_ref().take(config.accumulation).collect::<Result<_>>()?;
-        if group.is_empty() {
-            break;
-        }
-        let clock = std::time::Instant::now();
-        let report = trainer.update(&group)?;
-        if let Some(report) = report.filter(|_| update > 0 || config.iterations == 1) {
-            seconds.push(clock.elapsed().as_secs_f64());
-            (images, tokens) = (images + report.images, tokens + report.tokens);
-        }
-    }
-    let mean = seconds.iter().sum::<f64>() / seconds.len().max(1) as f64;
-    let (count, frozen) = (trainer.captioner().layout().count(), trainer.captioner().frozen_bytes());
-    let frozen: usize = frozen.map(|(_, bytes)| bytes.len()).sum();
-    // Values, gradients and two moments.
-    let state = 16.0 * count as f64 / 1e6;
-    let mut lines = vec![
-        format!("{} samples, {} updates of {} images", source.loader.samples.len(), config.iterations, {
-            config.batch * config.accumulation * source.place[1]
-        }),
-        format!(
-            "{:.2} M trained parameters: {state:.0} MB with gradients and moments; {:.0} MB frozen",
-            count as f64 / 1e6,
-            { frozen as f64 / 1e6 }
-        ),
-        format!(
-            "{:.0} ms an update, over {} of {:.0} tokens, a frozen encoder included: {:.2} hours in all without validations",
-            1e3 * mean,
-            seconds.len(),
-            tokens as f64 / seconds.len().max(1) as f64,
-            mean * config.iterations as f64 / 3600.0
-        ),
-    ];
-    if images == 0 {
-        lines.push("too few samples to time an update after the first".into());
-    }
-    if let Some((_, peak)) = trainer.captioner().backend().memory_stats() {
-        lines.push(format!("{:.0} MB of device memory", peak as f64 / 1e6));
-    }
-    Ok(lines)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Weights are data. This room reads every checkpoint format the field uses, without executing anything in it, converts
 //! them to one directory format (`config.json` and safetensors files) and back, and maps such a directory into memory.
 
+pub mod centres;
 pub mod convert;
 pub mod directory;
 pub mod embedded;
@@ -10,6 +11,7 @@ mod names;
 pub mod pickle;
 pub mod random;
 pub mod safetensors;
+pub mod speech;
 mod staged;
 pub mod store;
 pub mod stored;

@@ -28,6 +28,9 @@ const MAX_READ: usize = 1 << 26;
 /// Bytes of text that count as one element.
 const TEXT_PER_ELEMENT: usize = 64;
 
+/// The class that joblib puts in the place of an array.
+const JOBLIB_ARRAY: (&str, &str) = ("joblib.numpy_pickle", "NumpyArrayWrapper");
+
 /// One value. Containers hold indices, so cycles and sharing cost nothing and dropping does not recurse.
 #[derive(Debug)]
 enum Node {
@@ -279,6 +282,13 @@ impl<'a> View<'a> {
     pub fn state(&self) -> Option<View<'a>> {
         let Node::Object(object) = self.node() else { return None };
         object.state.map(|id| self.view(id))
+    }
+
+    /// Data of an array that joblib stored: the bytes behind the object that stands for it.
+    pub fn array_bytes(&self) -> Option<Bytes> {
+        let Node::Object(object) = self.node() else { return None };
+        let data = self.view(*object.elements.first()?);
+        data.as_bytes().filter(|_| self.class() == Some(JOBLIB_ARRAY))
     }
 
     /// The value of a persistent id.

@@ -14,7 +14,7 @@ use super::stored::{StoredTensor, map_file};
 use crate::tensor::Bytes;
 use crate::{Error, Result, files};
 
-pub use writer::save;
+pub use writer::{IntegerLayout, save, save_integers};
 
 /// Levels of dicts below the object that are looked at.
 const MAX_DEPTH: usize = 2;

@@ -230,6 +230,12 @@ fn a_dry_run_estimates_and_writes_nothing() {
     let words = text(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{words}");
     assert!(words.contains("8 samples, 1000 updates") && words.contains("ms an update"), "{words}");
+    // Features of a frozen encoder are computed once, so no update has it.
+    assert!(!words.contains("features"), "{words}");
+    let data = ["--init", "model.json", "--manifest", "all.jsonl", "--freeze", "vision", "--cache-features"];
+    let output = train(directory.path(), &[&["run", "--batch", "3", "--dry-run"], &data[..]].concat());
+    let words = text(&output.stderr);
+    assert!(output.status.success() && words.contains("for the features of"), "{words}");
     assert_eq!(names_in(directory.path()), before);
 }
 

@@ -127,6 +127,23 @@ fn gelu_is_accurate_everywhere() {
 }
 
 #[test]
+fn tanh_and_its_slope_are_accurate_everywhere() {
+    let xs: Vec<f32> = (-12_000..=12_000).map(|i| i as f32 * 1e-3).chain([-1e30, 1e30]).collect();
+    let (layer, x) = (layer(matrix(1, 1, &[1.0]), &[0.0]), tensor(xs.len(), 1, &xs));
+    let y = values(&Cpu.linear(&x, &layer, Activation::Tanh, None).unwrap());
+    let dy = tensor(xs.len(), 1, &vec![1.0; xs.len()]);
+    let slope = values(&Cpu.linear_backward(&dy, &layer, Some((Activation::Tanh, &x)), None).unwrap());
+    for (x, (y, slope)) in xs.iter().zip(y.iter().zip(&slope)) {
+        let expected = f64::from(*x).tanh();
+        assert!((f64::from(*y) - expected).abs() <= f64::from(tolerance(1, 1.0)), "{x}: {y}");
+        assert!(
+            (f64::from(*slope) - (1.0 - expected * expected)).abs() <= f64::from(tolerance(2, 1.0)),
+            "{x}: {slope}"
+        );
+    }
+}
+
+#[test]
 fn edges_and_misfits() {
     let layer = layer(matrix(3, 2, &[1.0; 6]), &[0.5; 3]);
     let none = Cpu.linear(&tensor(0, 2, &[]), &layer, Activation::Gelu, None).unwrap();

@@ -27,7 +27,7 @@ pub(super) use packed::{Factor, packed};
 /// Depth of a panel: 1024 x 48 f32 are 192 KiB.
 const DEPTH: usize = 1024;
 /// Columns of a task: the widest panel.
-const COLUMNS: usize = 48;
+pub(super) const COLUMNS: usize = 48;
 /// Rows that the epilogue takes together: sums and sides of them are in the L1, and their pages in its translation buffer.
 const FINISHED: usize = 32;
 
@@ -156,6 +156,22 @@ pub(super) unsafe fn large(left: Left<'_>, right: Right<'_, f32>, target: Target
 pub(super) unsafe fn serial<R: Panel>(left: Left<'_>, right: R, target: Target<'_>, scratch: &mut Vec<f32>) {
     assert!(left.fits() && right.fits(left.depth, target.columns));
     right.panel(left, target, 0, target.columns, scratch);
+}
+
+/// Columns `first..first + columns` of the product on the calling thread.
+///
+/// # Safety
+/// As [`parallel`], of these columns.
+pub(super) unsafe fn panel<R: Panel>(
+    left: Left<'_>,
+    right: R,
+    target: Target<'_>,
+    first: usize,
+    columns: usize,
+    scratch: &mut Vec<f32>,
+) {
+    assert!(left.fits() && right.fits(left.depth, target.columns) && first + columns <= target.columns);
+    right.panel(left, target, first, columns, scratch);
 }
 
 /// Part of a right-hand matrix: `depth` rows from `start` on, of `columns` columns from `first` on.

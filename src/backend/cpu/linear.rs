@@ -293,6 +293,11 @@ pub(super) fn finish<S: Simd>(
                 *y /= 1.0 + simd::exp::<S>(-1.702 * *y);
             }
         }
+        (Activation::Tanh, true) => {
+            for y in &mut *y {
+                *y = simd::tanh::<S>(*y);
+            }
+        }
         (Activation::Gelu, false) => {
             for (y, &x) in y.iter_mut().zip(input) {
                 *y *= S::mul_add1(INVERSE_ROOT_2_PI * x, simd::exp::<S>(-0.5 * x * x), normal::<S>(x));
@@ -302,6 +307,12 @@ pub(super) fn finish<S: Simd>(
             for (y, &x) in y.iter_mut().zip(input) {
                 let sigmoid = 1.0 / (1.0 + simd::exp::<S>(-1.702 * x));
                 *y *= S::mul_add1(1.702 * x * sigmoid, 1.0 - sigmoid, sigmoid);
+            }
+        }
+        (Activation::Tanh, false) => {
+            for (y, &x) in y.iter_mut().zip(input) {
+                let tanh = simd::tanh::<S>(x);
+                *y *= S::mul_add1(-tanh, tanh, 1.0);
             }
         }
     }

@@ -65,11 +65,12 @@ fn share(dtype: DType, columns: usize, k: usize) -> Share {
 }
 
 /// ACTIVATION_* of kernels/linear/activation.cuh.
-fn code(activation: Activation) -> i32 {
+pub(super) fn code(activation: Activation) -> i32 {
     match activation {
         Activation::None => 0,
         Activation::Gelu => 1,
         Activation::QuickGelu => 2,
+        Activation::Tanh => 3,
     }
 }
 

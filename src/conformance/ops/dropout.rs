@@ -17,7 +17,7 @@ const SHAPES: &[(usize, usize, f32, Size)] = &[
     (2, 2048, 0.1, Size::Ragged),
     (5, 1027, 0.75, Size::Ragged),
     (8 * 407, 768, 0.1, Size::Real),
-    (64 * 407, 768, 0.1, Size::Real),
+    (16 * 407, 768, 0.1, Size::Real),
 ];
 
 /// Against the CPU form. Without a residual every bit is the same, zeros above all.

@@ -79,13 +79,15 @@ const STEPS: &[(usize, usize, Size)] = &[
 const STEP_ROWS: [usize; 10] = [1, 2, 3, 7, 8, 9, 16, 33, 64, 65];
 
 /// All epilogues.
-const EPILOGUES: [(Activation, bool); 6] = [
+const EPILOGUES: [(Activation, bool); 8] = [
     (Activation::None, false),
     (Activation::None, true),
     (Activation::Gelu, false),
     (Activation::Gelu, true),
     (Activation::QuickGelu, false),
     (Activation::QuickGelu, true),
+    (Activation::Tanh, false),
+    (Activation::Tanh, true),
 ];
 
 /// Rows of decode steps that are timed.

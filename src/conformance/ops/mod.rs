@@ -12,7 +12,10 @@ mod cross_entropy;
 mod decode_greedy;
 mod dropout;
 mod embed;
+mod frame_conv;
+mod gelu;
 mod gradient_norm;
+mod instance_norm;
 mod layer_norm;
 mod linear;
 mod patch_embed;
@@ -29,7 +32,7 @@ use crate::{Error, Result};
 pub type OpCheck<B> = fn(&mut Harness<'_, B>) -> Result<()>;
 
 /// Every operation and its cases.
-pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 19] {
+pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 22] {
     [
         ("adamw", adamw::check),
         ("argmax", argmax::check),
@@ -43,7 +46,10 @@ pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 19] {
         ("decode_greedy", decode_greedy::check),
         ("dropout", dropout::check),
         ("embed", embed::check),
+        ("frame_conv", frame_conv::check),
+        ("gelu", gelu::check),
         ("gradient_norm", gradient_norm::check),
+        ("instance_norm", instance_norm::check),
         ("layer_norm", layer_norm::check),
         ("linear", linear::check),
         ("linear_decode", linear::check_decode),
@@ -54,7 +60,7 @@ pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 19] {
 }
 
 /// Names of all operations.
-pub fn operations() -> [&'static str; 19] {
+pub fn operations() -> [&'static str; 22] {
     table::<Cpu>().map(|(op, _)| op)
 }
 

@@ -10,6 +10,7 @@ mod initial;
 mod model;
 mod processor;
 mod select;
+mod speech;
 mod vocoder;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ use crate::{Error, Result};
 use captioner::CaptionerPlan;
 pub use initial::{InitialCaptioner, initial_captioner, random_captioner};
 pub use processor::image_config;
+pub use speech::{SpeechReport, convert_speech, is_speech};
 pub use vocoder::vocoder_config;
 
 /// Sources and target of a conversion.
@@ -164,35 +166,56 @@ fn vocabulary_of(units: usize) -> usize {
     units.saturating_add(3)
 }
 
-/// Streams the planned tensors of each file into a staged directory, counts them and gives the directory its name.
+/// Writes the planned tensors of each file to a model directory, and counts them.
 fn write(
     options: &ConvertOptions,
     report: &mut ConvertReport,
     files: Vec<(&str, &Path, Vec<Planned>)>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<()> {
+    let staged = StagedDirectory::create(&options.output, options.force)?;
+    let counts = stream(options, staged.path(), files, progress)?;
+    (report.tensors, report.parameters, report.bytes) = (counts.tensors, counts.parameters, counts.bytes);
+    staged.commit(&report.config)
+}
+
+/// Numbers of a conversion: tensors, their elements and their bytes.
+#[derive(Default)]
+struct Counts {
+    tensors: usize,
+    parameters: u64,
+    bytes: u64,
+}
+
+/// Streams the planned tensors of each file, by its name and its source, into `folder`.
+fn stream(
+    options: &ConvertOptions,
+    folder: &Path,
+    files: Vec<(&str, &Path, Vec<Planned>)>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Counts> {
     let planned = files.iter().flat_map(|(_, _, tensors)| tensors);
     let sizes = planned.flat_map(|planned| planned.entries(options)).map(|entry| entry.size().unwrap_or(0) as u64);
     let total = sizes.sum();
-    let staged = StagedDirectory::create(&options.output, options.force)?;
+    let mut counts = Counts::default();
     progress(0, total);
     for (name, source, mut tensors) in files {
         tensors.sort_by_key(|planned| std::cmp::Reverse(planned.dtype(options).size()));
         let entries = tensors.iter().flat_map(|planned| planned.entries(options)).collect();
-        let mut writer = Writer::create(&staged.path().join(name), entries)?;
+        let mut writer = Writer::create(&folder.join(name), entries)?;
         for planned in tensors {
             let tensor = planned.load(source)?;
-            report.tensors += 1;
-            report.parameters += tensor.len() as u64;
+            counts.tensors += 1;
+            counts.parameters += tensor.len() as u64;
             for (entry, tensor) in planned.entries(options).iter().zip(planned.stored(options, &tensor, source)?) {
                 writer.write(&entry.name, &tensor)?;
-                report.bytes += tensor.bytes().len() as u64;
+                counts.bytes += tensor.bytes().len() as u64;
             }
-            progress(report.bytes, total);
+            progress(counts.bytes, total);
         }
         writer.finish()?;
     }
-    staged.commit(&report.config)
+    Ok(counts)
 }
 
 /// One tensor to be written, and what it is made of.
@@ -208,6 +231,9 @@ enum Parts {
     Joined(Vec<(String, StoredTensor)>),
     /// A direction scaled to given lengths.
     WeightNorm(Box<WeightNorm>),
+    /// A convolution (N, C, taps) as the windows of frames see it, (N, taps * C); with a length for each tap, to which the
+    /// weights of that tap are scaled together.
+    Taps { length: Option<(String, StoredTensor)>, weight: (String, StoredTensor) },
 }
 
 /// `direction`, of the result's shape, with each slice of the first dimension scaled to the length `length` gives.
@@ -271,6 +297,15 @@ impl Planned {
                     .ok_or_else(|| Error::weights(source, direction.0.as_str(), "has a slice without any length"))?;
                 HostTensor::from_f32(&self.shape, values)
             }
+            Parts::Taps { length, weight } => {
+                let lengths = length.as_ref().map(|length| load_finite(source, length)).transpose()?;
+                let taps = weight.1.shape().last().copied().unwrap_or(0);
+                let inputs = weight.1.shape().get(1).copied().unwrap_or(0);
+                let scales = lengths.map(|lengths| lengths.to_f32().into_owned());
+                let values = by_taps(&load_finite(source, weight)?.to_f32(), [inputs, taps], scales.as_deref())
+                    .ok_or_else(|| Error::weights(source, weight.0.as_str(), "has a tap without any length"))?;
+                HostTensor::from_f32(&self.shape, values)
+            }
         };
         tensor.ok_or_else(|| Error::weights(source, self.name.as_str(), "its parts do not make up its shape"))
     }
@@ -298,6 +333,26 @@ fn fold_weight_norm(lengths: &[f32], directions: &[f32]) -> Option<Vec<f32>> {
         let norm = direction.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
         let scale = f64::from(length) / norm;
         values.extend(direction.iter().map(|&v| (f64::from(v) * scale) as f32));
+    }
+    values.iter().all(|value| value.is_finite()).then_some(values)
+}
+
+/// Weights (N, C, taps) as (N, taps, C), each tap scaled to its length over all N and C if there are lengths. `None` where the
+/// result is not finite. Norms are accumulated in f64.
+fn by_taps(weight: &[f32], [inputs, taps]: [usize; 2], lengths: Option<&[f32]>) -> Option<Vec<f32>> {
+    let mut scales = vec![1.0f64; taps];
+    if let Some(lengths) = lengths {
+        let mut squares = vec![0.0f64; taps];
+        for line in weight.chunks_exact(taps.max(1)) {
+            squares.iter_mut().zip(line).for_each(|(square, &v)| *square += f64::from(v) * f64::from(v));
+        }
+        scales = lengths.iter().zip(squares).map(|(&length, square)| f64::from(length) / square.sqrt()).collect();
+    }
+    let mut values = Vec::with_capacity(weight.len());
+    for output in weight.chunks_exact((inputs * taps).max(1)) {
+        for (tap, scale) in scales.iter().enumerate() {
+            values.extend(output.iter().skip(tap).step_by(taps).map(|&v| (f64::from(v) * scale) as f32));
+        }
     }
     values.iter().all(|value| value.is_finite()).then_some(values)
 }

@@ -83,6 +83,23 @@ impl Family {
         self.rename(path, &prefix, tensors, &names)
     }
 
+    /// Whether an opened file holds such a model, once or several times.
+    pub fn is_in(&self, opened: Opened) -> bool {
+        let names = match opened {
+            Opened::Tensors(tensors) => tensors.into_iter().map(|(name, _)| name).collect(),
+            Opened::Checkpoint(checkpoint) => {
+                let dicts = checkpoint.dicts().unwrap_or_default();
+                dicts.iter().flat_map(|dict| dict.names()).map(String::from).collect::<Vec<_>>()
+            }
+        };
+        self.is_among(&names)
+    }
+
+    /// Whether names of such a model are among these.
+    pub fn is_among(&self, names: &[String]) -> bool {
+        !self.prefixes(&names.iter().map(String::as_str).collect::<Vec<_>>()).is_empty()
+    }
+
     /// The model among `tensors`.
     pub fn select_tensors(&self, path: &Path, tensors: StateDict) -> Result<Selected> {
         let names: Vec<String> = tensors.iter().map(|(name, _)| name.clone()).collect();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
 
-use super::{FALSE, Id, NONE, Node, Object, Pickle, TRUE};
+use super::{FALSE, Id, JOBLIB_ARRAY, NONE, Node, Object, Pickle, TRUE, View};
 use crate::tensor::Bytes;
 
 /// Most nodes of one pickle; a checkpoint of a thousand tensors has about twenty thousand.
@@ -324,7 +324,7 @@ impl<'a> Machine<'a> {
                     Node::Object(object) => object.state = Some(state),
                     _ => return Err("gives a state to something that is no object".into()),
                 }
-                Ok(())
+                self.joblib_array(target as Id)
             }
             b'Q' => {
                 let id = self.pop()?;
@@ -341,5 +341,34 @@ impl<'a> Machine<'a> {
                 self.push(Node::Object(Box::new(object)))
             }
         }
+    }
+
+    /// Takes the bytes that joblib puts behind an object that stands for an array; of any other object there are none.
+    fn joblib_array(&mut self, id: Id) -> Result<(), String> {
+        let array = View { pickle: &self.pickle, id };
+        if array.class() != Some(JOBLIB_ARRAY) {
+            return Ok(());
+        }
+        let state = array.state().ok_or("an array without a state")?;
+        let sizes = state.get("shape").and_then(|shape| shape.as_tuple()).ok_or("an array without a shape")?;
+        let dtype = state.get("dtype").and_then(|dtype| dtype.as_call()).ok_or("an array without a type")?.1;
+        let name = dtype.first().and_then(View::as_str).ok_or("an array without a type")?;
+        let size: Option<usize> = name.get(1..).and_then(|size| size.parse().ok()).filter(|_| !name.starts_with('O'));
+        let size = size.ok_or_else(|| format!("an array of {name:?}, which is not read"))?;
+        let bytes = sizes.iter().try_fold(size, |bytes, size| bytes.checked_mul(size.as_usize()?));
+        let bytes = bytes.ok_or("an array whose shape holds something else than sizes")?;
+        // Newer releases fill up to an aligned address, and say first how far.
+        if state.get("numpy_array_alignment_bytes").is_some_and(|alignment| !alignment.is_none()) {
+            let filling = usize::from(self.byte()?);
+            self.take(filling)?;
+        }
+        let range = self.take(bytes)?;
+        self.push(Node::Bytes(range))?;
+        let data = self.pop()?;
+        match &mut self.pickle.nodes[id as usize] {
+            Node::Object(object) => object.elements.push(data),
+            _ => return Err("an array that is no object".into()),
+        }
+        Ok(())
     }
 }

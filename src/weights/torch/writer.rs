@@ -42,6 +42,62 @@ pub fn save(
     archive.finish()
 }
 
+/// Layout of a list of integers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IntegerLayout {
+    /// A one-dimensional NumPy array of int64.
+    Array,
+    /// A one-dimensional tensor of int64.
+    Tensor,
+}
+
+/// Writes whole numbers as `torch.save` writes an array or a tensor of them.
+///
+/// # Errors
+/// If `out` fails.
+pub fn save_integers(out: impl Write, values: &[i64], layout: IntegerLayout) -> io::Result<()> {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let mut pickle = b"\x80\x02".to_vec();
+    match layout {
+        IntegerLayout::Array => {
+            pickle.extend(b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85c_codecs\nencode\n");
+            text(&mut pickle, "b");
+            text(&mut pickle, "latin1");
+            pickle.extend(b"\x86R\x87R(K\x01");
+            integer(&mut pickle, values.len());
+            pickle.extend(b"\x85cnumpy\ndtype\n");
+            text(&mut pickle, "i8");
+            // The type: not aligned, copied; version 3, little-endian, no fields.
+            pickle.extend(b"\x89\x88\x87R(K\x03");
+            text(&mut pickle, "<");
+            pickle.extend(b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89c_codecs\nencode\n");
+            // Bytes as text of as many characters.
+            text(&mut pickle, &bytes.iter().map(|&byte| char::from(byte)).collect::<String>());
+            text(&mut pickle, "latin1");
+            pickle.extend(b"\x86Rtb.");
+        }
+        IntegerLayout::Tensor => {
+            pickle.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
+            text(&mut pickle, "storage");
+            pickle.extend(b"ctorch\nLongStorage\n");
+            text(&mut pickle, "0");
+            text(&mut pickle, "cpu");
+            integer(&mut pickle, values.len());
+            pickle.extend(b"tQK\0");
+            integer(&mut pickle, values.len());
+            pickle.extend(b"\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtR.");
+        }
+    }
+    let mut archive = Archive { out, at: 0, directory: Vec::new(), entries: 0 };
+    archive.add("data.pkl", &pickle)?;
+    archive.add("byteorder", b"little")?;
+    if layout == IntegerLayout::Tensor {
+        archive.add("data/0", &bytes)?;
+    }
+    archive.add("version", b"3\n")?;
+    archive.finish()
+}
+
 /// The pickle (protocol 2) of the object, and the tensors whose bytes are its storages.
 fn pickle<'a>(key: &str, tensors: &'a [(String, HostTensor)]) -> io::Result<(Vec<u8>, Vec<&'a HostTensor>)> {
     let mut storages = Vec::new();

@@ -1,0 +1,97 @@
+// instance_norm: normalise each channel over time, then scale and shift: a group norm with a group for each channel.
+// Math:      y = (x - mean) rstd weight + bias, mean and rstd = rsqrt(var + eps) of a column of x, with the biased variance
+// Source:    Ulyanov, Vedaldi and Lempitsky, "Instance Normalization" (2016), equation 4; as the first norm of Hsu et al.,
+//            "HuBERT" (2021)
+// Tensors:   x, y (T, C) row-major, one type; weight, bias (C) f32
+// Numerics:  f32. A share of frames sums its differences from its first frame, and the squares of these; shares are combined
+//            in order (Chan, Golub and LeVeque 1983), so results depend neither on the device nor on the grid
+// Requires:  nothing
+// Tiling:    a thread owns a channel of a share of frames, so a warp reads neighbours; the shares depend on T only
+// Roofline:  x is read twice, y written: 3 T C elements, memory-bound
+// Measured:  not yet measured
+#include "prelude.cuh"
+
+namespace {
+
+constexpr int CHANNELS = 256;  // threads of a block, a channel each
+
+}  // namespace
+
+struct InstanceNormParams {
+    const void* x;
+    void* y;
+    const float* weight;
+    const float* bias;
+    float* moments;  // (shares, 2, C): means, and sums of squared differences from them
+    float* applied;  // (2, C): means, and weight times rstd
+    int frames;
+    int channels;
+    int share;       // frames of a share
+    int shares;
+    float eps;
+    int unused;
+};
+SIZE_OF(InstanceNormParams, 72);
+
+namespace {
+
+template <typename T> DEVICE void moments(const InstanceNormParams& p) {
+    const int c = blockIdx.x * CHANNELS + threadIdx.x, first = blockIdx.y * p.share;
+    if (c >= p.channels) return;
+    const int count = min(p.share, p.frames - first);
+    const T* x = static_cast<const T*>(p.x) + int64_t(first) * p.channels + c;
+    const float origin = to_float(x[0]);
+    float sum = 0.0f, squares = 0.0f;
+#pragma unroll 8
+    for (int i = 0; i < count; i++) {
+        const float v = to_float(x[int64_t(i) * p.channels]) - origin;
+        sum += v;
+        squares = fmaf(v, v, squares);
+    }
+    float* out = p.moments + int64_t(blockIdx.y) * 2 * p.channels + c;
+    out[0] = origin + sum / count;
+    out[p.channels] = fmaxf(squares - sum * (sum / count), 0.0f);
+}
+
+template <typename T> DEVICE void apply(const InstanceNormParams& p) {
+    const int c = blockIdx.x * CHANNELS + threadIdx.x, first = blockIdx.y * p.share;
+    if (c >= p.channels) return;
+    const float mean = p.applied[c], scale = p.applied[p.channels + c], bias = p.bias[c];
+    const int count = min(p.share, p.frames - first);
+    const int64_t at = int64_t(first) * p.channels + c;
+    const T* x = static_cast<const T*>(p.x) + at;
+    T* y = static_cast<T*>(p.y) + at;
+#pragma unroll 8
+    for (int i = 0; i < count; i++) {
+        const int64_t frame = int64_t(i) * p.channels;
+        y[frame] = from_float<T>(fmaf(to_float(x[frame]) - mean, scale, bias));
+    }
+}
+
+}  // namespace
+
+// Grid: ceil(C / 256) blocks times the shares; a thread owns a channel of a share.
+KERNEL(instance_norm_forward_moments_bf16, InstanceNormParams, 256, 4) { moments<bf16>(params); }
+KERNEL(instance_norm_forward_moments_f32, InstanceNormParams, 256, 4) { moments<float>(params); }
+
+// Grid: ceil(C / 256) blocks; a thread combines the shares of a channel.
+KERNEL(instance_norm_forward_combine_f32, InstanceNormParams, 256, 1) {
+    const int c = blockIdx.x * CHANNELS + threadIdx.x;
+    if (c >= params.channels) return;
+    float count = 0.0f, mean = 0.0f, squares = 0.0f;
+#pragma unroll 4
+    for (int i = 0; i < params.shares; i++) {
+        const float* share = params.moments + int64_t(i) * 2 * params.channels + c;
+        const float added = min(params.share, params.frames - i * params.share), total = count + added;
+        const float difference = share[0] - mean, part = added / total;
+        mean = fmaf(difference, part, mean);
+        squares += share[params.channels] + difference * difference * count * part;
+        count = total;
+    }
+    params.applied[c] = mean;
+    params.applied[params.channels + c] = params.weight[c] * rsqrtf(squares / count + params.eps);
+}
+
+// Grid: as that of the moments.
+KERNEL(instance_norm_forward_apply_bf16, InstanceNormParams, 256, 4) { apply<bf16>(params); }
+KERNEL(instance_norm_forward_apply_f32, InstanceNormParams, 256, 4) { apply<float>(params); }

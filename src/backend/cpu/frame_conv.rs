@@ -1,0 +1,107 @@
+//! frame_conv: y = act(conv(x) + bias) + residual over frames x (T, C), one a row, with stride, zero padding and groups.
+//!
+//! Without padding and groups the left-hand matrix is x itself: row m begins `stride` frames after the row before, and the
+//! next row's values follow in place. Otherwise each group's channels are copied, with their padding, to such a sequence of
+//! their own. Operations: 2 * windows * N * K.
+
+use rayon::prelude::*;
+
+use super::buffer::Buffer;
+use super::disjoint::Disjoint;
+use super::gemm::{self, Left, Panel, Right, Target};
+use super::linear::Element;
+use super::{Activation, Cpu, Elements, Tensor};
+use crate::backend::frame_conv::{self, FrameConvShape, FrameConvSizes};
+use crate::backend::{FrameConv, LinearWeights};
+use crate::{Error, Result, trace};
+
+/// Windows of a task: so many that packing their weights costs little, and so few that a layer has tasks for all threads.
+const BLOCK: usize = 1024;
+
+impl FrameConv for Cpu {
+    fn frame_conv(
+        &self,
+        x: &Tensor,
+        layer: &LinearWeights<Cpu>,
+        shape: FrameConvShape,
+        activation: Activation,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let _span = trace::span("frame_conv");
+        let sizes = frame_conv::check(self, x, layer, shape, residual)?;
+        let mut y = Buffer::any(sizes.rows * sizes.outputs);
+        if !y.is_empty() {
+            let out = Out { y: Disjoint::new(&mut y), residual: residual.map_or(&[], |r| &r.data), activation };
+            match layer.weight.elements()? {
+                Elements::F32(weight) => convolve(x, weight, &layer.bias.data, shape, sizes, out),
+                Elements::Bf16(weight) => convolve(x, weight, &layer.bias.data, shape, sizes, out),
+                Elements::Int8(_) => return Err(Error::shape("frame_conv", "weights must be f32 or bf16")),
+            }
+        }
+        layer.weight.release_after_first_use();
+        Ok(Tensor::new(sizes.rows, sizes.outputs, y))
+    }
+}
+
+/// The result (windows, N), and what is done to its sums.
+#[derive(Clone, Copy)]
+struct Out<'a> {
+    y: Disjoint,
+    residual: &'a [f32],
+    activation: Activation,
+}
+
+impl<'a> Out<'a> {
+    /// Columns of one group, from `first` on, of the rows that begin at element `start`.
+    fn part(&self, start: usize, first: usize, columns: usize, outputs: usize, bias: &'a [f32]) -> Target<'a> {
+        let at = start + first;
+        let plain = Target::plain(self.y.offset(at), outputs, columns);
+        let residual = if self.residual.is_empty() { self.residual } else { &self.residual[at..] };
+        Target { bias: &bias[first..first + columns], residual, activation: self.activation, ..plain }
+    }
+}
+
+fn convolve<'a, E: Element + Sync>(
+    x: &'a Tensor,
+    weight: &'a [E],
+    bias: &'a [f32],
+    shape: FrameConvShape,
+    FrameConvSizes { rows, outputs, depth }: FrameConvSizes,
+    out: Out<'a>,
+) where
+    Right<'a, E>: Panel,
+{
+    let FrameConvShape { stride, padding, groups, .. } = shape;
+    let (channels, columns) = (x.columns / groups, outputs / groups);
+    if groups == 1 && padding == [0, 0] {
+        let row_stride = stride * channels;
+        let right = Right { values: weight, depth_stride: 1, column_stride: depth };
+        let panels = outputs.div_ceil(gemm::COLUMNS);
+        (0..rows.div_ceil(BLOCK) * panels).into_par_iter().for_each_init(Vec::new, |scratch, task| {
+            let (row, column) = (task / panels * BLOCK, task % panels * gemm::COLUMNS);
+            let left = Left { values: &x.data[row * row_stride..], row_stride, rows: BLOCK.min(rows - row), depth };
+            let target = out.part(row * outputs, 0, outputs, outputs, bias);
+            // SAFETY: the result has `rows` rows of `outputs` elements and is borrowed for the whole call; each task writes
+            // its own block.
+            unsafe { gemm::panel(left, right, target, column, gemm::COLUMNS.min(outputs - column), scratch) };
+        });
+        return;
+    }
+    (0..groups).into_par_iter().for_each_init(
+        || (Vec::new(), Vec::new()),
+        |(frames, scratch), group| {
+            frames.clear();
+            frames.resize(padding[0] * channels, 0.0);
+            for frame in x.data.chunks_exact(x.columns) {
+                frames.extend_from_slice(&frame[group * channels..][..channels]);
+            }
+            frames.resize(frames.len() + padding[1] * channels, 0.0);
+            let left = Left { values: frames, row_stride: stride * channels, rows, depth };
+            let weight = &weight[group * columns * depth..][..columns * depth];
+            let right = Right { values: weight, depth_stride: 1, column_stride: depth };
+            let target = out.part(0, group * columns, columns, outputs, bias);
+            // SAFETY: as above; each task writes the columns of its own group.
+            unsafe { gemm::serial(left, right, target, scratch) };
+        },
+    );
+}

@@ -1,0 +1,48 @@
+//! `im2sp transcribe`: recordings to text.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use im2sp::{Recognizer, Result};
+use serde_json::json;
+
+use super::print::{print_json, print_line, shown};
+use super::recordings::{self, SpeechArgs};
+
+/// Turn recordings into text
+///
+/// A recogniser (wav2vec 2.0 with CTC) is decoded greedily. WAV and FLAC are read at any rate. Of a folder, a line for each
+/// recording: its path, a tab and its text.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  im2sp transcribe speech.wav --weights models/wav2vec2
+  im2sp transcribe wavs/ --weights models/wav2vec2 --json > texts.jsonl")]
+pub struct Transcribe {
+    /// A recording, or a folder, which is searched with all folders inside it
+    #[arg(value_name = "AUDIO|DIR")]
+    audio: PathBuf,
+    /// Print one JSON object a line per recording
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: SpeechArgs,
+}
+
+impl Transcribe {
+    /// Reads, recognises and prints. A recording that cannot be read is reported and does not stop the others.
+    pub fn run(self) -> Result<ExitCode> {
+        let all = recordings::of(&self.audio)?;
+        let recognizer = Recognizer::load(&self.model.weights, self.model.options())?;
+        recordings::each("transcribe", &all, &mut |recording, sound| {
+            let text = recognizer.text(&sound.samples)?;
+            let path = &recording.path;
+            if self.json {
+                let audio = path.to_string_lossy();
+                return print_json(&json!({ "audio": audio, "text": text, "duration": sound.seconds }));
+            }
+            if self.audio.is_dir() { print_line(format_args!("{}\t{text}", shown(path))) } else { print_line(text) }
+        })
+    }
+}

@@ -1,0 +1,89 @@
+//! Cases of frame_conv.
+
+use super::host;
+use crate::Result;
+use crate::backend::cpu::Cpu;
+use crate::backend::frame_conv::{self, FrameConvShape};
+use crate::backend::prelude::*;
+use crate::backend::{Activation, LinearWeights};
+use crate::conformance::{Case, Expected, Harness, Output, Prepared, Size, TestBackend, stored};
+use crate::tensor::HostTensor;
+
+/// Frames, channels in, channels out.
+type Sizes = [usize; 3];
+
+const fn grouped(taps: usize, stride: usize, padding: [usize; 2], groups: usize) -> FrameConvShape {
+    FrameConvShape { taps, stride, padding, groups }
+}
+
+const SHAPES: &[(Sizes, FrameConvShape, Size)] = &[
+    ([1, 1, 1], grouped(1, 1, [0, 0], 1), Size::Small),
+    ([3, 8, 8], grouped(4, 1, [0, 0], 1), Size::Small),
+    ([12, 1, 8], grouped(10, 5, [0, 0], 1), Size::Small),
+    ([9, 3, 5], grouped(3, 2, [0, 0], 1), Size::Small),
+    ([6, 16, 16], grouped(4, 1, [2, 1], 2), Size::Small),
+    ([5, 6, 9], grouped(8, 1, [4, 3], 3), Size::Small),
+    ([700, 1, 64], grouped(10, 5, [0, 0], 1), Size::Ragged),
+    ([131, 40, 72], grouped(3, 2, [0, 0], 1), Size::Ragged),
+    ([66, 64, 136], grouped(2, 2, [0, 0], 1), Size::Ragged),
+    ([77, 96, 96], grouped(16, 1, [8, 7], 4), Size::Ragged),
+    ([65, 20, 33], grouped(5, 3, [1, 4], 1), Size::Ragged),
+    ([160_000, 1, 512], grouped(10, 5, [0, 0], 1), Size::Real),
+    ([31_999, 512, 512], grouped(3, 2, [0, 0], 1), Size::Real),
+    ([1_999, 512, 512], grouped(2, 2, [0, 0], 1), Size::Real),
+    ([499, 768, 768], grouped(128, 1, [64, 63], 16), Size::Real),
+    ([499, 1024, 1024], grouped(128, 1, [64, 63], 16), Size::Real),
+];
+
+/// Activations and whether there is a residual.
+const AROUND: [(Activation, bool); 4] =
+    [(Activation::Gelu, true), (Activation::None, false), (Activation::Gelu, false), (Activation::None, true)];
+
+fn layer<B: Backend>(backend: &B, weight: &HostTensor, bias: &[f32]) -> Result<LinearWeights<B>> {
+    Ok(LinearWeights { weight: backend.matrix(weight.clone())?, bias: backend.upload([1, bias.len()], bias)? })
+}
+
+/// Against the CPU form.
+pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
+    for &(sizes, shape, size) in SHAPES {
+        let count = if size == Size::Real { 1 } else { AROUND.len() };
+        AROUND.into_iter().take(count).try_for_each(|around| compare(harness, sizes, shape, size, around))?;
+    }
+    Ok(())
+}
+
+fn compare<B: TestBackend>(
+    harness: &mut Harness<'_, B>,
+    [frames, inputs, outputs]: Sizes,
+    shape: FrameConvShape,
+    size: Size,
+    (activation, residual): (Activation, bool),
+) -> Result<()> {
+    let (backend, dtype) = (harness.backend, harness.backend.dtype());
+    let FrameConvShape { taps, stride, padding, groups } = shape;
+    let cost = frame_conv::cost(shape, [frames, inputs, outputs], usize::from(residual), [dtype.size(); 2]);
+    let around = if residual { ", residual" } else { "" };
+    let name = format!(
+        "{inputs}x{outputs}x{taps} over {frames}, stride {stride}, padding {padding:?}, groups {groups} \
+         {activation:?}{around}"
+    );
+    harness.case(Case { name, dtype, size, cost }, |drawn| {
+        let (rows, depth) = (shape.windows(frames), taps * inputs / groups);
+        let x = stored(dtype, drawn.values(frames * inputs));
+        let added = stored(dtype, drawn.values(rows * outputs));
+        let weight = host(&[outputs, depth], stored(dtype, drawn.values(outputs * depth)))?;
+        let bias = drawn.values(outputs);
+        let on_device = layer(backend, &weight, &bias)?;
+        let tensors = [backend.sequence([frames, inputs], &x)?, backend.sequence([rows, outputs], &added)?];
+        let run = move || {
+            let [x, added] = &tensors;
+            Ok(Output::Tensor(backend.frame_conv(x, &on_device, shape, activation, residual.then_some(added))?))
+        };
+        Prepared::new(run, move || {
+            let added = Cpu.upload([rows, outputs], &added)?;
+            let x = Cpu.upload([frames, inputs], &x)?;
+            let y = Cpu.frame_conv(&x, &layer(&Cpu, &weight, &bias)?, shape, activation, residual.then_some(&added))?;
+            Ok(Expected::close(Cpu.download(&y)?, depth, dtype))
+        })
+    })
+}

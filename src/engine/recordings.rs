@@ -1,0 +1,193 @@
+//! Speech models on a device, for recordings: units by a speech encoder and centres, text by a recogniser. A long recording is
+//! taken in chunks, each by itself, as fairseq does it.
+
+use std::path::Path;
+
+use super::LoadOptions;
+use super::load::{OnBackend, with_backend};
+use crate::backend::Backend;
+use crate::config::{SpeechConfig, SpeechKind};
+use crate::model::codebook::{Codebook, Metric};
+use crate::model::ctc::Ctc;
+use crate::model::loader::Loader;
+use crate::model::speech_encoder::SpeechEncoder;
+use crate::tensor::{DType, HostTensor};
+use crate::weights::speech::SpeechFiles;
+use crate::{Error, Result};
+
+/// Samples of a chunk: 100 seconds.
+pub const CHUNK: usize = 1_600_000;
+
+/// A loaded model by its one function.
+type Function<T> = Box<dyn Fn(&[f32]) -> Result<T> + Send + Sync>;
+
+/// A speech encoder up to one layer, on a device.
+pub struct FeatureExtractor {
+    config: SpeechConfig,
+    features: Function<Vec<f32>>,
+}
+
+/// A speech encoder up to one layer, and the centres that its features become units by, on a device.
+pub struct UnitExtractor {
+    config: SpeechConfig,
+    units: Function<Vec<u32>>,
+}
+
+/// A recogniser on a device.
+pub struct Recognizer {
+    config: SpeechConfig,
+    text: Function<String>,
+}
+
+impl FeatureExtractor {
+    /// Loads the speech encoder in `dir` up to `layer`, from 1.
+    ///
+    /// # Errors
+    /// If it cannot be read, is none, or has fewer layers.
+    pub fn load(dir: &Path, layer: usize, options: LoadOptions) -> Result<FeatureExtractor> {
+        let (files, config) = open_encoder(dir, layer, options)?;
+        Ok(FeatureExtractor { config, features: with_backend(options, Features { files, layer })? })
+    }
+
+    /// Channels of the features.
+    pub fn width(&self) -> usize {
+        self.config.width
+    }
+
+    /// Features (T, C) of a recording of 16,000 samples a second.
+    pub fn features(&self, samples: &[f32]) -> Result<Vec<f32>> {
+        by_chunks(&self.config, samples, &self.features)
+    }
+}
+
+impl UnitExtractor {
+    /// Loads the speech encoder in `dir` up to `layer`, from 1; features become the number of the nearest of `centres` (K, C).
+    ///
+    /// # Errors
+    /// If it cannot be read, is none, has fewer layers, or the centres are as wide as others.
+    pub fn load(dir: &Path, layer: usize, centres: HostTensor, options: LoadOptions) -> Result<UnitExtractor> {
+        let (files, config) = open_encoder(dir, layer, options)?;
+        if centres.shape().get(1) != Some(&config.width) {
+            let problem = format!("are {:?}, but features have {} values", centres.shape(), config.width);
+            return Err(Error::weights(dir, "centres", problem));
+        }
+        let units = with_backend(options, Units { features: Features { files, layer }, centres })?;
+        Ok(UnitExtractor { config, units })
+    }
+
+    /// Units of a recording of 16,000 samples a second, one for each frame of 20 ms.
+    pub fn units(&self, samples: &[f32]) -> Result<Vec<u32>> {
+        by_chunks(&self.config, samples, &self.units)
+    }
+}
+
+impl Recognizer {
+    /// Loads the recogniser in `dir`.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is none.
+    pub fn load(dir: &Path, options: LoadOptions) -> Result<Recognizer> {
+        let files = SpeechFiles::open(dir, !options.no_mmap)?;
+        let config = files.config.clone();
+        if config.kind != SpeechKind::Ctc {
+            let problem = "is a speech encoder, which makes no text: give a recogniser (CTC)";
+            return Err(Error::weights(dir, "kind", problem));
+        }
+        Ok(Recognizer { config, text: with_backend(options, Texts { files })? })
+    }
+
+    /// Text of a recording of 16,000 samples a second, its chunks joined by spaces.
+    pub fn text(&self, samples: &[f32]) -> Result<String> {
+        check_length(&self.config, samples)?;
+        let texts = samples.chunks(CHUNK).map(&self.text).collect::<Result<Vec<_>>>()?;
+        Ok(texts.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" "))
+    }
+}
+
+/// Opens the encoder in `dir`, which has to have the layer.
+fn open_encoder(dir: &Path, layer: usize, options: LoadOptions) -> Result<(SpeechFiles, SpeechConfig)> {
+    let files = SpeechFiles::open(dir, !options.no_mmap)?;
+    let config = files.config.clone();
+    if layer == 0 || layer > config.layers {
+        let problem = format!("is {layer}, but the model has layers 1 to {}", config.layers);
+        return Err(Error::Option { option: "layer", problem });
+    }
+    Ok((files, config))
+}
+
+/// An error for a recording that is shorter than a window.
+fn check_length(config: &SpeechConfig, samples: &[f32]) -> Result<()> {
+    if config.frames(samples.len()) > 0 {
+        return Ok(());
+    }
+    let problem = format!("{} samples are too few: the model needs {}", samples.len(), config.window());
+    Err(Error::Shape { op: "speech", problem })
+}
+
+/// The results of all chunks. A last one that is shorter than a window has none.
+fn by_chunks<T>(config: &SpeechConfig, samples: &[f32], model: &Function<Vec<T>>) -> Result<Vec<T>> {
+    check_length(config, samples)?;
+    let mut all = Vec::new();
+    for chunk in samples.chunks(CHUNK).filter(|chunk| config.frames(chunk.len()) > 0) {
+        all.extend(model(chunk)?);
+    }
+    Ok(all)
+}
+
+/// Loads an encoder for its features.
+struct Features {
+    files: SpeechFiles,
+    layer: usize,
+}
+
+impl Features {
+    fn encoder<B: Backend>(&mut self, backend: &B, dtype: Option<DType>) -> Result<SpeechEncoder<B>> {
+        let SpeechFiles { config, tensors } = &mut self.files;
+        SpeechEncoder::load(&mut Loader { backend, store: tensors, dtype }, config, self.layer)
+    }
+}
+
+impl OnBackend for Features {
+    type Made = Function<Vec<f32>>;
+
+    fn make<B: Backend>(mut self, backend: B, dtype: Option<DType>) -> Result<Function<Vec<f32>>> {
+        let encoder = self.encoder(&backend, dtype)?;
+        Ok(Box::new(move |samples| backend.download(&encoder.features(&backend, samples)?)))
+    }
+}
+
+/// Loads an encoder with its centres.
+struct Units {
+    features: Features,
+    centres: HostTensor,
+}
+
+impl OnBackend for Units {
+    type Made = Function<Vec<u32>>;
+
+    fn make<B: Backend>(mut self, backend: B, dtype: Option<DType>) -> Result<Function<Vec<u32>>> {
+        let encoder = self.features.encoder(&backend, dtype)?;
+        let codebook = Codebook::new(&backend, &self.centres, Metric::Euclidean)?;
+        Ok(Box::new(move |samples| {
+            let mut units = Vec::new();
+            codebook.nearest(&backend, &encoder.features(&backend, samples)?, &mut units)?;
+            Ok(units)
+        }))
+    }
+}
+
+/// Loads a recogniser.
+struct Texts {
+    files: SpeechFiles,
+}
+
+impl OnBackend for Texts {
+    type Made = Function<String>;
+
+    fn make<B: Backend>(self, backend: B, dtype: Option<DType>) -> Result<Function<String>> {
+        let SpeechFiles { config, mut tensors } = self.files;
+        let ctc = Ctc::load(&mut Loader { backend: &backend, store: &mut tensors, dtype }, &config)?;
+        tensors.finish()?;
+        Ok(Box::new(move |samples| ctc.text(&backend, samples)))
+    }
+}

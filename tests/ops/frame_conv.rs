@@ -1,0 +1,102 @@
+use im2sp::backend::cpu::{Cpu, Matrix, Tensor};
+use im2sp::backend::prelude::*;
+use im2sp::backend::{Activation, FrameConvShape, LinearWeights};
+
+use crate::common::assert_close;
+use crate::{cases, coded, matrix, narrow_matrix, ops, random, row, tensor, values};
+
+fn layer(weight: Matrix, bias: &[f32]) -> LinearWeights<Cpu> {
+    LinearWeights { weight, bias: row(bias) }
+}
+
+#[test]
+fn equals_golden() {
+    let golden = ops();
+    let index: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(crate::common::golden("ops.json")).unwrap()).unwrap();
+    for case in cases(&golden, "frame_conv", "x") {
+        let get = |name: &str| golden.get(&format!("{case}.{name}"));
+        let parameters = &index[&case]["parameters"];
+        let number = |value: &serde_json::Value| value.as_u64().unwrap() as usize;
+        let shape = FrameConvShape {
+            taps: number(&parameters["taps"]),
+            stride: number(&parameters["stride"]),
+            padding: [number(&parameters["padding"][0]), number(&parameters["padding"][1])],
+            groups: number(&parameters["groups"]),
+        };
+        let ((x_shape, x), (w_shape, w), (y_shape, y)) = (get("x"), get("weight"), get("y"));
+        let depth = w_shape[1] * w_shape[2];
+        let layer = layer(matrix(w_shape[0], depth, &w), &get("bias").1);
+        let x = tensor(x_shape[0], x_shape[1], &x);
+        let plain = Cpu.frame_conv(&x, &layer, shape, Activation::None, None).unwrap();
+        assert_eq!(Cpu.shape(&plain), [y_shape[0], y_shape[1]], "{case}");
+        assert_close(&case, &values(&plain), &y, depth);
+        let residual = tensor(y_shape[0], y_shape[1], &get("residual").1);
+        let y = Cpu.frame_conv(&x, &layer, shape, Activation::Gelu, Some(&residual)).unwrap();
+        assert_close(&format!("{case} gelu"), &values(&y), &get("gelu").1, depth);
+    }
+}
+
+/// Whole numbers, whose sums are exact, with weights of both types, at sizes around tiles and panels.
+#[test]
+fn equals_the_definition() {
+    let mut random = random(21);
+    for (frames, inputs, outputs, taps, stride, padding, groups) in [
+        (1, 1, 1, 1, 1, [0, 0], 1),
+        (400, 1, 49, 10, 5, [0, 0], 1),
+        (33, 17, 100, 3, 2, [0, 0], 1),
+        (70, 64, 48, 2, 2, [0, 0], 1),
+        (50, 48, 96, 128, 1, [64, 63], 16),
+        (9, 12, 6, 5, 4, [3, 1], 3),
+        (2, 2, 2, 5, 1, [0, 4], 2),
+    ] {
+        let shape = FrameConvShape { taps, stride, padding, groups };
+        let (part, columns) = (inputs / groups, outputs / groups);
+        let (x, w) = (random.whole(frames * inputs), random.whole(outputs * taps * part));
+        let bias = random.whole(outputs);
+        let rows = shape.windows(frames);
+        let value = |m: usize, n: usize| {
+            let mut y = bias[n];
+            for (tap, c) in (0..taps).flat_map(|tap| (0..part).map(move |c| (tap, c))) {
+                if let Some(frame) = (m * stride + tap).checked_sub(padding[0]).filter(|&frame| frame < frames) {
+                    y += x[frame * inputs + n / columns * part + c] * w[(n * taps + tap) * part + c];
+                }
+            }
+            y
+        };
+        let expected: Vec<f32> = (0..rows * outputs).map(|i| value(i / outputs, i % outputs)).collect();
+        for weight in [matrix(outputs, taps * part, &w), narrow_matrix(outputs, taps * part, &w)] {
+            let x = tensor(frames, inputs, &x);
+            let y = Cpu.frame_conv(&x, &layer(weight, &bias), shape, Activation::None, None).unwrap();
+            assert_eq!(values(&y), expected, "{frames} {inputs} {outputs} {shape:?}");
+        }
+    }
+}
+
+#[test]
+fn edges_and_misfits() {
+    let weights = |n: usize, k: usize| layer(matrix(n, k, &vec![1.0; n * k]), &vec![1.0; n]);
+    let conv = |x: &Tensor, layer: &LinearWeights<Cpu>, shape, residual: Option<&Tensor>| {
+        Cpu.frame_conv(x, layer, shape, Activation::None, residual).map(|y| (Cpu.shape(&y), values(&y)))
+    };
+    let strided = FrameConvShape::strided(3, 2);
+    let x = tensor(5, 2, &[1.0; 10]);
+    assert_eq!(conv(&x, &weights(1, 6), strided, None).unwrap(), ([2, 1], vec![7.0; 2]));
+    // Fewer frames than a window has are no window.
+    for frames in [0, 1, 2] {
+        let x = tensor(frames, 2, &vec![1.0; 2 * frames]);
+        assert_eq!(conv(&x, &weights(4, 6), strided, None).unwrap(), ([0, 4], vec![]));
+    }
+    let same = FrameConvShape { taps: 4, stride: 1, padding: [2, 1], groups: 2 };
+    assert_eq!(conv(&tensor(1, 2, &[3.0, 5.0]), &weights(2, 4), same, None).unwrap(), ([1, 2], vec![4.0, 6.0]));
+    assert!(conv(&x, &weights(1, 5), strided, None).is_err());
+    assert!(conv(&x, &weights(1, 6), FrameConvShape { stride: 0, ..strided }, None).is_err());
+    assert!(conv(&x, &weights(1, 6), FrameConvShape { groups: 0, ..strided }, None).is_err());
+    assert!(conv(&x, &weights(1, 0), FrameConvShape { taps: 0, ..strided }, None).is_err());
+    assert!(conv(&x, &weights(1, 3), FrameConvShape { groups: 2, ..strided }, None).is_err(), "one output, two groups");
+    assert!(conv(&x, &weights(1, 6), strided, Some(&tensor(1, 1, &[0.0]))).is_err());
+    let short = LinearWeights { bias: row(&[0.0; 2]), ..weights(1, 6) };
+    assert!(conv(&x, &short, strided, None).is_err());
+    let eight = layer(Cpu.matrix(coded(1, 6, &[1.0; 6])).unwrap(), &[0.0]);
+    assert!(conv(&x, &eight, strided, None).is_err(), "eight bits");
+}
