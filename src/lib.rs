@@ -17,6 +17,7 @@ pub mod cost;
 pub mod data;
 mod engine;
 pub mod error;
+pub mod eval;
 pub mod files;
 pub mod generate;
 pub mod image;

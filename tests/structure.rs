@@ -17,6 +17,7 @@ const FLOORS: &[&[&str]] = &[
     &["engine"],
     &["data"],
     &["train"],
+    &["eval"],
     &["conformance", "bench"],
     &["cli"],
 ];

@@ -17,6 +17,7 @@ mod plot;
 mod print;
 mod progress;
 mod recordings;
+mod score;
 mod speak;
 mod threads;
 mod tokenize;
@@ -66,6 +67,7 @@ enum Command {
     Tokenize(tokenize::Tokenize),
     Train(Box<train::Train>),
     Plot(plot::Plot),
+    Score(score::Score),
 }
 
 /// Model and device options.
@@ -144,6 +146,7 @@ pub fn run() -> ExitCode {
             Command::Tokenize(command) => command.run(),
             Command::Train(command) => command.run(),
             Command::Plot(command) => command.run(),
+            Command::Score(command) => command.run(),
         }
     });
     interrupt::give_way();

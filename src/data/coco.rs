@@ -10,16 +10,25 @@ use crate::{Error, Result};
 
 /// A split file of Karpathy's.
 #[derive(Deserialize)]
-pub(super) struct Karpathy {
+pub(crate) struct Karpathy {
     pub images: Vec<KarpathyImage>,
 }
 
-/// An image of it; Flickr8k's have no `filepath`.
+/// An image of it; Flickr8k's have neither `filepath` nor `cocoid`.
 #[derive(Deserialize)]
-pub(super) struct KarpathyImage {
+pub(crate) struct KarpathyImage {
     pub filepath: Option<String>,
     pub filename: String,
+    pub cocoid: Option<i64>,
     pub split: String,
+    #[serde(default)]
+    pub sentences: Vec<KarpathySentence>,
+}
+
+/// A caption of it.
+#[derive(Deserialize)]
+pub(crate) struct KarpathySentence {
+    pub raw: String,
 }
 
 #[derive(Deserialize)]

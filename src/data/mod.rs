@@ -20,7 +20,7 @@ use crate::units::{BOS, EOS, deduplicated, to_token};
 use crate::{Error, Result, files};
 
 /// Larger than the JSON file of any data set: SpokenCOCO's with parse trees has 700 MB.
-const MAX_JSON: u64 = 1 << 31;
+pub(crate) const MAX_JSON: u64 = 1 << 31;
 /// Names that an error lists.
 const LISTED: usize = 3;
 
@@ -112,9 +112,13 @@ pub fn target(units: &[u32]) -> Vec<u32> {
 
 /// Reads a JSON file of a data set.
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = files::read_at_most(path, MAX_JSON)?;
-    serde_json::from_slice(&bytes).map_err(|error| {
-        let problem = files::mistaken_content(&bytes).filter(|_| error.is_syntax() && error.column() <= 1);
+    parse_json(path, &files::read_at_most(path, MAX_JSON)?)
+}
+
+/// The value in the bytes of the JSON file at `path`.
+pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let problem = files::mistaken_content(bytes).filter(|_| error.is_syntax() && error.column() <= 1);
         let place = format!("line {}, column {}", error.line(), error.column());
         Error::weights(path, place, problem.unwrap_or_else(|| error.to_string()))
     })

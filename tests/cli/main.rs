@@ -7,6 +7,7 @@ mod common;
 mod captions;
 mod failures;
 mod names;
+mod score;
 mod speak;
 mod streams;
 mod train;
