@@ -388,6 +388,12 @@ impl ModelConfig {
         self.vision.units.as_ref().map_or(3, |units| units.code_width)
     }
 
+    /// Values of an image as the vision transformer takes it: pixels, or code vectors with their margin.
+    pub fn vision_values(&self) -> usize {
+        let side = self.vision.units.as_ref().map_or(self.image.size, UnitInput::side);
+        self.vision_inputs() * side * side
+    }
+
     /// Epsilon of the projection's layer norm.
     pub fn projection_eps(&self) -> f32 {
         self.vision.units.as_ref().map_or(self.vision.eps, |units| units.projection_eps)

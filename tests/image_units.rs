@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -12,13 +13,18 @@ use im2sp::backend::cpu::Cpu;
 use im2sp::generate::GenerateOptions;
 use im2sp::model::captioner::{Captioner, VisionInput};
 use im2sp::model::loader::Loader;
+use im2sp::model::unit_vision::CodeVectors;
 use im2sp::model::vqgan::Tokenizer;
 use im2sp::random::Random;
 use im2sp::tensor::DType;
+use im2sp::train::config::TrainConfig;
+use im2sp::train::decoder::{Dropout, Sequences};
+use im2sp::train::model::{Freeze, Images, TrainedCaptioner};
+use im2sp::train::unit_images;
 use im2sp::units::image_units::{pack, unpack};
 use im2sp::units::{EOS, ImageRecord, ImageUnits, UnitGrid, UnitWriter};
 use im2sp::weights::directory::{ModelFiles, TokenizerFiles};
-use im2sp::weights::{ConvertOptions, convert, convert_tokenizer};
+use im2sp::weights::{ConvertOptions, TensorStore, convert, convert_tokenizer};
 use im2sp::{CaptionOptions, Device, Engine, Image, ImageTokenizer, Input, LoadOptions};
 use tempfile::TempDir;
 
@@ -411,7 +417,11 @@ fn public_token_files_are_read() {
     // Damage, one file at a time.
     let folder = TempDir::new().unwrap();
     let names = ["tokens.data.bin.gz", "tokens.index.npy.gz", "tokens-label.txt"];
-    let copy = || names.iter().for_each(|name| drop(std::fs::copy(data(name), folder.path().join(name)).unwrap()));
+    let copy = || {
+        for name in names {
+            std::fs::copy(data(name), folder.path().join(name)).unwrap();
+        }
+    };
     let path = folder.path().join(names[0]);
     for name in names {
         copy();
@@ -504,4 +514,98 @@ fn commands_store_units_and_caption_them() {
     assert_eq!((report["stored"].as_u64(), report["bits_per_image"].as_f64()), (Some(3), Some(9216.0)));
     let [copied, tokens] = [copied, tokens].map(|path| read(Path::new(&path)));
     assert_eq!(copied, tokens);
+}
+
+#[test]
+fn gradients_are_those_of_pytorch() {
+    let folder = TempDir::new().unwrap();
+    let files = ModelFiles::open(&model(&folder.path().join("model"))).unwrap();
+    let codes = files.captioner.iter().find(|(name, _)| *name == "vision.codebook").unwrap().1.to_f32().into_owned();
+    let codes = CodeVectors::new(files.config.vision.units.clone().unwrap(), codes);
+    let mut tensors: BTreeMap<_, _> =
+        files.captioner.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
+    let mut config = files.config.clone();
+    unit_images::prepare(&TrainConfig::default(), &mut config, &mut tensors).unwrap();
+    assert!(tensors["vision.patch_embedding.bias"].to_f32().iter().all(|&bias| bias == 0.0));
+    let store = TensorStore::new(Path::new("<prepared>"), tensors);
+    let mut captioner = TrainedCaptioner::load(Cpu, &config, store, Freeze::None, None).unwrap();
+
+    let (expected, mut planes) = (expected(), Vec::new());
+    golden_units("ids")[..2].iter().for_each(|units| codes.planes(units, &mut planes).unwrap());
+    let (shape, ids) = expected.get("train_ids");
+    let rows = |range: std::ops::Range<usize>| -> Vec<u32> {
+        ids.chunks_exact(shape[1]).flat_map(|row| row[range.clone()].iter().map(|&id| id as u32)).collect()
+    };
+    let (inputs, targets) = (rows(0..shape[1] - 1), rows(1..shape[1]));
+    let valid = targets.iter().filter(|&&target| target != 0).count();
+    let sequences = Sequences { batch: 2, inputs: &inputs, targets: &targets, scale: 1.0 / valid as f32 };
+    let losses = captioner.pass(Images::Pixels(&planes), &sequences, Dropout::NONE).unwrap();
+    assert_close("loss", &[(losses.loss / valid as f64) as f32], &expected.f32("train_loss"), DEPTH);
+    let gradients = captioner.read_gradients().unwrap();
+    let mut compared = 0;
+    for entry in captioner.layout().entries() {
+        let name = format!("gradient.{}", entry.name);
+        if expected.has(&name) {
+            assert_close(&name, &gradients[entry.place.range()], &expected.f32(&name), DEPTH);
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 15);
+}
+
+/// A captioner of stored units, from random weights, with every change of the units; its checkpoint captions.
+#[test]
+fn a_run_on_stored_units_learns() {
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let [alone, units, run_folder] = ["tokenizer", "scenes.units", "run"].map(at);
+    convert_tokenizer(&options("tokenizer.ckpt", Path::new(&alone)), &mut |_, _| {}).unwrap();
+    let mut lines = String::new();
+    for n in 0..12 {
+        let name = format!("scene_{n:04}.jpg");
+        std::fs::copy(golden("scenes").join(&name), at(&name)).unwrap();
+        let units: Vec<usize> = (0..6 + n % 4).map(|k| (37 * n + 11 * k) % 200).collect();
+        let split = if n < 9 { "train" } else { "val" };
+        lines += &format!("{{\"image\": {name:?}, \"units\": {units:?}, \"split\": {split:?}}}\n");
+    }
+    std::fs::write(at("all.jsonl"), lines).unwrap();
+    let config = r#"{"format": "im2sp-1", "image": {"size": 32, "mean": [0, 0, 0], "std": [1, 1, 1]},
+        "vision": {"patch": 4, "width": 32, "layers": 1, "heads": 2, "mlp": 48, "eps": 1e-6,
+            "units": {"grid": 8, "crop": 6, "codes": 391, "code_width": 32, "stride": 2, "padding": 1, "projection_eps": 1e-5}},
+        "decoder": {"width": 32, "layers": 1, "heads": 2, "mlp": 48, "vocabulary": 203, "max_positions": 32, "eps": 1e-12}}"#;
+    std::fs::write(at("model.json"), config).unwrap();
+    ends(&run(&["tokenize", &at("."), "--weights", &alone, "-o", &units, "--device", "cpu"]), 0);
+    // The images themselves are not read.
+    (0..12).for_each(|n| std::fs::remove_file(at(&format!("scene_{n:04}.jpg"))).unwrap());
+    let (model, manifest) = (at("model.json"), at("all.jsonl"));
+    let base = ["train", &run_folder, "--init", &model, "--manifest", &manifest, "--freeze", "none", "--batch", "3"];
+    let base = [&base[..], &["--rate", "3e-3", "--warmup", "2", "--iterations", "60"]].concat();
+    let [_, error] = ends(&run(&[&base[..], &["--tokenizer", &alone]].concat()), 2);
+    assert!(error.contains("--image-units"), "{error}");
+    let given = ["--image-units", &units];
+    let [_, error] = ends(&run(&[&base[..], &given].concat()), 2);
+    assert!(error.contains("tokenizer"), "{error}");
+    let changes = ["--tokenizer", &alone, "--flip", "--unit-shift", "--unit-synonyms", "0.1", "--unit-noise", "0.05"];
+    ends(&run(&[&base[..], &given, &changes, &["--device", "cpu"]].concat()), 0);
+    let log = std::fs::read_to_string(Path::new(&run_folder).join("log.jsonl")).unwrap();
+    let updates = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let losses: Vec<f64> =
+        updates.filter(|line| line["update"].is_u64()).filter_map(|line| line["loss"].as_f64()).collect();
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    assert!(mean(&losses[50..60]) < 0.8 * mean(&losses[..5]), "{losses:?}");
+    let index = std::fs::read_to_string(Path::new(&run_folder).join("checkpoints.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_str(&index).unwrap();
+    let last = Path::new(&run_folder).join(index["last"].as_str().unwrap());
+    let weights = last.to_str().unwrap();
+    let [out, _] =
+        ends(&run(&["caption", "--units", &units, "--weights", weights, "--no-audio", "--device", "cpu"]), 0);
+    assert_eq!(out.lines().count(), 12);
+    // A checkpoint gets the tokenizer and captions images.
+    let with = at("with");
+    let [ckpt, codes] = ["tokenizer.ckpt", "codebook.ckpt"].map(|name| data(name).to_str().unwrap().to_owned());
+    ends(&run(&["convert", weights, "--tokenizer", &ckpt, "--codebook", &codes, "-o", &with]), 0);
+    let scene = golden("scenes/scene_0003.jpg");
+    let scene = ["caption", scene.to_str().unwrap(), "--weights", &with, "--no-audio", "--device", "cpu"];
+    let [alone, _] = ends(&run(&scene), 0);
+    assert_eq!(alone.trim(), out.lines().nth(3).unwrap());
 }

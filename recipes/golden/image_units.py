@@ -1,17 +1,17 @@
-"""A tiny image-unit model: ViT-VQGAN tokenizer and codebook as pickled modules, the captioner as the reference saves it, and
-what plain PyTorch makes of them.
+"""A tiny image-unit model: ViT-VQGAN tokenizer and codebook as pickled modules, the captioner as the reference saves it,
+and what plain PyTorch makes of them.
 
     python recipes/golden/image_units.py tests/golden/image_units
 
 tokenizer.ckpt            nn.Sequential(encoder, linear), a whole module of the ViT-VQGAN code's classes
 codebook.ckpt             391 codes as a tensor; codebook_parameter.ckpt the same as a parameter
 captioner.ckpt            {"state_dict"} of the unit-input captioner, the tokenizer's tensors among it
-expected.safetensors      pixels, features, ids, code vectors, tower, image tokens and greedy tokens; a scene of noise, Pillow's
-                          resize of it without its aspect, and its ids
-tokens.data.bin.gz, tokens.index.npy.gz, tokens-label.txt   ids of three images of 32x32 in the public layout of token files
+expected.safetensors      pixels, features, ids, code vectors, tower, image tokens and greedy tokens; a scene of noise,
+                          Pillow's resize of it without its aspect, and its ids; loss and gradients of a training batch
+tokens.data.bin.gz, tokens.index.npy.gz, tokens-label.txt   ids of three images of 32x32 in the layout of token files
 
-Classes have the names and the attributes of the ViT-VQGAN code and of timm's vision transformer; the arithmetic is written
-here. Made with PyTorch 2.15, transformers 5.23, einops 0.8, numpy 2.4, Pillow 13.0.
+Classes have the names and the attributes of the ViT-VQGAN code and of timm's vision transformer; the arithmetic is
+written here. Made with PyTorch 2.15, transformers 5.23, einops 0.8, numpy 2.4, Pillow 13.0.
 """
 
 import gzip
@@ -197,6 +197,26 @@ def greedy(model, codes, limit):
     return torch.tensor(rows)
 
 
+@torch.enable_grad()
+def gradients(model, codes, expected):
+    """The mean loss of two images with a row of tokens each, and gradients by the names of captioner.safetensors."""
+    ids = torch.tensor([[101, 5, 9, 150, 9, 102], [101, 77, 5, 102, 0, 0]])
+    model.zero_grad()
+    logits = model(pixel_values=codes[:2], input_ids=ids[:, :-1], use_cache=False).logits[:, -ids.shape[1] + 1 :]
+    loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=0)
+    loss.backward()
+    tower, block = model.git.image_encoder.vision_model, model.git.image_encoder.vision_model.blocks[0]
+    parts = {"patch_embedding": tower.patch_embed.proj, "layers.0.attention_norm": block.norm1}
+    parts |= {"layers.0.qkv": block.attn.qkv, "layers.0.attention_out": block.attn.proj}
+    parts |= {"layers.0.mlp_norm": block.norm2, "layers.0.fc1": block.mlp.fc1, "layers.0.fc2": block.mlp.fc2}
+    values = [(part, *named) for part, module in parts.items() for named in module.named_parameters()]
+    named = {f"vision.{part}.{name}": value for part, name, value in values}
+    named |= {"vision.class_embedding": tower.cls_token, "vision.position_embedding": tower.pos_embed}
+    del named["vision.patch_embedding.bias"]  # trained as part of the positions
+    expected |= {"gradient." + name: value.grad.flatten() for name, value in named.items()}
+    expected |= {"train_ids": ids, "train_loss": loss.detach().reshape(1)}
+
+
 def token_files(folder, ids):
     data, offsets = b"", [0]
     for image in ids.tolist():
@@ -249,11 +269,13 @@ def main(folder):
         "image_tokens": model.git.visual_projection(seen),
         "tokens": greedy(model, codes, 24),
     }
+    gradients(model, codes, expected)
     scene = np.random.default_rng(3).integers(0, 256, (37, 61, 3), dtype=np.uint8)
     side = GRID * PATCH
     resized = np.asarray(Image.fromarray(scene).resize((side, side), Image.BICUBIC))
     expected["scene"] = torch.from_numpy(scene.astype(np.int64))
-    expected["scene_pixels"] = torch.from_numpy(resized.astype(np.float32) / np.float32(255)).permute(2, 0, 1).contiguous()
+    resized = torch.from_numpy(resized.astype(np.float32) / np.float32(255))
+    expected["scene_pixels"] = resized.permute(2, 0, 1).contiguous()
     expected["scene_ids"] = assign(tokenizer(expected["scene_pixels"][None]), codebook)
     expected["token_ids"] = torch.randint(0, CODES, (3, 1024), generator=generator)
     save_file({name: tensor.contiguous() for name, tensor in expected.items()}, folder / "expected.safetensors")

@@ -118,9 +118,24 @@ struct DataFlags {
     /// Compute the frozen part's output once, and keep it in the run directory
     #[arg(long)]
     cache_features: bool,
-    /// Mirror every other image at random
+    /// Stored units of the images (im2sp tokenize), for a captioner that sees image units
+    #[arg(long, value_name = "FILE")]
+    image_units: Option<PathBuf>,
+    /// Directory of the units' tokenizer, for a captioner without a codebook of its own
+    #[arg(long, value_name = "DIR", requires = "image_units")]
+    tokenizer: Option<PathBuf>,
+    /// Mirror every other image at random, or its grid of image units
     #[arg(long)]
     flip: bool,
+    /// See a random part of the grid of image units instead of its centre
+    #[arg(long, requires = "image_units")]
+    unit_shift: bool,
+    /// Replace this share of the image units by near ones
+    #[arg(long, value_name = "X", requires = "image_units")]
+    unit_synonyms: Option<f32>,
+    /// Add normal noise of this deviation to the code vectors of image units
+    #[arg(long, value_name = "X", requires = "image_units")]
+    unit_noise: Option<f32>,
     /// Change brightness, contrast and saturation by up to this share
     #[arg(long, value_name = "X")]
     colour_jitter: Option<f32>,
@@ -257,12 +272,19 @@ impl DataFlags {
             (&mut data.flickr, &self.flickr),
             (&mut data.flickr_audio, &self.flickr_audio),
             (&mut data.splits, &self.splits),
+            (&mut data.image_units, &self.image_units),
+            (&mut data.tokenizer, &self.tokenizer),
         ] {
             set(value, option.clone().map(Some));
         }
         set(&mut data.hold_out, self.hold_out);
         data.cache_features |= self.cache_features;
-        data.augment.flip |= self.flip;
+        let units = &mut data.augment_units;
+        units.shift |= self.unit_shift;
+        set(&mut units.synonyms, self.unit_synonyms);
+        set(&mut units.noise, self.unit_noise);
+        let flip = if data.image_units.is_some() { &mut units.flip } else { &mut data.augment.flip };
+        *flip |= self.flip;
         set(&mut data.augment.colour_jitter, self.colour_jitter);
         set(&mut data.augment.crop_jitter, self.crop_jitter);
     }

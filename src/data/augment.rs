@@ -64,6 +64,92 @@ impl Augment {
     }
 }
 
+/// Codes that a code may be replaced by.
+const NEIGHBOURS: usize = 5;
+/// First word of a sample's stream that decides about its units, and first that is noise on its code vectors.
+const UNIT_WORDS: u64 = 16;
+const NOISE_WORDS: u64 = 1 << 20;
+
+/// Extent of the changes of stored image units; all zero: none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UnitAugment {
+    /// Mirror the grid of every other image. The units of a mirrored image are others, so this is an approximation.
+    pub flip: bool,
+    /// See another part of the grid than its centre.
+    pub shift: bool,
+    /// Share of the units that are replaced by one of the nearest codes.
+    pub synonyms: f32,
+    /// Standard deviation of normal noise on the values of code vectors.
+    pub noise: f32,
+}
+
+/// Changed units of an image.
+pub struct ChangedUnits {
+    /// All of the grid.
+    pub units: Vec<u16>,
+    /// First row and column that are seen.
+    pub place: [usize; 2],
+    words: Philox,
+}
+
+impl UnitAugment {
+    /// The nearest other codes of each, nearest first, of codes (K, `width`); none where no code is replaced.
+    pub fn neighbours(&self, codes: &[f32], width: usize) -> Vec<Vec<u16>> {
+        let codes: Vec<&[f32]> = codes.chunks_exact(width.max(1)).filter(|_| self.synonyms > 0.0).collect();
+        let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f32>();
+        let near = |(own, code): (usize, &&[f32])| {
+            let mut others: Vec<u16> =
+                (0..codes.len()).filter(|&other| other != own).map(|other| other as u16).collect();
+            others.sort_by(|&a, &b| {
+                distance(code, codes[usize::from(a)]).total_cmp(&distance(code, codes[usize::from(b)]))
+            });
+            others.truncate(NEIGHBOURS);
+            others
+        };
+        codes.iter().enumerate().map(near).collect()
+    }
+
+    /// The units of a grid, of which a square of `crop` is seen, as sample `sample` of epoch `epoch` shows them.
+    pub fn apply(
+        &self,
+        mut units: Vec<u16>,
+        [grid, crop]: [usize; 2],
+        near: &[Vec<u16>],
+        seed: u64,
+        epoch: u64,
+        sample: usize,
+    ) -> ChangedUnits {
+        let words = Philox::new(seed, STREAM + epoch * EPOCH + sample as u64);
+        let draw = |index: u64| f64::from(words.word(index)) / 4_294_967_296.0;
+        let room = grid.saturating_sub(crop);
+        let place = |index| if self.shift { (draw(index) * (room + 1) as f64) as usize } else { room / 2 };
+        let place = [place(0), place(1)];
+        if self.flip && draw(2) < 0.5 {
+            units.chunks_exact_mut(grid.max(1)).for_each(<[u16]>::reverse);
+        }
+        for (at, unit) in (UNIT_WORDS..).step_by(2).zip(&mut units) {
+            let others = near.get(usize::from(*unit)).filter(|others| !others.is_empty());
+            if let Some(others) = others.filter(|_| draw(at) < f64::from(self.synonyms)) {
+                *unit = others[(draw(at + 1) * others.len() as f64) as usize];
+            }
+        }
+        ChangedUnits { units, place, words }
+    }
+
+    /// Adds noise to the values of code vectors; zeros, the margin around them, stay.
+    pub fn add_noise(&self, values: &mut [f32], changed: &ChangedUnits) {
+        if self.noise <= 0.0 {
+            return;
+        }
+        let draw = |index: u64| (f64::from(changed.words.word(index)) + 0.5) / 4_294_967_296.0;
+        for (at, value) in (NOISE_WORDS..).step_by(2).zip(values).filter(|(_, value)| **value != 0.0) {
+            let normal = (-2.0 * draw(at).ln()).sqrt() * (std::f64::consts::TAU * draw(at + 1)).cos();
+            *value += self.noise * normal as f32;
+        }
+    }
+}
+
 /// Scales brightness, contrast about the mean, and saturation about each pixel's grey.
 fn recolour(rgb: &mut [u8], [brightness, contrast, saturation]: [f32; 3]) {
     let grey = |pixel: [f32; 3]| 0.299 * pixel[0] + 0.587 * pixel[1] + 0.114 * pixel[2];
@@ -112,5 +198,45 @@ mod tests {
         }
         assert!((8..=32).contains(&flipped), "{flipped} of 40");
         Ok(())
+    }
+
+    #[test]
+    fn changes_of_units_depend_on_seed_epoch_and_sample_alone() {
+        let codes: Vec<f32> = (0..20).map(|code| (code * code) as f32).collect();
+        let units: Vec<u16> = (0..64).map(|at| at % 20).collect();
+        let all = UnitAugment { flip: true, shift: true, synonyms: 0.5, noise: 0.1 };
+        let near = all.neighbours(&codes, 1);
+        assert_eq!(near[0][..2], [1, 2]);
+        assert_eq!(near[19][..2], [18, 17]);
+        let of = |augment: UnitAugment, seed, epoch, sample| {
+            let changed = augment.apply(units.clone(), [8, 6], &near, seed, epoch, sample);
+            let mut values = vec![1.0, 0.0, 2.0];
+            augment.add_noise(&mut values, &changed);
+            (changed.units, changed.place, values)
+        };
+        let first = of(all, 1, 2, 3);
+        assert_eq!(first, of(all, 1, 2, 3));
+        assert!([of(all, 2, 2, 3), of(all, 1, 3, 3), of(all, 1, 2, 4)].iter().all(|other| *other != first));
+        assert!(first.2[0] != 1.0 && first.2[1] == 0.0);
+        assert_eq!(of(UnitAugment::default(), 1, 2, 3), (units.clone(), [1, 1], vec![1.0, 0.0, 2.0]));
+        // Each change alone, over many samples.
+        let (mut places, mut flipped, mut replaced) = (std::collections::BTreeSet::new(), 0, 0);
+        for sample in 0..200 {
+            let (own, place, _) = of(UnitAugment { shift: true, ..Default::default() }, 1, 0, sample);
+            assert_eq!(own, units);
+            places.insert(place);
+            let (own, ..) = of(UnitAugment { flip: true, ..Default::default() }, 1, 0, sample);
+            let mirrored = own.chunks(8).zip(units.chunks(8)).all(|(own, row)| own.iter().eq(row.iter().rev()));
+            assert!(mirrored || own == units);
+            flipped += usize::from(mirrored);
+            let (own, ..) = of(UnitAugment { synonyms: 0.25, ..Default::default() }, 1, 0, sample);
+            for (own, unit) in own.iter().zip(&units).filter(|(own, unit)| own != unit) {
+                assert!(near[usize::from(*unit)].contains(own));
+                replaced += 1;
+            }
+        }
+        assert_eq!(places.len(), 9);
+        assert!((70..130).contains(&flipped), "{flipped} of 200");
+        assert!((2900..3500).contains(&replaced), "{replaced} of 12800");
     }
 }

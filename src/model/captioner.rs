@@ -61,7 +61,7 @@ impl<B: Backend> Captioner<B> {
 
     /// Dimensions of the image units of an image, for a captioner that sees them.
     pub fn unit_grid(&self) -> Option<UnitGrid> {
-        self.units.as_ref().map(UnitVision::grid)
+        self.units.as_ref().map(|units| units.codes().grid())
     }
 
     /// Whether images become image units here.
@@ -90,7 +90,7 @@ impl<B: Backend> Captioner<B> {
                 VisionInput::Units(units) => units,
                 VisionInput::Pixels(_) => made.next().ok_or_else(no_tokenizer)?,
             };
-            vision.planes(units, &mut planes)?;
+            vision.codes().planes(units, &mut planes)?;
         }
         self.encode(backend, &planes, inputs.len())
     }

@@ -9,10 +9,64 @@ use crate::units::UnitGrid;
 use crate::weights::convert::fingerprint;
 use crate::{Error, Result};
 
+/// Code vectors, and how many of them are seen.
+#[derive(Clone, Debug)]
+pub struct CodeVectors {
+    input: UnitInput,
+    vectors: Vec<f32>, // (K, W)
+}
+
+impl CodeVectors {
+    /// Wraps the vectors (K, W) of a codebook.
+    pub fn new(input: UnitInput, vectors: Vec<f32>) -> CodeVectors {
+        CodeVectors { input, vectors }
+    }
+
+    /// Dimensions.
+    pub fn input(&self) -> &UnitInput {
+        &self.input
+    }
+
+    /// The vectors (K, W).
+    pub fn vectors(&self) -> &[f32] {
+        &self.vectors
+    }
+
+    /// Dimensions of the units of an image, as a file of units has them.
+    pub fn grid(&self) -> UnitGrid {
+        let UnitInput { grid, codes, .. } = self.input;
+        UnitGrid { rows: grid, columns: grid, codes, codebook: fingerprint(&self.vectors) }
+    }
+
+    /// Appends the vectors (W, side, side) of the centre of a grid of units, with a margin of zeros, to `planes`.
+    pub fn planes(&self, units: &[u16], planes: &mut Vec<f32>) -> Result<()> {
+        self.planes_at(units, [(self.input.grid - self.input.crop) / 2; 2], planes)
+    }
+
+    /// As [`CodeVectors::planes`], of the square whose first unit is in row `top` and column `left`.
+    pub fn planes_at(&self, units: &[u16], [top, left]: [usize; 2], planes: &mut Vec<f32>) -> Result<()> {
+        let UnitInput { grid, crop, padding, code_width, .. } = self.input;
+        self.input.check_units(units)?;
+        if top.max(left) + crop > grid {
+            return Err(Error::shape("image units", format!("{crop} rows from {top}, columns from {left} of {grid}")));
+        }
+        let (start, side) = (planes.len(), self.input.side());
+        planes.resize(start + code_width * side * side, 0.0);
+        let planes = &mut planes[start..];
+        for (y, x) in (0..crop * crop).map(|at| (at / crop, at % crop)) {
+            let unit = usize::from(units[(top + y) * grid + left + x]);
+            let to = (padding + y) * side + padding + x;
+            for (channel, &value) in self.vectors[unit * code_width..][..code_width].iter().enumerate() {
+                planes[channel * side * side + to] = value;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Code vectors, and the tokenizer.
 pub struct UnitVision<B: Backend> {
-    input: UnitInput,
-    codes: Vec<f32>, // (K, W)
+    codes: CodeVectors,
     tokenizer: Option<Tokenizer<B>>,
 }
 
@@ -21,7 +75,8 @@ impl<B: Backend> UnitVision<B> {
     pub fn load(loader: &mut Loader<'_, B>, config: &VisionConfig) -> Result<Option<UnitVision<B>>> {
         let Some(input) = &config.units else { return Ok(None) };
         let codes = loader.store.take("vision.codebook", &[input.codes, input.code_width])?;
-        Ok(Some(UnitVision { input: input.clone(), codes: codes.to_f32().into_owned(), tokenizer: None }))
+        let codes = CodeVectors::new(input.clone(), codes.to_f32().into_owned());
+        Ok(Some(UnitVision { codes, tokenizer: None }))
     }
 
     /// Puts a tokenizer before the units.
@@ -29,7 +84,7 @@ impl<B: Backend> UnitVision<B> {
     /// # Errors
     /// If its units are not those that the model sees.
     pub fn set_tokenizer(&mut self, tokenizer: Tokenizer<B>) -> Result<()> {
-        let (config, input) = (tokenizer.config(), &self.input);
+        let (config, input) = (tokenizer.config(), &self.codes.input);
         let made = (config.grid(), config.codes, config.code_width);
         if made != (input.grid, input.codes, input.code_width) {
             let problem = format!(
@@ -41,10 +96,9 @@ impl<B: Backend> UnitVision<B> {
         Ok(())
     }
 
-    /// Dimensions of the units of an image, as a file of units has them.
-    pub fn grid(&self) -> UnitGrid {
-        let UnitInput { grid, codes, .. } = self.input;
-        UnitGrid { rows: grid, columns: grid, codes, codebook: fingerprint(&self.codes) }
+    /// The code vectors.
+    pub fn codes(&self) -> &CodeVectors {
+        &self.codes
     }
 
     /// Whether there is a tokenizer.
@@ -56,24 +110,6 @@ impl<B: Backend> UnitVision<B> {
     pub fn units_of(&self, backend: &B, pixels: &[f32], batch: usize) -> Result<Vec<Vec<u16>>> {
         let tokenizer = self.tokenizer.as_ref().ok_or_else(no_tokenizer)?;
         tokenizer.units(backend, pixels, batch)
-    }
-
-    /// Appends the code vectors (W, side, side) of the centre of a grid of units, with a margin of zeros, to `planes`.
-    pub fn planes(&self, units: &[u16], planes: &mut Vec<f32>) -> Result<()> {
-        let UnitInput { grid, crop, padding, code_width, .. } = self.input;
-        self.input.check_units(units)?;
-        let (first, side) = ((grid - crop) / 2, self.input.side());
-        let start = planes.len();
-        planes.resize(start + code_width * side * side, 0.0);
-        let planes = &mut planes[start..];
-        for (y, x) in (0..crop * crop).map(|at| (at / crop, at % crop)) {
-            let unit = usize::from(units[(first + y) * grid + first + x]);
-            let to = (padding + y) * side + padding + x;
-            for (channel, &value) in self.codes[unit * code_width..][..code_width].iter().enumerate() {
-                planes[channel * side * side + to] = value;
-            }
-        }
-        Ok(())
     }
 }
 

@@ -35,7 +35,7 @@ impl<B: Backend> Vision<B> {
             heads: vision.heads,
             inner: width,
             mlp: vision.mlp,
-            activation: if clip { Activation::QuickGelu } else { Activation::Gelu },
+            activation: activation(config),
             eps,
         };
         let patch = patch_shape(config);
@@ -99,4 +99,9 @@ pub fn patch_shape(config: &ModelConfig) -> PatchShape {
 /// A layer norm, where there is one.
 fn normed<B: Backend>(backend: &B, x: B::Tensor, norm: Option<&LayerNormWeights<B>>) -> Result<B::Tensor> {
     norm.map_or(Ok(x.clone()), |norm| backend.layer_norm(&x, norm))
+}
+
+/// Activation of the layers of a model.
+pub fn activation(config: &ModelConfig) -> Activation {
+    if config.vision.units.is_some() { Activation::Gelu } else { Activation::QuickGelu }
 }

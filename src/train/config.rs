@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::model::Freeze;
 use super::schedule::Schedule;
-use crate::data::augment::Augment;
+use crate::data::augment::{Augment, UnitAugment};
 use crate::weights::directory::read_small;
 use crate::{Error, Result, files};
 
@@ -90,6 +90,13 @@ pub struct DataConfig {
     /// Folder of Karpathy's `dataset_coco.json` and `dataset_flickr8k.json`, or of Flickr8k's own lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub splits: Option<PathBuf>,
+    /// File of image units, made by `im2sp tokenize`, for a captioner that sees them: images are looked up in it by their names
+    /// and not read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_units: Option<PathBuf>,
+    /// Directory of their tokenizer, for a captioner that has no codebook yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
     /// Samples at the end of a manifest that are for validation, where it has none of its own.
     pub hold_out: usize,
     /// Keep the frozen part's output in the run directory, so that it is computed once.
@@ -98,6 +105,9 @@ pub struct DataConfig {
     pub max_bad: f64,
     /// Random changes of the images.
     pub augment: Augment,
+    /// Random changes of image units.
+    #[serde(skip_serializing_if = "is_default")]
+    pub augment_units: UnitAugment,
 }
 
 impl Default for TrainConfig {
@@ -177,12 +187,17 @@ impl TrainConfig {
             ("token-noise", self.token_noise),
             ("colour-jitter", self.data.augment.colour_jitter),
             ("crop-jitter", self.data.augment.crop_jitter),
+            ("unit-synonyms", self.data.augment_units.synonyms),
             ("beta1", self.betas[0]),
             ("beta2", self.betas[1]),
         ] {
             if !(0.0..1.0).contains(&value) {
                 return wrong(option, format!("is {value}, expected 0 or more and less than 1"));
             }
+        }
+        let noise = self.data.augment_units.noise;
+        if !(noise >= 0.0 && noise.is_finite()) {
+            return wrong("unit-noise", format!("is {noise}, expected 0 or more"));
         }
         let rate = self.schedule.rate;
         if !(rate > 0.0 && rate.is_finite()) {
@@ -227,6 +242,10 @@ impl TrainConfig {
         fields.dedup();
         fields
     }
+}
+
+fn is_default(augment: &UnitAugment) -> bool {
+    *augment == UnitAugment::default()
 }
 
 /// Names of fields of `a` that `b` lacks or has another value for.

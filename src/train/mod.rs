@@ -19,5 +19,6 @@ pub mod session;
 pub mod start;
 pub mod tensorboard;
 pub mod trainer;
+pub mod unit_images;
 pub mod validation;
 pub mod vision;

@@ -34,7 +34,7 @@ pub enum Freeze {
 /// Images of a batch.
 #[derive(Clone, Copy, Debug)]
 pub enum Images<'a> {
-    /// (B, 3, side, side), normalised.
+    /// (B, 3, side, side), normalised; or the code vectors (B, W, side, side) of image units.
     Pixels(&'a [f32]),
     /// The frozen part's output (B*T, width), by [`TrainedCaptioner::features`].
     Features(&'a [f32]),
@@ -262,7 +262,7 @@ impl<B: Train> Weights<B> {
         let rows = batch * config.image_tokens();
         let (x, encoder) = match (images, &self.encoder) {
             (Images::Pixels(pixels), Some(places)) => {
-                let pixels = backend.upload([batch, 3 * config.image.size * config.image.size], pixels)?;
+                let pixels = backend.upload([batch, config.vision_values()], pixels)?;
                 let (x, encoder) = Encoder::forward(backend, block, places, config, pixels)?;
                 (x, Some(encoder))
             }

@@ -18,6 +18,7 @@ use super::model::TrainedCaptioner;
 use super::ranks::{Place, Ranks};
 use super::session::{Batches, Ending, Event, Session, Source, VocoderTensors};
 use super::trainer::{Batch, ImageValues, Trainer};
+use super::unit_images::{self, StoredUnits, UnitImages};
 use super::validation::{ValidationSample, ValidationSet};
 use crate::backend::cpu::Cpu;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
@@ -177,6 +178,7 @@ fn on<B: Train>(
     let last = if options.resume { checkpoint::last(&options.run)? } else { None };
     let (mut model, store) = initial(config, last.as_deref(), options.note)?;
     let vocoder = vocoder(config, &mut model)?;
+    let unit_images = UnitImages::open(config, &model, &store, options.note)?;
     let captioner = TrainedCaptioner::load(backend, &model, store, config.freeze, dtype)?;
     let max_length = config.max_length.min(model.decoder.max_positions);
     let known = model.decoder.vocabulary - SPECIAL;
@@ -207,14 +209,15 @@ fn on<B: Train>(
     };
     let read_image = match &features {
         Some(features) => features.reader(),
-        None => pixels(config, &model, epoch.clone()),
+        None => images(config, &model, &unit_images, epoch.clone()),
     };
     let validation = if ranks.rank() > 0 {
         None
     } else {
         let samples: Vec<Sample> = validation.samples.into_iter().take(config.validation_images).collect();
         let plain = TrainConfig { data: DataConfig::default(), ..config.clone() };
-        validation_set(&loader(samples, pixels(&plain, &model, Arc::default())), config.batch)?
+        let read_image = images(&plain, &model, &unit_images, Arc::default());
+        validation_set(&loader(samples, read_image), unit_images.as_deref(), config.batch)?
     };
     // Processes of one machine share its processor; each thread holds two batches.
     let threads = options.threads.unwrap_or((rayon::current_num_threads() / ranks.count()).clamp(1, MAX_THREADS));
@@ -329,10 +332,7 @@ fn initial(config: &TrainConfig, last: Option<&Path>, note: &dyn Fn(&str)) -> Re
         None => UNITS,
     };
     let mut initial = initial_captioner(path, units, config.seed)?;
-    if initial.config.vision.units.is_some() {
-        let problem = "sees image units, which are not trained on: begin with a captioner that sees pixels";
-        return Err(Error::weights(path, "vision.units", problem));
-    }
+    unit_images::prepare(config, &mut initial.config, &mut initial.tensors)?;
     if let Some(first) = initial.fresh.first() {
         note(&format!("begins with random weights in {} tensors, {first} first", initial.fresh.len()));
     }
@@ -388,8 +388,11 @@ fn list(data: &DataConfig, split: Split, known: usize) -> Result<Listing> {
     Ok(listing)
 }
 
-/// Reads images to pixels.
-fn pixels(config: &TrainConfig, model: &ModelConfig, epoch: Arc<AtomicU64>) -> ReadImage {
+/// Reads images to pixels, or their units to code vectors.
+fn images(config: &TrainConfig, model: &ModelConfig, units: &StoredUnits, epoch: Arc<AtomicU64>) -> ReadImage {
+    if let Some(units) = units {
+        return units.reader(config.data.augment_units, config.seed, epoch);
+    }
     let (augment, seed, image_config) = (config.data.augment, config.seed, model.image.clone());
     Box::new(move |number, sample, values| {
         let image = augment.apply(Image::open(&sample.image)?, seed, epoch.load(Ordering::Relaxed), number)?;
@@ -399,7 +402,7 @@ fn pixels(config: &TrainConfig, model: &ModelConfig, epoch: Arc<AtomicU64>) -> R
 }
 
 /// The same for validation, in memory.
-fn validation_set(loader: &Loader, batch: usize) -> Result<Option<ValidationSet>> {
+fn validation_set(loader: &Loader, images: Option<&UnitImages>, batch: usize) -> Result<Option<ValidationSet>> {
     let mut set = ValidationSet::default();
     let numbers: Vec<usize> = (0..loader.samples.len()).collect();
     for numbers in numbers.chunks(batch) {
@@ -407,7 +410,8 @@ fn validation_set(loader: &Loader, batch: usize) -> Result<Option<ValidationSet>
         for &number in &loaded.samples {
             let sample = &loader.samples[number];
             let units = sample.read_units(loader.known)?;
-            set.samples.push(ValidationSample { image: sample.image.clone(), units });
+            let image_units = images.map(|images| images.units(&sample.image)).transpose()?;
+            set.samples.push(ValidationSample { image: sample.image.clone(), image_units, units });
         }
         set.batches.push(batch_of(&loader.samples, loaded, false));
     }

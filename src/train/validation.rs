@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use super::trainer::Batch;
-use crate::engine::{CaptionOptions, Device, Engine, LoadOptions};
+use crate::engine::{CaptionOptions, Device, Engine, Input, LoadOptions};
 use crate::generate::GenerateOptions;
 use crate::image::Image;
 use crate::units::{deduplicated, edit_distance};
@@ -19,6 +19,8 @@ const IN_FLIGHT: usize = 32;
 pub struct ValidationSample {
     /// The image file.
     pub image: PathBuf,
+    /// Its image units, for a captioner that sees them.
+    pub image_units: Option<Vec<u16>>,
     /// Its units, repetitions included or not.
     pub units: Vec<u32>,
 }
@@ -41,13 +43,17 @@ impl ValidationSet {
     pub fn unit_error_rate(&self, files: ModelFiles, device: Device, spoken: usize, folder: &Path) -> Result<f64> {
         let speaks = files.vocoder.is_some() && spoken > 0;
         let engine = Engine::new(files, LoadOptions { device, ..LoadOptions::default() })?;
-        let images = |number: usize| self.samples.get(number).map(|sample| Image::open(&sample.image));
+        let input = |sample: &ValidationSample| match &sample.image_units {
+            Some(units) => Ok(Input::Units(units.clone())),
+            None => Image::open(&sample.image).map(Input::Image),
+        };
+        let inputs = |number: usize| self.samples.get(number).map(input);
         // A sequence that does not end is no better for being long.
         let longest = self.samples.iter().map(|sample| sample.units.len()).max().unwrap_or(0);
         let generate = GenerateOptions { max_length: 2 * longest + 2, ..GenerateOptions::default() };
         let options = CaptionOptions { generate, no_audio: true, ..CaptionOptions::default() };
         let (mut distance, mut length, mut decoded, mut failed) = (0, 0, vec![None; self.samples.len()], None);
-        engine.caption_many(&images, &options, IN_FLIGHT, &mut |number, caption| match caption {
+        engine.caption_many_inputs(&inputs, &options, IN_FLIGHT, &mut |number, caption| match caption {
             Ok(caption) => {
                 let truth = deduplicated(&self.samples[number].units);
                 distance += edit_distance(&deduplicated(&caption.units), &truth);

@@ -8,6 +8,7 @@ use crate::backend::{
     WeightAndBias,
 };
 use crate::config::ModelConfig;
+use crate::model::vision::{activation, patch_shape};
 use crate::{Error, Result};
 
 /// Places of the projection's parameters.
@@ -74,26 +75,28 @@ impl<B: Train> Projection<B> {
 #[derive(Clone, Debug)]
 pub struct EncoderPlaces {
     patch: PatchParameters,
-    pre_norm: WeightAndBias, // (C)
+    /// Of an encoder that sees pixels, (C).
+    pre_norm: Option<WeightAndBias>,
     layers: Vec<LayerPlaces>,
-    post_norm: WeightAndBias, // (C)
+    /// Of an encoder that sees pixels, (C).
+    post_norm: Option<WeightAndBias>,
 }
 
 impl EncoderPlaces {
     /// Adds the parameters `vision.*`.
     pub fn new(layout: &mut Layout, config: &ModelConfig) -> EncoderPlaces {
-        let vision = &config.vision;
+        let (vision, pixels) = (&config.vision, config.vision.units.is_none());
         EncoderPlaces {
             patch: PatchParameters {
-                weight: layout.matrix("vision.patch_embedding.weight", [vision.width, 3 * vision.patch * vision.patch]),
+                weight: layout.matrix("vision.patch_embedding.weight", [vision.width, patch_shape(config).depth()]),
                 class: layout.vector("vision.class_embedding", vision.width),
                 position: layout.matrix("vision.position_embedding", [config.image_tokens(), vision.width]),
             },
-            pre_norm: layout.norm("vision.pre_norm", vision.width),
+            pre_norm: pixels.then(|| layout.norm("vision.pre_norm", vision.width)),
             layers: (0..vision.layers)
                 .map(|n| layout.layer(&format!("vision.layers.{n}"), vision.width, vision.mlp))
                 .collect(),
-            post_norm: layout.norm("vision.post_norm", vision.width),
+            post_norm: pixels.then(|| layout.norm("vision.post_norm", vision.width)),
         }
     }
 }
@@ -119,17 +122,48 @@ pub struct Encoder<'a, B: Train> {
     patch: PatchShape,
     shape: AttentionShape,
     layers: Vec<TransformerLayer<B>>,
-    norms: [LayerNormWeights<B>; 2],
-    pixels: B::Tensor,   // (B, 3*side*side)
-    embedded: B::Tensor, // (M, C)
-    pre_norm: B::Tensor, // (M, 2)
+    activation: Activation,
+    pixels: B::Tensor, // (B, I*side*side)
+    pre_norm: OuterNorm<B>,
     saved: Vec<SavedLayer<B>>,
-    last: B::Tensor,      // (M, C), before the last norm
-    post_norm: B::Tensor, // (M, 2)
+    post_norm: OuterNorm<B>,
+}
+
+/// The norm before the first layer or after the last, after its forward pass; `None` where there is none.
+type OuterNorm<B> = Option<SavedNorm<B>>;
+
+/// A norm with its input.
+struct SavedNorm<B: Train> {
+    at: WeightAndBias,
+    norm: LayerNormWeights<B>,
+    x: B::Tensor,     // (M, C)
+    saved: B::Tensor, // (M, 2)
+}
+
+impl<B: Train> SavedNorm<B> {
+    /// x through the norm, if there is one.
+    fn forward(
+        backend: &B,
+        block: &B::Block,
+        at: Option<WeightAndBias>,
+        eps: f32,
+        x: B::Tensor,
+    ) -> Result<(B::Tensor, OuterNorm<B>)> {
+        let Some(at) = at else { return Ok((x, None)) };
+        let norm = parameters::norm(backend, block, at, eps)?;
+        let (result, saved) = backend.layer_norm_saving(&x, &norm)?;
+        Ok((result, Some(SavedNorm { at, norm, x, saved })))
+    }
+
+    /// The gradient before the norm, if there is one, from that after it.
+    fn backward(norm: &OuterNorm<B>, backend: &B, dy: B::Tensor, gradients: &mut B::Gradients) -> Result<B::Tensor> {
+        let Some(SavedNorm { at, norm, x, saved }) = norm else { return Ok(dy) };
+        backend.layer_norm_backward(&dy, x, norm, saved, None, Some((gradients, *at)))
+    }
 }
 
 impl<'a, B: Train> Encoder<'a, B> {
-    /// Pixels (B, 3*side*side) to the encoder's output (B*T, C).
+    /// Pixels or code vectors (B, I*side*side) to the encoder's output (B*T, C).
     pub fn forward(
         backend: &B,
         block: &B::Block,
@@ -139,9 +173,7 @@ impl<'a, B: Train> Encoder<'a, B> {
     ) -> Result<(B::Tensor, Encoder<'a, B>)> {
         let (vision, tokens) = (&config.vision, config.image_tokens());
         let shape = AttentionShape { batch: backend.shape(&pixels)[0], tokens, heads: vision.heads, prefix: tokens };
-        let norm = |at| parameters::norm(backend, block, at, vision.eps);
-        let norms = [norm(places.pre_norm)?, norm(places.post_norm)?];
-        let patch = PatchShape::rgb(vision.patch);
+        let (patch, activation) = (patch_shape(config), activation(config));
         let embedded = backend.patch_embed(
             &pixels,
             &backend.parameter_matrix(block, places.patch.weight)?,
@@ -149,18 +181,17 @@ impl<'a, B: Train> Encoder<'a, B> {
             &backend.parameter_matrix(block, places.patch.position)?,
             patch,
         )?;
-        let (mut x, pre_norm) = backend.layer_norm_saving(&embedded, &norms[0])?;
+        let (mut x, pre_norm) = SavedNorm::forward(backend, block, places.pre_norm, vision.eps, embedded)?;
         let (mut layers, mut saved) = (Vec::new(), Vec::new());
         for at in &places.layers {
             let layer = parameters::layer(backend, block, at, vision.eps)?;
-            let (result, values) = forward(backend, &layer, x, shape)?;
+            let (result, values) = forward(backend, &layer, x, shape, activation)?;
             x = result;
             layers.push(layer);
             saved.push(values);
         }
-        let (result, post_norm) = backend.layer_norm_saving(&x, &norms[1])?;
-        let encoder =
-            Encoder { places, patch, shape, layers, norms, pixels, embedded, pre_norm, saved, last: x, post_norm };
+        let (result, post_norm) = SavedNorm::forward(backend, block, places.post_norm, vision.eps, x)?;
+        let encoder = Encoder { places, patch, shape, layers, activation, pixels, pre_norm, saved, post_norm };
         Ok((result, encoder))
     }
 
@@ -172,15 +203,13 @@ impl<'a, B: Train> Encoder<'a, B> {
         gradients: &mut B::Gradients,
         on_final: &mut OnFinal<'_, B::Gradients>,
     ) -> Result<()> {
-        let into = Some((&mut *gradients, self.places.post_norm));
-        let mut dx = backend.layer_norm_backward(dresult, &self.last, &self.norms[1], &self.post_norm, None, into)?;
+        let mut dx = SavedNorm::backward(&self.post_norm, backend, dresult.clone(), gradients)?;
         for (layer, at) in self.layers.iter().zip(&self.places.layers).rev() {
             let saved = self.saved.pop().ok_or_else(|| Error::internal("a layer without its forward pass"))?;
-            dx = backward(backend, layer, at, &saved, dx, self.shape, gradients)?;
+            dx = backward(backend, layer, at, &saved, dx, (self.shape, self.activation), gradients)?;
             on_final(gradients, at.start())?;
         }
-        let into = Some((&mut *gradients, self.places.pre_norm));
-        let dembedded = backend.layer_norm_backward(&dx, &self.embedded, &self.norms[0], &self.pre_norm, None, into)?;
+        let dembedded = SavedNorm::backward(&self.pre_norm, backend, dx, gradients)?;
         backend.patch_embed_backward(&dembedded, &self.pixels, self.patch, gradients, self.places.patch)?;
         on_final(gradients, self.places.patch.weight.start)
     }
@@ -192,13 +221,14 @@ fn forward<B: Train>(
     layer: &TransformerLayer<B>,
     x: B::Tensor,
     shape: AttentionShape,
+    activation: Activation,
 ) -> Result<(B::Tensor, SavedLayer<B>)> {
     let (normed, norm) = backend.layer_norm_saving(&x, &layer.attention_norm)?;
     let qkv = backend.linear(&normed, &layer.qkv, Activation::None, None)?;
     let (attended, log_sum_exp) = backend.attention_saving(&qkv, shape, None)?;
     let after_attention = backend.linear(&attended, &layer.attention_out, Activation::None, Some(&x))?;
     let (mlp_normed, mlp_norm) = backend.layer_norm_saving(&after_attention, &layer.mlp_norm)?;
-    let (hidden, before_gelu) = backend.linear_saving(&mlp_normed, &layer.fc1, Activation::QuickGelu)?;
+    let (hidden, before_gelu) = backend.linear_saving(&mlp_normed, &layer.fc1, activation)?;
     let result = backend.linear(&hidden, &layer.fc2, Activation::None, Some(&after_attention))?;
     let saved = SavedLayer {
         x,
@@ -223,12 +253,12 @@ fn backward<B: Train>(
     at: &LayerPlaces,
     saved: &SavedLayer<B>,
     dresult: B::Tensor,
-    shape: AttentionShape,
+    (shape, activation): (AttentionShape, Activation),
     gradients: &mut B::Gradients,
 ) -> Result<B::Tensor> {
     let s = saved;
     backend.linear_weight_backward(&dresult, &s.hidden, gradients, at.fc2)?;
-    let input = Some((Activation::QuickGelu, &s.before_gelu));
+    let input = Some((activation, &s.before_gelu));
     let dbefore = backend.linear_backward(&dresult, &layer.fc2, input, None)?;
     backend.linear_weight_backward(&dbefore, &s.mlp_normed, gradients, at.fc1)?;
     let dnormed = backend.linear_backward(&dbefore, &layer.fc1, None, None)?;

@@ -154,7 +154,10 @@ pub fn convert_tokenizer(
 }
 
 fn no_codebook() -> Error {
-    Error::Option { option: "codebook", problem: "is needed: give the checkpoint of the image units' codebook".into() }
+    Error::Option {
+        option: "codebook",
+        problem: "is needed for image units: give im2sp convert the checkpoint of their codebook".into(),
+    }
 }
 
 /// Number of tensors written, of their elements and of their bytes.
