@@ -7,11 +7,13 @@
 mod distance;
 pub mod image_units;
 mod lists;
+mod steady;
 mod token_files;
 
 pub use distance::edit_distance;
 pub use image_units::{ImageRecord, ImageUnits, UnitGrid, UnitWriter};
 pub use lists::{MAX_TEXT_BYTES, MAX_UNITS, UnitList, decode_lists, parse, parse_lists, read_lists};
+pub use steady::steady;
 
 /// Fills a row after its end.
 pub const PAD: u32 = 0;

@@ -1,6 +1,7 @@
 //! Sound: samples between -1 and 1 as a mono 16-bit WAV file. Samples are rounded as the reference's writer rounds them:
 //! floor(32768 x), clamped. [`read`] takes recordings in, [`folder`] finds them.
 
+pub mod cepstra;
 pub mod folder;
 pub mod read;
 

@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use clap::Args;
 use im2sp::train::kmeans::{KMeansOptions, Reservoir, kmeans};
 use im2sp::weights::centres;
-use im2sp::{Error, FeatureExtractor, Result};
+use im2sp::{Error, Result};
 use serde_json::json;
 
 use super::print::{note, print_json, print_line};
 use super::progress::Bar;
-use super::recordings::{self, SpeechArgs};
+use super::recordings::{self, FeatureArgs};
 
 /// Find centres of k-means on recordings, for `im2sp units`
 ///
@@ -31,9 +31,6 @@ pub struct KMeans {
     /// Centres
     #[arg(long, default_value_t = 200, value_name = "K")]
     clusters: usize,
-    /// Layer of the encoder whose features are taken, from 1
-    #[arg(long, default_value_t = 6, value_name = "N")]
-    layer: usize,
     /// Iterations at most
     #[arg(long, default_value_t = 100, value_name = "N")]
     iterations: usize,
@@ -47,14 +44,14 @@ pub struct KMeans {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    model: SpeechArgs,
+    features: FeatureArgs,
 }
 
 impl KMeans {
     /// Reads, encodes, finds centres and writes them. A recording that cannot be read is reported and left out.
     pub fn run(self) -> Result<ExitCode> {
         let all = recordings::of(&self.audio)?;
-        let extractor = FeatureExtractor::load(&self.model.weights, self.layer, self.model.options())?;
+        let extractor = self.features.features()?;
         let mut sample = Reservoir::new(extractor.width(), self.max_frames, self.seed);
         let status = recordings::each("features", &all, &mut |_, sound| {
             sample.add(&extractor.features(&sound.samples)?);

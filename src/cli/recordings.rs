@@ -8,19 +8,50 @@ use std::process::ExitCode;
 use clap::Args;
 use im2sp::audio::{folder, read};
 use im2sp::config::SPEECH_RATE;
-use im2sp::tensor::DType;
-use im2sp::{Device, Error, LoadOptions, Result};
+use im2sp::tensor::{DType, HostTensor};
+use im2sp::{Device, Error, FeatureExtractor, LoadOptions, Result, UnitExtractor};
 
 use super::Precision;
 use super::print::print_error;
 use super::progress::Bar;
 
-/// Options of a speech model.
+/// Where features come from.
+#[derive(Args)]
+pub struct FeatureArgs {
+    /// Directory of a speech encoder made by `im2sp convert`
+    #[arg(long, value_name = "DIR", required_unless_present = "cepstra", help_heading = "Model")]
+    weights: Option<PathBuf>,
+    /// Cepstra instead, which need no model: the features of the embedded model's units
+    #[arg(long, conflicts_with_all = ["weights", "layer"], help_heading = "Model")]
+    cepstra: bool,
+    /// Layer of the encoder whose features are taken, from 1
+    #[arg(long, default_value_t = 6, value_name = "N", help_heading = "Model")]
+    layer: usize,
+    #[command(flatten)]
+    model: SpeechArgs,
+}
+
+impl FeatureArgs {
+    /// The features.
+    pub fn features(&self) -> Result<FeatureExtractor> {
+        match &self.weights {
+            Some(weights) => FeatureExtractor::load(weights, self.layer, self.model.options()),
+            None => Ok(FeatureExtractor::cepstra()),
+        }
+    }
+
+    /// Units by centres, with a price for every change of unit.
+    pub fn units(&self, centres: HostTensor, price: f64) -> Result<UnitExtractor> {
+        match &self.weights {
+            Some(weights) if price == 0.0 => UnitExtractor::load(weights, self.layer, centres, self.model.options()),
+            _ => UnitExtractor::steady(self.features()?, &centres, price),
+        }
+    }
+}
+
+/// How a speech model is loaded.
 #[derive(Args)]
 pub struct SpeechArgs {
-    /// Directory of a speech model made by `im2sp convert`
-    #[arg(long, value_name = "DIR", help_heading = "Model")]
-    pub weights: PathBuf,
     /// Where to run: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_name = "DEVICE", help_heading = "Model")]
     device: Device,

@@ -26,6 +26,9 @@ pub struct Transcribe {
     /// Print one JSON object a line per recording
     #[arg(long)]
     json: bool,
+    /// Directory of a recogniser made by `im2sp convert`
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    weights: PathBuf,
     #[command(flatten)]
     model: SpeechArgs,
 }
@@ -34,7 +37,7 @@ impl Transcribe {
     /// Reads, recognises and prints. A recording that cannot be read is reported and does not stop the others.
     pub fn run(self) -> Result<ExitCode> {
         let all = recordings::of(&self.audio)?;
-        let recognizer = Recognizer::load(&self.model.weights, self.model.options())?;
+        let recognizer = Recognizer::load(&self.weights, self.model.options())?;
         recordings::each("transcribe", &all, &mut |recording, sound| {
             let text = recognizer.text(&sound.samples)?;
             let path = &recording.path;

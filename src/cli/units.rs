@@ -10,12 +10,12 @@ use clap::{Args, ValueEnum};
 use im2sp::data::unit_file;
 use im2sp::weights::centres;
 use im2sp::weights::torch::IntegerLayout;
-use im2sp::{Error, Result, UnitExtractor};
+use im2sp::{Error, Result};
 use serde_json::{Value, json};
 
 use super::output;
 use super::print::{note, print_json, print_line, shown};
-use super::recordings::{self, Recording, SpeechArgs};
+use super::recordings::{self, FeatureArgs, Recording};
 
 /// Turn recordings into speech units
 ///
@@ -27,7 +27,8 @@ use super::recordings::{self, Recording, SpeechArgs};
 Examples:
   im2sp units speech.wav --weights models/hubert --kmeans km.bin
   im2sp units wavs/ --weights models/hubert --kmeans km.bin -o units/
-  im2sp units wavs/ --weights models/hubert --kmeans km.bin -o units.jsonl")]
+  im2sp units wavs/ --weights models/hubert --kmeans km.bin -o units.jsonl
+  im2sp units wavs/ --cepstra --kmeans weights/cepstra.npy --change-price 434 -o units/")]
 pub struct Units {
     /// A recording, or a folder, which is searched with all folders inside it
     #[arg(value_name = "AUDIO|DIR")]
@@ -39,9 +40,10 @@ pub struct Units {
     /// Centres of k-means: scikit-learn's in a joblib file (km.bin), or a .npy file
     #[arg(long, value_name = "FILE")]
     kmeans: PathBuf,
-    /// Layer of the encoder whose features are taken, from 1
-    #[arg(long, default_value_t = 6, value_name = "N")]
-    layer: usize,
+    /// Price of a change of unit, in squared distances: with one, units do not flicker; without, each frame takes the nearest
+    /// centre
+    #[arg(long, default_value_t = 0.0, value_name = "PRICE", value_parser = price)]
+    change_price: f64,
     /// Layout of .unit files: a NumPy array or a tensor, as torch.save writes them
     #[arg(long, default_value = "array", value_name = "LAYOUT")]
     unit_layout: Layout,
@@ -52,7 +54,13 @@ pub struct Units {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    model: SpeechArgs,
+    features: FeatureArgs,
+}
+
+/// A price is a number that is not negative.
+fn price(text: &str) -> std::result::Result<f64, String> {
+    let price: f64 = text.parse().map_err(|_| "expected a number")?;
+    if price >= 0.0 { Ok(price) } else { Err("expected 0 or more".into()) }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -88,7 +96,7 @@ impl Units {
             return Ok(ExitCode::SUCCESS);
         }
         let centres = centres::read(&self.kmeans)?;
-        let extractor = UnitExtractor::load(&self.model.weights, self.layer, centres, self.model.options())?;
+        let extractor = self.features.units(centres, self.change_price)?;
         let several = self.audio.is_dir();
         recordings::each("units", &all, &mut |recording, sound| {
             let units = extractor.units(&sound.samples)?;

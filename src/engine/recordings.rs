@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::LoadOptions;
 use super::load::{OnBackend, with_backend};
+use crate::audio::cepstra;
 use crate::backend::Backend;
 use crate::config::{SpeechConfig, SpeechKind};
 use crate::model::codebook::{Codebook, Metric};
@@ -12,6 +13,7 @@ use crate::model::ctc::Ctc;
 use crate::model::loader::Loader;
 use crate::model::speech_encoder::SpeechEncoder;
 use crate::tensor::{DType, HostTensor};
+use crate::units::steady;
 use crate::weights::speech::SpeechFiles;
 use crate::{Error, Result};
 
@@ -21,15 +23,14 @@ pub const CHUNK: usize = 1_600_000;
 /// A loaded model by its one function.
 type Function<T> = Box<dyn Fn(&[f32]) -> Result<T> + Send + Sync>;
 
-/// A speech encoder up to one layer, on a device.
+/// Features of recordings: of a speech encoder up to one layer, on a device, or cepstra.
 pub struct FeatureExtractor {
-    config: SpeechConfig,
+    width: usize,
     features: Function<Vec<f32>>,
 }
 
-/// A speech encoder up to one layer, and the centres that its features become units by, on a device.
+/// The same with the centres that features become units by.
 pub struct UnitExtractor {
-    config: SpeechConfig,
     units: Function<Vec<u32>>,
 }
 
@@ -46,17 +47,27 @@ impl FeatureExtractor {
     /// If it cannot be read, is none, or has fewer layers.
     pub fn load(dir: &Path, layer: usize, options: LoadOptions) -> Result<FeatureExtractor> {
         let (files, config) = open_encoder(dir, layer, options)?;
-        Ok(FeatureExtractor { config, features: with_backend(options, Features { files, layer })? })
+        let (width, model) = (config.width, with_backend(options, Features { files, layer })?);
+        Ok(FeatureExtractor { width, features: Box::new(move |samples| by_chunks(&config, samples, &model)) })
+    }
+
+    /// Cepstra, which need no model.
+    pub fn cepstra() -> FeatureExtractor {
+        let features = |samples: &[f32]| {
+            check_length(samples, cepstra::HOP, samples.len() / cepstra::HOP)?;
+            Ok(cepstra::cepstra(samples))
+        };
+        FeatureExtractor { width: cepstra::WIDTH, features: Box::new(features) }
     }
 
     /// Channels of the features.
     pub fn width(&self) -> usize {
-        self.config.width
+        self.width
     }
 
     /// Features (T, C) of a recording of 16,000 samples a second.
     pub fn features(&self, samples: &[f32]) -> Result<Vec<f32>> {
-        by_chunks(&self.config, samples, &self.features)
+        (self.features)(samples)
     }
 }
 
@@ -67,17 +78,25 @@ impl UnitExtractor {
     /// If it cannot be read, is none, has fewer layers, or the centres are as wide as others.
     pub fn load(dir: &Path, layer: usize, centres: HostTensor, options: LoadOptions) -> Result<UnitExtractor> {
         let (files, config) = open_encoder(dir, layer, options)?;
-        if centres.shape().get(1) != Some(&config.width) {
-            let problem = format!("are {:?}, but features have {} values", centres.shape(), config.width);
-            return Err(Error::weights(dir, "centres", problem));
-        }
-        let units = with_backend(options, Units { features: Features { files, layer }, centres })?;
-        Ok(UnitExtractor { config, units })
+        check_width(&centres, config.width)?;
+        let model = with_backend(options, Units { features: Features { files, layer }, centres })?;
+        Ok(UnitExtractor { units: Box::new(move |samples| by_chunks(&config, samples, &model)) })
+    }
+
+    /// Units of `features` by `centres` (K, C), with a price for every change of unit: see [`steady`].
+    ///
+    /// # Errors
+    /// If the centres are as wide as others.
+    pub fn steady(features: FeatureExtractor, centres: &HostTensor, price: f64) -> Result<UnitExtractor> {
+        check_width(centres, features.width)?;
+        let (centres, width) = (centres.to_f32().into_owned(), features.width);
+        let units = move |samples: &[f32]| Ok(steady(&features.features(samples)?, &centres, width, price));
+        Ok(UnitExtractor { units: Box::new(units) })
     }
 
     /// Units of a recording of 16,000 samples a second, one for each frame of 20 ms.
     pub fn units(&self, samples: &[f32]) -> Result<Vec<u32>> {
-        by_chunks(&self.config, samples, &self.units)
+        (self.units)(samples)
     }
 }
 
@@ -98,7 +117,7 @@ impl Recognizer {
 
     /// Text of a recording of 16,000 samples a second, its chunks joined by spaces.
     pub fn text(&self, samples: &[f32]) -> Result<String> {
-        check_length(&self.config, samples)?;
+        check_length(samples, self.config.window(), self.config.frames(samples.len()))?;
         let texts = samples.chunks(CHUNK).map(&self.text).collect::<Result<Vec<_>>>()?;
         Ok(texts.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" "))
     }
@@ -115,18 +134,27 @@ fn open_encoder(dir: &Path, layer: usize, options: LoadOptions) -> Result<(Speec
     Ok((files, config))
 }
 
-/// An error for a recording that is shorter than a window.
-fn check_length(config: &SpeechConfig, samples: &[f32]) -> Result<()> {
-    if config.frames(samples.len()) > 0 {
+/// An error for centres of features of another width.
+fn check_width(centres: &HostTensor, width: usize) -> Result<()> {
+    if centres.shape().get(1) == Some(&width) {
         return Ok(());
     }
-    let problem = format!("{} samples are too few: the model needs {}", samples.len(), config.window());
+    let problem = format!("has centres {:?}, but features have {width} values", centres.shape());
+    Err(Error::Option { option: "kmeans", problem })
+}
+
+/// An error for a recording that is shorter than a window and so has no frame.
+fn check_length(samples: &[f32], window: usize, frames: usize) -> Result<()> {
+    if frames > 0 {
+        return Ok(());
+    }
+    let problem = format!("{} samples are too few: a window has {window}", samples.len());
     Err(Error::Shape { op: "speech", problem })
 }
 
 /// The results of all chunks. A last one that is shorter than a window has none.
 fn by_chunks<T>(config: &SpeechConfig, samples: &[f32], model: &Function<Vec<T>>) -> Result<Vec<T>> {
-    check_length(config, samples)?;
+    check_length(samples, config.window(), config.frames(samples.len()))?;
     let mut all = Vec::new();
     for chunk in samples.chunks(CHUNK).filter(|chunk| config.frames(chunk.len()) > 0) {
         all.extend(model(chunk)?);
