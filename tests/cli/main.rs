@@ -8,6 +8,7 @@ mod captions;
 mod failures;
 mod names;
 mod speak;
+mod speech;
 mod streams;
 mod train;
 
