@@ -1,5 +1,5 @@
-// instance_norm: normalise each channel over time, then scale and shift: a group norm with a group for each channel.
-// Math:      y = (x - mean) rstd weight + bias, mean and rstd = rsqrt(var + eps) of a column of x, with the biased variance
+// instance_norm: normalise each channel over time, then scale, shift and activate: a group norm with a group for each channel.
+// Math:      y = act((x - mean) rstd weight + bias), mean and rstd = rsqrt(var + eps) of a column of x, with the biased variance
 // Source:    Ulyanov, Vedaldi and Lempitsky, "Instance Normalization" (2016), equation 4; as the first norm of Hsu et al.,
 //            "HuBERT" (2021)
 // Tensors:   x, y (T, C) row-major, one type; weight, bias (C) f32
@@ -9,7 +9,7 @@
 // Tiling:    a thread owns a channel of a share of frames, so a warp reads neighbours; the shares depend on T only
 // Roofline:  x is read twice, y written: 3 T C elements, memory-bound
 // Measured:  not yet measured
-#include "prelude.cuh"
+#include "linear/activation.cuh"
 
 namespace {
 
@@ -29,7 +29,7 @@ struct InstanceNormParams {
     int share;       // frames of a share
     int shares;
     float eps;
-    int unused;
+    int activation;  // ACTIVATION_*
 };
 SIZE_OF(InstanceNormParams, 72);
 
@@ -61,10 +61,12 @@ template <typename T> DEVICE void apply(const InstanceNormParams& p) {
     const int64_t at = int64_t(first) * p.channels + c;
     const T* x = static_cast<const T*>(p.x) + at;
     T* y = static_cast<T*>(p.y) + at;
-#pragma unroll 8
+#pragma unroll 4
     for (int i = 0; i < count; i++) {
         const int64_t frame = int64_t(i) * p.channels;
-        y[frame] = from_float<T>(fmaf(to_float(x[frame]) - mean, scale, bias));
+        float v[1] = {fmaf(to_float(x[frame]) - mean, scale, bias)};
+        activate(p.activation, v);
+        y[frame] = from_float<T>(v[0]);
     }
 }
 

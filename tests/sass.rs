@@ -35,12 +35,13 @@ struct Gemm {
     exempt: &'static [&'static str],
 }
 
-const GEMMS: [Gemm; 6] = [
+const GEMMS: [Gemm; 7] = [
     Gemm { op: "linear_forward", code: 66_000, exempt: &["unaligned"] },
     Gemm { op: "linear_backward", code: 66_000, exempt: &["unaligned", "bias", "add"] },
     Gemm { op: "linear_decode", code: 56_000, exempt: &["unaligned", "r8", "r16", "r64"] },
     Gemm { op: "conv1d", code: 82_000, exempt: &["unaligned", "sample"] },
     Gemm { op: "conv_transpose1d", code: 84_000, exempt: &["unaligned"] },
+    Gemm { op: "frame_conv", code: 66_000, exempt: &["unaligned"] },
     Gemm { op: "patch_embed", code: 62_000, exempt: &["unaligned", "rows"] },
 ];
 

@@ -160,6 +160,33 @@ fn bf16_weights_give_nearly_the_same() {
     assert!(error > 0.0 && error < 0.05 * size, "{error} of {size}");
 }
 
+/// The kernels, on the emulator: features of f32 within tolerance, and those of bf16 near; units and texts identical in f32.
+#[cfg(feature = "emulator")]
+#[test]
+fn the_kernels_give_the_same() {
+    let expected = expected();
+    let sound = expected.f32("samples.odd");
+    let on = |dtype| LoadOptions { device: Device::Emulator, dtype: Some(dtype), no_mmap: false };
+    for (source, name) in [("hubert", "hubert"), ("ctc_large", "ctc_large")] {
+        let (_folder, model) = converted(source);
+        let golden = expected.f32(&format!("{name}.odd.2"));
+        let exact = FeatureExtractor::load(&model, 2, on(DType::F32)).unwrap().features(&sound).unwrap();
+        assert_close(source, &exact, &golden, DEPTH);
+        let narrow = FeatureExtractor::load(&model, 2, on(DType::BF16)).unwrap().features(&sound).unwrap();
+        let size = golden.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+        let error = narrow.iter().zip(&golden).fold(0.0f32, |max, (a, b)| max.max((a - b).abs()));
+        assert!(error < 0.1 * size, "{source}: {error} of {size}");
+        if source == "hubert" {
+            let centres = centres::read(&speech("km.bin")).unwrap();
+            let units = UnitExtractor::load(&model, 2, centres, on(DType::F32)).unwrap().units(&sound).unwrap();
+            assert_eq!(units, expected.u32("units.odd"));
+        } else {
+            let text = Recognizer::load(&model, on(DType::F32)).unwrap().text(&sound).unwrap();
+            assert_eq!(text, Recognizer::load(&model, CPU).unwrap().text(&sound).unwrap());
+        }
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_an_error() {
     let (_folder, hubert) = converted("hubert");

@@ -7,7 +7,7 @@ convolutions, norms before) are Hugging Face directories; hubert.pt and ctc_larg
 stores them, with an optimizer's state, arguments and a dictionary around them that nobody needs to understand.
 expected.safetensors holds samples, features of every layer and best ids; expected.json texts; km.bin and its kind the centres
 of scikit-learn's k-means, whose units are in expected.safetensors too. Weights are f16 values. Cases whose ids or units hang
-on less than 1e-3 are refused. Needs requirements.txt beside this file, scikit-learn and joblib.
+on less than 1e-3 are refused. Needs requirements.txt beside this file.
 """
 import argparse
 import json

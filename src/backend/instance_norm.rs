@@ -1,14 +1,19 @@
-//! instance_norm: normalise each channel over time, then scale and shift: `y = (x - mean) rstd weight + bias`. A group norm
-//! with a group for each channel.
+//! instance_norm: normalise each channel over time, then scale and shift: `y = act((x - mean) rstd weight + bias)`. A group
+//! norm with a group for each channel.
 
-use super::{Device, LayerNormWeights, ensure};
+use super::{Activation, Device, LayerNormWeights, ensure};
 use crate::Result;
 use crate::cost::Cost;
 
 /// Instance norm.
 pub trait InstanceNorm: Device {
-    /// Each column of x (T, C) normalised by its mean and biased variance over all rows, scaled and shifted.
-    fn instance_norm(&self, x: &Self::Tensor, norm: &LayerNormWeights<Self>) -> Result<Self::Tensor>;
+    /// Each column of x (T, C) normalised by its mean and biased variance over all rows, scaled, shifted and activated.
+    fn instance_norm(
+        &self,
+        x: &Self::Tensor,
+        norm: &LayerNormWeights<Self>,
+        activation: Activation,
+    ) -> Result<Self::Tensor>;
 }
 
 /// An error unless weight and bias have a value for each channel.

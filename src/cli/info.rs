@@ -1,14 +1,15 @@
 //! `im2sp info`: what a model directory holds.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 use im2sp::Result;
-use im2sp::config::{Resize, UnitInput};
+use im2sp::config::{Resize, SpeechKind, UnitInput};
 use im2sp::weights::directory::ModelFiles;
 use im2sp::weights::embedded;
+use im2sp::weights::speech::{SPEECH, SpeechFiles};
 use serde_json::json;
 
 use super::{print_json, print_line};
@@ -28,6 +29,7 @@ impl Info {
     /// Opens the files, which checks them, and prints.
     pub fn run(self) -> Result<ExitCode> {
         let files = match &self.directory {
+            Some(directory) if directory.join(SPEECH).is_file() => return self.speech(directory),
             Some(directory) => ModelFiles::open(directory)?,
             None => embedded::files()?,
         };
@@ -92,6 +94,32 @@ impl Info {
                 if vocoder.duration.is_some() { "predicted" } else { "of one frame" }
             ))?,
             None => print_line(format_args!("vocoder    none"))?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// The same for a speech model.
+    fn speech(&self, directory: &Path) -> Result<ExitCode> {
+        let SpeechFiles { config, tensors } = SpeechFiles::open(directory, true)?;
+        let (mut parameters, mut bytes) = (0, 0);
+        for (_, tensor) in tensors.iter() {
+            parameters += tensor.len();
+            bytes += tensor.bytes().len();
+        }
+        if self.json {
+            print_json(&json!({ "config": config, "parameters": parameters, "bytes": bytes }))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let kind = match config.kind {
+            SpeechKind::SpeechEncoder => "a speech encoder, for im2sp units",
+            SpeechKind::Ctc => "a recogniser, for im2sp transcribe",
+        };
+        print_line(format_args!("{}", config.description.as_deref().unwrap_or(kind)))?;
+        print_line(format_args!("size       {parameters} parameters, {:.1} MB", bytes as f64 / 1e6))?;
+        print_line(format_args!("frames     {} samples, {} apart", config.window(), config.hop()))?;
+        print_line(format_args!("layers     {} of {} channels, {} heads", config.layers, config.width, config.heads))?;
+        if let Some(vocabulary) = &config.vocabulary {
+            print_line(format_args!("symbols    {}", vocabulary.symbols.len()))?;
         }
         Ok(ExitCode::SUCCESS)
     }

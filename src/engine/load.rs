@@ -134,14 +134,15 @@ pub(super) trait OnBackend {
     fn make<B: Backend>(self, backend: B, dtype: Option<DType>) -> Result<Self::Made>;
 }
 
-/// Makes something on the device of the options. On a GPU matrices are bf16 unless f32 is chosen.
+/// Makes something on the device of the options. On a GPU it computes in f32 unless bf16 is chosen: units and symbols are choices,
+/// and a rounded feature can be nearer to another.
 pub(super) fn with_backend<T: OnBackend>(options: LoadOptions, task: T) -> Result<T::Made> {
     match options.device {
         Device::Cpu => task.make(Cpu, options.dtype),
         Device::Auto if first_gpu().is_none() => task.make(Cpu, options.dtype),
         #[cfg(any(feature = "cuda", feature = "emulator"))]
         device => {
-            let dtype = options.dtype.unwrap_or(DType::BF16);
+            let dtype = options.dtype.unwrap_or(DType::F32);
             task.make(crate::backend::cuda::Cuda::new(device.driver()?, dtype)?, Some(dtype))
         }
         #[cfg(not(any(feature = "cuda", feature = "emulator")))]

@@ -1,5 +1,5 @@
 //! Speech models on a device, for recordings: units by a speech encoder and centres, text by a recogniser. A long recording is
-//! taken in chunks, each by itself, as fairseq does it.
+//! taken in chunks, each by itself: for units as fairseq cuts it, for text where it is quiet.
 
 use std::path::Path;
 
@@ -115,10 +115,10 @@ impl Recognizer {
         Ok(Recognizer { config, text: with_backend(options, Texts { files })? })
     }
 
-    /// Text of a recording of 16,000 samples a second, its chunks joined by spaces.
+    /// Text of a recording of 16,000 samples a second, its parts joined by spaces.
     pub fn text(&self, samples: &[f32]) -> Result<String> {
         check_length(samples, self.config.window(), self.config.frames(samples.len()))?;
-        let texts = samples.chunks(CHUNK).map(&self.text).collect::<Result<Vec<_>>>()?;
+        let texts = quiet_parts(samples).into_iter().map(&self.text).collect::<Result<Vec<_>>>()?;
         Ok(texts.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" "))
     }
 }
@@ -160,6 +160,24 @@ fn by_chunks<T>(config: &SpeechConfig, samples: &[f32], model: &Function<Vec<T>>
         all.extend(model(chunk)?);
     }
     Ok(all)
+}
+
+/// A recording in parts of at most a chunk, cut in the quietest moment of the last tenth of each.
+fn quiet_parts(samples: &[f32]) -> Vec<&[f32]> {
+    /// Samples of a moment.
+    const MOMENT: usize = 400;
+    let (mut parts, mut rest) = (Vec::new(), samples);
+    while rest.len() > CHUNK {
+        let from = CHUNK - CHUNK / 10;
+        let energy = |moment: &[f32]| moment.iter().map(|v| v * v).sum::<f32>();
+        let moments = rest[from..CHUNK].chunks_exact(MOMENT).map(energy).enumerate();
+        let quietest = moments.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(n, _)| n);
+        let (part, later) = rest.split_at(from + quietest * MOMENT + MOMENT / 2);
+        parts.push(part);
+        rest = later;
+    }
+    parts.push(rest);
+    parts
 }
 
 /// Loads an encoder for its features.
@@ -217,5 +235,24 @@ impl OnBackend for Texts {
         let ctc = Ctc::load(&mut Loader { backend: &backend, store: &mut tensors, dtype }, &config)?;
         tensors.finish()?;
         Ok(Box::new(move |samples| ctc.text(&backend, samples)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recordings_for_text_are_cut_where_it_is_quiet() {
+        let mut samples = vec![0.5; 2 * CHUNK + 1000];
+        let quiet = [CHUNK - 10_000, 2 * CHUNK - 50_000];
+        quiet.iter().for_each(|&at| samples[at..at + 800].fill(0.0));
+        let lengths: Vec<usize> = quiet_parts(&samples).iter().map(|part| part.len()).collect();
+        assert_eq!(lengths.iter().sum::<usize>(), samples.len());
+        assert!(lengths.iter().all(|&length| length <= CHUNK), "{lengths:?}");
+        assert!((quiet[0]..quiet[0] + 800).contains(&lengths[0]), "{lengths:?}");
+        assert!((quiet[1]..quiet[1] + 800).contains(&(lengths[0] + lengths[1])), "{lengths:?}");
+        assert_eq!(quiet_parts(&samples[..CHUNK]).len(), 1);
+        assert_eq!(quiet_parts(&[]), [&[] as &[f32]]);
     }
 }

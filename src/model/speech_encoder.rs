@@ -112,8 +112,10 @@ impl<B: Backend> Convolution<B> {
             return backend.frame_conv(x, &self.weights, self.shape, Activation::Gelu, None);
         };
         let x = backend.frame_conv(x, &self.weights, self.shape, Activation::None, None)?;
-        let x = if self.over_time { backend.instance_norm(&x, norm) } else { backend.layer_norm(&x, norm) }?;
-        backend.gelu(&x)
+        if self.over_time {
+            return backend.instance_norm(&x, norm, Activation::Gelu);
+        }
+        backend.gelu(&backend.layer_norm(&x, norm)?)
     }
 }
 

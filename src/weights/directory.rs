@@ -173,6 +173,10 @@ pub fn parse_config(path: &Path, text: &str) -> Result<ModelConfig> {
         Err(problem) => problem,
         Ok(other) => match FOREIGN.iter().find(|(field, _)| other.value(field).is_some()) {
             Some((_, problem)) if other.value("format").is_none() => Error::weights(path, "format", *problem),
+            _ if other.value("kind").is_some_and(|kind| kind == "ctc" || kind == "speech_encoder") => {
+                let problem = "is that of a speech model: give it to `im2sp transcribe` (ctc) or `im2sp units`";
+                Error::weights(path, "kind", problem)
+            }
             _ => Error::weights(path, "model configuration", error.to_string()),
         },
     })?;

@@ -9,6 +9,7 @@ mod failures;
 mod names;
 mod score;
 mod speak;
+mod speech;
 mod streams;
 mod train;
 

@@ -1,6 +1,6 @@
-use im2sp::backend::LayerNormWeights;
 use im2sp::backend::cpu::Cpu;
 use im2sp::backend::prelude::*;
+use im2sp::backend::{Activation, LayerNormWeights};
 
 use crate::common::assert_close;
 use crate::{cases, ops, random, row, tensor, values};
@@ -14,8 +14,11 @@ fn equals_golden() {
         let get = |name: &str| golden.get(&format!("{case}.{name}"));
         let (shape, x) = get("x");
         let norm = LayerNormWeights::<Cpu> { weight: row(&get("weight").1), bias: row(&get("bias").1), eps: EPS };
-        let y = Cpu.instance_norm(&tensor(shape[0], shape[1], &x), &norm).unwrap();
+        let y = Cpu.instance_norm(&tensor(shape[0], shape[1], &x), &norm, Activation::None).unwrap();
         assert_close(&case, &values(&y), &get("y").1, shape[0]);
+        // Activated, it is what gelu makes of it.
+        let active = Cpu.instance_norm(&tensor(shape[0], shape[1], &x), &norm, Activation::Gelu).unwrap();
+        assert_eq!(values(&active), values(&Cpu.gelu(&y).unwrap()), "{case}");
     }
 }
 
@@ -39,7 +42,7 @@ fn equals_the_formula() {
                 expected[t * channels + c] = ((v - mean) * rstd * f64::from(weight[c]) + f64::from(bias[c])) as f32;
             }
         }
-        let y = Cpu.instance_norm(&tensor(frames, channels, &x), &norm).unwrap();
+        let y = Cpu.instance_norm(&tensor(frames, channels, &x), &norm, Activation::None).unwrap();
         // Values far from zero lose what the mean takes away.
         let length = frames * (1.0 + mean * mean) as usize;
         assert_close(&format!("{frames}x{channels}"), &values(&y), &expected, length);
@@ -51,12 +54,15 @@ fn edges_and_misfits() {
     let norm = |c| LayerNormWeights::<Cpu> { weight: row(&vec![2.0; c]), bias: row(&vec![1.0; c]), eps: EPS };
     for (frames, channels) in [(0, 4), (3, 0), (0, 0)] {
         let x = tensor(frames, channels, &vec![1.0; frames * channels]);
-        assert_eq!(Cpu.shape(&Cpu.instance_norm(&x, &norm(channels)).unwrap()), [frames, channels]);
+        assert_eq!(Cpu.shape(&Cpu.instance_norm(&x, &norm(channels), Activation::None).unwrap()), [frames, channels]);
     }
     // A single frame is its own mean.
-    assert_eq!(values(&Cpu.instance_norm(&tensor(1, 2, &[3.0, -7.0]), &norm(2)).unwrap()), [1.0, 1.0]);
-    assert!(Cpu.instance_norm(&tensor(1, 3, &[0.0; 3]), &norm(4)).is_err());
-    let y = values(&Cpu.instance_norm(&tensor(2, 2, &[0.0, f32::NAN, 1.0, 1.0]), &norm(2)).unwrap());
+    assert_eq!(
+        values(&Cpu.instance_norm(&tensor(1, 2, &[3.0, -7.0]), &norm(2), Activation::None).unwrap()),
+        [1.0, 1.0]
+    );
+    assert!(Cpu.instance_norm(&tensor(1, 3, &[0.0; 3]), &norm(4), Activation::None).is_err());
+    let y = values(&Cpu.instance_norm(&tensor(2, 2, &[0.0, f32::NAN, 1.0, 1.0]), &norm(2), Activation::None).unwrap());
     assert_eq!(
         y.iter().map(|v| v.is_nan()).collect::<Vec<_>>(),
         [false, true, false, true],

@@ -1,17 +1,18 @@
-//! instance_norm: normalise each channel of x (T, C) over time, then scale and shift.
+//! instance_norm: normalise each channel of x (T, C) over time, then scale, shift and activate.
 //! Numerics: each share of frames has its own mean and squares around it (two passes over frames that stay in the L2); shares
 //! are combined in order in f64. Bytes: 12 per element.
 
 use rayon::prelude::*;
 
 use super::buffer::Buffer;
+use super::linear::finish;
 use super::simd::{Simd, dispatch};
-use super::{Cpu, Tensor};
+use super::{Activation, Cpu, Tensor};
 use crate::backend::{InstanceNorm, LayerNormWeights, instance_norm};
 use crate::{Result, trace};
 
 impl InstanceNorm for Cpu {
-    fn instance_norm(&self, x: &Tensor, norm: &LayerNormWeights<Cpu>) -> Result<Tensor> {
+    fn instance_norm(&self, x: &Tensor, norm: &LayerNormWeights<Cpu>, activation: Activation) -> Result<Tensor> {
         let _span = trace::span("instance_norm");
         instance_norm::check(self, x, norm)?;
         let mut y = Buffer::any(x.data.len());
@@ -21,7 +22,7 @@ impl InstanceNorm for Cpu {
         let chunk = instance_norm::share(x.rows) * x.columns;
         let [mean, scale] = statistics(x, chunk, norm);
         let shares = y.par_chunks_mut(chunk).zip(x.data.par_chunks(chunk));
-        shares.for_each(|(y, x)| apply(x, &mean, &scale, &norm.bias.data, y));
+        shares.for_each(|(y, x)| apply(x, [&mean, &scale, &norm.bias.data], activation, y));
         Ok(Tensor::new(x.rows, x.columns, y))
     }
 }
@@ -74,14 +75,15 @@ fn moments_body<S: Simd>(x: &[f32], sums: &mut [f32]) {
 }
 
 dispatch! {
-    fn apply(x: &[f32], mean: &[f32], scale: &[f32], bias: &[f32], y: &mut [f32]) = apply_body;
+    fn apply(x: &[f32], sides: [&[f32]; 3], activation: Activation, y: &mut [f32]) = apply_body;
 }
 
 #[inline(always)]
-fn apply_body<S: Simd>(x: &[f32], mean: &[f32], scale: &[f32], bias: &[f32], y: &mut [f32]) {
+fn apply_body<S: Simd>(x: &[f32], [mean, scale, bias]: [&[f32]; 3], activation: Activation, y: &mut [f32]) {
     for (x, y) in x.chunks_exact(mean.len()).zip(y.chunks_exact_mut(mean.len())) {
         for ((((y, x), mean), scale), bias) in y.iter_mut().zip(x).zip(mean).zip(scale).zip(bias) {
             *y = S::mul_add1(x - mean, *scale, *bias);
         }
+        finish::<S>(y, &mut [], [&[]; 4], activation);
     }
 }

@@ -2,23 +2,24 @@
 
 use super::driver::Launch;
 use super::kernels::{self, InstanceNormParams};
+use super::linear::code;
 use super::{Cuda, Layout, Tensor, int};
 use crate::Result;
-use crate::backend::{InstanceNorm, LayerNormWeights, instance_norm};
+use crate::backend::{Activation, InstanceNorm, LayerNormWeights, instance_norm};
 use crate::tensor::DType;
 
 /// Channels of a block.
 const CHANNELS: usize = 256;
 
 impl InstanceNorm for Cuda {
-    fn instance_norm(&self, x: &Tensor, norm: &LayerNormWeights<Cuda>) -> Result<Tensor> {
+    fn instance_norm(&self, x: &Tensor, norm: &LayerNormWeights<Cuda>, activation: Activation) -> Result<Tensor> {
         instance_norm::check(self, x, norm)?;
-        launch(self, x, norm)
+        launch(self, x, norm, activation)
     }
 }
 
 /// Each column of x (T, C) normalised, in the type of x.
-fn launch(cuda: &Cuda, x: &Tensor, norm: &LayerNormWeights<Cuda>) -> Result<Tensor> {
+fn launch(cuda: &Cuda, x: &Tensor, norm: &LayerNormWeights<Cuda>, activation: Activation) -> Result<Tensor> {
     const OP: &str = "instance_norm";
     let (frames, channels) = (x.rows, x.columns);
     let x = cuda.rows_of(x, x.dtype)?;
@@ -39,7 +40,7 @@ fn launch(cuda: &Cuda, x: &Tensor, norm: &LayerNormWeights<Cuda>) -> Result<Tens
         share: int(OP, share)?,
         shares: int(OP, shares)?,
         eps: norm.eps,
-        unused: 0,
+        activation: code(activation),
     };
     let [first, last] = match x.dtype {
         DType::BF16 => [&kernels::INSTANCE_NORM_FORWARD_MOMENTS_BF16, &kernels::INSTANCE_NORM_FORWARD_APPLY_BF16],

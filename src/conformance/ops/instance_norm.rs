@@ -1,10 +1,10 @@
 //! Cases of instance_norm.
 
 use crate::Result;
-use crate::backend::LayerNormWeights;
 use crate::backend::cpu::Cpu;
 use crate::backend::instance_norm;
 use crate::backend::prelude::*;
+use crate::backend::{Activation, LayerNormWeights};
 use crate::conformance::{Case, Expected, Harness, Output, Prepared, Size, TestBackend, stored};
 
 /// Frames, channels, how large the values are, and their mean.
@@ -28,8 +28,9 @@ fn norm<B: Backend>(backend: &B, weight: &[f32], bias: &[f32]) -> Result<LayerNo
 /// Against the CPU form.
 pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
     let (backend, dtype) = (harness.backend, harness.backend.dtype());
-    for &(frames, channels, scale, mean, size) in SHAPES {
-        let name = format!("{frames}x{channels} of {scale:e} around {mean}");
+    let cases = SHAPES.iter().flat_map(|&shape| [(shape, Activation::Gelu), (shape, Activation::None)]);
+    for ((frames, channels, scale, mean, size), activation) in cases {
+        let name = format!("{frames}x{channels} of {scale:e} around {mean} {activation:?}");
         let cost = instance_norm::cost(frames, channels, dtype.size());
         harness.case(Case { name, dtype, size, cost }, |inputs| {
             let mut x = inputs.scaled(frames * channels, scale);
@@ -37,9 +38,10 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
             let x = stored(dtype, x);
             let (weight, bias) = (inputs.values(channels), inputs.values(channels));
             let on_device = (backend.sequence([frames, channels], &x)?, norm(backend, &weight, &bias)?);
-            let run = move || Ok(Output::Tensor(backend.instance_norm(&on_device.0, &on_device.1)?));
+            let run = move || Ok(Output::Tensor(backend.instance_norm(&on_device.0, &on_device.1, activation)?));
             Prepared::new(run, move || {
-                let y = Cpu.instance_norm(&Cpu.upload([frames, channels], &x)?, &norm(&Cpu, &weight, &bias)?)?;
+                let x = Cpu.upload([frames, channels], &x)?;
+                let y = Cpu.instance_norm(&x, &norm(&Cpu, &weight, &bias)?, activation)?;
                 Ok(Expected::close(Cpu.download(&y)?, frames, dtype))
             })
         })?;
