@@ -7,6 +7,7 @@ mod closed;
 mod convert;
 mod crash;
 mod doctor;
+mod evaluate;
 mod export;
 mod info;
 mod interrupt;
@@ -66,6 +67,7 @@ enum Command {
     Train(Box<train::Train>),
     Plot(plot::Plot),
     Score(score::Score),
+    Evaluate(Box<evaluate::Evaluate>),
 }
 
 /// Model and device options.
@@ -144,6 +146,7 @@ pub fn run() -> ExitCode {
             Command::Train(command) => command.run(),
             Command::Plot(command) => command.run(),
             Command::Score(command) => command.run(),
+            Command::Evaluate(command) => command.run(),
         }
     });
     interrupt::give_way();
