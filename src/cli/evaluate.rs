@@ -27,10 +27,9 @@ const MAX_CAPTIONS: u64 = 1 << 31;
 
 /// Evaluate a model: images to units, waveforms, transcripts and scores
 ///
-/// Every stage is kept in the directory: the same command continues a run that was ended, and tries again what failed. What is
-/// heard of a waveform comes from a recogniser (--asr) or from any program (--asr-command): it is given the path of a WAV file as
-/// its last argument and prints the text on the first line of its standard output; a shell runs it, once for each file.
-/// METEOR and SPICE come from an installed pycocoevalcap, as for `im2sp score`.
+/// Every stage is kept in the directory: the same command continues a run that was ended, and tries again what failed. The text
+/// of a waveform comes from a recogniser (--asr) or from any program (--asr-command): it is given the path of a WAV file as its
+/// last argument and prints the text on the first line of its standard output; a shell runs it, once for each file. METEOR and SPICE come from an installed pycocoevalcap, as for `im2sp score`.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -102,7 +101,7 @@ enum Dataset {
 }
 
 impl Evaluate {
-    /// Runs the stages that are not done and writes the report. What failed is reported and left out.
+    /// Runs the stages that are not done and writes the report. Images that fail are reported and left out.
     pub fn run(self) -> Result<ExitCode> {
         let config = self.config()?;
         let mut run = Run::open(&self.output, &config, self.items()?)?;
@@ -201,7 +200,7 @@ impl Evaluate {
         Ok(items)
     }
 
-    /// What is heard depends on all of this.
+    /// Everything that the results depend on.
     fn config(&self) -> Result<Map<String, Value>> {
         let absolute =
             |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string();

@@ -1,5 +1,5 @@
-//! Evaluation: images to units, waveforms, transcripts and scores ([`run`]), what they amount to ([`report`]), and the scores alone
-//! ([`score`]).
+//! Evaluation: images to units, waveforms, transcripts and scores ([`run`]), the report on them ([`report`]), and the scores
+//! alone ([`score`]).
 
 pub mod listener;
 pub mod report;

@@ -39,11 +39,11 @@ pub struct Item {
     pub name: String,
     /// The image file.
     pub file: PathBuf,
-    /// What people said of it.
+    /// Captions that people wrote.
     pub references: Vec<String>,
 }
 
-/// What happens during a run.
+/// An event of a run.
 pub enum Notice {
     /// So many of so many are done in a stage.
     Progress(&'static str, usize, usize),
@@ -83,15 +83,11 @@ impl Run {
     /// # Errors
     /// If it holds another configuration or other files, another process works in it, or it cannot be written.
     pub fn open(folder: &Path, config: &Map<String, Value>, items: Vec<Item>) -> Result<Run> {
+        if !folder.join(CONFIG).exists() && !is_fresh(folder) {
+            return Err(Error::weights(folder, CONFIG, "is no evaluation, and not empty: choose another directory"));
+        }
         for part in ["wavs", "transcripts"] {
             let path = folder.join(part);
-            // Nothing is added to a directory of something else.
-            let foreign =
-                !folder.join(CONFIG).exists() && fs::read_dir(folder).is_ok_and(|mut all| all.next().is_some());
-            if foreign && part == "wavs" && !only_lock(folder) {
-                let problem = "is no evaluation, and not empty: choose another directory";
-                return Err(Error::weights(folder, CONFIG, problem));
-            }
             fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
         }
         let lock = lock::take(folder)?;
@@ -217,7 +213,7 @@ impl Run {
         })
     }
 
-    /// The captions that were heard, by the number of their image.
+    /// The captions that have a transcript, by the number of their image.
     ///
     /// # Errors
     /// If a transcript cannot be read.
@@ -243,12 +239,10 @@ impl Run {
     }
 }
 
-/// Whether a directory holds the lock and nothing else: a run was ended before it began.
-fn only_lock(folder: &Path) -> bool {
-    let known = [lock::LOCK, "wavs", "transcripts"];
-    let names: HashSet<_> =
-        fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
-    names.iter().all(|name| known.iter().any(|known| name == known))
+/// Whether a directory is absent or empty, but for what a run that was ended at its very beginning leaves.
+fn is_fresh(folder: &Path) -> bool {
+    let mut entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.all(|entry| [lock::LOCK, "wavs", "transcripts"].iter().any(|known| entry.file_name() == *known))
 }
 
 /// Compares the configuration of a directory with that of this run.

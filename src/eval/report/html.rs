@@ -9,6 +9,28 @@ use crate::files;
 /// Maximum bytes of an image or a recording inside the page.
 const MAX_INLINE: u64 = 1 << 20;
 
+const HEAD: &str = "<!DOCTYPE html>
+<html lang=\"en\">
+<head>
+<meta charset=\"utf-8\">
+<meta name=\"viewport\" content=\"width=device-width\">
+<title>Evaluation</title>
+";
+const TOP: &str = "</head>
+<body>
+<a class=\"skip\" href=\"#scores\">Skip to the scores</a>
+<header>
+<h1>Evaluation</h1>
+";
+const SECTIONS: &str = "<nav aria-label=\"Sections\"><ul>
+<li><a href=\"#scores\">Scores</a></li>
+<li><a href=\"#worst\">Worst cases</a></li>
+<li><a href=\"#best\">Best cases</a></li>
+<li><a href=\"#configuration\">Configuration</a></li>
+</ul></nav>
+</header>
+<main>
+";
 /// Colours and sizes.
 const STYLE: &str = "
 :root { color-scheme: light dark; --line: #8888; --back: #f4f4f2; }
@@ -30,15 +52,7 @@ a:focus-visible, summary:focus-visible, audio:focus-visible { outline: 3px solid
 /// The page, with `count` worst and best cases.
 pub fn html(report: &Report, count: usize) -> String {
     let (worst, best) = report.extremes(count);
-    let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width\">\n<title>Evaluation</title>\n<style>{STYLE}</style>\n</head>\n\
-         <body>\n<a class=\"skip\" href=\"#scores\">Skip to the scores</a>\n<header>\n<h1>Evaluation</h1>\n<p>{}</p>\n\
-         <nav aria-label=\"Sections\"><ul>\n<li><a href=\"#scores\">Scores</a></li>\n<li><a href=\"#worst\">Worst cases</a></li>\n\
-         <li><a href=\"#best\">Best cases</a></li>\n<li><a href=\"#configuration\">Configuration</a></li>\n</ul></nav>\n</header>\n\
-         <main>\n",
-        escape(&report.sentence())
-    );
+    let mut page = format!("{HEAD}<style>{STYLE}</style>\n{TOP}<p>{}</p>\n{SECTIONS}", escape(&report.sentence()));
     let rows = report.scores.iter().map(|(name, value)| (name.as_str(), shown(value)));
     page += &table("scores", "Scores", "of the whole set", rows);
     for (id, title, cases) in [("worst", "Worst cases", worst), ("best", "Best cases", best)] {
@@ -64,7 +78,8 @@ pub fn html(report: &Report, count: usize) -> String {
 fn table<'a>(id: &str, title: &str, of: &str, rows: impl Iterator<Item = (&'a str, String)>) -> String {
     let mut text = format!(
         "<section id=\"{id}\" aria-labelledby=\"{id}-title\">\n<h2 id=\"{id}-title\">{title}</h2>\n<table>\n\
-         <caption>{title} {of}</caption>\n<thead><tr><th scope=\"col\">Name</th><th scope=\"col\">Value</th></tr></thead>\n<tbody>\n"
+         <caption>{title} {of}</caption>\n\
+         <thead><tr><th scope=\"col\">Name</th><th scope=\"col\">Value</th></tr></thead>\n<tbody>\n"
     );
     for (name, value) in rows {
         text += &format!("<tr><th scope=\"row\">{}</th><td>{}</td></tr>\n", escape(name), escape(&value));
@@ -93,8 +108,9 @@ fn article(case: &Case) -> String {
         text => format!("<q>{}</q>", escape(text)),
     };
     format!(
-        "<article aria-label=\"{name}\">\n<img src=\"{image}\" alt=\"Image {name}{described}\">\n<h3>{name}</h3>\n{player}\
-         <p>Heard: {heard}</p>\n<p>CIDEr {:.3}, ROUGE-L {:.3}, BLEU-4 {:.3}</p>\n<p>People said:</p>\n<ul>\n{references}</ul>\n\
+        "<article aria-label=\"{name}\">\n<img src=\"{image}\" alt=\"Image {name}{described}\">\n\
+         <h3>{name}</h3>\n{player}<p>Heard: {heard}</p>\n<p>CIDEr {:.3}, ROUGE-L {:.3}, BLEU-4 {:.3}</p>\n\
+         <p>People said:</p>\n<ul>\n{references}</ul>\n\
          <details><summary>{} units of {name}</summary><p>{units}</p></details>\n</article>\n",
         scores.cider,
         scores.rouge_l,

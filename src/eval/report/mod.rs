@@ -1,4 +1,5 @@
-//! The report of an evaluation: all numbers as JSON, a summary in Markdown, and one HTML page with images, players and transcripts.
+//! The report of an evaluation: all numbers as JSON, a summary in Markdown, and one HTML page with images, players and
+//! transcripts.
 
 mod html;
 mod markdown;
@@ -25,9 +26,9 @@ pub struct Case {
     pub wav: PathBuf,
     /// Its units.
     pub units: Vec<u32>,
-    /// What was heard.
+    /// The transcript of its waveform.
     pub transcript: String,
-    /// What people said of it.
+    /// Captions that people wrote.
     pub references: Vec<String>,
     /// Its scores.
     pub scores: ImageScores,
@@ -35,7 +36,7 @@ pub struct Case {
 
 /// Everything that a report says.
 pub struct Report {
-    /// What was evaluated, and how.
+    /// The configuration.
     pub config: Map<String, Value>,
     /// Names and values of the scores of the set; text where one was not computed.
     pub scores: Vec<(String, Value)>,
@@ -46,7 +47,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// The report on the captions of a run that were heard.
+    /// The report on the captions of a run that have a transcript.
     ///
     /// # Errors
     /// If there is none, or a transcript cannot be read.

@@ -27,7 +27,7 @@ pub struct ReferenceImage {
     pub id: Option<i64>,
     /// Part of the data set: `train`, `restval`, `val` or `test`, in Karpathy's files.
     pub split: Option<String>,
-    /// What people said of it.
+    /// Captions that people wrote.
     pub captions: Vec<String>,
 }
 
@@ -59,7 +59,7 @@ struct CocoAnnotation {
     caption: String,
 }
 
-/// Fields by which the two JSON layouts are told apart.
+/// Fields that distinguish the two JSON layouts.
 #[derive(Deserialize)]
 struct Fields {
     images: Option<IgnoredAny>,
