@@ -83,6 +83,14 @@ pub enum Error {
         /// The problem and its remedy.
         problem: String,
     },
+    /// A program that listens to recordings failed.
+    #[error("{}: the listener {problem}", path.display())]
+    Listener {
+        /// The recording.
+        path: PathBuf,
+        /// The problem and its remedy.
+        problem: String,
+    },
     /// A request was cancelled before it was done.
     #[error("the request was cancelled")]
     Cancelled,
@@ -144,6 +152,7 @@ impl Error {
             Error::Option { option, problem } => Error::Option { option, problem: problem.clone() },
             Error::Shape { op, problem } => Error::shape(op, problem),
             Error::Training { problem } => Error::Training { problem: problem.clone() },
+            Error::Listener { path, problem } => Error::Listener { path: path.clone(), problem: problem.clone() },
             Error::Cancelled => Error::Cancelled,
             Error::Deadline => Error::Deadline,
             Error::Internal { problem } => Error::internal(problem),

@@ -19,7 +19,7 @@ const DOCUMENTS: &[&str] = &[
 /// Documents whose options outside of commands are those of `im2sp`.
 const WITH_OPTIONS: &[&str] = &["README.md", "ARCHITECTURE.md", "CHANGELOG.md"];
 /// Subcommands that ARCHITECTURE.md announces.
-const COMING: &[&str] = &["evaluate", "serve"];
+const COMING: &[&str] = &["serve"];
 /// Names with these ends are files of this project wherever they stand.
 const SOURCES: &[&str] = &[".rs", ".cu", ".cuh", ".py", ".sh"];
 const MAX_ARCHITECTURE_LINES: usize = 150;

@@ -22,7 +22,7 @@ use jobs::{Job, Jobs};
 use report::OrderedOutput;
 
 /// Images that are decoded together, on the CPU and on a GPU; bounds the memory.
-const IN_FLIGHT: [usize; 2] = [8, 64];
+pub(super) const IN_FLIGHT: [usize; 2] = [8, 64];
 
 /// Describe images aloud
 ///
@@ -83,7 +83,7 @@ pub struct Caption {
 
 #[derive(Args)]
 #[command(next_help_heading = "Decoding")]
-struct Decoding {
+pub(super) struct Decoding {
     /// Beams of a beam search; 1 is greedy
     #[arg(long, default_value_t = 1, value_name = "N")]
     beam: usize,
@@ -127,7 +127,8 @@ enum Rules {
 }
 
 impl Decoding {
-    fn options(&self) -> GenerateOptions {
+    /// How tokens are chosen.
+    pub(super) fn options(&self) -> GenerateOptions {
         let sampled = self.temperature.is_some() || self.top_k.is_some() || self.top_p.is_some();
         GenerateOptions {
             beams: self.beam,

@@ -7,6 +7,7 @@ mod closed;
 mod convert;
 mod crash;
 mod doctor;
+mod evaluate;
 mod export;
 mod info;
 mod interrupt;
@@ -68,6 +69,7 @@ enum Command {
     Train(Box<train::Train>),
     Plot(plot::Plot),
     Score(score::Score),
+    Evaluate(Box<evaluate::Evaluate>),
 }
 
 /// Model and device options.
@@ -147,6 +149,7 @@ pub fn run() -> ExitCode {
             Command::Train(command) => command.run(),
             Command::Plot(command) => command.run(),
             Command::Score(command) => command.run(),
+            Command::Evaluate(command) => command.run(),
         }
     });
     interrupt::give_way();

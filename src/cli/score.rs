@@ -7,7 +7,7 @@ use clap::Args;
 use im2sp::Result;
 use im2sp::eval::score::external::{External, Outcome};
 use im2sp::eval::score::references::References;
-use im2sp::eval::score::{predictions, score, unit_error_rate};
+use im2sp::eval::score::{TokenPair, predictions, score, unit_error_rate};
 use serde_json::{Map, Value, json};
 
 use super::print::{note, print_json, print_line};
@@ -39,15 +39,29 @@ pub struct Score {
     /// True units: NAME.unit, or NAME_0.unit where an image has several captions, or lists of units with names
     #[arg(long, value_name = "DIR|FILE", requires = "pred_units")]
     ref_units: Option<PathBuf>,
+    #[command(flatten)]
+    external: ExternalArgs,
+    /// Print a JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// Options of METEOR and SPICE.
+#[derive(Args)]
+pub(super) struct ExternalArgs {
     /// Python with pycocoevalcap, for METEOR and SPICE
     #[arg(long, value_name = "PROGRAM", default_value = "python3")]
     python: PathBuf,
     /// Leave METEOR and SPICE out, which take longer than all others together
     #[arg(long)]
     native: bool,
-    /// Print a JSON object on standard output
-    #[arg(long)]
-    json: bool,
+}
+
+impl ExternalArgs {
+    /// The scores of tokens, or why there are none.
+    pub(super) fn score(&self, pairs: &[TokenPair]) -> External {
+        if self.native { External::absent("left out") } else { External::score(&self.python, pairs) }
+    }
 }
 
 impl Score {
@@ -64,8 +78,7 @@ impl Score {
             scores.insert("ROUGE_L".into(), scored.scores.rouge_l.into());
             scores.insert("CIDEr".into(), scored.scores.cider.into());
             scores.insert("sacreBLEU".into(), scored.scores.sacrebleu.into());
-            let external =
-                if self.native { External::absent("left out") } else { External::score(&self.python, &scored.tokens) };
+            let external = self.external.score(&scored.tokens);
             insert(&mut scores, "METEOR", external.meteor);
             insert(&mut scores, "SPICE", external.spice);
         }

@@ -1,25 +1,26 @@
-//! The lock of a run directory: one process at a time trains in it.
+//! The lock of a directory of results: one process at a time works in it.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
 use crate::{Error, Result};
 
-/// The locked file's name in a run directory.
+/// The locked file's name.
 pub const LOCK: &str = "lock";
 
-/// Locks a run directory until the file is dropped or the process ends, however it does; `None` on file systems without locks.
+/// Locks a directory until the file is dropped or the process ends, however it does; `None` on file systems without locks.
 ///
 /// # Errors
-/// If another process trains there.
+/// If another process works there.
 pub fn take(run: &Path) -> Result<Option<File>> {
     let path = run.join(LOCK);
     let file = File::create(&path).map_err(Error::io("create", &path))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Err(Error::Training {
-            problem: format!("another process trains in {}: end it first, or name another directory", run.display()),
-        }),
+        Err(TryLockError::WouldBlock) => {
+            let problem = "another process works in this directory: end it first, or name another";
+            Err(Error::Io { action: "lock", path, source: std::io::Error::other(problem) })
+        }
         Err(TryLockError::Error(_)) => Ok(None),
     }
 }

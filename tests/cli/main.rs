@@ -5,6 +5,7 @@
 mod common;
 
 mod captions;
+mod evaluate;
 mod failures;
 mod names;
 mod score;

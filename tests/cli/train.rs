@@ -65,7 +65,7 @@ fn one_process_trains_in_a_directory() {
     let refused = train(directory.path(), &["run", "--resume"]);
     assert_eq!(refused.status.code(), Some(1));
     let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(said.contains("another process trains in"), "{said}");
+    assert!(said.contains("another process works in"), "{said}");
     assert_eq!(std::fs::read(run.join("log.jsonl")).unwrap(), before);
     drop(lock);
     assert_eq!(train(directory.path(), &["run", "--resume"]).status.code(), Some(0));

@@ -10,13 +10,13 @@ const SMALL: f64 = 1e-9;
 
 /// BLEU of a corpus and of its images.
 pub(super) struct Bleu {
-    /// Of n-grams up to 1, 2, 3 and 4.
+    /// Scores of n-grams up to 1, 2, 3 and 4.
     pub corpus: [f64; MAX_ORDER],
-    /// Of n-grams up to 4, for each image.
+    /// Scores of n-grams up to 4, for each image.
     pub images: Vec<f64>,
 }
 
-/// What BLEU is computed from.
+/// The counts that BLEU is computed from.
 #[derive(Clone, Copy, Default)]
 struct Statistics {
     correct: [usize; MAX_ORDER],

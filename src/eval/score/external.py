@@ -1,5 +1,5 @@
-"""METEOR and SPICE of tokenised captions: a JSON list of [caption, [reference, ...]] on standard input, one JSON object on
-standard output. A score that cannot be computed is the reason for that."""
+"""METEOR and SPICE of tokenised captions: a JSON list of [caption, [reference, ...]] on standard input, one JSON
+object on standard output. A score that cannot be computed is the reason for that."""
 
 import json
 import os

@@ -26,18 +26,18 @@ use tokenize::Tokenizer;
 pub struct Pair {
     /// Name of the image.
     pub image: String,
-    /// What was said of it.
+    /// The caption.
     pub caption: String,
-    /// What people said of it; at least one.
+    /// Captions that people wrote; at least one.
     pub references: Vec<String>,
 }
 
 /// A pair with the tokens of its captions, separated by spaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenPair {
-    /// Of the caption.
+    /// The tokens of the caption.
     pub caption: String,
-    /// Of each reference.
+    /// The tokens of each reference.
     pub references: Vec<String>,
 }
 
@@ -75,9 +75,9 @@ pub struct ImageScores {
 /// Scores of a set of captions, and of each.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scored {
-    /// Of the set.
+    /// Scores of the set.
     pub scores: Scores,
-    /// Of each pair, in their order.
+    /// Scores of each pair, in their order.
     pub images: Vec<ImageScores>,
     /// Tokens of each pair, for [`external`].
     pub tokens: Vec<TokenPair>,

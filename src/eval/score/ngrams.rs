@@ -10,7 +10,7 @@ pub type Ngram = [u32; MAX_ORDER];
 
 /// N-grams of one caption with their counts, sorted; those of each order follow each other.
 pub struct Counts {
-    /// Of each order.
+    /// Counts of each order.
     pub orders: [Vec<(Ngram, u32)>; MAX_ORDER],
     /// Number of words.
     pub words: usize,
@@ -18,9 +18,9 @@ pub struct Counts {
 
 /// Counts of a caption and its references.
 pub struct Counted {
-    /// Of the caption.
+    /// Counts of the caption.
     pub caption: Counts,
-    /// Of each reference.
+    /// Counts of each reference.
     pub references: Vec<Counts>,
 }
 

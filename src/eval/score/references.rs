@@ -21,11 +21,13 @@ const LISTED: usize = 3;
 pub struct ReferenceImage {
     /// Its file's name without the suffix; empty where the file of captions knows only its number.
     pub name: String,
+    /// Its file, below the folder of images; empty likewise.
+    pub file: String,
     /// Its number in COCO.
     pub id: Option<i64>,
     /// Part of the data set: `train`, `restval`, `val` or `test`, in Karpathy's files.
     pub split: Option<String>,
-    /// What people said of it.
+    /// Captions that people wrote.
     pub captions: Vec<String>,
 }
 
@@ -57,7 +59,7 @@ struct CocoAnnotation {
     caption: String,
 }
 
-/// Fields by which the two JSON layouts are told apart.
+/// Fields that distinguish the two JSON layouts.
 #[derive(Deserialize)]
 struct Fields {
     images: Option<IgnoredAny>,
@@ -170,8 +172,8 @@ fn of_coco(file: Coco) -> Vec<ReferenceImage> {
     let mut places: HashMap<i64, usize> = HashMap::new();
     for image in file.images {
         places.entry(image.id).or_insert(images.len());
-        let name = image.file_name.as_deref().map_or_else(String::new, stem);
-        images.push(ReferenceImage { name, id: Some(image.id), ..ReferenceImage::default() });
+        let file = image.file_name.unwrap_or_default();
+        images.push(ReferenceImage { name: stem(&file), file, id: Some(image.id), ..ReferenceImage::default() });
     }
     for CocoAnnotation { image_id, caption } in file.annotations {
         let at = *places.entry(image_id).or_insert_with(|| {
@@ -186,6 +188,7 @@ fn of_coco(file: Coco) -> Vec<ReferenceImage> {
 fn of_karpathy(file: Karpathy) -> Vec<ReferenceImage> {
     let image = |image: crate::data::coco::KarpathyImage| ReferenceImage {
         name: stem(&image.filename),
+        file: image.filepath.map_or(image.filename.clone(), |folder| format!("{folder}/{}", image.filename)),
         id: image.cocoid,
         split: Some(image.split),
         captions: image.sentences.into_iter().map(|sentence| sentence.raw).collect(),
@@ -203,13 +206,13 @@ fn of_tokens(path: &Path, bytes: &[u8]) -> Result<Vec<ReferenceImage>> {
     let mut places: HashMap<String, usize> = HashMap::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let parts = line.split_once('\t').and_then(|(key, caption)| Some((key.rsplit_once('#')?.0, caption)));
-        let Some((name, caption)) = parts else {
+        let Some((file, caption)) = parts else {
             let problem = "expected a JSON file of captions, or NAME.jpg#0, a tab and the caption on each line";
             return Err(Error::weights(path, format!("line {}", number + 1), problem));
         };
-        let name = stem(name);
+        let name = stem(file);
         let at = *places.entry(name.clone()).or_insert_with(|| {
-            images.push(ReferenceImage { name, ..ReferenceImage::default() });
+            images.push(ReferenceImage { name, file: file.to_owned(), ..ReferenceImage::default() });
             images.len() - 1
         });
         images[at].captions.push(caption.to_owned());

@@ -43,8 +43,8 @@ pub fn read(path: &Path) -> Result<NamedUnits> {
     files.par_iter().map(|file| Ok((stem(file), unit_file::read(file, KNOWN)?))).collect()
 }
 
-/// Mean over the predictions of the file or folder `path` of the distance to the true units, divided by their number; repetitions removed on both sides. The
-/// truth of `NAME` is that of the same name, or `NAME_0`: the first of several captions.
+/// Mean over the predictions of the file or folder `path` of the distance to the true units, divided by their number;
+/// repetitions removed on both sides. The truth of `NAME` is that of the same name, or `NAME_0`: the first of several captions.
 ///
 /// # Errors
 /// If there is no prediction, two have the same name, or one has no true units.

@@ -29,24 +29,26 @@ use Take::*;
 
 /// Words that a full stop belongs to, in any case, even where a letter follows it.
 const ABBREVIATIONS: &str = r"
-    al ala apr ariz assn aug bhd bldg blvd bros calif co colo conn corp cos ct dak dec ed\.d esq est etc ext feb fla fri ga
-    inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn ph\.d plc ppte ppty pte
-    ptes pty ptys rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo";
+    al ala apr ariz assn aug bhd bldg blvd bros calif co colo conn corp cos ct dak dec ed\.d esq est etc ext feb
+    fla fri ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla
+    penn ph\.d plc ppte ppty pte ptes pty ptys rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ va
+    vt wed wis wisc wyo";
 /// The same, unless they are in lower case: then they are other words.
 const CAPITALISED: &str = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash ARK AZ DEL ILL LA MASS MISS ORE PA TEX WASH";
 /// Words that a full stop belongs to unless a letter follows it.
 const TITLES: &str = "
-    adj adm adv alex assoc asst atty ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen gov govs hon insp
-    invt jos lt maj messrs mfg mlle mme mr mrs ms msgr mt mtg natl pfc ph pres prof profs pvt rep reps rev sen sens sfc sgt spc
-    st ste supt treas vs wm";
+    adj adm adv alex assoc asst atty ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen gov
+    govs hon insp invt jos lt maj messrs mfg mlle mme mr mrs ms msgr mt mtg natl pfc ph pres prof profs pvt rep
+    reps rev sen sens sfc sgt spc st ste supt treas vs wm";
 /// Words that begin a sentence: a full stop after a single letter before one of them ends the sentence before.
 const OPENERS: &str = r"
-    A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Mr\. Ms\. Now Once
-    One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You";
+    A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Mr\.
+    Ms\. Now Once One Other Our She Since So Some Such That The Their Then There These They This We What When
+    While Yet You";
 /// Suffixes of file names.
 const SUFFIXES: &str = "
-    bat bmp c cgi class cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov mp3 pdf php pl png ppt ps py sql tar txt
-    wav x xml zip";
+    bat bmp c cgi class cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov mp3 pdf php pl png ppt ps
+    py sql tar txt wav x xml zip";
 
 /// Classes of characters and parts of rules; a definition may use those before it.
 const DEFINITIONS: &[(&str, &str)] = &[

@@ -1,0 +1,136 @@
+//! Listeners: what turns a spoken caption into text. Either a recogniser of this crate or any other program, called once for
+//! each file.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::config::SPEECH_RATE;
+use crate::{Error, Recognizer, Result, audio};
+
+/// How often a program that runs is looked at.
+const POLL: Duration = Duration::from_millis(10);
+/// Time that the output of a program may take after its end.
+const DRAIN: Duration = Duration::from_secs(2);
+/// Maximum bytes that are read of a program's output.
+const MAX_OUTPUT: u64 = 1 << 20;
+/// Characters of a program's message that are passed on.
+const SHOWN: usize = 200;
+
+/// Turns sound into text.
+pub enum Listener {
+    /// A recogniser of this crate.
+    Recognizer(Box<Recognizer>),
+    /// Another program.
+    Program(Program),
+}
+
+/// A program that is given the path of a WAV file as its last argument and prints the text on its first line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// The command, for a shell.
+    pub command: String,
+    /// Time that it may take for one file.
+    pub timeout: Duration,
+    /// Files that are listened to at a time.
+    pub jobs: usize,
+}
+
+impl Listener {
+    /// Files that are listened to at a time.
+    pub fn jobs(&self) -> usize {
+        match self {
+            Listener::Recognizer(_) => 1,
+            Listener::Program(program) => program.jobs.max(1),
+        }
+    }
+
+    /// The text of a WAV file, as the listener printed it.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or the program fails or takes too long.
+    pub fn text(&self, wav: &Path) -> Result<String> {
+        match self {
+            Listener::Recognizer(recognizer) => recognizer.text(&audio::read::read(wav, SPEECH_RATE)?),
+            Listener::Program(program) => program.text(wav),
+        }
+    }
+}
+
+impl Program {
+    fn text(&self, wav: &Path) -> Result<String> {
+        let fail = |problem: String| Error::Listener { path: wav.to_owned(), problem };
+        // Paths that begin with a dash are no options of the program.
+        let path: PathBuf = std::path::absolute(wav).map_err(Error::io("find", wav))?;
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{} \"$1\"", self.command), "im2sp"]).arg(&path);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        own_group(&mut command);
+        let mut child = command.spawn().map_err(|error| fail(format!("a shell cannot be started: {error}")))?;
+        let output = [child.stdout.take().map(drain), child.stderr.take().map(drain)];
+        let began = Instant::now();
+        let status = loop {
+            match child.try_wait() {
+                Ok(Some(status)) => break status,
+                Ok(None) if began.elapsed() < self.timeout => thread::sleep(POLL),
+                Ok(None) => {
+                    end(&mut child);
+                    return Err(fail(format!(
+                        "took longer than {} s: --asr-timeout allows more",
+                        self.timeout.as_secs()
+                    )));
+                }
+                Err(error) => {
+                    end(&mut child);
+                    return Err(fail(error.to_string()));
+                }
+            }
+        };
+        // Something that it left behind may hold its output open.
+        let [output, message] = output.map(|from| {
+            let bytes = from.and_then(|from: Receiver<Vec<u8>>| from.recv_timeout(DRAIN).ok()).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        });
+        if !status.success() {
+            let last: String =
+                message.trim_end().lines().last().unwrap_or("it said nothing").chars().take(SHOWN).collect();
+            return Err(fail(format!("ended with {status}: {last}")));
+        }
+        Ok(output)
+    }
+}
+
+/// Reads a pipe on a thread of its own.
+fn drain(pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        let mut pipe = pipe;
+        let mut bytes = Vec::new();
+        let _ = pipe.by_ref().take(MAX_OUTPUT).read_to_end(&mut bytes);
+        // The rest is read, so that the program does not wait for it, and left.
+        let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+        let _ = sender.send(bytes);
+    });
+    receiver
+}
+
+/// Gives the program a group of its own, which is ended with it.
+fn own_group(command: &mut Command) {
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(command, 0);
+    #[cfg(not(unix))]
+    let _ = command;
+}
+
+/// Ends a program and what it started.
+fn end(child: &mut Child) {
+    #[cfg(unix)]
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}

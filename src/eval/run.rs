@@ -1,0 +1,286 @@
+//! The stages of an evaluation in one directory: units and waveforms of all images, transcripts of the waveforms. Every result is
+//! a file or a line of one, and is kept: a run that was ended continues where it was. One image that fails stops no other; the
+//! next run tries it again.
+//!
+//! ```text
+//! evaluation.json   what was evaluated, and how: another configuration is refused
+//! units.jsonl       {"image": "NAME", "units": [71, 12]} a line
+//! wavs/NAME.wav     transcripts/NAME.txt     report.{json,md,html}
+//! ```
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::listener::Listener;
+use super::score::predictions::caption_of;
+use super::score::references::ReferenceImage;
+use crate::train::lock;
+use crate::{CaptionOptions, Engine, Error, Image, Result, audio, files};
+
+/// The configuration's name in a directory.
+const CONFIG: &str = "evaluation.json";
+/// The units' name.
+const UNITS: &str = "units.jsonl";
+/// Larger than the units of any data set.
+const MAX_BYTES: u64 = 1 << 32;
+
+/// An image to be evaluated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// Names its results.
+    pub name: String,
+    /// The image file.
+    pub file: PathBuf,
+    /// Captions that people wrote.
+    pub references: Vec<String>,
+}
+
+/// An event of a run.
+pub enum Notice {
+    /// So many of so many are done in a stage.
+    Progress(&'static str, usize, usize),
+    /// An image or a recording failed.
+    Failed(Error),
+}
+
+/// A directory of an evaluation; no other process works in it.
+pub struct Run {
+    folder: PathBuf,
+    /// All images.
+    pub items: Vec<Item>,
+    /// Units of those that were captioned.
+    pub units: HashMap<String, Vec<u32>>,
+    _lock: Option<File>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct UnitLine {
+    image: String,
+    units: Vec<u32>,
+}
+
+/// The file of an image of a data set below `images`: as the captions name it, or under the name alone, there or in `Images/`.
+pub fn locate(images: &Path, image: &ReferenceImage) -> PathBuf {
+    let whole = images.join(&image.file);
+    let name = Path::new(&image.file).file_name().unwrap_or_default();
+    // COCO's folders are part of its files' names: COCO_val2014_000000000042.jpg.
+    let folder = image.file.split('_').nth(1).unwrap_or_default();
+    let candidates = [images.join(name), images.join("Images").join(name), images.join(folder).join(name)];
+    if whole.is_file() { whole } else { candidates.into_iter().find(|path| path.is_file()).unwrap_or(whole) }
+}
+
+impl Run {
+    /// Opens a new directory, or that of a run with the same configuration.
+    ///
+    /// # Errors
+    /// If it holds another configuration or other files, another process works in it, or it cannot be written.
+    pub fn open(folder: &Path, config: &Map<String, Value>, items: Vec<Item>) -> Result<Run> {
+        if !folder.join(CONFIG).exists() && !is_fresh(folder) {
+            return Err(Error::weights(folder, CONFIG, "is no evaluation, and not empty: choose another directory"));
+        }
+        for part in ["wavs", "transcripts"] {
+            let path = folder.join(part);
+            fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
+        }
+        let lock = lock::take(folder)?;
+        let path = folder.join(CONFIG);
+        if path.exists() {
+            compare(&path, config)?;
+        } else {
+            let text = serde_json::to_string_pretty(config).map_err(|error| Error::internal(error.to_string()))?;
+            files::write_atomically(&path, format!("{text}\n").as_bytes())?;
+        }
+        let units = read_units(&folder.join(UNITS))?;
+        Ok(Run { folder: folder.to_owned(), items, units, _lock: lock })
+    }
+
+    /// The waveform of an image.
+    pub fn wav(&self, item: &Item) -> PathBuf {
+        self.folder.join("wavs").join(format!("{}.wav", item.name))
+    }
+
+    /// The transcript of an image.
+    pub fn transcript(&self, item: &Item) -> PathBuf {
+        self.folder.join("transcripts").join(format!("{}.txt", item.name))
+    }
+
+    /// Images without units, then those with units and without a waveform.
+    pub fn unspoken(&self) -> (Vec<usize>, Vec<usize>) {
+        let wants_wav = |item: &Item| self.units.get(&item.name).is_none_or(|units| !units.is_empty());
+        let missing = |at: &usize| wants_wav(&self.items[*at]) && !self.wav(&self.items[*at]).exists();
+        (0..self.items.len()).filter(missing).partition(|&at| !self.units.contains_key(&self.items[at].name))
+    }
+
+    /// Makes the units and waveforms that are missing, `in_flight` images at a time.
+    ///
+    /// # Errors
+    /// If the model or the device fails, or a result cannot be written: that ends the run.
+    pub fn speak(
+        &mut self,
+        engine: &Engine,
+        options: &CaptionOptions,
+        in_flight: usize,
+        notice: &mut dyn FnMut(Notice),
+    ) -> Result<()> {
+        let (uncaptioned, unspoken) = self.unspoken();
+        for (done, at) in unspoken.iter().enumerate() {
+            let item = &self.items[*at];
+            let speech = engine.speak(&self.units[&item.name], options.speaker)?;
+            audio::write_wav(self.wav(item), &speech.samples, speech.sample_rate)?;
+            notice(Notice::Progress("speech", done + 1, unspoken.len()));
+        }
+        let path = self.folder.join(UNITS);
+        let mut lines = File::options().create(true).append(true).open(&path).map_err(Error::io("write", &path))?;
+        let (mut done, mut broken) = (0, None);
+        let items = &self.items;
+        let images = |number: usize| uncaptioned.get(number).map(|&at| Image::open(&items[at].file));
+        let mut captioned = Vec::new();
+        engine.caption_many(&images, options, in_flight, &mut |number, caption| {
+            let item = &items[uncaptioned[number]];
+            done += 1;
+            notice(Notice::Progress("images", done, uncaptioned.len()));
+            match caption {
+                Err(error) => notice(Notice::Failed(error)),
+                Ok(caption) => {
+                    let kept = (|| {
+                        if !caption.samples.is_empty() {
+                            audio::write_wav(self.wav(item), &caption.samples, caption.sample_rate)?;
+                        }
+                        let line = UnitLine { image: item.name.clone(), units: caption.units };
+                        let text = serde_json::to_string(&line).map_err(|error| Error::internal(error.to_string()))?;
+                        lines.write_all(format!("{text}\n").as_bytes()).map_err(Error::io("write", &path))?;
+                        captioned.push((line.image, line.units));
+                        Ok(())
+                    })();
+                    if let Err(error) = kept {
+                        broken = Some(error);
+                        return ControlFlow::Break(());
+                    }
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        self.units.extend(captioned);
+        broken.map_or(Ok(()), Err)
+    }
+
+    /// Images with units and without a transcript.
+    pub fn unheard(&self) -> Vec<&Item> {
+        let unheard = |item: &&Item| self.units.contains_key(&item.name) && !self.transcript(item).exists();
+        self.items.iter().filter(unheard).collect()
+    }
+
+    /// Makes the transcripts that are missing. An image of whose caption there is nothing to hear gets an empty one.
+    ///
+    /// # Errors
+    /// If a transcript cannot be written.
+    pub fn listen(&self, listener: &Listener, notice: &mut dyn FnMut(Notice)) -> Result<()> {
+        let unheard = self.unheard();
+        let (next, (sender, receiver)) = (AtomicUsize::new(0), channel());
+        std::thread::scope(|scope| {
+            for _ in 0..listener.jobs().min(unheard.len()) {
+                let (sender, next, unheard) = (sender.clone(), &next, &unheard);
+                scope.spawn(move || {
+                    while let Some(item) = unheard.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let silent = self.units[&item.name].is_empty();
+                        let text = if silent { Ok(String::new()) } else { listener.text(&self.wav(item)) };
+                        if sender.send((*item, text)).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            drop(sender);
+            let mut done = 0;
+            // The receiver goes with an error, and the listeners end after the file they are at.
+            for (item, text) in receiver {
+                done += 1;
+                notice(Notice::Progress("listening", done, unheard.len()));
+                match text {
+                    Ok(text) => files::write_atomically(&self.transcript(item), text.as_bytes())?,
+                    Err(error) => notice(Notice::Failed(error)),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The captions that have a transcript, by the number of their image.
+    ///
+    /// # Errors
+    /// If a transcript cannot be read.
+    pub fn captions(&self) -> Result<Vec<(usize, String)>> {
+        let heard = |(at, item): (usize, &Item)| {
+            let path = self.transcript(item);
+            path.exists().then(|| {
+                let bytes = files::read_at_most(&path, MAX_BYTES)?;
+                Ok((at, caption_of(&String::from_utf8_lossy(&bytes))))
+            })
+        };
+        self.items.iter().enumerate().filter_map(heard).collect()
+    }
+
+    /// Writes a file of the report.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.folder.join(name);
+        files::write_atomically(&path, text.as_bytes())?;
+        Ok(path)
+    }
+}
+
+/// Whether a directory is absent or empty, but for what a run that was ended at its very beginning leaves.
+fn is_fresh(folder: &Path) -> bool {
+    let mut entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.all(|entry| [lock::LOCK, "wavs", "transcripts"].iter().any(|known| entry.file_name() == *known))
+}
+
+/// Compares the configuration of a directory with that of this run.
+fn compare(path: &Path, config: &Map<String, Value>) -> Result<()> {
+    let bytes = files::read_at_most(path, MAX_BYTES)?;
+    let other: Map<String, Value> = crate::data::parse_json(path, &bytes)?;
+    let names: HashSet<&String> = config.keys().chain(other.keys()).collect();
+    let mut differing: Vec<&String> = names.into_iter().filter(|name| config.get(*name) != other.get(*name)).collect();
+    differing.sort();
+    let Some(name) = differing.first() else { return Ok(()) };
+    let shown = |map: &Map<String, Value>| map.get(*name).map_or("absent".into(), Value::to_string);
+    let problem = format!(
+        "is {} in this directory and {} in this call: choose another directory, or the same configuration",
+        shown(&other),
+        shown(config)
+    );
+    Err(Error::weights(path, (*name).clone(), problem))
+}
+
+/// Reads the units of a run. A last line that was not written whole goes.
+fn read_units(path: &Path) -> Result<HashMap<String, Vec<u32>>> {
+    if !path.exists() {
+        return Ok(HashMap::new());
+    }
+    let bytes = files::read_at_most(path, MAX_BYTES)?;
+    let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+    if whole < bytes.len() {
+        files::write_atomically(path, &bytes[..whole])?;
+    }
+    let line = |(number, line): (usize, &[u8])| {
+        let read: UnitLine = serde_json::from_slice(line).map_err(|error| {
+            Error::weights(
+                path,
+                format!("line {}", number + 1),
+                format!("{error}: remove the line, and it is made again"),
+            )
+        })?;
+        Ok((read.image, read.units))
+    };
+    bytes[..whole].split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()).map(line).collect()
+}

@@ -1,0 +1,219 @@
+//! `im2sp evaluate`, with a small script as listener: the stages and their report, a run that was ended, and a listener that
+//! fails or hangs.
+
+use super::*;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+const IMAGES: usize = 4;
+/// The listener, with a pause after each file.
+const SLOW: &str = "f() { sh listen.sh \"$1\"; sleep 1; }; f";
+
+/// A data set like Flickr8k with drawn scenes, and a listener that notes what it was given.
+fn data_set() -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(at("data/Images")).unwrap();
+    let mut captions = String::new();
+    for number in 0..IMAGES {
+        let name = format!("scene_{number}.jpg");
+        std::fs::copy(golden(&format!("scenes/scene_000{number}.jpg")), at("data/Images").join(&name)).unwrap();
+        for said in ["A red circle .", "One circle <b> & a square ."] {
+            captions += &format!("{name}#0\t{said}\n");
+        }
+    }
+    std::fs::write(at("captions.txt"), captions).unwrap();
+    let listener =
+        "#!/bin/sh\necho \"$1\" >> heard.log\ncase \"$1\" in *_1.wav) echo 'A RED CIRCLE' ;; *) echo 'A DOG' ;; esac\n";
+    std::fs::write(at("listen.sh"), listener).unwrap();
+    folder
+}
+
+/// A run in the data set's folder with a listener, and other or more options.
+fn evaluate<'a>(listener: &'a str, options: &[(&'a str, &'a str)]) -> Vec<&'a str> {
+    let mut all = vec![
+        ("--dataset", "flickr8k"),
+        ("--images", "data"),
+        ("--captions", "captions.txt"),
+        ("--device", "cpu"),
+        ("--output", "out"),
+        ("--asr-command", listener),
+    ];
+    for &(name, value) in options {
+        all.retain(|(other, _)| *other != name);
+        all.push((name, value));
+    }
+    ["evaluate", "--native"].into_iter().chain(all.into_iter().flat_map(|(name, value)| [name, value])).collect()
+}
+
+/// Files and their bytes, of all results but the lock.
+fn results(folder: &TempDir) -> Vec<(String, Vec<u8>)> {
+    let out = folder.path().join("out");
+    let mut files = Vec::new();
+    for part in ["", "wavs", "transcripts"] {
+        for name in names_in(&out.join(part)) {
+            let file = out.join(part).join(&name);
+            if file.is_file() && name != "lock" {
+                files.push((format!("{part}/{name}"), std::fs::read(file).unwrap()));
+            }
+        }
+    }
+    files
+}
+
+fn heard(folder: &TempDir) -> usize {
+    std::fs::read_to_string(folder.path().join("heard.log")).map_or(0, |log| log.lines().count())
+}
+
+fn report(folder: &TempDir) -> Value {
+    serde_json::from_slice(&std::fs::read(folder.path().join("out/report.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn all_stages_are_done_and_reported() {
+    let folder = data_set();
+    let printed = succeeds(&run_in(folder.path(), &evaluate("sh listen.sh", &[])));
+    assert!(printed.contains("CIDEr") && printed.contains("METEOR               not computed: left out"), "{printed}");
+    let report = report(&folder);
+    assert_eq!(report["images"].as_array().unwrap().len(), IMAGES);
+    assert_eq!(report["missing"].as_array().unwrap().len(), 0);
+    let image = &report["images"][1];
+    assert_eq!((&image["image"], &image["transcript"]), (&"scene_1".into(), &"A RED CIRCLE".into()));
+    // The units and the sound are those of im2sp caption.
+    let wav = std::fs::read(folder.path().join("out/wavs/scene_1.wav")).unwrap();
+    assert_eq!(wav, sound_of(&golden("scenes/scene_0001.jpg")));
+    assert!(image["units"].as_array().unwrap().len() > 5);
+    // Equal to im2sp score of the same transcripts.
+    let score = ["score", "--pred", "out/transcripts", "--ref", "captions.txt", "--native", "--json"];
+    let scores: Value = serde_json::from_str(&succeeds(&run_in(folder.path(), &score))).unwrap();
+    assert_eq!(scores["CIDEr"], report["scores"]["CIDEr"]);
+    assert_eq!(scores["Bleu_1"], report["scores"]["BLEU-1"]);
+    let markdown = std::fs::read_to_string(folder.path().join("out/report.md")).unwrap();
+    assert!(markdown.contains("| scene\\_1 |") && markdown.contains("## Worst by CIDEr"), "{markdown}");
+    // A second call does nothing again.
+    let before = results(&folder);
+    succeeds(&run_in(folder.path(), &evaluate("sh listen.sh", &[])));
+    assert_eq!(heard(&folder), IMAGES);
+    assert_eq!(results(&folder), before);
+}
+
+#[test]
+fn the_page_is_whole_and_can_be_read_without_looking() {
+    let folder = data_set();
+    succeeds(&run_in(folder.path(), &evaluate("sh listen.sh", &[])));
+    let page = std::fs::read_to_string(folder.path().join("out/report.html")).unwrap();
+    let count = |part: &str| page.matches(part).count();
+    assert_eq!((count("<article "), count("<img "), count("<audio controls")), (IMAGES, IMAGES, IMAGES));
+    assert_eq!(count("src=\"data:image/jpeg;base64,/9j/"), IMAGES);
+    assert_eq!(count("src=\"data:audio/wav;base64,UklGR"), IMAGES);
+    assert_eq!(count("alt=\"Image scene_"), IMAGES);
+    assert_eq!((count("<h1>"), count("<main>"), count("<html lang=\"en\">"), count("<script")), (1, 1, 1, 0));
+    assert!(page.contains("One circle &lt;b&gt; &amp; a square .") && page.contains("prefers-color-scheme: dark"));
+    // The worst come first, the best in their own section.
+    let at = |part: &str| page.find(part).unwrap_or_else(|| panic!("{part}"));
+    assert!(at("id=\"worst\"") < at("<h3>scene_0</h3>") && at("id=\"best\"") < at("<h3>scene_1</h3>"));
+    for tag in ["section", "article", "table", "ul", "li", "details", "q", "p"] {
+        assert_eq!(count(&format!("<{tag}>")) + count(&format!("<{tag} ")), count(&format!("</{tag}>")), "{tag}");
+    }
+}
+
+#[test]
+fn a_run_that_was_killed_continues_exactly() {
+    let folder = data_set();
+    let other = data_set();
+    succeeds(&run_in(other.path(), &evaluate("sh listen.sh", &[])));
+    // Ended while it listens.
+    let mut run = Command::new(env!("CARGO_BIN_EXE_im2sp"));
+    run.args(evaluate(SLOW, &[])).current_dir(folder.path());
+    let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let began = Instant::now();
+    while heard(&folder) < 2 && began.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    run.kill().unwrap();
+    run.wait().unwrap();
+    assert!((2..IMAGES).contains(&heard(&folder)));
+    // And in the middle of the units before that: one sound is lost, one image not captioned, one line half written.
+    let units = folder.path().join("out/units.jsonl");
+    let text = std::fs::read_to_string(&units).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), IMAGES);
+    let lost = |line: &str| serde_json::from_str::<Value>(line).unwrap()["image"].as_str().unwrap().to_owned();
+    std::fs::write(&units, format!("{}\n{}\n{}\n{}", lines[0], lines[1], lines[2], &lines[3][..20])).unwrap();
+    for line in [lines[2], lines[3]] {
+        std::fs::remove_file(folder.path().join(format!("out/wavs/{}.wav", lost(line)))).unwrap();
+    }
+    let before = heard(&folder);
+    succeeds(&run_in(folder.path(), &evaluate(SLOW, &[])));
+    assert!(heard(&folder) <= before + IMAGES - 1, "what was heard is not heard again");
+    for ((name, bytes), (other_name, expected)) in results(&folder).iter().zip(results(&other)) {
+        assert_eq!(*name, other_name);
+        // These two name the listener or the folder, and lines of units are in the order in which captions ended.
+        if !name.contains("evaluation.json") && !name.contains("report.") && !name.contains("units.jsonl") {
+            assert_eq!(*bytes, expected, "{name}");
+        }
+    }
+    let of = |folder: &TempDir| report(folder)["images"].clone();
+    assert_eq!(of(&folder), of(&other));
+}
+
+#[test]
+fn a_listener_that_fails_or_hangs_costs_its_file_alone() {
+    let folder = data_set();
+    let listener =
+        "f() { case \"$1\" in *_0.wav) echo no model >&2; exit 3 ;; *_2.wav) sleep 100 ;; *) echo A DOG ;; esac; }; f";
+    let began = Instant::now();
+    let output = run_in(folder.path(), &evaluate(listener, &[("--asr-timeout", "2"), ("--asr-jobs", "2")]));
+    assert!(began.elapsed() < Duration::from_secs(90));
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.contains("scene_0.wav: the listener ended with exit status: 3: no model"), "{said}");
+    assert!(said.contains("scene_2.wav: the listener took longer than 2 s"), "{said}");
+    assert!(said.contains("2 of 4 images are not scored"), "{said}");
+    let report = report(&folder);
+    assert_eq!(report["missing"], serde_json::json!(["scene_0", "scene_2"]));
+    assert_eq!(report["images"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn what_cannot_be_evaluated_is_one_error() {
+    let folder = data_set();
+    let with = |options: &[(&str, &str)]| run_in(folder.path(), &evaluate("sh listen.sh", options));
+    succeeds(&with(&[("--limit", "1")]));
+    let other = fails(&with(&[("--limit", "1"), ("--beam", "2")]));
+    assert!(other.contains("evaluation.json: decoding: is") && other.contains("choose another directory"), "{other}");
+    std::fs::create_dir(folder.path().join("full")).unwrap();
+    std::fs::write(folder.path().join("full/a.txt"), "").unwrap();
+    let full = fails(&with(&[("--output", "full")]));
+    assert!(full.contains("is no evaluation, and not empty"), "{full}");
+    assert_eq!(names_in(&folder.path().join("full")), ["a.txt"]);
+    let missing = refuses(&with(&[("--output", "new"), ("--images", "out")]));
+    assert!(missing.contains("holds none of them, such as out/scene_0.jpg"), "{missing}");
+    let coco = fails(&with(&[("--output", "new"), ("--dataset", "coco")]));
+    assert!(coco.contains("are of another data set"), "{coco}");
+    std::fs::write(folder.path().join("list"), "scene_9.jpg\n").unwrap();
+    let list = fails(&with(&[("--output", "new"), ("--list", "list")]));
+    assert!(list.contains("line 1: \"scene_9.jpg\" has no captions"), "{list}");
+    assert!(!folder.path().join("new").exists());
+    // An image that cannot be read is left out.
+    std::fs::write(folder.path().join("data/Images/scene_2.jpg"), "no image").unwrap();
+    let broken = with(&[("--output", "broken")]);
+    assert_eq!(broken.status.code(), Some(1));
+    assert!(text(&broken.stderr).contains("1 of 4 images are not scored"), "{}", text(&broken.stderr));
+}
+
+#[test]
+fn a_recogniser_of_this_program_listens() {
+    let folder = data_set();
+    succeeds(&run_in(folder.path(), &["convert", path(&golden("speech/ctc_base")), "-o", "listener"]));
+    let mut arguments = evaluate("", &[("--limit", "2"), ("--asr", "listener")]);
+    let at = arguments.iter().position(|word| *word == "--asr-command").unwrap();
+    arguments.drain(at..at + 2);
+    succeeds(&run_in(folder.path(), &arguments));
+    let wav = "out/wavs/scene_1.wav";
+    let transcribed =
+        succeeds(&run_in(folder.path(), &["transcribe", wav, "--weights", "listener", "--device", "cpu"]));
+    let kept = std::fs::read_to_string(folder.path().join("out/transcripts/scene_1.txt")).unwrap();
+    assert_eq!(kept.trim(), transcribed.trim());
+    assert_eq!(report(&folder)["images"].as_array().unwrap().len(), 2);
+}
