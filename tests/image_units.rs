@@ -169,7 +169,15 @@ fn captions_of_pixels_and_of_units_are_those_of_golden() {
     let folder = TempDir::new().unwrap();
     let stored = folder.path().join("stored");
     convert(&options("captioner.ckpt", &stored), &mut |_, _| {}).unwrap();
-    let engines = [Engine::load_with(model(&folder.path().join("model")), cpu()).unwrap()];
+    let model = model(&folder.path().join("model"));
+    let load = |options| Engine::load_with(&model, options).unwrap();
+    #[cfg(feature = "emulator")]
+    let engines = [
+        load(cpu()),
+        load(LoadOptions { device: Device::Emulator, dtype: Some(DType::F32), ..LoadOptions::default() }),
+    ];
+    #[cfg(not(feature = "emulator"))]
+    let engines = [load(cpu())];
     let (shape, tokens) = expected().get("tokens");
     let expected_tokens: Vec<Vec<u32>> = tokens
         .chunks_exact(shape[1])
