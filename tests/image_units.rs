@@ -121,6 +121,12 @@ fn an_image_is_squeezed_to_a_square_as_by_pillow() {
     let output = folder.path().join("tokenizer");
     convert_tokenizer(&options("tokenizer.ckpt", &output), &mut |_, _| {}).unwrap();
     let tokenizer = ImageTokenizer::load(&output, cpu()).unwrap();
+    #[cfg(feature = "emulator")]
+    {
+        let emulated = LoadOptions { device: Device::Emulator, ..LoadOptions::default() };
+        let units = ImageTokenizer::load(&output, emulated).unwrap().units(&scene()).unwrap();
+        assert_eq!(units, golden_units("scene_ids")[0]);
+    }
     assert_eq!(scene().preprocess(&tokenizer.config().image), expected().f32("scene_pixels"));
     let images = |index: usize| match index {
         0 | 2 => Some(Ok(scene())),
@@ -169,7 +175,15 @@ fn captions_of_pixels_and_of_units_are_those_of_golden() {
     let folder = TempDir::new().unwrap();
     let stored = folder.path().join("stored");
     convert(&options("captioner.ckpt", &stored), &mut |_, _| {}).unwrap();
-    let engines = [Engine::load_with(model(&folder.path().join("model")), cpu()).unwrap()];
+    let model = model(&folder.path().join("model"));
+    let load = |options| Engine::load_with(&model, options).unwrap();
+    #[cfg(feature = "emulator")]
+    let engines = [
+        load(cpu()),
+        load(LoadOptions { device: Device::Emulator, dtype: Some(DType::F32), ..LoadOptions::default() }),
+    ];
+    #[cfg(not(feature = "emulator"))]
+    let engines = [load(cpu())];
     let (shape, tokens) = expected().get("tokens");
     let expected_tokens: Vec<Vec<u32>> = tokens
         .chunks_exact(shape[1])
@@ -308,6 +322,7 @@ fn a_file_gives_back_what_was_stored_and_takes_more() {
     assert!(bytes <= 0.008 * 150_528.0, "{bytes} bytes an image");
     let (mut writer, names) = UnitWriter::open(&path, &grid()).unwrap();
     assert_eq!(names, records.iter().map(|record| record.name.clone()).collect::<Vec<_>>());
+    assert!(UnitWriter::open(&path, &grid()).err().unwrap().to_string().contains("another process"));
     assert!(writer.append("large", &vec![391; 1024]).is_err());
     assert!(writer.append("few", &[1, 2]).is_err());
     assert!(writer.append(&"n".repeat(1025), &records[0].units).is_err());

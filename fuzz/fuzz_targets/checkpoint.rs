@@ -1,4 +1,4 @@
-//! Checkpoints of torch: zip containers of every kind, legacy streams, plain pickles. Every tensor of every dict is
+//! Checkpoints of torch: zip containers of every kind, legacy streams, plain pickles, whole modules. Every tensor of every dict is
 //! loaded, as `im2sp convert` does.
 #![no_main]
 
@@ -13,6 +13,7 @@ const MAX_DICTS: usize = 16;
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(checkpoint) = Checkpoint::from_bytes(Path::new("fuzz"), Bytes::new(bytes.to_vec())) else { return };
+    let _ = checkpoint.module();
     for dict in checkpoint.dicts().unwrap_or_default().iter().take(MAX_DICTS) {
         let (names, modules) = (dict.names(), dict.modules());
         assert!(modules.len() <= names.len());

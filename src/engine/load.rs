@@ -162,16 +162,24 @@ fn on_cpu(files: ModelFiles, dtype: Option<DType>) -> Result<(Pipeline, Precisio
         _ => DType::F32,
     };
     let (vision, decoder) = (used("vision"), used("decoder"));
-    Ok((start(Cpu, files, dtype)?, Precisions { vision, prefill: decoder, step: decoder }))
+    Ok((start(Cpu, files, dtype, || Ok((Cpu, dtype)))?, Precisions { vision, prefill: decoder, step: decoder }))
 }
 
-/// Loads the models and starts their threads; the vocoder gets a stream of its own.
-fn start<B: Backend>(backend: B, mut files: ModelFiles, dtype: Option<DType>) -> Result<Pipeline> {
+/// Loads the models and starts their threads; the vocoder gets a stream of its own, the tokenizer the backend and the type of its
+/// matrices that `for_tokenizer` gives.
+fn start<B: Backend>(
+    backend: B,
+    mut files: ModelFiles,
+    dtype: Option<DType>,
+    for_tokenizer: impl FnOnce() -> Result<(B, Option<DType>)>,
+) -> Result<Pipeline> {
     let mut loader = Loader { backend: &backend, store: &mut files.captioner, dtype };
     let mut captioner = Captioner::load(&mut loader, &files.config)?;
     files.captioner.finish()?;
     if let Some(TokenizerFiles { config, store }) = files.tokenizer {
-        captioner.set_tokenizer(load_tokenizer(&backend, &config, store, dtype)?)?;
+        let (backend, dtype) = for_tokenizer()?;
+        let tokenizer = load_tokenizer(&backend, &config, store, dtype)?;
+        captioner.set_tokenizer(backend, tokenizer)?;
     }
     let vocoder = match (&files.config.vocoder, files.vocoder) {
         (Some(config), Some(mut store)) => {
@@ -183,6 +191,17 @@ fn start<B: Backend>(backend: B, mut files: ModelFiles, dtype: Option<DType>) ->
         _ => None,
     };
     Pipeline::start(files.config, (backend, captioner), vocoder)
+}
+
+/// The backend of a tokenizer on a GPU. It computes in f32 unless bf16 is chosen: units are choices, and a rounded vector can be
+/// nearer to another code.
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+fn gpu_tokenizer(
+    driver: Arc<dyn crate::backend::cuda::driver::Driver>,
+    dtype: Option<DType>,
+) -> impl FnOnce() -> Result<(crate::backend::cuda::Cuda, Option<DType>)> {
+    let dtype = if dtype == Some(DType::BF16) { DType::BF16 } else { DType::F32 };
+    move || Ok((crate::backend::cuda::Cuda::new(driver, dtype)?, Some(dtype)))
 }
 
 /// Puts the tokenizer on a device.
@@ -197,8 +216,7 @@ fn load_tokenizer<B: Backend>(
     Ok(tokenizer)
 }
 
-/// A tokenizer that runs on the device of the options. On a GPU it computes in f32 unless bf16 is chosen: units are choices, and a
-/// rounded vector can be nearer to another code.
+/// A tokenizer that runs on the device of the options, and the device's name.
 pub(super) fn tokenizer(files: TokenizerFiles, options: LoadOptions) -> Result<(String, Tokenize)> {
     let TokenizerFiles { config, store } = files;
     match options.device {
@@ -206,8 +224,8 @@ pub(super) fn tokenizer(files: TokenizerFiles, options: LoadOptions) -> Result<(
         Device::Auto if first_gpu().is_none() => tokenize_on(Cpu, &config, store, options.dtype),
         #[cfg(any(feature = "cuda", feature = "emulator"))]
         device => {
-            let dtype = options.dtype.unwrap_or(DType::F32);
-            tokenize_on(crate::backend::cuda::Cuda::new(device.driver()?, dtype)?, &config, store, Some(dtype))
+            let (backend, dtype) = gpu_tokenizer(device.driver()?, options.dtype)()?;
+            tokenize_on(backend, &config, store, dtype)
         }
         #[cfg(not(any(feature = "cuda", feature = "emulator")))]
         device => Err(no_kernels(device)),
@@ -241,9 +259,11 @@ pub(super) fn on_gpu(
     files: ModelFiles,
     dtype: Option<DType>,
 ) -> Result<(Pipeline, Precisions)> {
+    let for_tokenizer = gpu_tokenizer(driver.clone(), dtype);
     let step = dtype.or(stored(&files, "decoder").filter(|&dtype| dtype == DType::F8E4M3)).unwrap_or(DType::BF16);
     let dtype = if step == DType::F32 { DType::F32 } else { DType::BF16 };
-    let pipeline = start(crate::backend::cuda::Cuda::new(driver, dtype)?, files, Some(dtype))?;
+    let backend = crate::backend::cuda::Cuda::new(driver, dtype)?;
+    let pipeline = start(backend, files, Some(dtype), for_tokenizer)?;
     Ok((pipeline, Precisions { vision: dtype, prefill: dtype, step }))
 }
 

@@ -29,7 +29,7 @@ pub(super) struct Pipeline {
     pub main: Lane,
     /// Whether images become image units here.
     has_tokenizer: bool,
-    /// Of a model that sees image units.
+    /// Dimensions of the units of a model that sees image units.
     pub unit_grid: Option<UnitGrid>,
 }
 
@@ -170,7 +170,7 @@ impl Pipeline {
         events
     }
 
-    /// What the captioner takes of an input, and how long that took.
+    /// The form of an input that the captioner takes, and how long it took to make.
     ///
     /// # Errors
     /// If this model takes no such input.

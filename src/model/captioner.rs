@@ -50,13 +50,14 @@ impl<B: Backend> Captioner<B> {
         })
     }
 
-    /// Puts a tokenizer before a captioner that sees image units.
+    /// Puts a tokenizer, which is on `backend`, before a captioner that sees image units.
     ///
     /// # Errors
     /// If it sees pixels, or other units.
-    pub fn set_tokenizer(&mut self, tokenizer: Tokenizer<B>) -> Result<()> {
-        let units = self.units.as_mut();
-        units.ok_or_else(|| Error::shape("captioner", "sees pixels and takes no tokenizer"))?.set_tokenizer(tokenizer)
+    pub fn set_tokenizer(&mut self, backend: B, tokenizer: Tokenizer<B>) -> Result<()> {
+        let units =
+            self.units.as_mut().ok_or_else(|| Error::shape("captioner", "sees pixels and takes no tokenizer"))?;
+        units.set_tokenizer(backend, tokenizer)
     }
 
     /// Dimensions of the image units of an image, for a captioner that sees them.
@@ -83,7 +84,7 @@ impl<B: Backend> Captioner<B> {
             return self.encode(backend, &pixels, inputs.len());
         };
         let images = inputs.iter().filter(|input| input.pixels().is_some()).count();
-        let made = if images > 0 { vision.units_of(backend, &pixels, images)? } else { Vec::new() };
+        let made = if images > 0 { vision.units_of(&pixels, images)? } else { Vec::new() };
         let (mut made, mut planes) = (made.iter(), Vec::new());
         for input in inputs {
             let units = match input {

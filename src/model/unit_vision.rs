@@ -67,7 +67,8 @@ impl CodeVectors {
 /// Code vectors, and the tokenizer.
 pub struct UnitVision<B: Backend> {
     codes: CodeVectors,
-    tokenizer: Option<Tokenizer<B>>,
+    /// With the backend that it is on, which may compute in another type than the captioner's.
+    tokenizer: Option<(B, Tokenizer<B>)>,
 }
 
 impl<B: Backend> UnitVision<B> {
@@ -79,11 +80,11 @@ impl<B: Backend> UnitVision<B> {
         Ok(Some(UnitVision { codes, tokenizer: None }))
     }
 
-    /// Puts a tokenizer before the units.
+    /// Puts a tokenizer, which is on `backend`, before the units.
     ///
     /// # Errors
     /// If its units are not those that the model sees.
-    pub fn set_tokenizer(&mut self, tokenizer: Tokenizer<B>) -> Result<()> {
+    pub fn set_tokenizer(&mut self, backend: B, tokenizer: Tokenizer<B>) -> Result<()> {
         let (config, input) = (tokenizer.config(), &self.codes.input);
         let made = (config.grid(), config.codes, config.code_width);
         if made != (input.grid, input.codes, input.code_width) {
@@ -92,7 +93,7 @@ impl<B: Backend> UnitVision<B> {
             );
             return Err(Error::shape("image units", problem));
         }
-        self.tokenizer = Some(tokenizer);
+        self.tokenizer = Some((backend, tokenizer));
         Ok(())
     }
 
@@ -107,8 +108,8 @@ impl<B: Backend> UnitVision<B> {
     }
 
     /// Pixels (B, 3, side, side) in 0..1 to the units of each image.
-    pub fn units_of(&self, backend: &B, pixels: &[f32], batch: usize) -> Result<Vec<Vec<u16>>> {
-        let tokenizer = self.tokenizer.as_ref().ok_or_else(no_tokenizer)?;
+    pub fn units_of(&self, pixels: &[f32], batch: usize) -> Result<Vec<Vec<u16>>> {
+        let (backend, tokenizer) = self.tokenizer.as_ref().ok_or_else(no_tokenizer)?;
         tokenizer.units(backend, pixels, batch)
     }
 }

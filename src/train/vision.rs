@@ -75,10 +75,10 @@ impl<B: Train> Projection<B> {
 #[derive(Clone, Debug)]
 pub struct EncoderPlaces {
     patch: PatchParameters,
-    /// Of an encoder that sees pixels, (C).
+    /// (C); `None` for image units.
     pre_norm: Option<WeightAndBias>,
     layers: Vec<LayerPlaces>,
-    /// Of an encoder that sees pixels, (C).
+    /// (C); `None` for image units.
     post_norm: Option<WeightAndBias>,
 }
 

@@ -2,7 +2,7 @@
 //! for each image. Records are found by number, appended, and survive a crash: whatever is whole is read, wherever the damage
 //! is. `docs/image_units.md` describes the format; the public layout of token files is read too ([`super::token_files`]).
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -242,7 +242,8 @@ impl UnitWriter {
     /// crash leaves, is cut off. Also gives the names that it holds.
     ///
     /// # Errors
-    /// If it is no file of image units, holds units of another grid or codebook, or cannot be written.
+    /// If it is no file of image units, holds units of another grid or codebook, is written by another process, or cannot be
+    /// written.
     pub fn open(path: &Path, grid: &UnitGrid) -> Result<(UnitWriter, Vec<String>)> {
         if !grid.is_valid() {
             let problem = format!("{}x{} units of {} codes cannot be stored", grid.rows, grid.columns, grid.codes);
@@ -250,6 +251,13 @@ impl UnitWriter {
         }
         if !path.exists() {
             write_atomically(path, &grid.to_head())?;
+        }
+        let fail = || Error::io("write", path);
+        // One that cannot be written may still be none of ours, which is the better error.
+        let opened = OpenOptions::new().read(true).write(true).open(path);
+        let locked = opened.as_ref().is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
+        if locked {
+            return Err(wrong(path, "is being written by another process: wait for its end, or choose another output"));
         }
         let stored = ImageUnits::open(path)?;
         let Content::Records(_, records) = &stored.content else {
@@ -263,13 +271,12 @@ impl UnitWriter {
         let end = records
             .last()
             .map_or(HEAD as u64, |&(at, name)| at + (RECORD_HEAD + usize::from(name) + grid.bytes()) as u64);
-        let fail = || Error::io("write", path);
-        let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(fail())?;
+        let mut file = opened.map_err(fail())?;
         file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end))).map_err(fail())?;
         Ok((UnitWriter { path: path.to_owned(), file, grid: grid.clone(), written: 0 }, names))
     }
 
-    /// Appends the units of an image. What could not be written whole is taken back.
+    /// Appends the units of an image. A record that could not be written whole is taken back.
     ///
     /// # Errors
     /// If the name is too long, the units are not those of the grid, or the file cannot be written.

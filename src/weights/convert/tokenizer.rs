@@ -1,5 +1,6 @@
 //! The image tokenizer: the encoder of a ViT-VQGAN with the layer before its quantizer, as a whole pickled module or a state
-//! dict, and a codebook. What training code put around them is told by the names' ends; dimensions are read off shapes.
+//! dict, and a codebook. Tensors are known by the ends of their names, whatever training code put before those; dimensions are
+//! read off shapes.
 
 use std::path::Path;
 
@@ -103,11 +104,9 @@ pub(super) fn codebook(path: &Path) -> Result<((String, StoredTensor), [usize; 2
 /// The layer before the quantizer: of the matrices next to the encoder the only one that makes codes.
 fn projection(source: &Source<'_>, prefix: &str, shape: [usize; 2], codebook: &Path) -> Result<String> {
     let parent = parent(prefix);
-    let outside = |name: &&String| name.starts_with(parent) && !(!prefix.is_empty() && name.starts_with(prefix));
-    let encoder = ["to_patch_embedding.", "transformer.", MARKER];
-    let outside = |name: &&String| {
-        outside(name) && !encoder.iter().any(|part| name.strip_prefix(prefix).is_some_and(|own| own.starts_with(part)))
-    };
+    let encoder = ["to_patch_embedding.", "transformer.", MARKER].map(|part| format!("{prefix}{part}"));
+    let outside =
+        |name: &&String| name.starts_with(parent) && !encoder.iter().any(|part| name.starts_with(part.as_str()));
     let layers = source.tensors.iter().filter(|(name, tensor)| {
         outside(name) && is_named(name, "weight") && tensor.shape().len() == 2 && tensor.shape()[1] == shape[1]
     });
