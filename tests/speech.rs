@@ -31,6 +31,8 @@ fn options(source: &Path, output: &Path) -> ConvertOptions {
         source: source.to_owned(),
         vocoder: None,
         vocoder_config: None,
+        tokenizer: None,
+        codebook: None,
         preprocessor: None,
         dtype: DType::F32,
         quantize: None,
