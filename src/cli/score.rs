@@ -8,7 +8,7 @@ use im2sp::Result;
 use im2sp::eval::score::external::{External, Outcome};
 use im2sp::eval::score::references::References;
 use im2sp::eval::score::{TokenPair, predictions, score, unit_error_rate};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::print::{note, print_json, print_line};
 
@@ -67,27 +67,27 @@ impl ExternalArgs {
 impl Score {
     /// Reads, scores and prints.
     pub fn run(self) -> Result<ExitCode> {
-        let mut scores = Map::new();
+        let mut scores: Vec<(String, Value)> = Vec::new();
         if let (Some(pred), Some(reference)) = (&self.pred, &self.reference) {
             let pairs = References::read(reference)?.pair(pred, predictions::read(pred)?, self.split.as_deref())?;
             let scored = score(&pairs)?;
-            scores.insert("images".into(), pairs.len().into());
+            scores.push(("images".into(), pairs.len().into()));
             for (order, bleu) in scored.scores.bleu.into_iter().enumerate() {
-                scores.insert(format!("Bleu_{}", order + 1), bleu.into());
+                scores.push((format!("Bleu_{}", order + 1), bleu.into()));
             }
-            scores.insert("ROUGE_L".into(), scored.scores.rouge_l.into());
-            scores.insert("CIDEr".into(), scored.scores.cider.into());
-            scores.insert("sacreBLEU".into(), scored.scores.sacrebleu.into());
+            scores.push(("ROUGE_L".into(), scored.scores.rouge_l.into()));
+            scores.push(("CIDEr".into(), scored.scores.cider.into()));
+            scores.push(("sacreBLEU".into(), scored.scores.sacrebleu.into()));
             let external = self.external.score(&scored.tokens);
             insert(&mut scores, "METEOR", external.meteor);
             insert(&mut scores, "SPICE", external.spice);
         }
         if let (Some(pred), Some(reference)) = (&self.pred_units, &self.ref_units) {
             let rate = unit_error_rate::score(pred, &unit_error_rate::read(pred)?, unit_error_rate::read(reference)?)?;
-            scores.insert("unit_error_rate".into(), rate.into());
+            scores.push(("unit_error_rate".into(), rate.into()));
         }
         if self.json {
-            print_json(&Value::Object(scores))?;
+            print_json(&Value::Object(scores.into_iter().collect()))?;
             return Ok(ExitCode::SUCCESS);
         }
         for (name, value) in scores {
@@ -102,7 +102,7 @@ impl Score {
 }
 
 /// Enters the score of another program, or why there is none.
-fn insert(scores: &mut Map<String, Value>, name: &str, outcome: Outcome) {
+fn insert(scores: &mut Vec<(String, Value)>, name: &str, outcome: Outcome) {
     let value = outcome.map_or_else(|reason| json!({ "not_computed": reason }), Value::from);
-    scores.insert(name.into(), value);
+    scores.push((name.into(), value));
 }

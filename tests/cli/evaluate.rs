@@ -18,7 +18,8 @@ fn data_set() -> TempDir {
     for number in 0..IMAGES {
         let name = format!("scene_{number}.jpg");
         std::fs::copy(golden(&format!("scenes/scene_000{number}.jpg")), at("data/Images").join(&name)).unwrap();
-        for said in ["A red circle .", "One circle <b> & a square ."] {
+        let first = if number == 1 { "A red circle .".into() } else { format!("A blue square {number} .") };
+        for said in [&first, "One circle <b> & a square ."] {
             captions += &format!("{name}#0\t{said}\n");
         }
     }
