@@ -1,7 +1,7 @@
 """The loss curve of `im2sp train` beside PyTorch's: the same initial weights, batches and learning rates, in f32, on one CPU.
 
     cargo run --release --example scenes -- scenes 400
-    im2sp caption scenes --no-audio --json > scenes.jsonl
+    im2sp caption scenes/Images --no-audio --json > scenes.jsonl
     python benches/peers/train_curve.py --manifest scenes.jsonl --runs runs/beside --drawing docs/training-beside-pytorch.svg
 
 A fresh decoder learns over the embedded model's frozen image encoder, without dropout. `im2sp train` makes RUNS/im2sp. A run of

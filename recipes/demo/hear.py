@@ -3,7 +3,7 @@
 It may choose among all valid captions (the grammar of scenes.py) and nothing else helps it: it knows
 neither the picture nor the intended sentence. Used to judge synthesised speech.
 
-    python hear.py FILE.wav ...
+    python hear.py FILE.wav ...     prints a line for each: its text, after its name where there are several
 """
 import sys
 from functools import lru_cache
@@ -44,4 +44,4 @@ def hear(sound):
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        print(name, hear(name))
+        print(*([name] if len(sys.argv) > 2 else []), hear(name))

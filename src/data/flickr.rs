@@ -11,7 +11,8 @@ use crate::{Error, Result};
 const CAPTIONS: usize = 5;
 
 /// Samples of a split: every caption of the training images whose unit file is there, the first one of the others. `flickr` holds
-/// `Images/`, `audio` holds `Hubert_units/`, `splits` Karpathy's `dataset_flickr8k.json` or the lists `Flickr_8k.*Images.txt`.
+/// `Images/`, `audio` holds `Hubert_units/` with files `NAME_0.unit` to `NAME_4.unit`, or `NAME.unit` where images have one caption,
+/// `splits` Karpathy's `dataset_flickr8k.json` or the lists `Flickr_8k.*Images.txt`.
 ///
 /// # Errors
 /// If a listing is missing or malformed, or no image of the split has units.
@@ -31,8 +32,9 @@ pub fn list(flickr: &Path, audio: &Path, splits: &Path, split: Split) -> Result<
     };
     let (mut listing, mut unknown) = (Listing::default(), Vec::new());
     for name in names {
-        let stem = name.strip_suffix(".jpg").unwrap_or(&name);
-        let units = (0..CAPTIONS).map(|n| audio.join("Hubert_units").join(format!("{stem}_{n}.unit")));
+        let stem = Path::new(&name).file_stem().unwrap_or_default().to_string_lossy();
+        let names = (0..CAPTIONS).map(|n| format!("{stem}_{n}.unit")).chain([format!("{stem}.unit")]);
+        let units = names.map(|name| audio.join("Hubert_units").join(name));
         let count = if split == Split::Train { CAPTIONS } else { 1 };
         let before = listing.samples.len();
         listing.samples.extend(
