@@ -215,18 +215,21 @@ impl Evaluate {
         let config = json!({
             "weights": self.model.weights.as_deref().map_or("embedded".into(), absolute),
             "weights_files": self.model.weights.as_deref().map(sizes).transpose()?,
-            "precision": format!("{:?}", self.model.options().dtype),
+            "precision": self.model.options().dtype.map(|dtype| dtype.name()),
             "dataset": format!("{:?}", self.dataset).to_lowercase(),
             "images": absolute(&self.images),
-            "captions": hash(&self.captions, MAX_CAPTIONS)?,
+            "captions": absolute(&self.captions),
+            "captions_sha256": hash(&self.captions, MAX_CAPTIONS)?,
             "split": self.split,
-            "list": self.list.as_ref().map(|list| hash(list, MAX_LIST)).transpose()?,
+            "list_sha256": self.list.as_ref().map(|list| hash(list, MAX_LIST)).transpose()?,
             "limit": self.limit,
             "decoding": format!("{:?}", self.decoding.options()),
             "speaker": self.speaker,
             "listener": listener,
         });
-        Ok(if let Value::Object(config) = config { config } else { Map::new() })
+        let Value::Object(mut config) = config else { return Ok(Map::new()) };
+        config.retain(|_, value| !value.is_null());
+        Ok(config)
     }
 
     fn listener(&self) -> Result<Listener> {

@@ -18,7 +18,7 @@ def spice(references, captions):
 
     parser = os.path.join(os.path.dirname(module.__file__), "lib", "stanford-corenlp-3.6.0.jar")
     if not os.path.exists(parser):
-        raise RuntimeError(f"its parser is not installed ({parser})")
+        raise FileNotFoundError(f"its parser is not installed ({parser})")
     return float(module.Spice().compute_score(references, captions)[0])
 
 
@@ -29,6 +29,8 @@ def outcome(metric, references, captions):
         return metric(references, captions)
     except ImportError:
         return f"pycocoevalcap is not installed for {sys.executable}"
+    except FileNotFoundError as error:
+        return str(error)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 

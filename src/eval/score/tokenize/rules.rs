@@ -1,5 +1,5 @@
-//! The rules of the tokeniser, found by comparing with Stanford CoreNLP 3.4.1 from outside, character by character and word by
-//! word. At each place the longest match of all rules is taken; of those as long, the first. A name in braces stands for its
+//! The rules of the tokeniser, after PTBTokenizer of Stanford CoreNLP 3.4.1 and compared with it character by character and word
+//! by word. At each place the longest match of all rules is taken; of those as long, the first. A name in braces stands for its
 //! definition; white space in a rule has no meaning.
 
 /// The part of a match that becomes a token; the rest is matched again.
