@@ -22,13 +22,13 @@ pub struct Size {
 /// Updates that are timed, after one that is not.
 const UPDATES: usize = 3;
 
-/// What was timed.
+/// Seconds.
 #[derive(Default)]
 struct Times {
-    /// Of each update.
+    /// Each update.
     updates: Vec<f64>,
     tokens: u64,
-    /// Of the frozen part for one image, where its features are kept on disk.
+    /// The frozen part for one image, where its features are kept on disk.
     features: Option<f64>,
 }
 

@@ -1,7 +1,7 @@
 //! Units that do not flicker: of all ways to give every frame a unit, the cheapest.
 
 /// A unit for each of the frames (T, `width`): the sum of squared distances from the centres (K, `width`), and of `price` for every
-/// change from frame to frame, is least (Viterbi 1967). Of equally cheap units the first; with a price of 0 the nearest centre.
+/// change from frame to frame, is least (Viterbi 1967). The first of equally cheap units; with a price of 0 the nearest centre.
 pub fn steady(frames: &[f32], centres: &[f32], width: usize, price: f64) -> Vec<u32> {
     let count = centres.len() / width;
     let squared = |frame: &[f32], centre: &[f32]| -> f64 {

@@ -290,11 +290,17 @@ enum Parts {
     Joined(Vec<(String, StoredTensor)>),
     /// A direction scaled to given lengths.
     WeightNorm(Box<WeightNorm>),
-    /// A convolution (N, C, taps) as the windows of frames see it, (N, taps * C); with a length for each tap, to which the
-    /// weights of that tap are scaled together.
-    Taps { length: Option<(String, StoredTensor)>, weight: (String, StoredTensor) },
+    /// A convolution over frames.
+    Taps(Box<Taps>),
     /// A bias that the source does not have.
     Zeros,
+}
+
+/// A convolution (N, C, taps) as the windows of frames see it, (N, taps * C); with a length for each tap, to which the weights of
+/// that tap are scaled together.
+struct Taps {
+    length: Option<(String, StoredTensor)>,
+    weight: (String, StoredTensor),
 }
 
 /// `direction`, of the result's shape, with each slice of the first dimension scaled to the length `length` gives.
@@ -359,7 +365,8 @@ impl Planned {
                     .ok_or_else(|| Error::weights(source, direction.0.as_str(), "has a slice without any length"))?;
                 HostTensor::from_f32(&self.shape, values)
             }
-            Parts::Taps { length, weight } => {
+            Parts::Taps(taps) => {
+                let Taps { length, weight } = &**taps;
                 let lengths = length.as_ref().map(|length| load_finite(source, length)).transpose()?;
                 let taps = weight.1.shape().last().copied().unwrap_or(0);
                 let inputs = weight.1.shape().get(1).copied().unwrap_or(0);
