@@ -351,9 +351,9 @@ fn what_is_not_the_models_is_left_aside_by_name() {
     let said = bench.captioner("inside", &Dict(inside)).unwrap_err();
     assert!(said.contains("git.encoder.adapter.weight: not part"), "{said}");
     let mut units = captioner();
-    units.push(("blocks.0.norm.weight".into(), one.clone()));
+    units.push(("git.image_encoder.vision_model.patch_embed.proj.weight".into(), one.clone()));
     let said = bench.captioner("units", &Dict(units)).unwrap_err();
-    assert!(said.contains("image-unit model"), "{said}");
+    assert!(said.contains("codebook: is needed for image units"), "{said}");
     let mut spoken = renamed(&generator(), |name| format!("generator.{name}"));
     spoken.push(("mpd.0.weight".into(), one.clone()));
     assert_eq!(bench.vocoder("mpd", &Dict(spoken.clone())), Ok(vec!["mpd.0.weight".to_string()]));
