@@ -154,8 +154,8 @@ impl Units {
 /// Suffix of a file of units.
 const SUFFIX: &str = ".unit";
 
-/// The file of lines at `path`, at its end, and the recordings it names. What follows its last whole line is cut off: a run was
-/// ended while it was written.
+/// The file of lines at `path`, at its end, and the recordings it names. A line that was not finished is cut off: a run was ended
+/// while it was written.
 fn lines(path: &Path, overwrite: bool) -> Result<(File, HashSet<String>)> {
     let fail = || Error::io("write", path);
     let mut file = File::options().read(true).append(true).create(true).open(path).map_err(fail())?;

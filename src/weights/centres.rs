@@ -13,7 +13,7 @@ use crate::{Error, Result, files};
 
 /// Most bytes of a compressed file, once it is not.
 const MAX_UNPACKED: u64 = 1 << 30;
-/// What `.npy` files begin with.
+/// First bytes of `.npy` files.
 const NPY: &[u8] = b"\x93NUMPY";
 
 /// The centres (K, D) in the file at `path`, in f32.
