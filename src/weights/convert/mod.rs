@@ -231,15 +231,20 @@ enum Parts {
     Joined(Vec<(String, StoredTensor)>),
     /// A direction scaled to given lengths.
     WeightNorm(Box<WeightNorm>),
-    /// A convolution (N, C, taps) as the windows of frames see it, (N, taps * C); with a length for each tap, to which the
-    /// weights of that tap are scaled together.
-    Taps { length: Option<(String, StoredTensor)>, weight: (String, StoredTensor) },
+    /// A convolution (N, C, taps) as the windows of frames see it, (N, taps * C).
+    Taps(Box<Taps>),
 }
 
 /// `direction`, of the result's shape, with each slice of the first dimension scaled to the length `length` gives.
 struct WeightNorm {
     length: (String, StoredTensor),
     direction: (String, StoredTensor),
+}
+
+/// The weight of a convolution over frames; with a length for each tap, to which the weights of that tap are scaled together.
+struct Taps {
+    length: Option<(String, StoredTensor)>,
+    weight: (String, StoredTensor),
 }
 
 impl Planned {
@@ -297,7 +302,8 @@ impl Planned {
                     .ok_or_else(|| Error::weights(source, direction.0.as_str(), "has a slice without any length"))?;
                 HostTensor::from_f32(&self.shape, values)
             }
-            Parts::Taps { length, weight } => {
+            Parts::Taps(taps) => {
+                let Taps { length, weight } = &**taps;
                 let lengths = length.as_ref().map(|length| load_finite(source, length)).transpose()?;
                 let taps = weight.1.shape().last().copied().unwrap_or(0);
                 let inputs = weight.1.shape().get(1).copied().unwrap_or(0);

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::select::{self, Family, Selected};
-use super::{ConvertOptions, Parts, Planned, Source, huggingface, stream};
+use super::{ConvertOptions, Parts, Planned, Source, Taps, huggingface, stream};
 use crate::config::{ConvolutionNorm, FORMAT, SpeechConfig, SpeechConvolution, SpeechKind, Vocabulary};
 use crate::weights::directory::read_small;
 use crate::weights::json::Json;
@@ -250,7 +250,11 @@ fn plan_encoder(
         let to = format!("convolutions.{n}");
         let weight = source.take(&convolution(n, fairseq, "weight"), &[outputs, channels, taps])?;
         let shape = vec![outputs, taps * channels];
-        tensors.push(Planned { name: format!("{to}.weight"), shape, parts: Parts::Taps { length: None, weight } });
+        tensors.push(Planned {
+            name: format!("{to}.weight"),
+            shape,
+            parts: Parts::Taps(Box::new(Taps { length: None, weight })),
+        });
         if config.convolution_bias {
             plain(source, &convolution(n, fairseq, "bias"), &format!("{to}.bias"), &[outputs], tensors)?;
         }
@@ -310,7 +314,11 @@ fn plan_positions(
     };
     let weight = source.take(&direction, &[width, group, taps])?;
     let shape = vec![width, taps * group];
-    tensors.push(Planned { name: "positions.weight".into(), shape, parts: Parts::Taps { length, weight } });
+    tensors.push(Planned {
+        name: "positions.weight".into(),
+        shape,
+        parts: Parts::Taps(Box::new(Taps { length, weight })),
+    });
     plain(source, &bias, "positions.bias", &[width], tensors)
 }
 
