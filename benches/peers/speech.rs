@@ -1,5 +1,6 @@
 //! Times of a speech encoder's or recogniser's forward pass over random samples on the CPU, for the comparison with transformers:
-//! `speech DIR SECONDS RUNS [TRACE]`, one JSON object a line with the milliseconds of each run; the last one's operations go to TRACE.
+//! `speech DIR SECONDS RUNS [TRACE]`, one JSON object a line with the milliseconds of each run; the operations
+//! of one more go to TRACE.
 
 use std::path::Path;
 use std::time::Instant;

@@ -61,7 +61,7 @@ fn decode(path: &Path) -> Result<(Vec<f32>, u32)> {
     })?;
     let options = AudioDecoderOptions::default().verify(true);
     let mut decoder = symphonia::default::get_codecs().make_audio_decoder(parameters, &options).map_err(fail)?;
-    let samples = mono(&mut *format, &mut *decoder, id).map_err(fail)?;
+    let samples = mono(&mut *format, &mut *decoder, id, frames.is_none()).map_err(fail)?;
     if let Some(expected) = frames.filter(|&expected| (samples.len() as u64) < expected) {
         let problem = format!("ends after {} of {expected} samples: copy or download it again", samples.len());
         return Err(Error::audio(path, problem));
@@ -91,14 +91,22 @@ fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(Error::io("read", path))
 }
 
-/// The average of the channels of all packets of a track.
+/// The average of the channels of all packets of a track; of one that is `open`, as it came out of a pipe and does not say its
+/// length, up to the end of the file.
 fn mono(
     format: &mut dyn FormatReader,
     decoder: &mut dyn AudioDecoder,
     track: u32,
+    open: bool,
 ) -> std::result::Result<Vec<f32>, Problem> {
     let (mut samples, mut packet_samples) = (Vec::new(), Vec::new());
-    while let Some(packet) = format.next_packet()? {
+    loop {
+        let packet = match format.next_packet() {
+            Ok(Some(packet)) => packet,
+            Ok(None) => break,
+            Err(Problem::IoError(end)) if open && end.kind() == std::io::ErrorKind::UnexpectedEof => break,
+            Err(problem) => return Err(problem),
+        };
         if packet.track_id != track {
             continue;
         }

@@ -12,8 +12,8 @@ use super::recordings::{self, SpeechArgs};
 
 /// Turn recordings into text
 ///
-/// A recogniser (wav2vec 2.0 with CTC) is decoded greedily. WAV and FLAC are read at any rate. A folder
-/// gives a line for each recording: its path, a tab and its text.
+/// A recogniser (wav2vec 2.0 with CTC) is decoded greedily. WAV and FLAC are read at any rate. A folder gives a line for each
+/// recording: its path, a tab and its text.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

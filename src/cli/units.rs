@@ -162,7 +162,7 @@ impl Units {
 /// Suffix of a file of units.
 const SUFFIX: &str = ".unit";
 
-/// The file of lines at `path`, at its end, and the recordings it names. A line that does not end is cut off: a run was ended
+/// The file of lines at `path`, at its end, and the recordings it names. A line that was not finished is cut off: a run was ended
 /// while it was written.
 fn lines(path: &Path, overwrite: bool) -> Result<(File, HashSet<String>)> {
     let fail = || Error::io("write", path);

@@ -290,23 +290,22 @@ enum Parts {
     Joined(Vec<(String, StoredTensor)>),
     /// A direction scaled to given lengths.
     WeightNorm(Box<WeightNorm>),
-    /// A convolution over frames.
+    /// A convolution (N, C, taps) as the windows of frames see it, (N, taps * C).
     Taps(Box<Taps>),
     /// A bias that the source does not have.
     Zeros,
-}
-
-/// A convolution (N, C, taps) as the windows of frames see it, (N, taps * C); with a length for each tap, to which the weights of
-/// that tap are scaled together.
-struct Taps {
-    length: Option<(String, StoredTensor)>,
-    weight: (String, StoredTensor),
 }
 
 /// `direction`, of the result's shape, with each slice of the first dimension scaled to the length `length` gives.
 struct WeightNorm {
     length: (String, StoredTensor),
     direction: (String, StoredTensor),
+}
+
+/// The weight of a convolution over frames; with a length for each tap, to which the weights of that tap are scaled together.
+struct Taps {
+    length: Option<(String, StoredTensor)>,
+    weight: (String, StoredTensor),
 }
 
 impl Planned {
