@@ -3,7 +3,7 @@
 A CLIP-style vision tower (pre-LN, class token, quick GELU), a projection, and a post-LN decoder that sees
 all image tokens and the units said so far. Parameter names follow the reference checkpoint
 (`model.git. ...`, `model.output. ...`), so that `save` writes a file any reader of that layout can load.
-Head size is 64 everywhere. Everything here is inference or plain model code; see train_captioner.py.
+Head size is 64 everywhere. Everything here is inference or plain model code; see pretrain.py.
 """
 from dataclasses import dataclass
 

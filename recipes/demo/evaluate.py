@@ -1,15 +1,15 @@
 """Does the demo model say what is in the picture? Heard by PocketSphinx, on scenes from an unseen seed.
 
-Draws the scenes, lets a captioner turn every PNG into a WAV, has each WAV written down (hear.py: grammar of
+Draws the scenes, lets im2sp turn every PNG into a WAV, has each WAV written down (hear.py: grammar of
 all valid captions, no knowledge of the picture), and counts how often shapes, colours, and relation are
 all right (`right`), and the sizes too (`exact`). A sentence that the recogniser leaves unfinished is cut back to
-its last complete caption; `right_uncut` counts those as wrong. Three sources of sound:
+its last complete caption; `right_uncut` counts those as wrong. Two sources of sound:
 
-  default       the Python twin: WORK/settled.ckpt and the newest generator in WORK/vocoder
-  --im2sp PATH  the Rust program: PATH caption IMAGES... -o DIR [--weights DIR]
-  --resynth     no picture at all: flite's own units of the caption through the vocoder (the ceiling)
+  --im2sp PATH  the program: PATH caption IMAGES... -o DIR [--weights DIR]
+  --resynth     no image at all: flite's own units of the caption through the newest generator in WORK/vocoder (the
+                upper bound)
 
-    python evaluate.py --work DIR [--count 200] [--seed 4711] [--im2sp PATH [--weights DIR]] [--resynth]
+    python evaluate.py --work DIR [--count 200] [--seed 4711] (--im2sp PATH [--weights DIR] | --resynth)
 """
 import argparse
 import json
@@ -21,26 +21,6 @@ import numpy as np
 
 import hear
 import scenes
-
-
-def twin(work, pictures, out):
-    """Speak all pictures with the PyTorch models."""
-    import soundfile
-    import torch
-    from PIL import Image
-
-    import captioner
-    import vocoder
-
-    model = captioner.load(os.path.join(work, "settled.ckpt"))
-    voice = vocoder.load(os.path.join(work, "vocoder"))
-    for part in np.array_split(pictures, max(1, len(pictures) // 50)):
-        pixels = np.stack([captioner.preprocess(Image.open(p), model.config.image) for p in part])
-        with torch.no_grad():
-            tokens = model.vision(captioner.normalise(pixels))
-        for path, units in zip(part, model.greedy(tokens)):
-            units = units[(units >= 0) & (units < 200)]
-            soundfile.write(wav_of(path, out), voice.synthesise(torch.from_numpy(units)), 16000)
 
 
 def resynthesise(work, pictures, captions, out):
@@ -90,7 +70,9 @@ def main():
     ap.add_argument("--resynth", action="store_true")
     args = ap.parse_args()
 
-    kind = "resynth" if args.resynth else "im2sp" if args.im2sp else "twin"
+    if args.resynth == bool(args.im2sp):
+        ap.error("name the source of sound: --im2sp PATH or --resynth")
+    kind = "resynth" if args.resynth else "im2sp"
     images, out = os.path.join(args.work, "eval", "images"), os.path.join(args.work, "eval", kind)
     os.makedirs(out, exist_ok=True)
     rows = scenes.save(images, args.seed, args.count, args.size)
@@ -98,10 +80,8 @@ def main():
     began = time.time()
     if args.resynth:
         resynthesise(args.work, pictures, [text for _, _, text in rows], out)
-    elif args.im2sp:
-        program(args.im2sp, args.weights, pictures, out)
     else:
-        twin(args.work, pictures, out)
+        program(args.im2sp, args.weights, pictures, out)
     seconds = time.time() - began
 
     results = []

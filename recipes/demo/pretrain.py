@@ -1,15 +1,14 @@
-"""Train the demo captioner on a CPU, in three steps (run them in this order; each can be interrupted):
+"""Pre-train the demo captioner's vision encoder on a CPU, in two steps (run them in this order; each can be interrupted):
 
-  pool     draw the training pictures once, at the network's input size, with per-patch labels
-  vision   train the vision tower to name shape, colour, and size of the object under every patch, and the
-           whole scene from the class token; such dense labels make it converge within minutes
-  decoder  train everything on speech units (from `speech.load_units`) with teacher forcing; the vision tower keeps
-           its labels and a lower rate
+  pool    draw the training images once, at the network's input size, with labels for every patch
+  vision  train the vision encoder to name shape, colour, and size of the object under every patch, and the
+          whole scene from the class token; such dense labels make it converge within minutes
 
-`vision` and `decoder` stop after --minutes of training time, follow a cosine over that time, write a
-checkpoint every minute, and go on from it when started again.
+`vision` stops after --minutes of training time, follows a cosine over that time, writes a checkpoint every minute, and
+continues from it when started again. Its result, DIR/vision.ckpt, is a captioner in the reference's layout whose
+decoder is random: the model that `im2sp train` begins with.
 
-    python train_captioner.py STEP --work DIR [--minutes M] [--threads N]
+    python pretrain.py STEP --work DIR [--minutes M] [--threads N]
 """
 import argparse
 import json
@@ -25,25 +24,23 @@ from torch import nn
 
 import captioner
 import scenes
-from captioner import BOS, EOS, PAD, Captioner, Config
+from captioner import Captioner, Config
 
 CAPTION_SEED, POSE_SEED = 1, 2
-CAPTIONS = 8000  # picture i shows caption i % CAPTIONS, in a pose of its own
-LOOK = 0.2  # weight of the vision labels while the decoder is trained
-NOISE = 0.08  # share of the tokens a caption goes on from that are replaced at random while the decoder is trained
-HELD_OUT = 50  # every 50th caption is kept for validation
+CAPTIONS = 8000  # image i shows caption i % CAPTIONS, in a pose of its own
+HELD_OUT = 50  # every 50th caption is for validation
 NAMES = [scenes.SHAPES, tuple(scenes.COLOURS), tuple(scenes.SIZES)]  # the last class of each is "nothing"
 CLASSES = [len(n) + 1 for n in NAMES]
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 def text_of(i):
     return scenes.caption(scenes.sample_scene(np.random.default_rng([CAPTION_SEED, i % CAPTIONS])))
 
 
 def draw(i, config=Config()):
-    """Picture i: pixels, per-patch labels (patches, 3), labels of objects and relation (10), geometry, caption."""
+    """Image i: pixels, per-patch labels (patches, 3), labels of objects and relation (10), geometry, caption."""
     text = text_of(i)
     rng = np.random.default_rng([POSE_SEED, i])
     scene = scenes.scene_for(text, rng)
@@ -111,7 +108,7 @@ def held_out(i):
     return (np.asarray(i) % CAPTIONS) % HELD_OUT == 0
 
 
-# ---------------------------------------------------------------- common training loop
+# ---------------------------------------------------------------- training loop
 
 class Run:
     """Optimiser, learning rate over the wall-clock budget, moving average of the weights, checkpoints."""
@@ -196,7 +193,7 @@ class Heads(nn.Module):
 
 
 class Labels:
-    """What is known about every picture of the pool, and how well `Heads` reads it from vision tokens."""
+    """What is known about every image of the pool, and how well `Heads` reads it from vision tokens."""
 
     def __init__(self, work, config=Config()):
         _, self.patches, self.slots, self.masks, self.places = load_pool(work)
@@ -283,116 +280,20 @@ def train_vision(work, minutes, batch=32):
     run.save()
     print("vision:", validate(), flush=True)
     run.swap()
-    torch.save({"vision": model.vision.state_dict(), "heads": heads.state_dict()}, os.path.join(work, "vision.pt"))
-
-
-# ---------------------------------------------------------------- decoder
-
-def edit_distance(a, b):
-    row = np.arange(len(b) + 1)
-    for i, x in enumerate(a, 1):
-        # Insertions along the row are a running minimum of (value - column).
-        new = np.minimum(row[1:] + 1, row[:-1] + (b != x))
-        new = np.concatenate([[i], new]) - np.arange(len(b) + 1)
-        row = np.minimum.accumulate(new) + np.arange(len(b) + 1)
-    return int(row[-1])
-
-
-def train_decoder(work, minutes, batch=32):
-    import speech
-
-    torch.manual_seed(1)
-    units = speech.load_units(work)
-    with open(os.path.join(work, "pool", "captions.json")) as f:
-        texts = json.load(f)
-    pixels = load_pool(work)[0]
-    usable = np.array([i for i, t in enumerate(texts) if t in units])
-    # Kept back: every picture of some captions of two or three objects, so that new combinations are tested.
-    kept = {texts[i] for i in usable[held_out(usable)] if scenes.parse(texts[i])[1]}
-    back = np.array([texts[i] in kept for i in usable])
-    train, valid = usable[~back], usable[back][:160]
-    ids = {t: np.concatenate([[BOS], captioner.units_to_ids(units[t]), [EOS]]) for t in {texts[i] for i in usable}}
-    lengths = np.array([len(ids[t]) if t in ids else 0 for t in texts])
-    print(f"{len(train)} pictures, {len(ids)} captions, longest {lengths.max()} tokens", flush=True)
-
-    model, labels = Captioner(), Labels(work)
-    heads = Heads(model.config.vision_width)
-    trained = torch.load(os.path.join(work, "vision.pt"), weights_only=True)
-    model.vision.load_state_dict(trained["vision"])
-    heads.load_state_dict(trained["heads"])
-    rest = nn.ModuleList([model.git.embeddings, model.git.encoder, model.git.visual_projection, model.output])
-    run = Run(os.path.join(work, "decoder.run"), [rest, model.vision, heads], [6e-4, 2e-4, 2e-4], minutes, 0.998)
-    rng = np.random.default_rng([5, run.step])
-
-    def batches():
-        while True:  # pictures of similar length together, so that little is padded
-            rows = rng.permutation(train)[:len(train) // batch * batch].reshape(-1, batch)
-            for chunk in np.array_split(rows, max(1, len(rows) // 16)):
-                flat = chunk.ravel()
-                flat = flat[np.argsort(lengths[flat] + rng.random(len(flat)), kind="stable")]
-                yield from rng.permutation(flat.reshape(-1, batch))
-
-    def validate():
-        run.swap()
-        with torch.no_grad(), autocast():
-            seen = model.vision(captioner.normalise(pixels[valid]))
-            said = model.greedy(seen, lengths.max() + 10)
-        run.swap()
-        want = [units[texts[i]] for i in valid]
-        wrong = sum(edit_distance(s, w) for s, w in zip(said, want)) / sum(map(len, want))
-        return (f"held out: unit errors {100 * wrong:.1f} %, "
-                f"whole captions {100 * np.mean([np.array_equal(s, w) for s, w in zip(said, want)]):.1f} %")
-
-    def export():
-        run.swap()
-        captioner.save(model, os.path.join(work, "captioner.part"))
-        run.swap()
-        os.replace(os.path.join(work, "captioner.part"), os.path.join(work, "captioner.ckpt"))
-
-    report, losses, checks = run.seconds(), [], 0
-    for rows in batches():
-        if run.over():
-            break
-        words = np.full((len(rows), lengths[rows].max()), PAD, np.int64)
-        for r, i in enumerate(rows):
-            words[r, :lengths[i]] = ids[texts[i]]
-        words = torch.from_numpy(words)
-        # Some of what was said before is wrong, as it will be in use: the picture has to be looked at again.
-        said = words[:, :-1].clone()
-        wrong = torch.from_numpy(rng.random(said.shape) < NOISE)
-        wrong[:, 0] = False
-        said[wrong] = torch.from_numpy(captioner.units_to_ids(rng.integers(0, 200, int(wrong.sum()))))
-        with autocast():
-            seen = model.vision(captioner.normalise(pixels[rows]))
-            logits = model(seen, said)
-            look = LOOK * labels.loss(heads, seen, rows)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), words[:, 1:].flatten(), ignore_index=PAD)
-        run.update(loss + look)
-        losses.append(loss.item())
-        if run.seconds() - report > 60:
-            report, checks = run.seconds(), checks + 1
-            heard = validate() if checks % 3 == 0 else ""
-            print(f"{report / 60:5.1f} min step {run.step} loss {np.mean(losses):.4f} {heard}", flush=True)
-            losses = []
-            run.save()
-            export()
-    run.save()
-    export()
-    print("decoder:", validate(), flush=True)
+    captioner.save(model, os.path.join(work, "vision.part"))
+    os.replace(os.path.join(work, "vision.part"), os.path.join(work, "vision.ckpt"))
 
 
 if __name__ == "__main__":
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    ap.add_argument("step", choices=["pool", "vision", "decoder"])
+    ap.add_argument("step", choices=["pool", "vision"])
     ap.add_argument("--work", required=True)
-    ap.add_argument("--minutes", type=float, default=12, help="training time, for vision and decoder")
-    ap.add_argument("--count", type=int, default=48000, help="pictures in the pool")
+    ap.add_argument("--minutes", type=float, default=25, help="training time, for vision")
+    ap.add_argument("--count", type=int, default=48000, help="images in the pool")
     ap.add_argument("--threads", type=int, default=2)
     args = ap.parse_args()
     torch.set_num_threads(args.threads)
     if args.step == "pool":
         make_pool(args.work, args.count, args.threads)
-    elif args.step == "vision":
-        train_vision(args.work, args.minutes)
     else:
-        train_decoder(args.work, args.minutes)
+        train_vision(args.work, args.minutes)
