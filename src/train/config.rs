@@ -102,6 +102,7 @@ pub struct DataConfig {
     /// Keep the frozen part's output in the run directory, so that it is computed once.
     pub cache_features: bool,
     /// Share of files that may be unreadable before the run stops.
+    #[serde(default = "max_bad")]
     pub max_bad: f64,
     /// Random changes of the images.
     pub augment: Augment,
@@ -135,9 +136,14 @@ impl Default for TrainConfig {
             spoken_samples: 4,
             save_every: 1000,
             schedule: Schedule::default(),
-            data: DataConfig { max_bad: 0.01, ..DataConfig::default() },
+            data: DataConfig { max_bad: max_bad(), ..DataConfig::default() },
         }
     }
+}
+
+/// The share of a file that names no other.
+fn max_bad() -> f64 {
+    0.01
 }
 
 impl TrainConfig {
@@ -272,6 +278,10 @@ mod tests {
         let config = TrainConfig { clip: Some(1.0), batch: 3, ..TrainConfig::default() };
         config.write(&path)?;
         assert_eq!(TrainConfig::read(&path)?, config);
+        // A table that names some of its fields leaves the others as they were.
+        std::fs::write(&path, "[data]\nhold_out = 3\n").map_err(Error::io("write", &path))?;
+        let plain = TrainConfig::default();
+        assert_eq!(TrainConfig::read(&path)?.data, DataConfig { hold_out: 3, ..plain.data });
         std::fs::write(&path, "bacth = 3\n").map_err(Error::io("write", &path))?;
         let error = TrainConfig::read(&path).unwrap_err().to_string();
         assert!(error.contains("bacth") && error.contains("config.toml"), "{error}");
