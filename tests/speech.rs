@@ -147,7 +147,7 @@ fn chunks_are_encoded_by_themselves() {
     // A last chunk without a window has no frames.
     assert_eq!(extractor.features(&long[..im2sp::RECORDING_CHUNK + 399]).unwrap(), first);
     let error = extractor.features(&second[..399]).unwrap_err().to_string();
-    assert!(error.contains("399 samples are too few: the model needs 400"), "{error}");
+    assert!(error.contains("399 samples are too few: a window has 400"), "{error}");
 }
 
 #[test]

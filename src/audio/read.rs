@@ -76,8 +76,12 @@ fn decode(path: &Path) -> Result<(Vec<f32>, u32)> {
 fn open(path: &Path) -> Result<File> {
     let mut start = Vec::new();
     let file = File::open(path).map_err(Error::io("read", path))?;
-    if file.metadata().map_err(Error::io("read", path))?.is_dir() {
+    let about = file.metadata().map_err(Error::io("read", path))?;
+    if about.is_dir() {
         return Err(Error::audio(path, "is a folder: give one file of it"));
+    }
+    if !about.is_file() {
+        return Err(Error::audio(path, "is a pipe or a device: write the recording to a file first"));
     }
     file.take(1 << 12).read_to_end(&mut start).map_err(Error::io("read", path))?;
     let known = [&b"RIFF"[..], b"fLaC", b"ID3"].iter().any(|magic| start.starts_with(magic));

@@ -1,5 +1,6 @@
 //! `im2sp evaluate`: a data set's images to units, waveforms, transcripts and scores.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -262,11 +263,16 @@ fn listed<'a>(path: &Path, references: &'a References) -> Result<Vec<&'a Referen
     let bytes = files::read_at_most(path, MAX_LIST)?;
     let text = String::from_utf8_lossy(&bytes);
     let names = text.lines().map(str::trim).enumerate().filter(|(_, name)| !name.is_empty());
+    let mut seen = HashSet::new();
     let image = |(at, name): (usize, &str)| {
         let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
-        references.find(name).or_else(|| references.find(&stem)).ok_or_else(|| {
-            Error::weights(path, format!("line {}", at + 1), format!("{name:?} has no captions in --captions"))
-        })
+        let wrong = |problem: String| Error::weights(path, format!("line {}", at + 1), problem);
+        let found = references.find(name).or_else(|| references.find(&stem));
+        let found = found.ok_or_else(|| wrong(format!("{name:?} has no captions in --captions")))?;
+        match seen.insert(&found.name) {
+            true => Ok(found),
+            false => Err(wrong(format!("{name:?} is there twice: leave one out"))),
+        }
     };
     names.map(image).collect()
 }

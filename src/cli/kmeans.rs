@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use im2sp::files::AtomicFile;
 use im2sp::train::kmeans::{KMeansOptions, Reservoir, kmeans};
 use im2sp::weights::centres;
 use im2sp::{Error, Result};
@@ -50,6 +51,7 @@ pub struct KMeans {
 impl KMeans {
     /// Reads, encodes, finds centres and writes them. A recording that cannot be read is reported and left out.
     pub fn run(self) -> Result<ExitCode> {
+        self.check()?;
         let all = recordings::of(&self.audio)?;
         let extractor = self.features.features()?;
         let mut sample = Reservoir::new(extractor.width(), self.max_frames, self.seed);
@@ -88,5 +90,14 @@ impl KMeans {
             ))?;
         }
         Ok(status)
+    }
+
+    /// An error for what would only show after all recordings were encoded.
+    fn check(&self) -> Result<()> {
+        if self.clusters == 0 || self.max_frames < self.clusters {
+            let problem = format!("is {}, expected 1 to the most frames, {}", self.clusters, self.max_frames);
+            return Err(Error::Option { option: "clusters", problem });
+        }
+        AtomicFile::create(&self.output).map(drop)
     }
 }

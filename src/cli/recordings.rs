@@ -139,6 +139,8 @@ pub fn each(
                 print_error(Error::audio(&recording.path, problem));
                 status = ExitCode::FAILURE;
             }
+            // No other recording would do better.
+            Err(error @ Error::Device { .. }) => return Err(error),
             Err(error) => {
                 print_error(error);
                 status = ExitCode::FAILURE;

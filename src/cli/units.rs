@@ -2,12 +2,13 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use im2sp::data::unit_file;
+use im2sp::files::write_atomically;
 use im2sp::weights::centres;
 use im2sp::weights::torch::IntegerLayout;
 use im2sp::{Error, Result};
@@ -77,8 +78,8 @@ enum Target {
     Folder(PathBuf),
     /// The file of the one recording.
     File(PathBuf),
-    /// A line of JSON for each.
-    Lines(File),
+    /// A line of JSON for each, after those that are kept.
+    Lines(Lines),
 }
 
 impl Units {
@@ -97,6 +98,9 @@ impl Units {
         }
         let centres = centres::read(&self.kmeans)?;
         let extractor = self.features.units(centres, self.change_price)?;
+        if let Target::Lines(lines) = &mut target {
+            lines.begin()?;
+        }
         let several = self.audio.is_dir();
         recordings::each("units", &all, &mut |recording, sound| {
             let units = extractor.units(&sound.samples)?;
@@ -108,9 +112,11 @@ impl Units {
     fn target(&self, all: &mut Vec<Recording>) -> Result<Target> {
         let Some(path) = &self.output else { return Ok(Target::Printed) };
         if path.extension().is_some_and(|suffix| suffix == "jsonl") {
-            let (file, done) = lines(path, self.overwrite)?;
-            all.retain(|recording| !done.contains(&*recording.path.to_string_lossy()));
-            return Ok(Target::Lines(file));
+            let name = |recording: &Recording| recording.path.to_string_lossy().into_owned();
+            let again: HashSet<String> = if self.overwrite { all.iter().map(name).collect() } else { HashSet::new() };
+            let (lines, done) = Lines::read(path, &again)?;
+            all.retain(|recording| !done.contains(&name(recording)));
+            return Ok(Target::Lines(lines));
         }
         match output::folder(path)? {
             Some(folder) => {
@@ -150,10 +156,7 @@ impl Units {
                 unit_file::write(&path, units, layout)?;
             }
             Target::File(path) => unit_file::write(path, units, layout)?,
-            Target::Lines(file) => {
-                let name = self.output.as_deref().unwrap_or(Path::new("-"));
-                file.write_all(format!("{record}\n").as_bytes()).map_err(Error::io("write", name))?;
-            }
+            Target::Lines(lines) => lines.append(&record)?,
         }
         if self.json { print_json(&record) } else { Ok(()) }
     }
@@ -162,26 +165,62 @@ impl Units {
 /// Suffix of a file of units.
 const SUFFIX: &str = ".unit";
 
-/// The file of lines at `path`, at its end, and the recordings it names. A line that was not finished is cut off: a run was ended
-/// while it was written.
-fn lines(path: &Path, overwrite: bool) -> Result<(File, HashSet<String>)> {
-    let fail = || Error::io("write", path);
-    let mut file = File::options().read(true).append(true).create(true).open(path).map_err(fail())?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).map_err(Error::io("read", path))?;
-    let whole = if overwrite { 0 } else { bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1) };
-    let mut done = HashSet::new();
-    for (n, line) in bytes[..whole].split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
-        let record: Option<Value> = serde_json::from_slice(line).ok();
-        match record.as_ref().and_then(|record| record["audio"].as_str()) {
-            Some(audio) => done.insert(audio.to_string()),
-            None => {
-                let problem = format!("{}: line {} is no record of a recording: choose another", path.display(), n + 1);
-                return Err(Error::Option { option: "output", problem });
-            }
+/// A file with a line of JSON for each recording.
+struct Lines {
+    path: PathBuf,
+    /// Content that stays, and whether the file holds just that.
+    kept: Vec<u8>,
+    is_clean: bool,
+    file: Option<File>,
+}
+
+impl Lines {
+    /// Reads the file at `path`, if there is one, and the recordings it names, without those that are made `again`. A line that was
+    /// not finished is left out: a run was ended while it was written.
+    fn read(path: &Path, again: &HashSet<String>) -> Result<(Lines, HashSet<String>)> {
+        let bytes = match std::fs::read(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            other => other.map_err(Error::io("read", path))?,
         };
+        let wrong = |n: usize| {
+            let problem = format!("{}: line {n} is no record of a recording: choose another", path.display());
+            Error::Option { option: "output", problem }
+        };
+        let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        if whole == 0 && !bytes.is_empty() && !bytes.starts_with(br#"{"audio":"#) {
+            return Err(wrong(1));
+        }
+        let (mut kept, mut done) = (Vec::new(), HashSet::new());
+        for (n, line) in bytes[..whole].split_inclusive(|&byte| byte == b'\n').enumerate() {
+            let record: Option<Value> = serde_json::from_slice(line).ok();
+            let audio = record.as_ref().and_then(|record| record["audio"].as_str());
+            let audio = audio.ok_or_else(|| wrong(n + 1))?;
+            if !again.contains(audio) {
+                done.insert(audio.to_string());
+                kept.extend_from_slice(line);
+            }
+        }
+        let is_clean = kept.len() == bytes.len();
+        Ok((Lines { path: path.to_owned(), kept, is_clean, file: None }, done))
     }
-    file.set_len(whole as u64).map_err(fail())?;
-    file.seek(SeekFrom::End(0)).map_err(fail())?;
-    Ok((file, done))
+
+    /// Opens the file for more lines.
+    fn begin(&mut self) -> Result<()> {
+        if !self.is_clean {
+            write_atomically(&self.path, &self.kept)?;
+        }
+        let file = File::options().append(true).create(true).open(&self.path);
+        self.file = Some(file.map_err(Error::io("write", &self.path))?);
+        Ok(())
+    }
+
+    /// Appends a line; what could not be written whole is taken back.
+    fn append(&mut self, record: &Value) -> Result<()> {
+        let Some(file) = &mut self.file else { return Err(Error::internal("a file of lines that is not open")) };
+        let start = file.metadata().map_err(Error::io("write", &self.path))?.len();
+        file.write_all(format!("{record}\n").as_bytes()).map_err(|error| {
+            let _ = file.set_len(start);
+            Error::io("write", &self.path)(error)
+        })
+    }
 }

@@ -70,6 +70,18 @@ impl FeatureCache {
     /// # Errors
     /// If it cannot be read or written, or the features are more than can be addressed.
     pub fn open(path: &Path, key: &[u8; 32], shape: FeatureShape) -> Result<FeatureCache> {
+        FeatureCache::find_or(path, key, shape, true)
+    }
+
+    /// Opens the file that another process has filled.
+    ///
+    /// # Errors
+    /// If it cannot be read, or was made of something else.
+    pub fn existing(path: &Path, key: &[u8; 32], shape: FeatureShape) -> Result<FeatureCache> {
+        FeatureCache::find_or(path, key, shape, false)
+    }
+
+    fn find_or(path: &Path, key: &[u8; 32], shape: FeatureShape, create: bool) -> Result<FeatureCache> {
         let too_large = || Error::weights(path, "features", format!("{shape:?} is more than can be addressed"));
         let (start, length) = shape.places().ok_or_else(too_large)?;
         let fail = || Error::io("write", path);
@@ -84,6 +96,10 @@ impl FeatureCache {
         let file = match open() {
             Ok(file) if is_same(&file) => file,
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(fail()(error)),
+            _ if !create => {
+                let problem = "are not those of this process: do all processes see the same images and encoder?";
+                return Err(Error::weights(path, "features", problem));
+            }
             _ => {
                 // Another file under the same name: the old one may be mapped by a run that still reads it.
                 let mut new = AtomicFile::create(path)?;

@@ -54,7 +54,11 @@ impl Listener {
     /// If the file cannot be read, or the program fails or takes too long.
     pub fn text(&self, wav: &Path) -> Result<String> {
         match self {
-            Listener::Recognizer(recognizer) => recognizer.text(&audio::read::read(wav, SPEECH_RATE)?),
+            Listener::Recognizer(recognizer) => match recognizer.text(&audio::read::read(wav, SPEECH_RATE)?) {
+                // Shorter than a window: there is nothing to hear.
+                Err(Error::Shape { op: "speech", .. }) => Ok(String::new()),
+                text => text,
+            },
             Listener::Program(program) => program.text(wav),
         }
     }
@@ -89,17 +93,19 @@ impl Program {
                 }
             }
         };
-        // Something that it left behind may hold its output open.
+        // Something that it left behind may hold its output open, and ends with it.
+        end(&mut child);
         let [output, message] = output.map(|from| {
-            let bytes = from.and_then(|from: Receiver<Vec<u8>>| from.recv_timeout(DRAIN).ok()).unwrap_or_default();
-            String::from_utf8_lossy(&bytes).into_owned()
+            let bytes = from.and_then(|from: Receiver<Vec<u8>>| from.recv_timeout(DRAIN).ok())?;
+            Some(String::from_utf8_lossy(&bytes).into_owned())
         });
+        let message = message.unwrap_or_default();
         if !status.success() {
             let last: String =
                 message.trim_end().lines().last().unwrap_or("it said nothing").chars().take(SHOWN).collect();
             return Err(fail(format!("ended with {status}: {last}")));
         }
-        Ok(output)
+        output.ok_or_else(|| fail("left something that holds its output open".into()))
     }
 }
 

@@ -114,9 +114,11 @@ impl Run {
 
     /// Images without units, then those with units and without a waveform.
     pub fn unspoken(&self) -> (Vec<usize>, Vec<usize>) {
-        let wants_wav = |item: &Item| self.units.get(&item.name).is_none_or(|units| !units.is_empty());
-        let missing = |at: &usize| wants_wav(&self.items[*at]) && !self.wav(&self.items[*at]).exists();
-        (0..self.items.len()).filter(missing).partition(|&at| !self.units.contains_key(&self.items[at].name))
+        let is_missing = |at: &usize| {
+            let item = &self.items[*at];
+            self.units.get(&item.name).is_none_or(|units| !units.is_empty() && !self.wav(item).exists())
+        };
+        (0..self.items.len()).filter(is_missing).partition(|&at| !self.units.contains_key(&self.items[at].name))
     }
 
     /// Makes the units and waveforms that are missing, `in_flight` images at a time.

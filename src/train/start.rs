@@ -509,7 +509,7 @@ fn features<B: Train>(
             ranks.sum(&mut left)?;
         }
     }
-    let cache = FeatureCache::open(&path, &key, shape)?;
+    let cache = FeatureCache::existing(&path, &key, shape)?;
     Ok(Some(Features { cache: Arc::new(cache), items: Arc::new(items) }))
 }
 

@@ -1,6 +1,6 @@
 //! Image units in a file: one file holds the units of a data set, packed to as few bits as their codebook needs, with a checksum
 //! for each image. Records are found by number, appended, and survive a crash: whatever is whole is read, wherever the damage
-//! is. `docs/image_units.md` describes the format; the public layout of token files is read too ([`super::token_files`]).
+//! is. `docs/image_units.md` describes the format; the public layout of token files is read too.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};

@@ -163,7 +163,7 @@ fn what_cannot_be_used() {
     write_wav(at.join("short.wav"), &[0.1; 160], 16_000).unwrap();
     write_wav(at.join("slow.wav"), &[0.1; 160], 8_000).unwrap();
     let error = fails(&units(at, &["short.wav"]));
-    assert!(error.contains("short.wav: 160 samples are too few: the model needs 400"), "{error}");
+    assert!(error.contains("short.wav: 160 samples are too few: a window has 400"), "{error}");
     let error = fails(&units(at, &["slow.wav"]));
     assert!(error.contains("slow.wav"), "{error}");
     assert!(fails(&transcribe(at, &["short.wav"])).contains("short.wav"));
