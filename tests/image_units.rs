@@ -21,6 +21,7 @@ use im2sp::train::decoder::{Dropout, Sequences};
 use im2sp::train::model::{Freeze, Images, TrainedCaptioner};
 use im2sp::train::unit_images;
 use im2sp::units::{EOS, ImageUnits};
+use im2sp::weights::convert::InitialCaptioner;
 use im2sp::weights::directory::{ModelFiles, TokenizerFiles};
 use im2sp::weights::{ConvertOptions, TensorStore, convert, convert_tokenizer};
 use im2sp::{CaptionOptions, Device, Engine, Image, ImageTokenizer, Input, LoadOptions};
@@ -338,16 +339,42 @@ fn commands_store_units_and_caption_them() {
     (0..3).for_each(|index| assert_eq!(copied.read(index).unwrap(), tokens.read(index).unwrap()));
 }
 
+/// Images that are read fast, and the end of the list, come before the first image is read.
+#[test]
+fn units_belong_to_their_images_however_long_each_is_read() {
+    let folder = TempDir::new().unwrap();
+    convert_tokenizer(&options("tokenizer.ckpt", &folder.path().join("tokenizer")), &mut |_, _| {}).unwrap();
+    let tokenizer = ImageTokenizer::load(folder.path().join("tokenizer"), cpu()).unwrap();
+    let images: Vec<Image> = (0..5u8).map(|n| Image::from_rgb(9, 7, vec![50 * n; 9 * 7 * 3]).unwrap()).collect();
+    let source = |number: usize| {
+        let image = images.get(number)?;
+        std::thread::sleep(std::time::Duration::from_millis(if number % 3 == 0 { 60 } else { 0 }));
+        Some(Ok(image.clone()))
+    };
+    for together in [1, 3, 8] {
+        let mut found = Vec::new();
+        let mut on_units = |number, units: im2sp::Result<Vec<u16>>| {
+            found.push((number, units.unwrap()));
+            std::ops::ControlFlow::Continue(())
+        };
+        tokenizer.units_of_many(&source, together, &mut on_units).unwrap();
+        let expected = images.iter().map(|image| tokenizer.units(image).unwrap()).enumerate();
+        assert_eq!(found, expected.collect::<Vec<_>>(), "{together} together");
+    }
+}
+
 #[test]
 fn gradients_are_those_of_pytorch() {
     let folder = TempDir::new().unwrap();
     let files = ModelFiles::open(&model(&folder.path().join("model"))).unwrap();
     let codes = files.captioner.iter().find(|(name, _)| *name == "vision.codebook").unwrap().1.to_f32().into_owned();
     let codes = CodeVectors::new(files.config.vision.units.clone().unwrap(), codes);
-    let mut tensors: BTreeMap<_, _> =
+    let tensors: BTreeMap<_, _> =
         files.captioner.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
-    let mut config = files.config.clone();
-    unit_images::prepare(&TrainConfig::default(), &mut config, &mut tensors).unwrap();
+    let config = files.config.clone();
+    let mut initial = InitialCaptioner { config, tensors, fresh: Vec::new(), left_aside: Vec::new() };
+    unit_images::prepare(&TrainConfig::default(), &mut initial).unwrap();
+    let InitialCaptioner { config, tensors, .. } = initial;
     assert!(tensors["vision.patch_embedding.bias"].to_f32().iter().all(|&bias| bias == 0.0));
     let store = TensorStore::new(Path::new("<prepared>"), tensors);
     let mut captioner = TrainedCaptioner::load(Cpu, &config, store, Freeze::None, None).unwrap();

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use super::LoadOptions;
 use super::pipeline::Pipeline;
-use crate::Result;
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::config::TokenizerConfig;
@@ -15,8 +14,10 @@ use crate::model::loader::Loader;
 use crate::model::vocoder::Vocoder;
 use crate::model::vqgan::Tokenizer;
 use crate::tensor::DType;
+use crate::weights::convert::fingerprint;
 use crate::weights::directory::{ModelFiles, TokenizerFiles};
 use crate::weights::store::TensorStore;
+use crate::{Error, Result};
 
 /// Where the models run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -177,6 +178,11 @@ fn start<B: Backend>(
     let mut captioner = Captioner::load(&mut loader, &files.config)?;
     files.captioner.finish()?;
     if let Some(TokenizerFiles { config, store }) = files.tokenizer {
+        let codes = store.iter().find(|(name, _)| *name == "codebook").map(|(_, codes)| fingerprint(&codes.to_f32()));
+        if captioner.unit_grid().is_some_and(|grid| codes.is_some_and(|codes| codes != grid.codebook)) {
+            let problem = "is not the captioner's: convert captioner and tokenizer with one codebook";
+            return Err(Error::weights(store.path(), "codebook", problem));
+        }
         let (backend, dtype) = for_tokenizer()?;
         let tokenizer = load_tokenizer(&backend, &config, store, dtype)?;
         captioner.set_tokenizer(backend, tokenizer)?;

@@ -73,7 +73,9 @@ impl ImageTokenizer {
         let together = together.max(1);
         let read = |first: usize| -> Vec<Result<Vec<f32>>> {
             let pixels = |number| images(number).map(|image| image.map(|image| image.preprocess(&self.config.image)));
-            (first..first + together).into_par_iter().map(pixels).while_some().collect()
+            // All of them, in their order: while some are read, others are found to be beyond the last.
+            let all: Vec<_> = (first..first + together).into_par_iter().map(pixels).collect();
+            all.into_iter().map_while(|pixels| pixels).collect()
         };
         let (mut first, mut batch) = (0, read(0));
         while !batch.is_empty() {

@@ -142,7 +142,8 @@ fn open_run(config: TrainConfig, options: &Options<'_>, place: Option<&Place>) -
 fn with_absolute_paths(mut config: TrainConfig) -> Result<TrainConfig> {
     let data = &mut config.data;
     let paths = [&mut data.manifest, &mut data.coco, &mut data.spoken_coco, &mut data.flickr, &mut data.flickr_audio];
-    for path in paths.into_iter().chain([&mut data.splits, &mut config.init, &mut config.vocoder]).flatten() {
+    let others = [&mut data.splits, &mut data.image_units, &mut data.tokenizer, &mut config.init, &mut config.vocoder];
+    for path in paths.into_iter().chain(others).flatten() {
         *path = std::path::absolute(&path).map_err(Error::io("find", path))?;
     }
     Ok(config)
@@ -332,7 +333,7 @@ fn initial(config: &TrainConfig, last: Option<&Path>, note: &dyn Fn(&str)) -> Re
         None => UNITS,
     };
     let mut initial = initial_captioner(path, units, config.seed)?;
-    unit_images::prepare(config, &mut initial.config, &mut initial.tensors)?;
+    unit_images::prepare(config, &mut initial)?;
     if let Some(first) = initial.fresh.first() {
         note(&format!("begins with random weights in {} tensors, {first} first", initial.fresh.len()));
     }

@@ -5,7 +5,7 @@
 //! Pixel Storage", 2023): another part of the grid, its mirror image, near codes for codes, and noise on the code vectors. All
 //! depend on a seed, an epoch and a sample alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +19,7 @@ use crate::image::folder::stem;
 use crate::model::unit_vision::CodeVectors;
 use crate::tensor::HostTensor;
 use crate::units::ImageUnits;
+use crate::weights::convert::InitialCaptioner;
 use crate::weights::directory::TokenizerFiles;
 use crate::weights::store::TensorStore;
 use crate::{Error, Result};
@@ -71,13 +72,13 @@ impl UnitImages {
         Ok(Some(Arc::new(UnitImages { stored, numbers, codes })))
     }
 
-    /// The units of the image of a sample, by the name of its file without or with the suffix.
+    /// The units of the image of a sample, by the name of its file with or without the suffix.
     ///
     /// # Errors
     /// If there are none under that name.
     pub fn units(&self, image: &Path) -> Result<Vec<u16>> {
         let name = image.file_name().unwrap_or_default();
-        let names = [stem(name), name].map(|name| name.to_string_lossy());
+        let names = [name, stem(name)].map(|name| name.to_string_lossy());
         let number = names.iter().find_map(|name| self.numbers.get(name.as_ref()));
         match number {
             Some(&number) => Ok(self.stored.read(number)?.units),
@@ -107,11 +108,8 @@ impl UnitImages {
 ///
 /// # Errors
 /// If there is no codebook, or one of other codes.
-pub fn prepare(
-    config: &TrainConfig,
-    model: &mut ModelConfig,
-    tensors: &mut BTreeMap<String, HostTensor>,
-) -> Result<()> {
+pub fn prepare(config: &TrainConfig, initial: &mut InitialCaptioner) -> Result<()> {
+    let InitialCaptioner { config: model, tensors, fresh, .. } = initial;
     let Some(input) = &model.vision.units else { return Ok(()) };
     if let Some(path) = &config.data.tokenizer {
         let TokenizerFiles { config, mut store } = TokenizerFiles::open_with(path, true)?;
@@ -119,7 +117,13 @@ pub fn prepare(
             let problem = "makes other units than the captioner sees: give the one it was made for";
             return Err(Error::weights(path, "tokenizer", problem));
         }
-        tensors.insert(CODEBOOK.into(), store.take("codebook", &[config.codes, config.code_width])?);
+        let codes = store.take("codebook", &[config.codes, config.code_width])?;
+        let own = tensors.get(CODEBOOK).filter(|_| !fresh.iter().any(|name| name == CODEBOOK));
+        if own.is_some_and(|own| own.to_f32() != codes.to_f32()) {
+            let problem = "has another codebook than the captioner: give the one it was made for, or none";
+            return Err(Error::weights(path, "codebook", problem));
+        }
+        tensors.insert(CODEBOOK.into(), codes);
         model.image = config.image;
     }
     if !tensors.contains_key(CODEBOOK) {

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use flate2::Crc;
 
 use super::token_files::{self, TokenFile};
-use crate::files::{sync_file, write_atomically};
+use crate::files::sync_file;
 use crate::{Error, Result};
 
 /// First bytes of a file.
@@ -222,7 +222,11 @@ impl ImageUnits {
 
     /// The name of image `index`.
     pub fn name(&self, index: usize) -> Result<String> {
-        self.read(index).map(|record| record.name)
+        match &self.content {
+            // Damaged tokens have a name too.
+            Content::Tokens(tokens) if index < tokens.len() => Ok(tokens.name(index)),
+            _ => self.read(index).map(|record| record.name),
+        }
     }
 }
 
@@ -249,15 +253,17 @@ impl UnitWriter {
             let problem = format!("{}x{} units of {} codes cannot be stored", grid.rows, grid.columns, grid.codes);
             return Err(wrong(path, problem));
         }
-        if !path.exists() {
-            write_atomically(path, &grid.to_head())?;
-        }
         let fail = || Error::io("write", path);
         // One that cannot be written may still be none of ours, which is the better error.
-        let opened = OpenOptions::new().read(true).write(true).open(path);
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let locked = opened.as_ref().is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
         if locked {
             return Err(wrong(path, "is being written by another process: wait for its end, or choose another output"));
+        }
+        if let Ok(mut file) = opened.as_ref()
+            && file.metadata().is_ok_and(|about| about.len() == 0)
+        {
+            file.write_all(&grid.to_head()).map_err(fail())?;
         }
         let stored = ImageUnits::open(path)?;
         let Content::Records(_, records) = &stored.content else {

@@ -60,11 +60,16 @@ impl TokenFile {
         self.offsets.len() - 1
     }
 
+    /// The name of image `index`: its number and its label.
+    pub fn name(&self, index: usize) -> String {
+        let label = self.labels.as_ref().and_then(|labels| labels.get(index));
+        label.map_or(format!("{index:07}"), |label| format!("{index:07}-{label}"))
+    }
+
     /// The tokens of image `index`, named by its number and its label; `None` beyond the last.
     pub fn read(&self, index: usize) -> Option<Result<ImageRecord>> {
         let (&start, &end) = (self.offsets.get(index)?, self.offsets.get(index + 1)?);
-        let label = self.labels.as_ref().and_then(|labels| labels.get(index));
-        let name = label.map_or(format!("{index:07}"), |label| format!("{index:07}-{label}"));
+        let name = self.name(index);
         let units = decode(&self.bytes[start as usize..end as usize]);
         let units = units.ok_or_else(|| wrong(&self.path, format!("image {index} is damaged: it has no 1024 tokens")));
         Some(units.map(|units| ImageRecord { name, units }))
@@ -73,6 +78,9 @@ impl TokenFile {
 
 /// The tokens of one image: a byte each, or two after an escape.
 fn decode(bytes: &[u8]) -> Option<Vec<u16>> {
+    if bytes.len() > 2 * GRID.units() {
+        return None;
+    }
     let (mut units, mut offset) = (Vec::with_capacity(GRID.units()), 0);
     for &byte in bytes {
         if byte == ESCAPE {

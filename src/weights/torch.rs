@@ -21,6 +21,8 @@ const MAX_DEPTH: usize = 2;
 
 /// Levels of modules in a module.
 const MAX_MODULE_DEPTH: usize = 32;
+/// Modules of a model at most, shared ones counted as often as they are named.
+const MAX_MODULES: usize = 1 << 16;
 
 /// Tensors by their dotted names, in the order of the file.
 pub type StateDict = Vec<(String, StoredTensor)>;
@@ -110,7 +112,12 @@ impl Checkpoint {
         }
         let (mut tensors, mut reader) = (StateDict::new(), tensor::Reader::new(self));
         let mut modules = vec![(String::new(), root, 0)];
+        let mut visits = 0;
         while let Some((prefix, module, depth)) = modules.pop() {
+            visits += 1;
+            if visits > MAX_MODULES {
+                return Err(Error::weights(&self.path, prefix, "is one of more modules than a model has"));
+            }
             let part = |name: &str| module.state()?.get(name)?.as_dict();
             for (key, value) in ["_parameters", "_buffers"].iter().filter_map(|name| part(name)).flatten() {
                 let Some(name) = key.as_str().filter(|_| !value.is_none()) else { continue };

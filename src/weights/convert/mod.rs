@@ -183,6 +183,10 @@ struct Planning {
 fn plan(options: &ConvertOptions) -> Result<Planning> {
     let mut planned =
         plan_captioner(&options.source, [options.preprocessor.as_deref(), options.codebook.as_deref()], None)?;
+    if options.preprocessor.is_some() && planned.config.vision.units.is_some() {
+        let problem = "is for captioners that see pixels: the tokenizer of this one says how images are resized";
+        return Err(Error::Option { option: "preprocessor", problem: problem.into() });
+    }
     if let Some(path) = &options.vocoder {
         let vocoder = vocoder::plan(path, options.vocoder_config.as_deref())?;
         planned.config.vocoder = Some(vocoder.config);

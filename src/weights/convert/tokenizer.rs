@@ -143,7 +143,7 @@ fn config(source: &Source<'_>, prefix: &str, [codes, code_width]: [usize; 2]) ->
     }
     let kernel = "to_patch_embedding.0.weight";
     let [_, colours, patch, patch_width] = source.shape(&format!("{prefix}{kernel}"))?;
-    if colours != 3 || patch != patch_width {
+    if colours != 3 || patch != patch_width || !(1..=1024).contains(&patch) {
         return wrong(kernel, format!("is for {colours} colours in {patch}x{patch_width}, expected 3 in a square"));
     }
     let qkv = "transformer.layers.0.0.fn.to_qkv.weight";
