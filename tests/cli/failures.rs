@@ -7,6 +7,9 @@ use super::*;
 #[cfg(target_os = "linux")]
 fn as_somebody(directory: &Path, before: &[&str], arguments: &[&str]) -> Option<Output> {
     use std::os::unix::fs::PermissionsExt;
+    // Limits count the processes of this user, those of other tests too.
+    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let program = directory.join("im2sp");
     if !program.exists() {
         std::fs::copy(env!("CARGO_BIN_EXE_im2sp"), &program).unwrap();

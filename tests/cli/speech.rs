@@ -114,9 +114,24 @@ fn lines_of_json_are_resumed_where_they_end() {
     succeeds(&output);
     assert!(text(&output.stderr).contains("skipping 1 of 2"), "{}", text(&output.stderr));
     assert_eq!(std::fs::read_to_string(at.join("units.jsonl")).unwrap(), whole);
-    std::fs::write(at.join("notes.jsonl"), b"{\"some\": 1}\n").unwrap();
-    assert!(refuses(&units(at, &[".", "-o", "notes.jsonl"])).contains("line 1"));
-    assert_eq!(std::fs::read(at.join("notes.jsonl")).unwrap(), b"{\"some\": 1}\n");
+    for content in ["{\"some\": 1}\n", "{\"some\": 1}"] {
+        std::fs::write(at.join("notes.jsonl"), content).unwrap();
+        for more in [&[][..], &["--overwrite"]] {
+            let output = units(at, &[&[".", "-o", "notes.jsonl"], more].concat());
+            assert!(refuses(&output).contains("line 1"));
+            assert_eq!(std::fs::read_to_string(at.join("notes.jsonl")).unwrap(), content);
+        }
+    }
+    // Only the recordings of a call are made again, and nothing goes before they can be.
+    let absent = ["units", "a.wav", "--cepstra", "--kmeans", "absent.npy", "-o", "units.jsonl", "--overwrite"];
+    fails(&run_in(at, &absent));
+    assert_eq!(std::fs::read_to_string(at.join("units.jsonl")).unwrap(), whole);
+    succeeds(&units(at, &["a.wav", "-o", "units.jsonl", "--overwrite"]));
+    let again = std::fs::read_to_string(at.join("units.jsonl")).unwrap();
+    let audio = |line: &str| serde_json::from_str::<Value>(line).unwrap()["audio"].as_str().unwrap().to_owned();
+    let mut named: Vec<String> = again.lines().map(audio).collect();
+    named.sort();
+    assert_eq!(named, ["./a.wav", "./deep/b.wav", "a.wav"]);
     assert!(refuses(&units(at, &[".", "-o", "one.unit"])).contains("add a /"));
 }
 
