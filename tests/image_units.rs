@@ -348,7 +348,7 @@ fn units_belong_to_their_images_however_long_each_is_read() {
     let images: Vec<Image> = (0..5u8).map(|n| Image::from_rgb(9, 7, vec![50 * n; 9 * 7 * 3]).unwrap()).collect();
     let source = |number: usize| {
         let image = images.get(number)?;
-        std::thread::sleep(std::time::Duration::from_millis(if number % 3 == 0 { 60 } else { 0 }));
+        std::thread::sleep(std::time::Duration::from_millis(if number.is_multiple_of(3) { 60 } else { 0 }));
         Some(Ok(image.clone()))
     };
     for together in [1, 3, 8] {
