@@ -15,7 +15,7 @@ use super::Precision;
 use super::print::print_error;
 use super::progress::Bar;
 
-/// Where features come from.
+/// Options of features: a speech encoder or cepstra.
 #[derive(Args)]
 pub struct FeatureArgs {
     /// Directory of a speech encoder made by `im2sp convert`

@@ -108,7 +108,7 @@ impl Units {
         })
     }
 
-    /// Where units go; takes recordings out that have some already.
+    /// The target of the units. Recordings that have some already are removed from `all`.
     fn target(&self, all: &mut Vec<Recording>) -> Result<Target> {
         let Some(path) = &self.output else { return Ok(Target::Printed) };
         if path.extension().is_some_and(|suffix| suffix == "jsonl") {
