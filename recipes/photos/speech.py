@@ -28,7 +28,7 @@ import numpy as np
 
 RATE, HOP = 16000, 320
 SPEAKER = "flite -voice slt --setf duration_stretch=0.95 -t {text} -o {wav}"
-PRICE = 300  # of a change of unit: about 70 units in a caption
+PRICE = 70  # of a change of unit, about a frame's mean squared distance to its centre
 CHUNK = 500  # captions
 
 
@@ -97,7 +97,7 @@ def record(args, rows, folder):
 
 def units_of(args, folder, out):
     """Units of the recordings of a folder, in their order: (units without repetition, frames of each)."""
-    subprocess.run([args.im2sp, "units", folder, "--cepstra", "--kmeans", args.centres, "--change-price",
+    subprocess.run([args.im2sp, "units", folder, "--cepstra=frame", "--kmeans", args.centres, "--change-price",
                     str(args.price), "-o", out], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     found = {}
     with open(out) as f:
@@ -181,7 +181,7 @@ def main():
         kept = range(min(len(chunks), -(-args.keep // CHUNK)))
         for number in kept:
             record(args, chunks[number], os.path.join(folder, "recordings", f"{number:04d}"))
-        subprocess.run([args.im2sp, "kmeans", os.path.join(folder, "recordings"), "--cepstra", "--clusters",
+        subprocess.run([args.im2sp, "kmeans", os.path.join(folder, "recordings"), "--cepstra=frame", "--clusters",
                         str(args.clusters), "--max-frames", "300000", "-o", args.centres], check=True)
     for number, part in enumerate(chunks):
         chunk(args, part, number)

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::LoadOptions;
 use super::load::{OnBackend, with_backend};
-use crate::audio::cepstra;
+use crate::audio::cepstra::{self, Cepstra};
 use crate::backend::Backend;
 use crate::config::{SpeechConfig, SpeechKind};
 use crate::model::codebook::{Codebook, Metric};
@@ -52,12 +52,12 @@ impl FeatureExtractor {
     }
 
     /// Cepstra, which need no model.
-    pub fn cepstra() -> FeatureExtractor {
-        let features = |samples: &[f32]| {
+    pub fn cepstra(kind: Cepstra) -> FeatureExtractor {
+        let features = move |samples: &[f32]| {
             check_length(samples, cepstra::HOP, samples.len() / cepstra::HOP)?;
-            Ok(cepstra::cepstra(samples))
+            Ok(cepstra::cepstra(kind, samples))
         };
-        FeatureExtractor { width: cepstra::WIDTH, features: Box::new(features) }
+        FeatureExtractor { width: kind.width(), features: Box::new(features) }
     }
 
     /// Channels of the features.
