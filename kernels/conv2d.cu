@@ -1,5 +1,6 @@
 // conv2d: 2-D convolution of images with square windows, a stride and zero padding, to rows of pixels of channels.
-// Math:      y[b, i, j, c] = act(sum over (n, u, v) of x[b, n, i s + u - p, j s + v - p] w[(n, u, v), c] + bias[c]), zeros outside
+// Math:      y[b, i, j, c] = act(bias[c] + sum over (n, u, v) of x[b, n, i s + u - p, j s + v - p] w[(n, u, v), c]), zeros
+//            outside of the images
 // Source:    LeCun et al., "Gradient-Based Learning Applied to Document Recognition" (1998), section II
 // Tensors:   images (B, I, side, side) f32; weight (K, C) with K = I * taps * taps, and bias (C), f32; y (B*G*G, C) row-major
 // Numerics:  f32 sums along K in order, then the bias and the activation; rounded once

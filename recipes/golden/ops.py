@@ -237,8 +237,8 @@ def gelu(book):
 
 
 def maps(book):
-    """Padding as TensorFlow's "SAME": y (B, G, G, out) and `relu6` of it, of images (B, in, side, side) by weight (out, in, k, k), and
-    of maps x (B, side, side, C) by a weight (C, 1, k, k) for each channel."""
+    """Padding as TensorFlow's "SAME": y (B, G, G, out) and `relu6` of it, of images (B, in, side, side) by weight
+    (out, in, k, k), and of maps x (B, side, side, C) by a weight (C, 1, k, k) for each channel."""
 
     def convolve(x, weight, bias, stride, groups=1):
         k, side = weight.shape[-1], x.shape[-1]
@@ -246,13 +246,15 @@ def maps(book):
         before, after = zeros // 2, zeros - zeros // 2
         return F.conv2d(F.pad(x, (before, after, before, after)), weight, bias, stride, groups=groups).permute(0, 2, 3, 1)
 
-    for batch, inputs, outputs, side, k, stride in ((1, 1, 1, 1, 3, 1), (2, 3, 8, 7, 3, 2), (1, 3, 9, 8, 3, 2), (2, 2, 5, 6, 5, 1)):
+    cases = ((1, 1, 1, 1, 3, 1), (2, 3, 8, 7, 3, 2), (1, 3, 9, 8, 3, 2), (2, 2, 5, 6, 5, 1))
+    for batch, inputs, outputs, side, k, stride in cases:
         images, bias = book.draw(batch, inputs, side, side, scale=3), book.draw(outputs)
         weight = book.draw(outputs, inputs, k, k)
         y = convolve(images, weight, bias, stride)
         sizes = {"side": side, "taps": k, "stride": stride}
         book.add("conv2d", sizes, images=images, weight=weight, bias=bias, y=y, relu6=F.relu6(y))
-    for batch, channels, side, k, stride in ((1, 1, 1, 3, 1), (2, 8, 7, 3, 2), (1, 17, 8, 5, 2), (2, 16, 9, 5, 1), (1, 24, 6, 3, 2)):
+    cases = ((1, 1, 1, 3, 1), (2, 8, 7, 3, 2), (1, 17, 8, 5, 2), (2, 16, 9, 5, 1), (1, 24, 6, 3, 2))
+    for batch, channels, side, k, stride in cases:
         x, bias = book.draw(batch, side, side, channels, scale=3), book.draw(channels)
         weight = book.draw(channels, 1, k, k)
         y = convolve(x.permute(0, 3, 1, 2), weight, bias, stride, channels)

@@ -1,6 +1,6 @@
-//! An EfficientNet-lite: a stem, inverted residuals and a last convolution of one tap, with ReLU6, and batch norms folded into the
-//! convolutions. The pixels of its last map are the image's tokens. Source: Tan and Le, "EfficientNet" (2019), in the form without
-//! squeeze and excitation of TensorFlow's `efficientnet/lite` and the package `efficientnet_lite_pytorch`.
+//! An EfficientNet-lite: a stem, inverted residuals and a last convolution of one tap, with ReLU6, and batch norms folded into
+//! the convolutions. The pixels of its last map are the image's tokens. Source: Tan and Le, "EfficientNet" (2019), in the form
+//! without squeeze and excitation of TensorFlow's `efficientnet/lite` and the package `efficientnet_lite_pytorch`.
 
 use super::loader::Loader;
 use crate::Result;

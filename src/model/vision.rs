@@ -1,5 +1,5 @@
-//! The image encoder and the projection to the decoder's width. The encoder is an EfficientNet-lite or a pre-LN vision transformer
-//! whose tokens are all kept, over pixels or over the code vectors of image units. Source: transformers' GIT (GitVisionModel,
+//! The image encoder and the projection to the decoder's width. The encoder is an EfficientNet-lite, or a pre-LN vision
+//! transformer whose tokens are all kept, over pixels or over the code vectors of image units. Source: transformers' GIT (GitVisionModel,
 //! GitProjection) for pixels; for image units timm's VisionTransformer without its last norm. Checkpoint names in
 //! `weights::convert`.
 

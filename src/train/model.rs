@@ -77,7 +77,8 @@ impl<B: Train> TrainedCaptioner<B> {
     /// Takes every tensor of `store`. The frozen part is read in `dtype`, or as it is stored.
     ///
     /// # Errors
-    /// If a tensor is missing, superfluous or of another shape than `config` says, or an encoder that stays as it is would be trained.
+    /// If a tensor is missing, superfluous or of another shape than `config` says, or the encoder is an EfficientNet and is to be
+    /// trained.
     pub fn load(
         backend: B,
         config: &ModelConfig,

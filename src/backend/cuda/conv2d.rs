@@ -60,8 +60,8 @@ impl Conv2d for Cuda {
     }
 }
 
-/// An error unless places of a padded map, and windows of a map, can be counted in an int.
+/// An error unless places of a padded map, and windows of one, can be counted in an int.
 pub(super) fn fits(op: &'static str, shape: Conv2dShape, grid: usize) -> Result<()> {
-    int(op, (grid * shape.stride + shape.taps).saturating_mul(1 + shape.taps))?;
+    int(op, grid.saturating_mul(shape.stride).saturating_add(shape.taps))?;
     int(op, grid.saturating_mul(grid)).map(drop)
 }

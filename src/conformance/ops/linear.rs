@@ -270,7 +270,7 @@ fn is_bounded(activation: Activation) -> bool {
 }
 
 /// Activations but ReLU6 are not exact; and of a few large values all may lie in a tail that is nearly 0, where the tolerance, which is
-/// relative to the largest, has nothing to measure. Nor has it where nearly all results are the same bound.
+/// relative to the largest, has nothing to measure. Nor has it where nearly all results are a bound.
 fn is_measurable(shape: Shape, kind: Kind) -> bool {
     let few = shape.rows * shape.columns < 64 || is_bounded(kind.activation);
     let tail = kind.scale > 1.0 && few;

@@ -1,6 +1,6 @@
-//! The EfficientNet-lite of a captioner, under the names of the package `efficientnet_lite_pytorch`: every convolution with its batch
-//! norm, which is folded into it, or with a bias, as [`mod@crate::weights::export`] writes it. Dimensions are read off shapes, but for
-//! the strides, which no shape tells.
+//! The EfficientNet-lite of a captioner, under the names of the package `efficientnet_lite_pytorch`: every convolution with its
+//! batch norm, which is folded into it, or with a bias, as [`mod@crate::weights::export`] writes it. Dimensions are read off
+//! shapes, but for the strides, which no shape tells.
 
 use std::path::Path;
 

@@ -329,11 +329,12 @@ struct Taps {
 }
 
 impl Planned {
-    /// The norms, codes whose neighbours are near, and all of an EfficientNet that is no matrix product are few and precious: they
-    /// stay f32.
+    /// The norms, codes whose neighbours are near, and all of an EfficientNet that is no matrix product are few and precious:
+    /// they stay f32.
     fn dtype(&self, options: &ConvertOptions) -> DType {
-        let filter = ["vision.stem.", "vision.blocks."].iter().any(|part| self.name.starts_with(part))
-            && (self.shape.len() == 1 || !(self.name.contains(".expand.") || self.name.contains(".project.")));
+        let of_net = ["vision.stem.", "vision.blocks.", "vision.head."].iter().any(|part| self.name.starts_with(part));
+        let filter = self.name.starts_with("vision.stem.") || self.name.contains(".depthwise.");
+        let filter = of_net && (filter || self.shape.len() == 1);
         let norm = filter || self.name.contains("norm") || self.name.contains(".ln") || self.name.ends_with("codebook");
         // What a decode step multiplies, but for the few bytes of the output: its speed is that of these.
         let decoded = self.name.starts_with("decoder.layers.");
