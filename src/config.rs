@@ -1,11 +1,13 @@
 //! The dimensions of every model, as they stand in a model directory's `config.json`. Everything else in the crate is
 //! generic over them. Deserialisation refuses unknown fields; [`ModelConfig::check`] refuses values that cannot be.
 
+mod efficient_net;
 mod speech;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
+pub use efficient_net::{EfficientNetConfig, InvertedResidual, STEM_STRIDE, STEM_TAPS, Stage};
 pub use speech::{ConvolutionNorm, SPEECH_RATE, SpeechConfig, SpeechConvolution, SpeechKind, Vocabulary};
 
 /// The value of `format` this version reads and writes.
@@ -46,7 +48,7 @@ pub struct ModelConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageConfig {
-    /// Side of the square that the vision transformer takes, in pixels: the centre of the resized image.
+    /// Side of the square that the vision model takes, in pixels: the centre of the resized image.
     pub size: usize,
     /// Geometry of the resize.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -110,6 +112,11 @@ impl ImageConfig {
         }
     }
 
+    /// Squares of `size` pixels whatever the aspect ratio was, with the statistics of EfficientNet-lite: (byte - 127) / 128.
+    pub fn efficient_net(size: usize) -> ImageConfig {
+        ImageConfig { mean: [127.0 / 255.0; 3], std: [128.0 / 255.0; 3], ..ImageConfig::plain_square(size) }
+    }
+
     /// Squares of `size` pixels whatever the aspect ratio was, as values in 0..1.
     pub fn plain_square(size: usize) -> ImageConfig {
         ImageConfig { resize: Resize::Square, mean: [0.0; 3], std: [1.0; 3], ..ImageConfig::clip(size) }
@@ -151,35 +158,81 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// A pre-LN vision transformer with a class token: CLIP's, with quick GELU and norms before the first and after the last layer,
-/// or, over image units, timm's, with GELU and without those norms.
+/// or, over image units, timm's, with GELU and without those norms. Or an EfficientNet-lite, which has a width and none of a
+/// transformer's other dimensions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VisionConfig {
     /// Side of a square patch in pixels.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub patch: usize,
-    /// Channels C.
+    /// Channels C of a token.
     pub width: usize,
     /// Transformer layers.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub layers: usize,
     /// Attention heads H; the head size is width / heads.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub heads: usize,
     /// Hidden channels of the feed-forward part.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub mlp: usize,
     /// Epsilon of its layer norms, and of the projection's where it sees pixels.
     pub eps: f32,
     /// Set when it sees image units instead of pixels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub units: Option<UnitInput>,
+    /// Set when it is an EfficientNet-lite instead of a transformer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub efficient_net: Option<EfficientNetConfig>,
 }
 
 impl VisionConfig {
-    /// Tokens of an image of `size` pixels, or of its units: the patches and the class token.
+    /// Tokens of an image of `size` pixels, or of its units: the patches and the class token, or the pixels of the last map.
     pub fn image_tokens(&self, size: usize) -> usize {
+        if let Some(net) = &self.efficient_net {
+            return net.grid(size) * net.grid(size);
+        }
         let side = match &self.units {
             Some(units) => (units.side() - self.patch) / units.stride + 1,
             None => size / self.patch,
         };
         side * side + 1
+    }
+
+    /// As [`ModelConfig::check`], for images of `size` pixels.
+    fn check(&self, size: usize) -> std::result::Result<(), (String, String)> {
+        let wrong = |field: &str, problem: String| Err((format!("vision.{field}"), problem));
+        let transformer = [
+            ("patch", self.patch, 1024),
+            ("layers", self.layers, 512),
+            ("heads", self.heads, 256),
+            ("mlp", self.mlp, 1 << 16),
+        ];
+        if let Some(net) = &self.efficient_net {
+            if let Some((field, _, _)) = transformer.into_iter().find(|(_, value, _)| *value != 0) {
+                return wrong(field, "belongs to a transformer, and this model has an efficient_net".into());
+            }
+            if self.units.is_some() {
+                return wrong("units", "are for a transformer, and this model has an efficient_net".into());
+            }
+            return net.check();
+        }
+        for (field, value, max) in transformer {
+            if value == 0 || value > max {
+                return wrong(field, format!("is {value}, expected 1 to {max}"));
+            }
+        }
+        if !self.width.is_multiple_of(self.heads) {
+            return wrong("heads", format!("{} does not divide the width {}", self.heads, self.width));
+        }
+        match &self.units {
+            Some(units) => units.check(self.patch),
+            None if !size.is_multiple_of(self.patch) => {
+                Err(("image.size".into(), format!("{size} is no multiple of the patch")))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -378,7 +431,7 @@ pub struct DurationConfig {
 }
 
 impl ModelConfig {
-    /// Image tokens per image: the patches and the class token.
+    /// Image tokens per image.
     pub fn image_tokens(&self) -> usize {
         self.vision.image_tokens(self.image.size)
     }
@@ -407,11 +460,7 @@ impl ModelConfig {
         }
         let sizes = [
             ("image.size", self.image.size, MAX_RESIZE),
-            ("vision.patch", self.vision.patch, 1024),
             ("vision.width", self.vision.width, 1 << 14),
-            ("vision.layers", self.vision.layers, 512),
-            ("vision.heads", self.vision.heads, 256),
-            ("vision.mlp", self.vision.mlp, 1 << 16),
             ("decoder.width", self.decoder.width, 1 << 14),
             ("decoder.layers", self.decoder.layers, 512),
             ("decoder.heads", self.decoder.heads, 256),
@@ -426,20 +475,10 @@ impl ModelConfig {
         if self.decoder.vocabulary < 104 || self.decoder.vocabulary > 1 << 16 {
             return wrong("decoder.vocabulary", format!("is {}, expected 104 to 65536", self.decoder.vocabulary));
         }
-        match &self.vision.units {
-            Some(units) => units.check(self.vision.patch)?,
-            None if !self.image.size.is_multiple_of(self.vision.patch) => {
-                return wrong("image.size", format!("{} is no multiple of the patch", self.image.size));
-            }
-            None => {}
-        }
-        for (field, width, heads) in [
-            ("vision.heads", self.vision.width, self.vision.heads),
-            ("decoder.heads", self.decoder.width, self.decoder.heads),
-        ] {
-            if !width.is_multiple_of(heads) {
-                return wrong(field, format!("{heads} does not divide the width {width}"));
-            }
+        self.vision.check(self.image.size)?;
+        let (width, heads) = (self.decoder.width, self.decoder.heads);
+        if !width.is_multiple_of(heads) {
+            return wrong("decoder.heads", format!("{heads} does not divide the width {width}"));
         }
         self.image.check()?;
         self.vocoder.as_ref().map_or(Ok(()), VocoderConfig::check)

@@ -23,6 +23,12 @@ fn transformer(layers: usize, width: usize, mlp: usize, tokens: usize, element: 
 /// Pixels of one image to image tokens, with weights of `element` bytes.
 pub fn vision(config: &ModelConfig, element: usize) -> Cost {
     let (vision, tokens) = (&config.vision, config.image_tokens());
+    if let Some(net) = &vision.efficient_net {
+        let [products, weights] = net.products(config.image.size, vision.width);
+        let projection = (vision.width * config.decoder.width) as f64;
+        let flops = 2.0 * (products + tokens as f64 * projection);
+        return Cost { flops, bytes: (weights + projection) * element as f64 };
+    }
     let patches = (vision.width * config.vision_inputs() * vision.patch * vision.patch) as f64;
     let projection = (vision.width * config.decoder.width) as f64;
     let layers = transformer(vision.layers, vision.width, vision.mlp, tokens, element);

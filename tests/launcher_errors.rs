@@ -10,8 +10,8 @@ use im2sp::backend::cuda::Cuda;
 use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
 use im2sp::backend::prelude::*;
 use im2sp::backend::{
-    Activation, AttentionShape, CacheRow, CacheShape, ConvEpilogue, DropoutMask, EmbedTables, FrameConvShape,
-    LayerNormWeights, LinearWeights, Parameter, PatchShape, WeightAndBias,
+    Activation, AttentionShape, CacheRow, CacheShape, Conv2dShape, Conv2dWeights, ConvEpilogue, DropoutMask,
+    EmbedTables, FrameConvShape, LayerNormWeights, LinearWeights, Parameter, PatchShape, WeightAndBias,
 };
 use im2sp::tensor::{DType, HostTensor};
 
@@ -55,6 +55,11 @@ fn linear_weights<B: Backend>(b: &B, rows: usize, columns: usize) -> LinearWeigh
     LinearWeights { weight: matrix(b, rows, columns), bias: tensor(b, 1, rows, &vec![0.0; rows]) }
 }
 
+/// To two channels.
+fn map_weights<B: Backend>(b: &B, depth: usize) -> Conv2dWeights<B> {
+    Conv2dWeights { weight: tensor(b, depth, 2, &vec![0.0; 2 * depth]), bias: tensor(b, 1, 2, &[0.0; 2]) }
+}
+
 fn zeros(shape: &[usize]) -> HostTensor {
     HostTensor::from_f32(shape, vec![0.0; shape.iter().product()]).expect("the shape fits")
 }
@@ -89,6 +94,17 @@ fn convolutions() {
     refuse!("conv_transpose1d: x (2, 1)", true, |b| {
         let weights = b.conv_weights(&zeros(&[2, 2, 3]), &zeros(&[2]))?;
         b.conv_transpose1d(&tensor(b, 2, 1, &[0.0; 2]), &weights, 1.0)
+    });
+}
+
+#[test]
+fn maps() {
+    let shape = Conv2dShape::same(2, 3, 1);
+    refuse!("conv2d: images (1, 3)", true, |b| {
+        b.conv2d(&tensor(b, 1, 3, &[0.0; 3]), &map_weights(b, 9), shape, Activation::None)
+    });
+    refuse!("depthwise_conv2d: x (3, 2)", true, |b| {
+        b.depthwise_conv2d(&tensor(b, 3, 2, &[0.0; 6]), &map_weights(b, 9), shape, Activation::None)
     });
 }
 

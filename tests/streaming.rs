@@ -62,8 +62,16 @@ fn random_vocoder(change: impl FnOnce(&mut VocoderConfig)) -> Vocoder<Cpu> {
     let vocoder = config.vocoder.as_mut().unwrap();
     (vocoder.upsample_initial_channel, vocoder.embedding_dim, vocoder.model_in_dim) = (32, 8, 8);
     change(vocoder);
-    config.vision =
-        im2sp::config::VisionConfig { patch: 112, width: 4, layers: 1, heads: 1, mlp: 4, eps: 1e-5, units: None };
+    config.vision = im2sp::config::VisionConfig {
+        patch: 112,
+        width: 4,
+        layers: 1,
+        heads: 1,
+        mlp: 4,
+        eps: 1e-5,
+        units: None,
+        efficient_net: None,
+    };
     (config.decoder.width, config.decoder.layers, config.decoder.mlp, config.decoder.heads) = (4, 1, 4, 1);
     config.check().unwrap();
     let config_of_vocoder = config.vocoder.clone().unwrap();

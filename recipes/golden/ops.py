@@ -236,6 +236,32 @@ def gelu(book):
         book.add("gelu", {"m": m, "n": n}, x=x, y=F.gelu(x))
 
 
+def maps(book):
+    """Padding as TensorFlow's "SAME": y (B, G, G, out) and `relu6` of it, of images (B, in, side, side) by weight
+    (out, in, k, k), and of maps x (B, side, side, C) by a weight (C, 1, k, k) for each channel."""
+
+    def convolve(x, weight, bias, stride, groups=1):
+        k, side = weight.shape[-1], x.shape[-1]
+        zeros = max((-(-side // stride) - 1) * stride + k - side, 0)
+        before, after = zeros // 2, zeros - zeros // 2
+        return F.conv2d(F.pad(x, (before, after, before, after)), weight, bias, stride, groups=groups).permute(0, 2, 3, 1)
+
+    cases = ((1, 1, 1, 1, 3, 1), (2, 3, 8, 7, 3, 2), (1, 3, 9, 8, 3, 2), (2, 2, 5, 6, 5, 1))
+    for batch, inputs, outputs, side, k, stride in cases:
+        images, bias = book.draw(batch, inputs, side, side, scale=3), book.draw(outputs)
+        weight = book.draw(outputs, inputs, k, k)
+        y = convolve(images, weight, bias, stride)
+        sizes = {"side": side, "taps": k, "stride": stride}
+        book.add("conv2d", sizes, images=images, weight=weight, bias=bias, y=y, relu6=F.relu6(y))
+    cases = ((1, 1, 1, 3, 1), (2, 8, 7, 3, 2), (1, 17, 8, 5, 2), (2, 16, 9, 5, 1), (1, 24, 6, 3, 2))
+    for batch, channels, side, k, stride in cases:
+        x, bias = book.draw(batch, side, side, channels, scale=3), book.draw(channels)
+        weight = book.draw(channels, 1, k, k)
+        y = convolve(x.permute(0, 3, 1, 2), weight, bias, stride, channels)
+        sizes = {"side": side, "taps": k, "stride": stride}
+        book.add("depthwise_conv2d", sizes, x=x, weight=weight, bias=bias, y=y, relu6=F.relu6(y))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "tests/golden")
@@ -244,7 +270,7 @@ def main():
     torch.set_num_threads(1)
     book = Book(seed=1)
     ops = (linear, layer_norm, attention, prefix_attention, embedding, conv1d, conv_transpose1d)
-    for op in (*ops, frame_conv, instance_norm, gelu):
+    for op in (*ops, frame_conv, instance_norm, gelu, maps):
         op(book)
     assert all(np.isfinite(t).all() for t in book.tensors.values())
     save_file(book.tensors, out / "ops.safetensors")

@@ -16,6 +16,8 @@ pub enum Activation {
     QuickGelu,
     /// tanh(x).
     Tanh,
+    /// min(max(x, 0), 6).
+    Relu6,
 }
 
 /// A fully connected layer on a device.

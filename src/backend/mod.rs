@@ -19,12 +19,14 @@ pub mod beam_candidates;
 pub mod communicator;
 pub mod concat;
 pub mod conv1d;
+pub mod conv2d;
 pub mod conv_transpose1d;
 pub mod cpu;
 pub mod cross_entropy;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub mod cuda;
 pub mod decode;
+pub mod depthwise_conv2d;
 pub mod device;
 pub mod dropout;
 pub mod embed;
@@ -48,8 +50,10 @@ pub use communicator::{Communicator, Peers};
 pub use concat::Concat;
 pub use conv_transpose1d::ConvTranspose1d;
 pub use conv1d::{Conv1d, ConvActivation, ConvEpilogue, ConvShape};
+pub use conv2d::{Conv2d, Conv2dShape, Conv2dWeights};
 pub use cross_entropy::{CrossEntropy, CrossEntropyResult};
 pub use decode::{CacheRow, CacheShape, Decode, DecoderWeights, SmBudget, StepBody, TransformerLayer};
+pub use depthwise_conv2d::DepthwiseConv2d;
 pub use device::{Device, GraphBody, GraphId, Peaks};
 pub use dropout::{Dropout, DropoutMask};
 pub use embed::{Embed, EmbedBackward, EmbedTables};
@@ -75,6 +79,8 @@ pub trait Backend:
     + PatchEmbed
     + Conv1d
     + ConvTranspose1d
+    + Conv2d
+    + DepthwiseConv2d
     + FrameConv
     + InstanceNorm
     + Gelu
@@ -94,6 +100,8 @@ impl<B> Backend for B where
         + PatchEmbed
         + Conv1d
         + ConvTranspose1d
+        + Conv2d
+        + DepthwiseConv2d
         + FrameConv
         + InstanceNorm
         + Gelu
@@ -141,10 +149,10 @@ impl<B> Train for B where
 /// Every trait of a backend, for code that calls the operations of one device by name.
 pub mod prelude {
     pub use super::{
-        AdamW, Argmax, Attention, AttentionBackward, Backend, BeamCandidates, Concat, Conv1d, ConvTranspose1d,
-        CrossEntropy, Decode, Device, Dropout, Embed, EmbedBackward, FrameConv, Gelu, GradientNorm, InstanceNorm,
-        LayerNorm, LayerNormBackward, Linear, LinearBackward, PatchEmbed, PatchEmbedBackward, TopK, Train,
-        TrainedParameters, Transpose,
+        AdamW, Argmax, Attention, AttentionBackward, Backend, BeamCandidates, Concat, Conv1d, Conv2d, ConvTranspose1d,
+        CrossEntropy, Decode, DepthwiseConv2d, Device, Dropout, Embed, EmbedBackward, FrameConv, Gelu, GradientNorm,
+        InstanceNorm, LayerNorm, LayerNormBackward, Linear, LinearBackward, PatchEmbed, PatchEmbedBackward, TopK,
+        Train, TrainedParameters, Transpose,
     };
 }
 

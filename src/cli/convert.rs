@@ -21,6 +21,8 @@ use super::{print_json, print_line};
 /// (config.json with model.safetensors or pytorch_model.bin) whose vocabulary was replaced by speech units. The vocoder is
 /// a unit HiFi-GAN (CodeHiFiGAN) checkpoint. Both are found under the names that DataParallel, torch.compile and trainers
 /// put before or around them; what is not part of the model is left aside. Reading a checkpoint executes nothing in it.
+/// The captioner's image encoder is GIT's vision transformer, or an EfficientNet-lite under the names of the package
+/// efficientnet-lite-pytorch.
 /// SRC may also be a model directory, to be stored in another type; its vocoder comes along. Or it is a speech model for
 /// `im2sp units` or `im2sp transcribe`: HuBERT or wav2vec 2.0, a .pt file of fairseq or a Hugging Face directory.
 #[derive(Args)]
@@ -50,7 +52,8 @@ pub struct Convert {
     /// The codebook of the image units; with it and without a tokenizer the model captions stored units only
     #[arg(long, value_name = "CKPT")]
     codebook: Option<PathBuf>,
-    /// How images become pixels: a preprocessor_config.json or processor_config.json [default: that of SRC, or CLIP's]
+    /// How images become pixels: a preprocessor_config.json or processor_config.json [default: that of SRC,
+    /// or CLIP's; with an EfficientNet, squares of 224 pixels]
     #[arg(long, value_name = "JSON")]
     preprocessor: Option<PathBuf>,
     /// Type of everything but the norms in the result: bf16 halves the size and nearly the time of a decode step

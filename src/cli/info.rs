@@ -72,14 +72,22 @@ impl Info {
             let UnitInput { grid, crop, codes, .. } = units;
             print_line(format_args!("units      {grid}x{grid} of {codes} codes, {crop}x{crop} seen, {made}"))?;
         }
-        print_line(format_args!(
-            "vision     {} layers, {} channels, {} heads, patches of {}, {} tokens",
-            vision.layers,
-            vision.width,
-            vision.heads,
-            vision.patch,
-            config.image_tokens()
-        ))?;
+        match &vision.efficient_net {
+            Some(net) => print_line(format_args!(
+                "vision     EfficientNet-lite, {} blocks, {} channels, {} tokens",
+                net.blocks().count(),
+                vision.width,
+                config.image_tokens()
+            ))?,
+            None => print_line(format_args!(
+                "vision     {} layers, {} channels, {} heads, patches of {}, {} tokens",
+                vision.layers,
+                vision.width,
+                vision.heads,
+                vision.patch,
+                config.image_tokens()
+            ))?,
+        }
         print_line(format_args!(
             "decoder    {} layers, {} channels, {} heads, {} tokens, {} positions",
             decoder.layers, decoder.width, decoder.heads, decoder.vocabulary, decoder.max_positions

@@ -253,8 +253,8 @@ fn tokenize_on<B: Backend>(
 
 /// Type of the matrices of this model's layers in the file.
 fn stored(files: &ModelFiles, model: &str) -> Option<DType> {
-    let first = format!("{model}.layers.0.qkv.weight");
-    files.captioner.iter().find(|(name, _)| *name == first).map(|(_, tensor)| tensor.dtype())
+    let first = [format!("{model}.layers.0.qkv.weight"), format!("{model}.head.weight")];
+    files.captioner.iter().find(|(name, _)| first.iter().any(|first| first == name)).map(|(_, tensor)| tensor.dtype())
 }
 
 /// bf16, the type the tensor cores compute in, unless f32 is chosen. e4m3 weights are kept as such for decoding; int8 ones become

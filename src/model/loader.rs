@@ -1,6 +1,6 @@
 //! The way of weights out of a [`TensorStore`] onto a backend.
 
-use crate::backend::{Backend, LayerNormWeights, LinearWeights, TransformerLayer};
+use crate::backend::{Backend, Conv2dWeights, LayerNormWeights, LinearWeights, TransformerLayer};
 use crate::tensor::{DType, HostTensor};
 use crate::weights::store::TensorStore;
 use crate::{Error, Result};
@@ -66,6 +66,15 @@ impl<B: Backend> Loader<'_, B> {
         let weight = self.store.take(&format!("{prefix}.weight"), &[outputs, inputs, taps])?;
         let bias = self.store.take(&format!("{prefix}.bias"), &[outputs])?;
         self.backend.conv_weights(&weight, &bias)
+    }
+
+    /// The convolution over maps `prefix`: weight (outputs, depth), which becomes (depth, outputs), and bias.
+    pub fn conv2d_weights(&mut self, prefix: &str, [outputs, depth]: [usize; 2]) -> Result<Conv2dWeights<B>> {
+        let weight = self.store.take(&format!("{prefix}.weight"), &[outputs, depth])?;
+        let weight = weight.to_f32();
+        let turned: Vec<f32> = (0..outputs * depth).map(|at| weight[at % outputs * depth + at / outputs]).collect();
+        let weight = self.backend.upload([depth, outputs], &turned)?;
+        Ok(Conv2dWeights { weight, bias: self.vector(&format!("{prefix}.bias"), outputs)? })
     }
 
     /// Takes the layer `prefix`: its channels, those of its heads together, and the hidden ones of its feed-forward part.

@@ -5,6 +5,7 @@ pub mod captioner;
 pub mod codebook;
 pub mod ctc;
 pub mod decoder;
+pub mod efficient_net;
 pub mod loader;
 pub mod speech_encoder;
 pub mod transformer;

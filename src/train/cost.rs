@@ -19,8 +19,13 @@ pub fn operations(config: &ModelConfig, freeze: Freeze, features: bool, batch: u
 
     let rows = batch * tokens;
     let shape = AttentionShape { batch, tokens, heads: vision.heads, prefix: tokens };
-    let encoder = vision.layers as f64 * (layer(rows, rows, vision.width, vision.mlp) + attended(shape, vision.width))
-        + product(rows, vision.width, config.vision_inputs() * vision.patch * vision.patch);
+    let encoder = match &vision.efficient_net {
+        Some(net) => 2.0 * batch as f64 * net.products(config.image.size, vision.width)[0],
+        None => {
+            vision.layers as f64 * (layer(rows, rows, vision.width, vision.mlp) + attended(shape, vision.width))
+                + product(rows, vision.width, config.vision_inputs() * vision.patch * vision.patch)
+        }
+    };
     let projection = product(rows, decoder.width, vision.width);
 
     // After the last attention only units go on.

@@ -77,7 +77,8 @@ impl<B: Train> TrainedCaptioner<B> {
     /// Takes every tensor of `store`. The frozen part is read in `dtype`, or as it is stored.
     ///
     /// # Errors
-    /// If a tensor is missing, superfluous or of another shape than `config` says.
+    /// If a tensor is missing, superfluous or of another shape than `config` says, or the encoder is an EfficientNet and is to be
+    /// trained.
     pub fn load(
         backend: B,
         config: &ModelConfig,
@@ -85,6 +86,10 @@ impl<B: Train> TrainedCaptioner<B> {
         freeze: Freeze,
         dtype: Option<DType>,
     ) -> Result<TrainedCaptioner<B>> {
+        if freeze == Freeze::None && config.vision.efficient_net.is_some() {
+            let problem = "is none, but an EfficientNet is not trained: choose encoder, or vision";
+            return Err(Error::Option { option: "freeze", problem: problem.into() });
+        }
         let mut layout = Layout::default();
         let encoder = (freeze == Freeze::None).then(|| EncoderPlaces::new(&mut layout, config));
         let projection = (freeze != Freeze::Vision).then(|| ProjectionPlaces::new(&mut layout, config));

@@ -1,7 +1,7 @@
 //! Names and shapes of a captioner's tensors, in a model directory and in the GIT checkpoints that they are made of and
 //! exported to. Names of checkpoints are those of `transformers`; the reference puts `model.` before them.
 
-use crate::config::{DecoderConfig, VisionConfig};
+use crate::config::{DecoderConfig, EfficientNetConfig, STEM_TAPS, VisionConfig};
 
 /// Channels of one head, where nothing says how many heads there are.
 pub const HEAD_SIZE: usize = 64;
@@ -11,6 +11,8 @@ pub const VISION_EPS: f32 = 1e-5;
 pub const DECODER_EPS: f32 = 1e-12;
 /// Before the names of the vision transformer.
 pub const VISION: &str = "git.image_encoder.vision_model.";
+/// Before the names of an EfficientNet, which are those of the package `efficientnet_lite_pytorch`.
+pub const EFFICIENT_NET: &str = "git.image_encoder.";
 /// The word embedding.
 pub const WORDS: &str = "git.embeddings.word_embeddings.weight";
 /// The position embedding of the decoder.
@@ -38,9 +40,10 @@ pub struct Mapped {
 /// All tensors of a captioner whose images become `image_tokens` tokens.
 pub fn captioner(vision: &VisionConfig, decoder: &DecoderConfig, image_tokens: usize) -> Vec<Mapped> {
     let mut table = Table(Vec::new());
-    match vision.units {
-        Some(_) => table.unit_vision(vision, image_tokens),
-        None => table.vision(vision, image_tokens),
+    match (&vision.efficient_net, &vision.units) {
+        (Some(net), _) => table.efficient_net(net, vision.width),
+        (None, Some(_)) => table.unit_vision(vision, image_tokens),
+        (None, None) => table.vision(vision, image_tokens),
     }
     let from = "git.visual_projection.visual_projection";
     table.linear(&format!("{from}.0"), "projection.linear", decoder.width, vision.width);
@@ -127,6 +130,27 @@ impl Table {
             self.linear(&format!("{from}.mlp.fc1"), &format!("{name}.fc1"), vision.mlp, width);
             self.linear(&format!("{from}.mlp.fc2"), &format!("{name}.fc2"), width, vision.mlp);
         }
+    }
+
+    /// Convolutions with their batch norms folded in: a weight (outputs, inputs, taps, taps) and a bias each.
+    fn efficient_net(&mut self, net: &EfficientNetConfig, width: usize) {
+        let mut convolution = |from: String, name: String, [outputs, inputs, taps]: [usize; 3]| {
+            let from = format!("{EFFICIENT_NET}{from}");
+            let (part, flat) = ([outputs, inputs, taps, taps], [outputs, inputs * taps * taps]);
+            self.put(&format!("{from}.weight"), &format!("{name}.weight"), &part, &flat);
+            self.same(&format!("{from}.bias"), &format!("{name}.bias"), &[outputs]);
+        };
+        convolution("_conv_stem".into(), "vision.stem".into(), [net.stem, 3, STEM_TAPS]);
+        for (number, block) in net.blocks().enumerate() {
+            let (from, name) = (format!("_blocks.{number}"), format!("vision.blocks.{number}"));
+            if block.expands() {
+                convolution(format!("{from}._expand_conv"), format!("{name}.expand"), [block.hidden, block.inputs, 1]);
+            }
+            let taps = block.taps;
+            convolution(format!("{from}._depthwise_conv"), format!("{name}.depthwise"), [block.hidden, 1, taps]);
+            convolution(format!("{from}._project_conv"), format!("{name}.project"), [block.outputs, block.hidden, 1]);
+        }
+        convolution("_conv_head".into(), "vision.head".into(), [width, net.last(), 1]);
     }
 
     fn decoder(&mut self, decoder: &DecoderConfig) {

@@ -19,7 +19,16 @@ pub fn published() -> ModelConfig {
         description: Some("random weights of the published dimensions".into()),
         domain: None,
         image: ImageConfig { mean: [0.5; 3], std: [0.25; 3], ..ImageConfig::clip(224) },
-        vision: VisionConfig { patch: 14, width: 1024, layers: 24, heads: 16, mlp: 4096, eps: 1e-5, units: None },
+        vision: VisionConfig {
+            patch: 14,
+            width: 1024,
+            layers: 24,
+            heads: 16,
+            mlp: 4096,
+            eps: 1e-5,
+            units: None,
+            efficient_net: None,
+        },
         decoder: DecoderConfig {
             width: 768,
             layers: 6,

@@ -144,6 +144,17 @@ fn tanh_and_its_slope_are_accurate_everywhere() {
 }
 
 #[test]
+fn relu6_and_its_slope_are_exact() {
+    let xs = [-1e30, -6.0, -1e-30, 0.0, 1e-30, 0.5, 5.999, 6.0, 6.001, 1e30];
+    let (layer, x) = (layer(matrix(1, 1, &[1.0]), &[0.0]), tensor(xs.len(), 1, &xs));
+    let y = values(&Cpu.linear(&x, &layer, Activation::Relu6, None).unwrap());
+    assert_eq!(y, xs.map(|x: f32| x.clamp(0.0, 6.0)));
+    let dy = tensor(xs.len(), 1, &[3.0; 10]);
+    let slope = values(&Cpu.linear_backward(&dy, &layer, Some((Activation::Relu6, &x)), None).unwrap());
+    assert_eq!(slope, xs.map(|x| if x > 0.0 && x < 6.0 { 3.0 } else { 0.0 }));
+}
+
+#[test]
 fn edges_and_misfits() {
     let layer = layer(matrix(3, 2, &[1.0; 6]), &[0.5; 3]);
     let none = Cpu.linear(&tensor(0, 2, &[]), &layer, Activation::Gelu, None).unwrap();

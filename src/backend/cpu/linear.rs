@@ -298,6 +298,11 @@ pub(super) fn finish<S: Simd>(
                 *y = simd::tanh::<S>(*y);
             }
         }
+        (Activation::Relu6, true) => {
+            for y in &mut *y {
+                *y = relu6(*y);
+            }
+        }
         (Activation::Gelu, false) => {
             for (y, &x) in y.iter_mut().zip(input) {
                 *y *= S::mul_add1(INVERSE_ROOT_2_PI * x, simd::exp::<S>(-0.5 * x * x), normal::<S>(x));
@@ -315,12 +320,24 @@ pub(super) fn finish<S: Simd>(
                 *y *= S::mul_add1(-tanh, tanh, 1.0);
             }
         }
+        (Activation::Relu6, false) => {
+            for (y, &x) in y.iter_mut().zip(input) {
+                *y = if x > 0.0 && x < 6.0 { *y } else { 0.0 };
+            }
+        }
     }
     y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
 }
 
 /// 1 / sqrt(2 pi).
 const INVERSE_ROOT_2_PI: f32 = 0.398_942_3;
+
+/// min(max(x, 0), 6); NaN stays.
+#[inline(always)]
+fn relu6(x: f32) -> f32 {
+    let x = if x < 0.0 { 0.0 } else { x };
+    if x > 6.0 { 6.0 } else { x }
+}
 
 /// The cumulative distribution function of the normal distribution.
 #[inline(always)]

@@ -71,6 +71,7 @@ pub(super) fn code(activation: Activation) -> i32 {
         Activation::Gelu => 1,
         Activation::QuickGelu => 2,
         Activation::Tanh => 3,
+        Activation::Relu6 => 4,
     }
 }
 

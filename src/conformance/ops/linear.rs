@@ -81,7 +81,7 @@ const STEPS: &[(usize, usize, Size)] = &[
 const STEP_ROWS: [usize; 10] = [1, 2, 3, 7, 8, 9, 16, 33, 64, 65];
 
 /// All epilogues.
-const EPILOGUES: [(Activation, bool); 8] = [
+const EPILOGUES: [(Activation, bool); 10] = [
     (Activation::None, false),
     (Activation::None, true),
     (Activation::Gelu, false),
@@ -90,6 +90,8 @@ const EPILOGUES: [(Activation, bool); 8] = [
     (Activation::QuickGelu, true),
     (Activation::Tanh, false),
     (Activation::Tanh, true),
+    (Activation::Relu6, false),
+    (Activation::Relu6, true),
 ];
 
 /// Rows of decode steps that are timed.
@@ -241,8 +243,8 @@ fn prepared<'c, B: TestBackend>(
         Ok(match kind.is_whole() {
             // Sums of whole numbers are exact, and rounded once when they are stored.
             true => Expected::Exact(kind.held(y)),
-            false if kind.activation == Activation::Tanh => {
-                // Its results are at most 1; the errors of its sums are those of their size.
+            false if is_bounded(kind.activation) => {
+                // Its results are small; the errors of its sums are those of their size.
                 let sums = Cpu.download(&Cpu.linear(&x, &layer, Activation::None, None)?)?;
                 let of_sums = tolerance(terms, largest(&sums));
                 Expected::judged(move |actual| {
@@ -262,12 +264,18 @@ fn case(what: &str, shape: Shape, kind: Kind, cost: Cost) -> Case {
     Case { name, dtype: kind.dtype, size, cost }
 }
 
-/// Activations are not exact; and of a few large values all may lie in a tail that is nearly 0, where the tolerance, which is
-/// relative to the largest, has nothing to measure. Nor has it where tanh is 1 of nearly all values.
+/// Activations whose results are small however large their inputs are.
+fn is_bounded(activation: Activation) -> bool {
+    matches!(activation, Activation::Tanh | Activation::Relu6)
+}
+
+/// Activations but ReLU6 are not exact; and of a few large values all may lie in a tail that is nearly 0, where the tolerance, which is
+/// relative to the largest, has nothing to measure. Nor has it where nearly all results are a bound.
 fn is_measurable(shape: Shape, kind: Kind) -> bool {
-    let few = shape.rows * shape.columns < 64 || kind.activation == Activation::Tanh;
+    let few = shape.rows * shape.columns < 64 || is_bounded(kind.activation);
     let tail = kind.scale > 1.0 && few;
-    kind.activation == Activation::None || !(kind.is_whole() || tail)
+    let exact = kind.activation == Activation::Relu6;
+    kind.activation == Activation::None || !(kind.is_whole() && !exact || tail)
 }
 
 /// Whole sequences against the CPU form: every tile with every epilogue, and the tile that the launcher chooses.

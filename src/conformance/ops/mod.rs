@@ -7,9 +7,11 @@ mod attention_decode;
 mod beam_candidates;
 mod concat;
 mod conv1d;
+mod conv2d;
 mod conv_transpose1d;
 mod cross_entropy;
 mod decode_greedy;
+mod depthwise_conv2d;
 mod dropout;
 mod embed;
 mod frame_conv;
@@ -32,7 +34,7 @@ use crate::{Error, Result};
 pub type OpCheck<B> = fn(&mut Harness<'_, B>) -> Result<()>;
 
 /// Every operation and its cases.
-pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 22] {
+pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 24] {
     [
         ("adamw", adamw::check),
         ("argmax", argmax::check),
@@ -41,9 +43,11 @@ pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 22] {
         ("beam_candidates", beam_candidates::check),
         ("concat", concat::check),
         ("conv1d", conv1d::check),
+        ("conv2d", conv2d::check),
         ("conv_transpose1d", conv_transpose1d::check),
         ("cross_entropy", cross_entropy::check),
         ("decode_greedy", decode_greedy::check),
+        ("depthwise_conv2d", depthwise_conv2d::check),
         ("dropout", dropout::check),
         ("embed", embed::check),
         ("frame_conv", frame_conv::check),
@@ -60,7 +64,7 @@ pub fn table<B: TestBackend>() -> [(&'static str, OpCheck<B>); 22] {
 }
 
 /// Names of all operations.
-pub fn operations() -> [&'static str; 22] {
+pub fn operations() -> [&'static str; 24] {
     table::<Cpu>().map(|(op, _)| op)
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::huggingface::{self, Extras};
 use super::select::{self, Family};
-use super::{Parts, Planned, Source, processor, unit_tower, vocabulary_of};
+use super::{Parts, Planned, Source, efficient_net, processor, unit_tower, vocabulary_of};
 use crate::config::{DecoderConfig, ImageConfig, VisionConfig};
 use crate::weights::json::Json;
 use crate::weights::names::{
@@ -67,12 +67,20 @@ pub(super) fn plan(
             let problem = "this captioner sees pixels: a codebook belongs to one that sees image units";
             return Err(Error::Option { option: "codebook", problem: problem.into() });
         }
-        let vision = vision_config(&source, &extras)?;
-        let image = image_of_pixels(&source, &extras, &vision, preprocessor.or(processor.as_deref()))?;
-        (vision, image)
+        let preprocessor = preprocessor.or(processor.as_deref());
+        if efficient_net::is_there(&source) {
+            efficient_net::plan(&mut source, preprocessor, &mut left_aside)?
+        } else {
+            let vision = vision_config(&source, &extras)?;
+            let image = image_of_pixels(&source, &extras, &vision, preprocessor)?;
+            (vision, image)
+        }
     };
-    for Mapped { name, shape, parts, part } in names::captioner(&vision, &decoder, vision.image_tokens(image.size)) {
-        if fresh.is_none() || !HEAD.contains(&name.as_str()) {
+    for mapped in names::captioner(&vision, &decoder, vision.image_tokens(image.size)) {
+        if vision.efficient_net.is_some() && mapped.name.starts_with("vision.") {
+            tensors.push(efficient_net::folded(&mut source, mapped)?);
+        } else if fresh.is_none() || !HEAD.contains(&mapped.name.as_str()) {
+            let Mapped { name, shape, parts, part } = mapped;
             let parts = parts.iter().map(|from| source.take(from, &part)).collect::<Result<_>>()?;
             tensors.push(Planned { name, shape, parts: Parts::Joined(parts) });
         }
@@ -137,7 +145,16 @@ fn vision_config(source: &Source<'_>, extras: &Extras) -> Result<VisionConfig> {
     extras.expect(path, "vision_config.intermediate_size", extras.vision.mlp, mlp)?;
     extras.expect(path, "vision_config.num_hidden_layers", extras.vision.layers, layers)?;
     let heads = heads(path, "vision_config.num_attention_heads", extras.vision.heads, width)?;
-    Ok(VisionConfig { patch, width, layers, heads, mlp, eps: extras.vision.eps.unwrap_or(VISION_EPS), units: None })
+    Ok(VisionConfig {
+        patch,
+        width,
+        layers,
+        heads,
+        mlp,
+        eps: extras.vision.eps.unwrap_or(VISION_EPS),
+        units: None,
+        efficient_net: None,
+    })
 }
 
 /// Dimensions of the decoder; its vocabulary is that of the word embedding, unless there will be a fresh one.

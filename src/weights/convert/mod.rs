@@ -5,6 +5,7 @@
 //! model directory.
 
 mod captioner;
+mod efficient_net;
 mod huggingface;
 mod initial;
 mod model;
@@ -294,6 +295,8 @@ enum Parts {
     Joined(Vec<(String, StoredTensor)>),
     /// A direction scaled to given lengths.
     WeightNorm(Box<WeightNorm>),
+    /// The weight of a convolution over maps, or its bias, with the batch norm after it.
+    BatchNorm(Box<BatchNorm>),
     /// A convolution (N, C, taps) as the windows of frames see it, (N, taps * C).
     Taps(Box<Taps>),
     /// A bias that the source does not have.
@@ -306,6 +309,19 @@ struct WeightNorm {
     direction: (String, StoredTensor),
 }
 
+/// A tensor of a convolution whose results are `(x - mean) / sqrt(variance + eps) * scale + bias` in training.
+struct BatchNorm {
+    scale: (String, StoredTensor),
+    variance: (String, StoredTensor),
+    of: Folded,
+}
+
+/// What a batch norm is folded into.
+enum Folded {
+    Weight((String, StoredTensor)),
+    Bias { bias: (String, StoredTensor), mean: (String, StoredTensor) },
+}
+
 /// The weight of a convolution over frames; with a length for each tap, to which the weights of that tap are scaled together.
 struct Taps {
     length: Option<(String, StoredTensor)>,
@@ -313,9 +329,13 @@ struct Taps {
 }
 
 impl Planned {
-    /// The norms, and codes whose neighbours are near, are few and precious: they stay f32.
+    /// The norms, codes whose neighbours are near, and all of an EfficientNet that is no matrix product are few and precious:
+    /// they stay f32.
     fn dtype(&self, options: &ConvertOptions) -> DType {
-        let norm = self.name.contains("norm") || self.name.contains(".ln") || self.name.ends_with("codebook");
+        let of_net = ["vision.stem.", "vision.blocks.", "vision.head."].iter().any(|part| self.name.starts_with(part));
+        let filter = self.name.starts_with("vision.stem.") || self.name.contains(".depthwise.");
+        let filter = of_net && (filter || self.shape.len() == 1);
+        let norm = filter || self.name.contains("norm") || self.name.contains(".ln") || self.name.ends_with("codebook");
         // What a decode step multiplies, but for the few bytes of the output: its speed is that of these.
         let decoded = self.name.starts_with("decoder.layers.");
         match options.quantize {
@@ -368,6 +388,7 @@ impl Planned {
                     .ok_or_else(|| Error::weights(source, direction.0.as_str(), "has a slice without any length"))?;
                 HostTensor::from_f32(&self.shape, values)
             }
+            Parts::BatchNorm(norm) => HostTensor::from_f32(&self.shape, fold_batch_norm(source, norm)?),
             Parts::Taps(taps) => {
                 let Taps { length, weight } = &**taps;
                 let lengths = length.as_ref().map(|length| load_finite(source, length)).transpose()?;
@@ -407,6 +428,37 @@ fn fold_weight_norm(lengths: &[f32], directions: &[f32]) -> Option<Vec<f32>> {
         values.extend(direction.iter().map(|&v| (f64::from(v) * scale) as f32));
     }
     values.iter().all(|value| value.is_finite()).then_some(values)
+}
+
+/// Epsilon of the batch norms of EfficientNets.
+const BATCH_NORM_EPS: f64 = 1e-3;
+
+/// The weight times `scale / sqrt(variance + eps)`, or `bias - mean` times that. In f64.
+fn fold_batch_norm(source: &Path, BatchNorm { scale, variance, of }: &BatchNorm) -> Result<Vec<f32>> {
+    let wide = |part| Ok(load_finite(source, part)?.to_f32().iter().map(|&v| f64::from(v)).collect::<Vec<f64>>());
+    let (scales, variances) = (wide(scale)?, wide(variance)?);
+    if variances.iter().any(|&variance| variance + BATCH_NORM_EPS <= 0.0) {
+        return Err(Error::weights(
+            source,
+            variance.0.as_str(),
+            "holds a negative variance: the checkpoint is damaged",
+        ));
+    }
+    let factors = scales.iter().zip(&variances).map(|(scale, variance)| scale / (variance + BATCH_NORM_EPS).sqrt());
+    Ok(match of {
+        Folded::Weight(weight) => {
+            let weight = wide(weight)?;
+            let row = weight.len() / scales.len().max(1);
+            factors
+                .zip(weight.chunks_exact(row.max(1)))
+                .flat_map(|(f, row)| row.iter().map(move |v| (v * f) as f32))
+                .collect()
+        }
+        Folded::Bias { bias, mean } => {
+            let (biases, means) = (wide(bias)?, wide(mean)?);
+            factors.zip(biases.iter().zip(means)).map(|(f, (bias, mean))| (bias - mean * f) as f32).collect()
+        }
+    })
 }
 
 /// Weights (N, C, taps) as (N, taps, C), each tap scaled to its length over all N and C if there are lengths. `None` where the
@@ -474,6 +526,13 @@ impl<'a> Source<'a> {
             None => format!("is missing; expected a tensor of shape {shape:?}"),
         };
         Err(Error::weights(self.path, name, problem))
+    }
+
+    /// A tensor that will be taken later.
+    fn peek(&self, name: &str, shape: &[usize]) -> Result<StoredTensor> {
+        let tensor = self.tensors.get(name).filter(|tensor| tensor.shape() == shape).cloned();
+        tensor
+            .ok_or_else(|| Error::weights(self.path, name, format!("is missing, or has another shape than {shape:?}")))
     }
 
     /// Plans a tensor that is stored as it is written, but for its shape.

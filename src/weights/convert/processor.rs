@@ -140,6 +140,14 @@ pub fn image_config(json: &Json, size: usize) -> Result<ImageConfig> {
     })
 }
 
+/// Side of the images that a processor gives, where it says one.
+pub(super) fn side(json: &Json) -> Result<Option<usize>> {
+    let json = &if json.value("image_processor").is_some() { json.object("image_processor")? } else { json.clone() };
+    let class = class(json)?;
+    let field = if flag(json, "do_center_crop", class.centre_crop)? { "crop_size" } else { "size" };
+    Ok(square_of(json, field, true)?.map(|(_, side)| side))
+}
+
 /// The field that names the class of processor, if one does.
 fn named(json: &Json) -> Option<&'static str> {
     ["image_processor_type", "feature_extractor_type"].into_iter().find(|field| json.value(field).is_some())

@@ -74,6 +74,7 @@ pub(super) fn plan(
         mlp,
         eps: EPS,
         units: Some(units),
+        efficient_net: None,
     };
     let shape = vec![count, code_width];
     let codes = Planned { name: "vision.codebook".into(), shape, parts: Parts::Joined(vec![codes]) };

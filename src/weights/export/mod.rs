@@ -56,6 +56,11 @@ pub fn export(options: &ExportOptions, progress: &mut dyn FnMut(u64, u64)) -> Re
         let problem = "sees image units; only captioners that see pixels are exported: keep its checkpoint";
         return Err(Error::weights(&options.source, "vision.units", problem));
     }
+    if config.vision.efficient_net.is_some() && options.format == ExportFormat::HuggingFace {
+        let problem =
+            "is no vision transformer, the only one that a GIT model of transformers has: choose the reference's form";
+        return Err(Error::weights(&options.source, "vision.efficient_net", problem));
+    }
     let tensors = checkpoint(&config, captioner)?;
     let mut report = ExportReport { tensors: tensors.len(), parameters: 0, bytes: 0, left_out: Vec::new() };
     for (_, tensor) in &tensors {
@@ -108,10 +113,13 @@ fn checkpoint(config: &ModelConfig, mut store: TensorStore) -> Result<Vec<(Strin
 /// Parts of a configuration that bare tensors do not tell, where they are not the usual ones.
 fn unsaid(config: &ModelConfig) -> Vec<&'static str> {
     let (vision, decoder) = (&config.vision, &config.decoder);
-    let heads = [(vision.width, vision.heads), (decoder.width, decoder.heads)];
+    let is_net = vision.efficient_net.is_some();
+    let usual_image = if is_net { ImageConfig::efficient_net(224) } else { ImageConfig::clip(config.image.size) };
+    let usual_heads = |width: usize, heads: usize| width == heads * HEAD_SIZE;
+    let heads = (is_net || usual_heads(vision.width, vision.heads)) && usual_heads(decoder.width, decoder.heads);
     let parts = [
-        (config.image != ImageConfig::clip(config.image.size), "the settings of the image processor"),
-        (heads.iter().any(|&(width, heads)| width != heads * HEAD_SIZE), "the numbers of heads"),
+        (config.image != usual_image, "the settings of the image processor"),
+        (!heads, "the numbers of heads"),
         ([vision.eps, decoder.eps] != [VISION_EPS, DECODER_EPS], "the epsilons of the layer norms"),
     ];
     parts.into_iter().filter_map(|(unusual, part)| unusual.then_some(part)).collect()

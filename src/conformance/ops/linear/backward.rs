@@ -37,12 +37,13 @@ const SHAPES: &[Shape] = &[
     shape(8 * 150, 768, 203, Size::Real),
 ];
 /// Activations before the layer, and residuals.
-const INPUTS: [(Option<Activation>, bool); 5] = [
+const INPUTS: [(Option<Activation>, bool); 6] = [
     (None, false),
     (None, true),
     (Some(Activation::Gelu), true),
     (Some(Activation::QuickGelu), false),
     (Some(Activation::Tanh), true),
+    (Some(Activation::Relu6), false),
 ];
 
 /// The compared result.
@@ -96,7 +97,8 @@ impl Wanted {
 
 /// Against the CPU form.
 pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
-    let savings = [Activation::None, Activation::Gelu, Activation::QuickGelu, Activation::Tanh].map(Wanted::Saving);
+    let activations = [Activation::None, Activation::Gelu, Activation::QuickGelu, Activation::Tanh, Activation::Relu6];
+    let savings = activations.map(Wanted::Saving);
     let inputs = INPUTS.map(|(activation, residual)| Wanted::Input(activation, residual));
     for &shape in SHAPES {
         for wanted in savings.into_iter().chain(inputs).chain([Wanted::Gradients]) {
