@@ -159,7 +159,7 @@ def main():
     ap.add_argument("--tokens", required=True, help="Flickr8k.token.txt")
     ap.add_argument("--lists", nargs="+", required=True, help="names of pictures, one a line")
     ap.add_argument("--captions", type=int, default=5, help="of each picture")
-    ap.add_argument("--keep", type=int, default=2000, help="recordings that are kept; the centres are found on them")
+    ap.add_argument("--keep", type=int, default=4000, help="recordings that are kept; the centres are found on them")
     ap.add_argument("--clusters", type=int, default=200)
     ap.add_argument("--price", type=float, default=PRICE)
     ap.add_argument("--speaker", default=SPEAKER, help=f"default: {SPEAKER}")
