@@ -280,7 +280,7 @@ class Trainer:
             if self.args.begin:
                 state = torch.load(self.args.begin, map_location=self.args.device, weights_only=True)["generator"]
                 for part in (self.model, self.smooth):
-                    part.load_state_dict({k: v for k, v in state.items() if k != "dict.weight"}, strict=False)
+                    part.load_state_dict(state)
             return 0, 0.0
         state = torch.load(path, map_location=self.args.device, weights_only=True)
         for name, part in self.saved.items():
@@ -341,7 +341,7 @@ if __name__ == "__main__":
     ap.add_argument("--rate", type=float, default=1e-3)
     ap.add_argument("--threads", type=int, default=1)
     ap.add_argument("--batch", type=int, default=12)
-    ap.add_argument("--begin", help="a generator (g_*) of other units to begin with: all but its embeddings of units")
+    ap.add_argument("--begin", help="a generator (g_*) to begin with")
     ap.add_argument("--eager", action="store_true", help="on a GPU too: no CUDA graphs")
     ap.add_argument("--width", type=int, default=vocoder.CONFIG["upsample_initial_channel"], help="channels")
     ap.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
