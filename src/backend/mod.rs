@@ -37,6 +37,7 @@ pub mod linear;
 pub mod parameters;
 pub mod patch_embed;
 pub(crate) mod rows;
+pub mod sequences;
 pub mod top_k;
 pub mod transpose;
 
@@ -61,6 +62,7 @@ pub use layer_norm::{LayerNorm, LayerNormBackward, LayerNormWeights};
 pub use linear::{Activation, Linear, LinearBackward, LinearWeights};
 pub use parameters::{BlockPart, Parameter, TrainedParameters, WeightAndBias};
 pub use patch_embed::{PatchEmbed, PatchEmbedBackward, PatchParameters, PatchShape};
+pub use sequences::Sequences;
 pub use top_k::{TopK, TopValue};
 pub use transpose::Transpose;
 

@@ -8,8 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::config::SPEECH_RATE;
-use crate::{Error, Recognizer, Result, audio};
+use crate::{Error, Recognizer, Result};
 
 /// How often a program that runs is looked at.
 const POLL: Duration = Duration::from_millis(10);
@@ -39,33 +38,12 @@ pub struct Program {
     pub jobs: usize,
 }
 
-impl Listener {
-    /// Files that are listened to at a time.
-    pub fn jobs(&self) -> usize {
-        match self {
-            Listener::Recognizer(_) => 1,
-            Listener::Program(program) => program.jobs.max(1),
-        }
-    }
-
-    /// The text of a WAV file, as the listener printed it.
+impl Program {
+    /// The text of a WAV file, as the program printed it.
     ///
     /// # Errors
-    /// If the file cannot be read, or the program fails or takes too long.
+    /// If it fails or takes too long.
     pub fn text(&self, wav: &Path) -> Result<String> {
-        match self {
-            Listener::Recognizer(recognizer) => match recognizer.text(&audio::read::read(wav, SPEECH_RATE)?) {
-                // Shorter than a window: there is nothing to hear.
-                Err(Error::Shape { op: "speech", .. }) => Ok(String::new()),
-                text => text,
-            },
-            Listener::Program(program) => program.text(wav),
-        }
-    }
-}
-
-impl Program {
-    fn text(&self, wav: &Path) -> Result<String> {
         let fail = |problem: String| Error::Listener { path: wav.to_owned(), problem };
         // Paths that begin with a dash are no options of the program.
         let path: PathBuf = std::path::absolute(wav).map_err(Error::io("find", wav))?;

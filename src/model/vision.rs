@@ -3,7 +3,7 @@
 //! image units timm's VisionTransformer without its last norm. Checkpoint names in `weights::convert`.
 
 use super::loader::{Loader, expect_len};
-use super::transformer::{Encoder, EncoderShape};
+use super::transformer::{Division, Encoder, EncoderShape};
 use crate::Result;
 use crate::backend::{Activation, Backend, GraphId, LayerNormWeights, LinearWeights, PatchShape};
 use crate::config::{ModelConfig, UnitInput};
@@ -79,7 +79,7 @@ impl<B: Backend> Vision<B> {
         let batch = backend.shape(pixels)[0];
         let x = backend.patch_embed(pixels, &self.patch_embedding, Some(&self.class), &self.position, self.patch)?;
         let x = normed(backend, x, self.pre_norm.as_ref())?;
-        let x = self.encoder.forward(backend, x, batch)?;
+        let x = self.encoder.forward(backend, x, Division::Equal(batch))?;
         normed(backend, x, self.post_norm.as_ref())
     }
 
