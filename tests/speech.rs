@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use common::{Golden, assert_close, golden};
-use im2sp::backend::{Backend, Device as _};
 use im2sp::backend::cpu::Cpu;
+use im2sp::backend::{Backend, Device as _};
 use im2sp::config::{ConvolutionNorm, SpeechKind};
 use im2sp::model::loader::Loader;
 use im2sp::model::speech_encoder::SpeechEncoder;
@@ -132,6 +132,20 @@ fn configurations_say_what_the_checkpoints_are() {
         assert_eq!((config.layers, config.heads, config.position_taps, config.position_groups), (2, 1, 16, 4));
         assert_eq!((config.window(), config.hop()), (400, 320));
         assert_eq!([399, 400, 719, 720, 16_000].map(|samples| config.frames(samples)), [0, 1, 1, 2, 49]);
+    }
+}
+
+/// The task of a fairseq checkpoint says whether its recordings were normalised, among objects of classes that nobody has.
+#[test]
+fn checkpoints_of_fairseq_say_whether_they_normalise() {
+    for (source, normalizes) in [("hubert.pt", false), ("ctc_large/checkpoint.pt", true)] {
+        let checkpoint = im2sp::weights::torch::Checkpoint::open(&speech(source)).unwrap();
+        for keys in [&["cfg", "task", "normalize"][..], &["args", "normalize"]] {
+            assert_eq!(checkpoint.truth(keys), Some(normalizes), "{source} {keys:?}");
+        }
+        for keys in [&["cfg", "normalize"][..], &["cfg", "task", "_name"], &["cfg"], &["none"], &[]] {
+            assert_eq!(checkpoint.truth(keys), None, "{source} {keys:?}");
+        }
     }
 }
 

@@ -5,7 +5,7 @@
     python ends.py tokenize FOLDER --im2sp ./im2sp               1,000 images to image units
     python ends.py evaluate FOLDER --im2sp ./im2sp               5,000 images to units, sound, text (wav2vec 2.0 large) and scores
 
-Each step but the first prints one JSON object: seconds of the whole command, from its start to its end, and of the same command
+Without torch and transformers `prepare` makes nothing; FOLDER/ready says that it is done. Each step but the first prints one JSON object: seconds of the whole command, from its start to its end, and of the same command
 for one recording or image, which is mostly the start and the model. Models are written in their publishers' layouts by torch and
 transformers and converted by im2sp. `--tiny` makes small models and few files, to try the script without a GPU.
 """
@@ -21,7 +21,7 @@ import zlib
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1] / "recipes/golden")]
+sys.path[:0] = [str(HERE), str(HERE.parent.parent / "recipes/golden")]
 
 RATE = 16_000
 SYMBOLS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
@@ -192,6 +192,7 @@ def prepare(folder, im2sp, tiny):
     np.save(folder / "centres.npy", np.random.default_rng(3).normal(0, 1, (CENTRES, width)).astype("<f4"))
     if not tiny:
         captioner(folder, im2sp)
+    (folder / "ready").touch()
 
 
 # What is measured.
@@ -260,7 +261,10 @@ def main():
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     if arguments.step == "prepare":
-        prepare(arguments.folder, arguments.im2sp, arguments.tiny)
+        try:
+            prepare(arguments.folder, arguments.im2sp, arguments.tiny)
+        except ImportError as error:
+            print(f"no models: {error}", file=sys.stderr)
         return
     step = {"recordings": recordings, "tokenize": tokenize, "evaluate": evaluate}[arguments.step]
     found = {"step": arguments.step, "dtype": arguments.dtype, "tiny": arguments.tiny}

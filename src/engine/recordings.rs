@@ -279,7 +279,7 @@ impl OnBackend for Units {
 
     fn make<B: Backend>(mut self, backend: B, dtype: Option<DType>) -> Result<Loaded<Vec<u32>>> {
         let encoder = self.features.encoder(&backend, dtype)?;
-        let codebook = Codebook::new(&backend, &self.centres, Metric::Euclidean)?;
+        let codebook = Codebook::new(&backend, &self.centres, Metric::Euclidean, dtype)?;
         let together = together(&backend);
         Ok((
             together,

@@ -1,14 +1,19 @@
 //! Listeners: what turns a spoken caption into text. Either a recogniser of this crate or any other program, called once for
 //! each file.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::{Error, Recognizer, Result};
+
+/// Process groups of the programs that run.
+static RUNNING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 
 /// How often a program that runs is looked at.
 const POLL: Duration = Duration::from_millis(10);
@@ -51,7 +56,7 @@ impl Program {
         command.args(["-c", &format!("{} \"$1\"", self.command), "im2sp"]).arg(&path);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         own_group(&mut command);
-        let mut child = command.spawn().map_err(|error| fail(format!("a shell cannot be started: {error}")))?;
+        let mut child = start(&mut command).map_err(|error| fail(format!("a shell cannot be started: {error}")))?;
         let output = [child.stdout.take().map(drain), child.stderr.take().map(drain)];
         let began = Instant::now();
         let status = loop {
@@ -109,12 +114,40 @@ fn own_group(command: &mut Command) {
     let _ = command;
 }
 
+/// Starts a program, to be ended with this process; an interruption comes before or after both.
+fn start(command: &mut Command) -> std::io::Result<Child> {
+    let mut running = running();
+    let child = command.spawn()?;
+    running.insert(child.id());
+    Ok(child)
+}
+
 /// Ends a program and what it started.
 fn end(child: &mut Child) {
+    end_group(child.id());
+    let _ = child.kill();
+    // Its number may be that of another once nobody waits for it.
+    running().remove(&child.id());
+    let _ = child.wait();
+}
+
+/// Ends all programs that listen, for a process that is about to end: whoever wants to start one after this waits for ever.
+pub fn end_all() {
+    let running = running();
+    running.iter().for_each(|&group| end_group(group));
+    std::mem::forget(running);
+}
+
+fn end_group(group: u32) {
     #[cfg(unix)]
-    if let Some(group) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+    if let Some(group) = i32::try_from(group).ok().and_then(rustix::process::Pid::from_raw) {
         let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
     }
-    let _ = child.kill();
-    let _ = child.wait();
+    #[cfg(not(unix))]
+    let _ = group;
+}
+
+/// The groups; a panic elsewhere does not make them wrong.
+fn running() -> MutexGuard<'static, BTreeSet<u32>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
