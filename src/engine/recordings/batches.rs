@@ -54,8 +54,8 @@ impl<T: Send> Model<T> {
     /// The result of one recording.
     pub fn of(&self, samples: &[f32]) -> Result<T> {
         let mut made = None;
-        let sounds = [Ok(samples.to_vec())];
-        self.of_sounds(&sounds, &mut |results| {
+        let sounds = vec![Ok(samples.to_vec())];
+        self.of_sounds(sounds, &mut |results| {
             made = results.into_iter().next().map(|(_, result)| result);
             ControlFlow::Continue(())
         })?;
@@ -86,7 +86,7 @@ impl<T: Send> Model<T> {
     fn run_all(&self, read: &Receiver<Group>, results: &SyncSender<Vec<(usize, Result<Recorded<T>>)>>) -> Result<()> {
         for (first, sounds) in read {
             let mut gone = false;
-            self.of_sounds(&sounds, &mut |made| {
+            self.of_sounds(sounds, &mut |made| {
                 let numbered = made.into_iter().map(|(n, result)| (first + n, result)).collect();
                 gone = results.send(numbered).is_err();
                 if gone { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -98,23 +98,31 @@ impl<T: Send> Model<T> {
         Ok(())
     }
 
-    /// The results of sounds, in order.
-    fn of_sounds(&self, sounds: &[Result<Vec<f32>>], on_results: OnRecordings<'_, T>) -> Result<()> {
-        let (mut parts, mut unfinished) = (Vec::new(), Vec::with_capacity(sounds.len()));
-        for (recording, sound) in sounds.iter().enumerate() {
-            let cut = sound.as_ref().map_or(Ok(Vec::new()), |samples| (self.cut)(samples));
-            let ranges = cut.as_deref().unwrap_or_default();
-            let samples = sound.as_deref().unwrap_or_default();
-            parts.extend(ranges.iter().map(|range| Part { recording, samples: &samples[range.clone()] }));
+    /// The results of sounds, in order; of those that could not be read, the error.
+    fn of_sounds(&self, sounds: Vec<Result<Vec<f32>>>, on_results: OnRecordings<'_, T>) -> Result<()> {
+        let (mut all, mut unfinished) = (Vec::with_capacity(sounds.len()), Vec::with_capacity(sounds.len()));
+        for sound in sounds {
+            let (samples, cut) = match sound {
+                Ok(samples) => {
+                    let cut = (self.cut)(&samples);
+                    (samples, cut)
+                }
+                Err(error) => (Vec::new(), Err(error)),
+            };
+            let ranges = cut.as_deref().unwrap_or_default().to_vec();
             unfinished.push(Unfinished { parts: ranges.len(), results: cut.map(|_| Vec::new()) });
+            all.push((samples, ranges));
+        }
+        let mut parts = Vec::new();
+        for (recording, (samples, ranges)) in all.iter().enumerate() {
+            parts.extend(ranges.iter().map(|range| Part { recording, samples: &samples[range.clone()] }));
         }
         let (mut done, mut rest) = (0, &parts[..]);
         loop {
             let mut ended = Vec::new();
             while let Some(recording) = unfinished.get_mut(done).filter(|recording| recording.parts == 0) {
                 let results = std::mem::replace(&mut recording.results, Ok(Vec::new()));
-                let samples = sounds[done].as_ref().map(Vec::len);
-                ended.push((done, results.map(|results| ((self.join)(results), samples.unwrap_or_default()))));
+                ended.push((done, results.map(|results| ((self.join)(results), all[done].0.len()))));
                 done += 1;
             }
             if !ended.is_empty() && on_results(ended).is_break() || rest.is_empty() {
