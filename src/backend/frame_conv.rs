@@ -35,7 +35,7 @@ impl FrameConvShape {
 /// Convolution over frames.
 pub trait FrameConv: Device {
     /// Windows of x (T, C) times weights (N, taps*C/groups), taps before channels, with bias (N) and activation; residual and
-    /// result are (windows, N). Weights are f32 or bf16. Of sequences, each has its own windows and its own padding, and as many
+    /// result are (windows, N). Weights are f32 or bf16. Sequences have each their own windows and padding, and as many
     /// windows as frames, in their place.
     fn frame_conv(
         &self,

@@ -79,7 +79,7 @@ fn plain(shape: AttentionShape, size: usize, own: usize) -> Launch {
 }
 
 /// Packed qkv (B*T, 3*H*D) of heads of `size` values to (B*T, H*D), in the type of the backend, and the log-sum-exp of each
-/// query where it is wanted. Of sequences of different lengths, T is that of the longest.
+/// query where it is wanted. T of sequences of different lengths is that of the longest.
 fn launch(
     cuda: &Cuda,
     qkv: &Tensor,

@@ -151,7 +151,7 @@ impl<T: Send> Model<T> {
         samples.take_while(|&sum| sum <= self.together).count().max(1)
     }
 
-    /// The result of each part. Where several fail together, each is tried by itself: one recording costs no other.
+    /// The result of each part. Parts that fail together are tried each by itself: one recording costs no other.
     ///
     /// # Errors
     /// If the device fails.
