@@ -1,5 +1,5 @@
 //! Sequences of different lengths, one after another in the rows of one tensor: a batch that needs no padding within a sequence.
-//! What each sequence gives does not depend on the others, bit for bit.
+//! Results of a sequence do not depend on the others, bit for bit.
 
 use std::ops::Range;
 

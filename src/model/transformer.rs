@@ -26,7 +26,7 @@ pub struct EncoderShape {
     pub eps: f32,
 }
 
-/// How rows are divided into sequences, whose tokens all see each other.
+/// Division of rows into sequences, whose tokens all see each other.
 #[derive(Clone, Copy, Debug)]
 pub enum Division<'a> {
     /// So many of one length.

@@ -142,7 +142,7 @@ impl<T: Send> Model<T> {
         }
     }
 
-    /// How many of `parts` go through the model together.
+    /// Number of `parts` that go through the model together.
     fn batch(&self, parts: &[Part<'_>]) -> usize {
         let samples = parts.iter().scan(0, |sum, part| {
             *sum += part.samples.len();

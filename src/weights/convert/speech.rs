@@ -346,7 +346,7 @@ fn norm(source: &mut Source<'_>, [from, to]: [&str; 2], width: usize, tensors: &
     Ok(())
 }
 
-/// How recordings are normalised: as a checkpoint of fairseq says of its task. Otherwise encoders with layer norm in the
+/// Normalisation of recordings: as a checkpoint of fairseq says of its task. Otherwise encoders with layer norm in the
 /// convolutions, as fairseq's are, whatever a Hugging Face processor says, and recognisers of Hugging Face as their processor says.
 fn normalization(path: &Path, config: &SpeechConfig, fairseq: bool) -> Result<Option<f32>> {
     let mut normalizes = config.convolution_norm == ConvolutionNorm::Layer;
