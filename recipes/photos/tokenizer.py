@@ -244,20 +244,21 @@ def read(path):
 
 
 def pictures(folder, listed, threads):
-    """Pictures (N, 3, 256, 256) of a list, bytes; an error names those that are not there."""
+    """Pictures (N, 256, 256, 3) of a list, bytes; an error names the first that is not there."""
     names = [line.strip() for line in Path(listed).read_text().splitlines() if line.strip()]
     missing = [name for name in names if not (Path(folder) / name).exists()]
     if missing:
         raise SystemExit(f"{folder}: {len(missing)} pictures of {listed} are missing, {missing[0]} the first")
-    pixels = np.empty((len(names), 3, SIDE, SIDE), np.uint8)
+    pixels = np.empty((len(names), SIDE, SIDE, 3), np.uint8)
     with ThreadPoolExecutor(threads) as pool:
         for at, image in enumerate(pool.map(lambda name: read(Path(folder) / name), names)):
-            pixels[at] = image.transpose(2, 0, 1)
+            pixels[at] = image
     return torch.from_numpy(pixels)
 
 
 def plain(bytes):
-    return bytes.float() / 255
+    """Bytes (B, 256, 256, 3) as (B, 3, 256, 256) in 0..1."""
+    return bytes.permute(0, 3, 1, 2).float().contiguous() / 255
 
 
 def changed(bytes, generator):
@@ -416,10 +417,11 @@ class Run:
         share = used / used.sum().clamp(min=1)
         spread = math.exp(-(share * share.clamp(min=1e-12).log()).sum().item()) if self.quantizes else 0
         explained = [f"{100 * (1 - sums[name]):.1f} %" for name in ["features", "mirrored", "early"]]
-        texts = [f"features explained {explained[0]}, of mirrored units {explained[1]}, before the codes {explained[2]}",
-                 f"classes agree {100 * same:.1f} %", f"error of pixels {sums['pixels'] ** 0.5:.4f}",
+        texts = [f"features explained {explained[0]}", f"of mirrored units {explained[1]}",
+                 f"before the codes {explained[2]}", f"classes agree {100 * same:.1f} %",
+                 f"error of pixels {sums['pixels'] ** 0.5:.4f}",
                  f"{int((used > 0).sum())} of {CODES} codes, as good as {spread:.0f}"]  # fmt: skip
-        return "; ".join(texts)
+        return ", ".join(texts)
 
 
 def train(run, pixels):
