@@ -13,12 +13,14 @@ set -euo pipefail
 work=$(realpath -m "${1:?usage: image_units.sh WORKDIR}")
 lists=$(realpath -e "${LISTS:?names the folder of the lists}")
 im2sp=$(realpath -m "${IM2SP:-$(dirname "$0")/../../target/release/im2sp}")
+vocoder=(${VOCODER:+--vocoder "$(realpath -e "$VOCODER")"})
+captions=${CAPTIONS:+$(realpath -e "$CAPTIONS")}
+py=$(realpath -ms "${PYTHON:-$work/venv/bin/python}")
 cd "$(dirname "$0")"
 [ -x "$im2sp" ] || { echo "$im2sp is missing: cargo build --release, or name it in IM2SP" >&2; exit 1; }
 for needed in manifest.jsonl pictures; do
     [ -e "$work/$needed" ] || { echo "$work/$needed is missing: run.sh makes it" >&2; exit 1; }
 done
-py=${PYTHON:-$work/venv/bin/python}
 if [ ! -x "$py" ]; then
     python3 -m venv "$work/venv"
     "$py" -m pip install --quiet -r requirements.txt
@@ -26,7 +28,6 @@ fi
 device=${DEVICE:-$("$py" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
 out=$work/image_units
 run=$out/run
-vocoder=(${VOCODER:+--vocoder "$VOCODER"})
 
 if [ ! -e "$out/captioner.ckpt" ]; then
     # shellcheck disable=SC2086 # several options
@@ -56,8 +57,8 @@ else
 fi
 best=$("$py" -c 'import json, sys; print(json.load(open(sys.argv[1]))["best"])' "$run/checkpoints.json")
 "$im2sp" convert "$run/$best" --tokenizer "$out/tokenizer.ckpt" --codebook "$out/codebook.ckpt" --force -o "$out/model"
-if [ -n "${CAPTIONS:-}" ] && [ -n "${LISTENER:-}" ]; then
-    "$im2sp" evaluate --weights "$out/model" --dataset flickr8k --images "$work/pictures" --captions "$CAPTIONS" \
+if [ -n "$captions" ] && [ -n "${LISTENER:-}" ]; then
+    "$im2sp" evaluate --weights "$out/model" --dataset flickr8k --images "$work/pictures" --captions "$captions" \
         --list "$lists/Flickr_8k.testImages.txt" --asr-command "$LISTENER" -o "$out/evaluation" --device "$device"
 else
     "$im2sp" caption --units "$out/test.units" --weights "$out/model" --no-audio --device "$device" -o "$out/spoken/"
