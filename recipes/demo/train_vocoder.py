@@ -9,10 +9,11 @@ few minutes resynthesised captions of an unseen seed are judged by the listener 
   WORK/vocoder/g_NNNNNNNN   {"generator": state dict} (moving average of the weights), and config.json
   WORK/vocoder/state.pt     everything needed to resume
 
-    python train_vocoder.py --work DIR --minutes 60 [--adversarial 0.7] [--threads 1]
+    python train_vocoder.py --work DIR --minutes 60 [--adversarial 0.7] [--threads 1] [--device cuda]
     python train_vocoder.py --work DIR --test 200      (only the judgement, of the newest checkpoint)
 """
 import argparse
+import copy
 import glob
 import json
 import math
@@ -24,30 +25,30 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import hear
-import scenes
 import speech
 import vocoder
 from vocoder import weight_norm
 
-FRAMES, BATCH, SENTENCES = 28, 12, 8  # segments of 0.56 s, and whole sequences for the durations
+FRAMES, SENTENCES = 28, 8  # segments of 0.56 s, and whole sequences for the durations
 HOP = speech.HOP
 
 
 # ---------------------------------------------------------------- data
 
 class Data:
-    def __init__(self, work, focus=None):
+    def __init__(self, work, batch, device, focus=None):
+        self.batch, self.device = batch, device
         texts, self.units, self.durations, self.audio = speech.load_speech(work)
         # Half of the segments come from captions with these words, the other half from all.
         self.focus = [i for i, text in enumerate(texts) if focus and focus in text]
         self.frames = [np.repeat(u, d) for u, d in zip(self.units, self.durations)]
+        self.longest = max(map(len, self.units))
         self.rng = np.random.default_rng()
 
     def segments(self):
         """Units (B, FRAMES) of random segments and their recordings (B, HOP * FRAMES)."""
         units, waves = [], []
-        while len(units) < BATCH:
+        while len(units) < self.batch:
             i = self.rng.integers(len(self.frames))
             if self.focus and self.rng.random() < 0.5:
                 i = self.rng.choice(self.focus)
@@ -56,13 +57,17 @@ class Data:
             t = self.rng.integers(len(self.frames[i]) - FRAMES + 1)
             units.append(self.frames[i][t: t + FRAMES])
             waves.append(self.audio[i][t * HOP: (t + FRAMES) * HOP])
-        return torch.from_numpy(np.array(units)), torch.from_numpy(np.array(waves).astype(np.float32) / 32768)
+        waves = np.array(waves).astype(np.float32) / 32768
+        return torch.from_numpy(np.array(units)).to(self.device), torch.from_numpy(waves).to(self.device)
 
     def sentences(self):
         """Padded units (B, T), their durations, and a mask."""
         pick = self.rng.integers(len(self.units), size=SENTENCES)
-        units, durations = (nn.utils.rnn.pad_sequence([torch.from_numpy(rows[i]) for i in pick], True)
-                            for rows in (self.units, self.durations))
+        units, durations = (np.zeros((SENTENCES, self.longest), np.int64) for _ in range(2))
+        for row, i in enumerate(pick):
+            units[row, :len(self.units[i])] = self.units[i]
+            durations[row, :len(self.units[i])] = self.durations[i]
+        units, durations = (torch.from_numpy(rows).to(self.device) for rows in (units, durations))
         return units, durations, (durations > 0).float()
 
 
@@ -70,14 +75,15 @@ class Data:
 
 def spectrum(wave, n_fft):
     """Magnitudes (B, bins, frames); the window spans n_fft, a quarter of it is the hop."""
-    z = torch.view_as_real(torch.stft(wave, n_fft, n_fft // 4, window=torch.hann_window(n_fft), return_complex=True))
+    z = torch.view_as_real(torch.stft(wave, n_fft, n_fft // 4, window=torch.hann_window(n_fft, device=wave.device),
+                                      return_complex=True))
     return torch.sqrt(z.pow(2).sum(-1) + 1e-7)
 
 
 class SpectralLoss(nn.Module):
     def __init__(self):
         super().__init__()
-        self.mel = torch.from_numpy(speech.mel_filters(80, 1024, 0.0))
+        self.register_buffer("mel", torch.from_numpy(speech.mel_filters(80, 1024, 0.0)))
 
     def forward(self, fake, real):
         total = 0.0
@@ -86,7 +92,7 @@ class SpectralLoss(nn.Module):
             total = total + (f - r).norm() / r.norm() + F.l1_loss(torch.log(f + 1e-3), torch.log(r + 1e-3))
             if n == 1024:
                 mel = F.l1_loss(torch.log(self.mel @ f + 1e-3), torch.log(self.mel @ r + 1e-3))
-        return total / 4 + 2 * mel, mel.item()
+        return total / 4 + 2 * mel, mel.detach()
 
 
 class PeriodDiscriminator(nn.Module):
@@ -144,6 +150,8 @@ def duration_loss(model, units, durations, mask):
 
 def judge(model, work, count, seed, wav_folder=None):
     """Share of unseen captions that are heard right after speech -> units -> durations -> vocoder."""
+    import hear
+    import scenes
     z = np.load(os.path.join(work, "speech", "units.npz"))
     with open(os.path.join(work, "speech", "captions.json")) as f:
         known = set(json.load(f))
@@ -173,100 +181,156 @@ def judge(model, work, count, seed, wav_folder=None):
 
 # ---------------------------------------------------------------- training
 
-def train(args):
-    folder = os.path.join(args.work, "vocoder")
-    os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, "config.json"), "w") as f:
-        json.dump(vocoder.CONFIG, f, indent=1)
-    torch.manual_seed(0)
-    data, spectral = Data(args.work, args.focus), SpectralLoss()
-    model, smooth, critic = vocoder.CodeGenerator(), vocoder.CodeGenerator(), Discriminator()
-    smooth.load_state_dict(model.state_dict())
-    opt = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.8, 0.99), weight_decay=1e-4)
-    opt_critic = torch.optim.AdamW(critic.parameters(), lr=args.rate, betas=(0.8, 0.99), weight_decay=1e-4)
-    saved = {"model": model, "critic": critic, "smooth": smooth, "opt": opt, "opt_critic": opt_critic}
-    path, step, spent = os.path.join(folder, "state.pt"), 0, 0.0
-    if os.path.exists(path):
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        step, spent = state["step"], state["spent"]
-        for name, part in saved.items():
-            part.load_state_dict(state[name])
-    print(f"{sum(p.numel() for p in model.parameters())} parameters, from step {step}", flush=True)
-    begun = time.time() - spent
-    next_report = next_save = next_judge = 0.0
-    sums, counted = {}, 0
+class Trainer:
+    """The models, their optimizers and one update of all of them."""
 
-    def save():
-        torch.save({k: v.state_dict() for k, v in saved.items()} | {"step": step, "spent": spent}, path + ".new")
+    def __init__(self, args):
+        config = vocoder.CONFIG | {"upsample_initial_channel": args.width}
+        self.args, self.config = args, config
+        self.data, self.spectral = Data(args.work, args.batch, args.device, args.focus), SpectralLoss().to(args.device)
+        self.model, self.smooth = (vocoder.CodeGenerator(config).to(args.device) for _ in range(2))
+        self.critic = Discriminator().to(args.device)
+        self.smooth.load_state_dict(self.model.state_dict())
+        self.rate, self.critic_rate = (torch.tensor(args.rate, device=args.device) for _ in range(2))
+        on_gpu = args.device == "cuda"
+        self.opt, self.opt_critic = (
+            torch.optim.AdamW(part.parameters(), lr=rate, betas=(0.8, 0.99), weight_decay=1e-4, capturable=on_gpu)
+            for part, rate in ((self.model, self.rate), (self.critic, self.critic_rate)))
+        self.saved = {"model": self.model, "critic": self.critic, "smooth": self.smooth, "opt": self.opt,
+                      "opt_critic": self.opt_critic}
+        self.graphs = {}
+
+    def cast(self):
+        return torch.autocast(self.args.device, torch.bfloat16, cache_enabled=False)
+
+    def update(self, adversarial, units, real, sentences):
+        """One update; the losses as tensors."""
+        with self.cast():
+            fake = self.model(units)
+        fake = fake.float()
+        losses = {}
+        if adversarial:
+            with self.cast():
+                judged = self.critic(torch.cat([real, fake.detach()]))
+            half = self.args.batch
+            loss = sum((1 - a[:half].float()).pow(2).mean() + a[half:].float().pow(2).mean() for a, _ in judged)
+            self.opt_critic.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.critic.parameters(), 10.0)
+            self.opt_critic.step()
+            losses["critic"] = loss.detach()
+        loss, losses["mel"] = self.spectral(fake, real)
+        losses["spectral"] = loss.detach()
+        loss = 10 * loss
+        if adversarial:
+            self.critic.requires_grad_(False)
+            with self.cast():
+                with torch.no_grad():
+                    wanted = self.critic(real)
+                judged = self.critic(fake)
+            self.critic.requires_grad_(True)
+            fool = sum((1 - a.float()).pow(2).mean() for a, _ in judged)
+            match = sum(F.l1_loss(m.float(), n.float()) for (_, maps), (_, real_maps) in zip(judged, wanted)
+                        for m, n in zip(maps, real_maps))
+            losses["fool"], losses["match"] = fool.detach(), match.detach()
+            loss = loss + fool + 2 * match
+        duration = duration_loss(self.model, *sentences)
+        losses["duration"] = duration.detach()
+        self.opt.zero_grad()
+        (loss + duration).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 50.0)
+        self.opt.step()
+        return losses
+
+    def graphed(self, adversarial, *inputs):
+        """`update` on a GPU, where a step is thousands of small kernels: recorded once as a CUDA graph and replayed."""
+        if adversarial not in self.graphs:
+            held = [[part.clone() for part in each] if isinstance(each, tuple) else each.clone() for each in inputs]
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self.update(adversarial, *held)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                losses = self.update(adversarial, *held)
+            self.graphs[adversarial] = graph, held, losses
+        graph, held, losses = self.graphs[adversarial]
+        for slot, value in zip(held, inputs):
+            for a, b in zip(*((slot, value) if isinstance(value, tuple) else ([slot], [value]))):
+                a.copy_(b)
+        graph.replay()
+        return losses
+
+    def save(self, folder, step, spent):
+        path = os.path.join(folder, "state.pt")
+        torch.save({k: v.state_dict() for k, v in self.saved.items()} | {"step": step, "spent": spent}, path + ".new")
         os.replace(path + ".new", path)
         old = sorted(glob.glob(os.path.join(folder, "g_*")))
-        torch.save({"generator": smooth.state_dict()}, os.path.join(folder, "new.pt"))
+        torch.save({"generator": self.smooth.state_dict()}, os.path.join(folder, "new.pt"))
         os.replace(os.path.join(folder, "new.pt"), os.path.join(folder, f"g_{step:08d}"))
         for name in old[:-1]:
             os.remove(name)
 
+    def load(self, folder):
+        """(steps, seconds) of an earlier run."""
+        path = os.path.join(folder, "state.pt")
+        if not os.path.exists(path):
+            if self.args.begin:
+                state = torch.load(self.args.begin, map_location=self.args.device, weights_only=True)["generator"]
+                for part in (self.model, self.smooth):
+                    part.load_state_dict({k: v for k, v in state.items() if k != "dict.weight"}, strict=False)
+            return 0, 0.0
+        state = torch.load(path, map_location=self.args.device, weights_only=True)
+        for name, part in self.saved.items():
+            part.load_state_dict(state[name])
+        for opt, rate in ((self.opt, self.rate), (self.opt_critic, self.critic_rate)):
+            opt.param_groups[0]["lr"] = rate
+        return state["step"], state["spent"]
+
+
+def train(args):
+    folder = os.path.join(args.work, "vocoder")
+    os.makedirs(folder, exist_ok=True)
+    torch.manual_seed(0)
+    trainer = Trainer(args)
+    with open(os.path.join(folder, "config.json"), "w") as f:
+        json.dump(trainer.config, f, indent=1)
+    step, spent = trainer.load(folder)
+    run = trainer.graphed if args.device == "cuda" and not args.eager else trainer.update
+    print(f"{sum(p.numel() for p in trainer.model.parameters())} parameters, from step {step}", flush=True)
+    begun = time.time() - spent
+    next_report = next_save = next_judge = 0.0
+    sums, counted = {}, 0
     while spent < args.minutes * 60:
         spent = time.time() - begun
         part = min(1.0, spent / (args.minutes * 60))
         adversarial = part > 1 - args.adversarial
         scale = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
-        opt.param_groups[0]["lr"] = args.rate * scale * (0.7 if adversarial else 1.0)
-        opt_critic.param_groups[0]["lr"] = args.rate * scale * 0.5
-        units, real = data.segments()
-        with torch.autocast("cpu", torch.bfloat16):
-            fake = model(units)
-        fake = fake.float()
-        losses = {}
-        if adversarial:
-            with torch.autocast("cpu", torch.bfloat16):
-                judged = critic(torch.cat([real, fake.detach()]))
-            loss = sum((1 - a[:BATCH].float()).pow(2).mean() + a[BATCH:].float().pow(2).mean() for a, _ in judged)
-            opt_critic.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(critic.parameters(), 10.0)
-            opt_critic.step()
-            losses["critic"] = loss.item()
-        loss, losses["mel"] = spectral(fake, real)
-        losses["spectral"] = loss.item()
-        loss = 10 * loss
-        if adversarial:
-            critic.requires_grad_(False)
-            with torch.autocast("cpu", torch.bfloat16):
-                with torch.no_grad():
-                    wanted = critic(real)
-                judged = critic(fake)
-            critic.requires_grad_(True)
-            fool = sum((1 - a.float()).pow(2).mean() for a, _ in judged)
-            match = sum(F.l1_loss(m.float(), n.float()) for (_, maps), (_, real_maps) in zip(judged, wanted)
-                        for m, n in zip(maps, real_maps))
-            losses["fool"], losses["match"] = fool.item(), match.item()
-            loss = loss + fool + 2 * match
-        duration = duration_loss(model, *data.sentences())
-        losses["duration"] = duration.item()
-        opt.zero_grad()
-        (loss + duration).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 50.0)
-        opt.step()
+        trainer.rate.fill_(args.rate * scale * (0.7 if adversarial else 1.0))
+        trainer.critic_rate.fill_(args.rate * scale * 0.5)
+        losses = run(adversarial, *trainer.data.segments(), trainer.data.sentences())
         step += 1
         with torch.no_grad():
             keep = min(0.998, step / (step + 20))
-            for a, b in zip(smooth.parameters(), model.parameters()):
-                a.lerp_(b, 1 - keep)
+            torch._foreach_lerp_(list(trainer.smooth.parameters()), list(trainer.model.parameters()), 1 - keep)
         for k, v in losses.items():
             sums[k] = sums.get(k, 0.0) + v
         counted += 1
         if spent >= next_report:
             print(f"{spent / 60:.1f} min, step {step}: "
-                  + ", ".join(f"{k} {v / counted:.3f}" for k, v in sums.items()), flush=True)
+                  + ", ".join(f"{k} {float(v) / counted:.3f}" for k, v in sums.items()), flush=True)
             sums, counted, next_report = {}, 0, spent + 30
         if spent >= next_save:
-            save()
+            trainer.save(folder, step, spent)
             next_save = spent + 120
-        if spent >= next_judge + args.judge_every * 60:
-            right, exact, stretch, _ = judge(smooth.eval(), args.work, 40, 777, os.path.join(folder, "wavs"))
+        if args.judge_every and spent >= next_judge + args.judge_every * 60:
+            right, exact, stretch, _ = judge(copy.deepcopy(trainer.smooth).cpu().eval(), args.work, 40, 777,
+                                              os.path.join(folder, "wavs"))
             print(f"step {step}: heard right {right:.1%}, exactly {exact:.1%}, length ratio {stretch:.3f}", flush=True)
             next_judge = spent
-    save()
+    trainer.save(folder, step, spent)
 
 
 if __name__ == "__main__":
@@ -276,8 +340,13 @@ if __name__ == "__main__":
     ap.add_argument("--adversarial", type=float, default=0.7, help="last share of the time with discriminators")
     ap.add_argument("--rate", type=float, default=1e-3)
     ap.add_argument("--threads", type=int, default=1)
-    ap.add_argument("--judge-every", type=float, default=10, help="minutes")
-    ap.add_argument("--focus", help="words that the listener mistakes: half of the segments come from captions with them")
+    ap.add_argument("--batch", type=int, default=12)
+    ap.add_argument("--begin", help="a generator (g_*) of other units to begin with: all but its embeddings of units")
+    ap.add_argument("--eager", action="store_true", help="on a GPU too: no CUDA graphs")
+    ap.add_argument("--width", type=int, default=vocoder.CONFIG["upsample_initial_channel"], help="channels")
+    ap.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    ap.add_argument("--judge-every", type=float, default=10, help="minutes; 0 for captions that are no drawn scenes")
+    ap.add_argument("--focus", help="words often misheard: half of the segments come from captions with them")
     ap.add_argument("--test", type=int, default=0, help="only judge on so many captions")
     args = ap.parse_args()
     torch.set_num_threads(args.threads)

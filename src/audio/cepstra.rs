@@ -8,8 +8,26 @@ use crate::config::SPEECH_RATE;
 
 /// Samples between the starts of two frames.
 pub const HOP: usize = 320;
-/// Values of a frame.
-pub const WIDTH: usize = CEPSTRA * CONTEXT.len();
+
+/// How a frame's features are made of cepstra.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cepstra {
+    /// Those of five frames, weighted: units of them are steady, and blur short sounds. The embedded model's.
+    #[default]
+    Context,
+    /// Those of one frame, the k-th (from 0) times the root of k + 1, which are of like size: units of an open vocabulary.
+    Frame,
+}
+
+impl Cepstra {
+    /// Values of a frame.
+    pub fn width(self) -> usize {
+        match self {
+            Cepstra::Context => CEPSTRA * CONTEXT.len(),
+            Cepstra::Frame => CEPSTRA,
+        }
+    }
+}
 
 /// Samples of a window, in whose middle a frame lies.
 const WINDOW: usize = 800;
@@ -26,13 +44,25 @@ const RANGE: [f64; 2] = [60.0, 8000.0];
 /// Added to powers before their logarithm.
 const FLOOR: f32 = 1e-3;
 
-/// Cepstra (T, [`WIDTH`]) of samples, 16,000 a second; T is the number of whole hops.
-pub fn cepstra(samples: &[f32]) -> Vec<f32> {
+/// Features (T, [`Cepstra::width`]) of samples, 16,000 a second; T is the number of whole hops.
+pub fn cepstra(kind: Cepstra, samples: &[f32]) -> Vec<f32> {
+    let frames = frames(samples);
+    match kind {
+        Cepstra::Context => with_neighbours(&frames),
+        Cepstra::Frame => {
+            let weights: [f32; CEPSTRA] = std::array::from_fn(|k| ((k + 1) as f32).sqrt());
+            frames.iter().flat_map(|frame| frame.iter().zip(weights).map(|(value, weight)| value * weight)).collect()
+        }
+    }
+}
+
+/// Cepstra of every frame.
+fn frames(samples: &[f32]) -> Vec<[f32; CEPSTRA]> {
     let frames = samples.len() / HOP;
     let (filters, cosines) = (mel_filters(), cosines());
     let window: Vec<f32> = (0..WINDOW).map(|n| hann(n) as f32).collect();
     let transform = RealFftPlanner::<f32>::new().plan_fft_forward(TRANSFORM);
-    let plain: Vec<[f32; CEPSTRA]> = (0..frames)
+    (0..frames)
         .into_par_iter()
         .map_init(
             || (transform.make_input_vec(), transform.make_output_vec()),
@@ -52,15 +82,18 @@ pub fn cepstra(samples: &[f32]) -> Vec<f32> {
                 std::array::from_fn(|k| cosines[k].iter().zip(&bands).map(|(c, b)| c * b).sum())
             },
         )
-        .collect();
+        .collect()
+}
+
+/// Weighted cepstra of the frames around each frame, which are repeated before the first and after the last.
+fn with_neighbours(frames: &[[f32; CEPSTRA]]) -> Vec<f32> {
     let around = CONTEXT.len() / 2;
     let neighbours = |frame: usize| {
-        // Before the first frame and after the last, these are repeated.
-        let at = move |n: usize| (frame + n).saturating_sub(around).min(frames - 1);
+        let at = move |n: usize| (frame + n).saturating_sub(around).min(frames.len() - 1);
         (0..CONTEXT.len()).map(move |n| (at(n), CONTEXT[n]))
     };
-    let all = (0..frames).flat_map(neighbours);
-    all.flat_map(|(frame, weight)| plain[frame].map(|value| weight * value)).collect()
+    let all = (0..frames.len()).flat_map(neighbours);
+    all.flat_map(|(frame, weight)| frames[frame].map(|value| weight * value)).collect()
 }
 
 /// Hann window, symmetric.

@@ -6,7 +6,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use im2sp::audio::cepstra::Cepstra;
 use im2sp::audio::folder;
 use im2sp::config::SPEECH_RATE;
 use im2sp::tensor::{DType, HostTensor};
@@ -23,9 +24,10 @@ pub struct FeatureArgs {
     /// Directory of a speech encoder made by `im2sp convert`
     #[arg(long, value_name = "DIR", required_unless_present = "cepstra", help_heading = "Model")]
     weights: Option<PathBuf>,
-    /// Cepstra instead, which need no model: the features of the embedded model's units
-    #[arg(long, conflicts_with_all = ["weights", "layer"], help_heading = "Model")]
-    cepstra: bool,
+    /// Cepstra instead, which need no model
+    #[arg(long, value_name = "KIND", num_args = 0..=1, require_equals = true, default_missing_value = "context",
+        conflicts_with_all = ["weights", "layer"], help_heading = "Model")]
+    cepstra: Option<CepstraArg>,
     /// Layer of the encoder whose features are taken, from 1
     #[arg(long, default_value_t = 6, value_name = "N", help_heading = "Model")]
     layer: usize,
@@ -33,12 +35,22 @@ pub struct FeatureArgs {
     model: SpeechArgs,
 }
 
+/// How features are made of cepstra, on the command line.
+#[derive(Clone, Copy, ValueEnum)]
+enum CepstraArg {
+    /// Of five frames, weighted
+    Context,
+    /// Of one frame, in like sizes
+    Frame,
+}
+
 impl FeatureArgs {
     /// The features.
     pub fn features(&self) -> Result<FeatureExtractor> {
-        match &self.weights {
-            Some(weights) => FeatureExtractor::load(weights, self.layer, self.model.options()),
-            None => Ok(FeatureExtractor::cepstra()),
+        match (&self.weights, self.cepstra) {
+            (Some(weights), _) => FeatureExtractor::load(weights, self.layer, self.model.options()),
+            (None, Some(CepstraArg::Frame)) => Ok(FeatureExtractor::cepstra(Cepstra::Frame)),
+            (None, _) => Ok(FeatureExtractor::cepstra(Cepstra::Context)),
         }
     }
 

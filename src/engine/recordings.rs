@@ -10,7 +10,7 @@ use self::batches::{Cut, Model, Run, TOGETHER};
 pub use self::batches::{OnRecordings, Recorded};
 use super::LoadOptions;
 use super::load::{OnBackend, with_backend};
-use crate::audio::cepstra;
+use crate::audio::cepstra::{self, Cepstra};
 use crate::backend::{Backend, Sequences};
 use crate::config::{SpeechConfig, SpeechKind};
 use crate::model::codebook::{Codebook, Metric};
@@ -56,16 +56,16 @@ impl FeatureExtractor {
     }
 
     /// Cepstra, which need no model.
-    pub fn cepstra() -> FeatureExtractor {
-        let run: Run<Vec<f32>> = Box::new(|recordings| {
-            let cepstra = |samples: &&[f32]| {
+    pub fn cepstra(kind: Cepstra) -> FeatureExtractor {
+        let run: Run<Vec<f32>> = Box::new(move |recordings| {
+            let features = |samples: &&[f32]| {
                 check_length(samples.len(), cepstra::HOP, samples.len() / cepstra::HOP)?;
-                Ok(cepstra::cepstra(samples))
+                Ok(cepstra::cepstra(kind, samples))
             };
-            recordings.iter().map(cepstra).collect()
+            recordings.iter().map(features).collect()
         });
         FeatureExtractor {
-            width: cepstra::WIDTH,
+            width: kind.width(),
             model: Model { together: 0, cut: whole(), run, join: |parts| parts.concat() },
         }
     }
