@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use im2sp::tensor::Bytes;
+use im2sp::units::{UnitGrid, UnitWriter};
 use im2sp::weights::pickle::Pickle;
 
 /// Longest seed, in bytes: longer ones would make executions slow and mutations miss what matters.
@@ -153,6 +154,19 @@ fn safetensors(last: &str) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[1; 20]].concat()
 }
 
+/// A file of the units of so many images, 3x2 of 5 codes.
+fn image_units_of(count: u16) -> Vec<u8> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("seed.units");
+    let grid = UnitGrid { rows: 3, columns: 2, codes: 5, codebook: [7; 16] };
+    let (mut writer, _) = UnitWriter::open(&path, &grid).expect("a new file");
+    for n in 0..count {
+        writer.append(&format!("image {n}"), &[n, 1, 2, 3, 4, 0]).expect("an appended record");
+    }
+    writer.flush().expect("a flushed file");
+    fs::read(&path).expect("a file that was just written")
+}
+
 fn main() {
     let mut image = Seeds::of("image");
     for file in files(&golden().join("images/decode"), &[".png", ".jpg", ".bmp", ".webp", ".gif"]) {
@@ -192,7 +206,20 @@ fn main() {
     let mut units = Seeds::of("units");
     UNITS.iter().for_each(|list| units.add(list));
 
-    for seeds in [image, pickle, checkpoint, tensors, config, units] {
+    let mut image_units = Seeds::of("image_units");
+    for count in [0, 1, 3] {
+        image_units.add(&image_units_of(count));
+    }
+    files(&golden().join("image_units"), &[".bin.gz"]).iter().for_each(|file| image_units.add(file));
+
+    let mut recording = Seeds::of("recording");
+    files(&golden().join("recordings"), &[".flac"]).iter().for_each(|file| recording.add(file));
+    for rate in [8_000, 16_000, 44_100] {
+        let sound: Vec<f32> = (0..200).map(|n| (n as f32 / 9.0).sin()).collect();
+        recording.add(&im2sp::audio::wav_bytes(&sound, rate).expect("a WAV file"));
+    }
+
+    for seeds in [image, pickle, checkpoint, tensors, config, units, image_units, recording] {
         println!("{}: {} seeds", seeds.folder.display(), seeds.count);
     }
 }

@@ -4,7 +4,8 @@
 // Source:    Baevski et al., "wav2vec 2.0" (2020), the feature encoder and the convolutional positions; Hsu et al., "HuBERT"
 //            (2021)
 // Tensors:   x (T, C), weight (N, taps, C/groups), residual and y (M, N) row-major, all bf16 or all f32; bias (N) f32;
-//            residual may be null
+//            residual may be null. Sequences in x, each with its own padding and a window for each frame, have a table of first
+//            row and frames; rows of none are neither read nor written
 // Numerics:  f32 sums in the order of taps, then channels, for every tile shape; the epilogue is f32, rounded once
 // Requires:  C/groups in a multiple of 16 bytes, or the unaligned kernels
 // Tiling:    gemm.cuh over the M windows and the N/groups outputs of each group, K = taps * C/groups. A chunk16 never crosses a
@@ -20,9 +21,10 @@ struct FrameConvParams {
     const void* weight;
     const float* bias;
     const void* residual;  // null: none
+    const int* sequences;  // first row and frames of each; null: the one sequence x
     void* y;
     int frames;         // T
-    int rows;           // M
+    int rows;           // M, of the longest sequence
     int inputs;         // C
     int group_inputs;   // C/groups
     int outputs;        // N
@@ -32,9 +34,20 @@ struct FrameConvParams {
     int before;         // frames of zeros before the first
     int activation;     // ACTIVATION_*
 };
-SIZE_OF(FrameConvParams, 80);
+SIZE_OF(FrameConvParams, 88);
 
 namespace {
+
+// The sequence of a block: its first row in x and y, its frames and its windows.
+struct Sequence {
+    int64_t first;
+    int frames, rows;
+};
+DEVICE Sequence sequence_of(const FrameConvParams& p) {
+    if (!p.sequences) return {0, p.frames, p.rows};
+    const int frames = p.sequences[2 * blockIdx.z + 1];
+    return {p.sequences[2 * blockIdx.z], frames, frames};
+}
 
 // ---- sources
 
@@ -42,12 +55,13 @@ namespace {
 template <typename T> struct Windows {
     static constexpr bool TRANSFORMS = false;
     const FrameConvParams& p;
+    const Sequence& own;
     int group;
 
     DEVICE void copy(void* to, int row, int k) const {
         const int tap = k / p.group_inputs, c = k - tap * p.group_inputs, frame = row * p.stride + tap - p.before;
-        const bool inside = row < p.rows && k < p.k && frame >= 0 && frame < p.frames;
-        const int64_t at = int64_t(frame) * p.inputs + group * p.group_inputs + c;
+        const bool inside = row < own.rows && k < p.k && frame >= 0 && frame < own.frames;
+        const int64_t at = (own.first + frame) * p.inputs + group * p.group_inputs + c;
         cp_async_16(to, static_cast<const T*>(p.x) + (inside ? at : 0), inside);
     }
 };
@@ -56,6 +70,7 @@ template <typename T> struct Windows {
 template <typename T> struct WindowValues {
     static constexpr bool TRANSFORMS = false;
     const FrameConvParams& p;
+    const Sequence& own;
     int group;
 
     DEVICE void copy(void* to, int row, int k) const {
@@ -63,8 +78,8 @@ template <typename T> struct WindowValues {
         for (int i = 0; i < CHUNK_VALUES<float>; i++) {
             const int tap = (k + i) / p.group_inputs, c = k + i - tap * p.group_inputs;
             const int frame = row * p.stride + tap - p.before;
-            const bool inside = row < p.rows && k + i < p.k && frame >= 0 && frame < p.frames;
-            const int64_t at = int64_t(frame) * p.inputs + group * p.group_inputs + c;
+            const bool inside = row < own.rows && k + i < p.k && frame >= 0 && frame < own.frames;
+            const int64_t at = (own.first + frame) * p.inputs + group * p.group_inputs + c;
             static_cast<float*>(to)[i] = inside ? to_float(static_cast<const T*>(p.x)[at]) : 0.0f;
         }
     }
@@ -75,15 +90,16 @@ template <typename T> struct WindowValues {
 // A run of outputs of a window, columns of one group: bias, activation, residual.
 template <typename T> struct FrameConvEpilogue {
     const FrameConvParams& p;
+    const Sequence& own;
     int first;  // output of the group's column 0
 
     DEVICE bool vectors() const { return p.group_outputs % 8 == 0; }
     DEVICE bool rolled() const { return p.activation != ACTIVATION_NONE || !vectors(); }
 
     template <bool ROLLED, int RUN> DEVICE void store(int row, int column, const float (&sums)[RUN]) const {
-        if (row >= p.rows || column >= p.group_outputs) return;
+        if (row >= own.rows || column >= p.group_outputs) return;
         const int n = first + column, count = min(RUN, p.group_outputs - column);
-        const int64_t at = int64_t(row) * p.outputs + n;
+        const int64_t at = (own.first + row) * p.outputs + n;
         const T* residual = p.residual ? static_cast<const T*>(p.residual) + at : nullptr;
         T* y = static_cast<T*>(p.y) + at;
         const bool whole = !ROLLED || vectors();
@@ -120,13 +136,15 @@ template <typename Tile, typename X, typename Weight, typename T> DEVICE void co
     typename Tile::Shared& shared = shared_memory<typename Tile::Shared>();
     const int group = blockIdx.y, first = group * p.group_outputs;
     const TileCoord at = tile_coord<Tile>(p.rows, p.group_outputs);
-    const X x = {p, group};
+    const Sequence own = sequence_of(p);
+    if (at.row >= own.rows) return;
+    const X x = {p, own, group};
     const Weight weight = {static_cast<const T*>(p.weight) + int64_t(first) * p.k, p.group_outputs, p.k};
     Tile tile;
     tile.prefetch(shared, x, weight, at, p.k);
     tile.clear();
     tile.mainloop(shared, x, weight, at, p.k);
-    epilogue(tile, shared, at, FrameConvEpilogue<T>{p, first});
+    epilogue(tile, shared, at, FrameConvEpilogue<T>{p, own, first});
 }
 template <typename Tile> DEVICE void aligned(const FrameConvParams& p) {
     using T = typename Tile::Value;
@@ -144,8 +162,8 @@ using Tile64x64Fma = FmaTile<64, 64, 2, 2, 8, 3>;
 
 }  // namespace
 
-// Grid: one block for each tile of a group's part of y, in the order of tile_coord, times the groups. Shared memory: Shared of
-// the tile.
+// Grid: one block for each tile of a group's part of the longest sequence in y, in the order of tile_coord, times the groups, times
+// the sequences. Shared memory: Shared of the tile.
 KERNEL(frame_conv_forward_128x128_bf16, FrameConvParams, 128, 2) { aligned<Tile128x128>(params); }
 KERNEL(frame_conv_forward_64x128_bf16, FrameConvParams, 128, 3) { aligned<Tile64x128>(params); }
 KERNEL(frame_conv_forward_64x64_bf16, FrameConvParams, 128, 3) { aligned<Tile64x64>(params); }

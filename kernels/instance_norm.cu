@@ -2,11 +2,13 @@
 // Math:      y = act((x - mean) rstd weight + bias), mean and rstd = rsqrt(var + eps) of a column of x, with the biased variance
 // Source:    Ulyanov, Vedaldi and Lempitsky, "Instance Normalization" (2016), equation 4; as the first norm of Hsu et al.,
 //            "HuBERT" (2021)
-// Tensors:   x, y (T, C) row-major, one type; weight, bias (C) f32
+// Tensors:   x, y (T, C) row-major, one type; weight, bias (C) f32. A table has first row and frames of each sequence in
+//            x; rows of none are neither read nor written
 // Numerics:  f32. A share of frames sums its differences from its first frame, and the squares of these; shares are combined
-//            in order (Chan, Golub and LeVeque 1983), so results depend neither on the device nor on the grid
+//            in order (Chan, Golub and LeVeque 1983), so results depend neither on the device, the grid nor other sequences
 // Requires:  nothing
-// Tiling:    a thread owns a channel of a share of frames, so a warp reads neighbours; the shares depend on T only
+// Tiling:    a thread owns a channel of a share of frames, so a warp reads neighbours; the shares depend on the sequence's
+//            frames only
 // Roofline:  x is read twice, y written: 3 T C elements, memory-bound
 // Measured:  not yet measured
 #include "linear/activation.cuh"
@@ -14,6 +16,8 @@
 namespace {
 
 constexpr int CHANNELS = 256;  // threads of a block, a channel each
+// Shares of a sequence at most, and frames of a share at least.
+constexpr int MAX_SHARES = 256, MIN_SHARE = 64;
 
 }  // namespace
 
@@ -22,12 +26,11 @@ struct InstanceNormParams {
     void* y;
     const float* weight;
     const float* bias;
-    float* moments;  // (shares, 2, C): means, and sums of squared differences from them
-    float* applied;  // (2, C): means, and weight times rstd
-    int frames;
+    const int* sequences;  // (B, 2): first row and frames of each
+    float* moments;  // (B, shares, 2, C): means, and sums of squared differences from them
+    float* applied;  // (B, 2, C): means, and weight times rstd
     int channels;
-    int share;       // frames of a share
-    int shares;
+    int shares;      // of the sequence that has most
     float eps;
     int activation;  // ACTIVATION_*
 };
@@ -35,11 +38,21 @@ SIZE_OF(InstanceNormParams, 72);
 
 namespace {
 
+// The sequence of a block and the frames of one of its shares.
+struct Sequence {
+    int first, frames, share;
+
+    DEVICE explicit Sequence(const InstanceNormParams& p)
+        : first(p.sequences[2 * blockIdx.z]), frames(p.sequences[2 * blockIdx.z + 1]),
+          share(max((frames + MAX_SHARES - 1) / MAX_SHARES, MIN_SHARE)) {}
+};
+
 template <typename T> DEVICE void moments(const InstanceNormParams& p) {
-    const int c = blockIdx.x * CHANNELS + threadIdx.x, first = blockIdx.y * p.share;
-    if (c >= p.channels) return;
-    const int count = min(p.share, p.frames - first);
-    const T* x = static_cast<const T*>(p.x) + int64_t(first) * p.channels + c;
+    const Sequence own(p);
+    const int c = blockIdx.x * CHANNELS + threadIdx.x, first = blockIdx.y * own.share;
+    if (c >= p.channels || first >= own.frames) return;
+    const int count = min(own.share, own.frames - first);
+    const T* x = static_cast<const T*>(p.x) + (int64_t(own.first) + first) * p.channels + c;
     const float origin = to_float(x[0]);
     float sum = 0.0f, squares = 0.0f;
 #pragma unroll 8
@@ -48,17 +61,19 @@ template <typename T> DEVICE void moments(const InstanceNormParams& p) {
         sum += v;
         squares = fmaf(v, v, squares);
     }
-    float* out = p.moments + int64_t(blockIdx.y) * 2 * p.channels + c;
+    float* out = p.moments + (int64_t(blockIdx.z) * p.shares + blockIdx.y) * 2 * p.channels + c;
     out[0] = origin + sum / count;
     out[p.channels] = fmaxf(squares - sum * (sum / count), 0.0f);
 }
 
 template <typename T> DEVICE void apply(const InstanceNormParams& p) {
-    const int c = blockIdx.x * CHANNELS + threadIdx.x, first = blockIdx.y * p.share;
-    if (c >= p.channels) return;
-    const float mean = p.applied[c], scale = p.applied[p.channels + c], bias = p.bias[c];
-    const int count = min(p.share, p.frames - first);
-    const int64_t at = int64_t(first) * p.channels + c;
+    const Sequence own(p);
+    const int c = blockIdx.x * CHANNELS + threadIdx.x, first = blockIdx.y * own.share;
+    if (c >= p.channels || first >= own.frames) return;
+    const float* applied = p.applied + int64_t(blockIdx.z) * 2 * p.channels + c;
+    const float mean = applied[0], scale = applied[p.channels], bias = p.bias[c];
+    const int count = min(own.share, own.frames - first);
+    const int64_t at = (int64_t(own.first) + first) * p.channels + c;
     const T* x = static_cast<const T*>(p.x) + at;
     T* y = static_cast<T*>(p.y) + at;
 #pragma unroll 4
@@ -72,26 +87,28 @@ template <typename T> DEVICE void apply(const InstanceNormParams& p) {
 
 }  // namespace
 
-// Grid: ceil(C / 256) blocks times the shares; a thread owns a channel of a share.
+// Grid: ceil(C / 256) blocks times the shares times the sequences; a thread owns a channel of a share.
 KERNEL(instance_norm_forward_moments_bf16, InstanceNormParams, 256, 4) { moments<bf16>(params); }
 KERNEL(instance_norm_forward_moments_f32, InstanceNormParams, 256, 4) { moments<float>(params); }
 
-// Grid: ceil(C / 256) blocks; a thread combines the shares of a channel.
+// Grid: ceil(C / 256) blocks, times the sequences in z; a thread combines the shares of a channel.
 KERNEL(instance_norm_forward_combine_f32, InstanceNormParams, 256, 1) {
     const int c = blockIdx.x * CHANNELS + threadIdx.x;
-    if (c >= params.channels) return;
+    const Sequence own(params);
+    if (c >= params.channels || own.frames == 0) return;
     float count = 0.0f, mean = 0.0f, squares = 0.0f;
 #pragma unroll 4
-    for (int i = 0; i < params.shares; i++) {
-        const float* share = params.moments + int64_t(i) * 2 * params.channels + c;
-        const float added = min(params.share, params.frames - i * params.share), total = count + added;
+    for (int i = 0; i * own.share < own.frames; i++) {
+        const float* share = params.moments + (int64_t(blockIdx.z) * params.shares + i) * 2 * params.channels + c;
+        const float added = min(own.share, own.frames - i * own.share), total = count + added;
         const float difference = share[0] - mean, part = added / total;
         mean = fmaf(difference, part, mean);
         squares += share[params.channels] + difference * difference * count * part;
         count = total;
     }
-    params.applied[c] = mean;
-    params.applied[params.channels + c] = params.weight[c] * rsqrtf(squares / count + params.eps);
+    float* applied = params.applied + int64_t(blockIdx.z) * 2 * params.channels + c;
+    applied[0] = mean;
+    applied[params.channels] = params.weight[c] * rsqrtf(squares / count + params.eps);
 }
 
 // Grid: as that of the moments.

@@ -3,8 +3,9 @@
 # Needs cargo-fuzz (cargo install cargo-fuzz --locked) and a C++ compiler; the stable toolchain is enough.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-declare -A longest=([image]=4096 [pickle]=1024 [checkpoint]=4096 [safetensors]=2048 [config]=2048 [units]=512)
-targets=(image pickle checkpoint safetensors config units)
+declare -A longest=([image]=4096 [pickle]=1024 [checkpoint]=4096 [safetensors]=2048 [config]=2048 [units]=512
+  [image_units]=512 [recording]=4096)
+targets=(image pickle checkpoint safetensors config units image_units recording)
 if [ $# -lt 1 ] || { [ "$1" != all ] && [ -z "${longest[$1]:-}" ]; }; then
   echo "usage: scripts/fuzz.sh all|$(IFS='|'; echo "${targets[*]}") [EXECUTIONS, default 1000000]" >&2
   exit 2

@@ -34,7 +34,7 @@ strip -o "$folder/im2sp-gpu/train_step" target/release/examples/train_step
 while read -r name path; do
   strip -o "$folder/im2sp-gpu/test-$name" "$path"
 done <<< "$tests"
-cp scripts/gpu-check.sh benches/peers/{gpu,cases,cuda_graph,static_decoder,torch_side,train_step}.py "$folder/im2sp-gpu/"
+cp scripts/gpu-check.sh benches/peers/{gpu,cases,cuda_graph,ends,static_decoder,torch_side,train_step}.py "$folder/im2sp-gpu/"
 cp recipes/demo/captioner.py recipes/golden/{captioners,full_size,pipeline,vocoder_reference}.py "$folder/im2sp-gpu/"
 git rev-parse HEAD > "$folder/im2sp-gpu/commit"
 tar -C "$folder" -cf - im2sp-gpu | "${pack[@]}" > "$archive"

@@ -121,9 +121,16 @@ summarise
 operations=$(timeout 20 ./im2sp doctor --list)
 [ -n "$operations" ] || note operations failed 0 "im2sp doctor --list names none"
 
+# Models and files of both ends are made while there is work for the device.
+ends=$(mktemp -d)
+trap 'rm -rf "$ends"' EXIT
+
 # Correctness: every operation in a process of its own; then the embedded and a published-size model. Left out by name: tests
 # of the emulator, and tests that need this project's sources or a C compiler.
 {
+  if command -v python3 > /dev/null; then
+    echo "ends-prepare 150 python3 ends.py prepare $ends/files --im2sp ./im2sp"
+  fi
   for op in $operations; do
     echo "doctor-$op 75 ./im2sp doctor --op =$op --size $size --no-timing --json"
   done
@@ -157,6 +164,15 @@ if [ -x train_step ]; then
 fi
 alone bulk 60 ./im2sp bench --random --device cuda --dtype bf16 --units 100 --in-flight 64 --json
 
+# Recordings to units, images to image units and to scores, from the command line.
+for end in recordings tokenize evaluate; do
+  if [ -e "$ends/files/ready" ]; then
+    alone "$end" 90 python3 ends.py "$end" "$ends/files" --im2sp ./im2sp
+  else
+    skip "$end" 'no models: they need python3 with torch and transformers'
+  fi
+done
+
 if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck initcheck synccheck; do
     echo "$tool 90 compute-sanitizer --tool $tool --error-exitcode 9 ./im2sp doctor --size small --no-timing --json"
@@ -173,7 +189,7 @@ fi
 
 if command -v python3 > /dev/null; then
   alone peers 140 python3 gpu.py --doctor "$out"/doctor-*.out --timing "$out/timing.out" --bench "$out"/bench-*.out \
-    --bulk "$out/bulk.out" --out "$out" --seconds 125
+    --bulk "$out/bulk.out" --ends "$out"/{recordings,tokenize,evaluate}.out --out "$out" --seconds 125
   if [ -x train_step ]; then
     alone train-peers 130 python3 train_step.py --device cuda --ours ./train_step --rounds 1 --seconds 120 \
       --json "$out/train-peers.json"

@@ -32,8 +32,8 @@ pub mod weights;
 
 pub use engine::{
     AudioChunk, CancelFlag, Caption, CaptionOptions, CaptionStream, Delivery, Device, DeviceMemory, Engine, Event,
-    Events, FeatureExtractor, ImageSource, ImageTokenizer, Input, InputSource, LoadOptions, OnCaption, OnUnits,
-    Progress, RECORDING_CHUNK, Recognizer, Request, Speech, SpeechStream, Timings, UnitExtractor,
+    Events, FeatureExtractor, ImageSource, ImageTokenizer, Input, InputSource, LoadOptions, OnCaption, OnRecordings,
+    OnUnits, Progress, RECORDING_CHUNK, Recognizer, Recorded, Request, Speech, SpeechStream, Timings, UnitExtractor,
 };
 pub use error::{Error, Result};
 pub use image::Image;

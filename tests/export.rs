@@ -86,6 +86,58 @@ fn the_way_there_and_back_changes_nothing() {
     }
 }
 
+/// A captioner that sees image units, under the names that it came with; transformers has no such model.
+#[test]
+fn a_captioner_of_image_units_is_a_checkpoint_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/image_units").join(name);
+    let convert_to = |source: &Path, output: &Path, dtype| {
+        let options = ConvertOptions {
+            source: source.into(),
+            vocoder: None,
+            vocoder_config: None,
+            tokenizer: Some(data("tokenizer.ckpt")),
+            codebook: Some(data("codebook.ckpt")),
+            preprocessor: None,
+            dtype,
+            quantize: None,
+            output: output.into(),
+            domain: None,
+            description: None,
+            force: true,
+        };
+        convert(&options, &mut |_, _| {}).unwrap();
+        ModelFiles::open(output).unwrap()
+    };
+    for dtype in [DType::F32, DType::BF16] {
+        let (source, output) = (folder.path().join("model"), folder.path().join("a.ckpt"));
+        let model = convert_to(&data("captioner.ckpt"), &source, dtype);
+        let report = exported(&source, ExportFormat::Reference, &output, true).unwrap();
+        assert!(report.left_out.contains(&"the image tokenizer and its codebook"), "{:?}", report.left_out);
+        let again = convert_to(&output, &folder.path().join("again"), dtype);
+        assert_eq!(all(&again.captioner), all(&model.captioner), "{dtype:?}");
+        assert_eq!(again.config, model.config, "{dtype:?}");
+        if dtype == DType::F32 {
+            // Every tensor is that of the checkpoint which PyTorch made.
+            let [made, original] = [&output, &data("captioner.ckpt")].map(|path| {
+                let checkpoint = Checkpoint::open(path).unwrap();
+                let dicts = checkpoint.dicts().unwrap();
+                let dict = dicts.iter().find(|dict| !dict.names().is_empty()).unwrap();
+                BTreeMap::from_iter(dict.tensors(|name| name.starts_with("model.")).unwrap())
+            });
+            assert_eq!(made.len(), report.tensors + 1);
+            for (name, tensor) in &made {
+                let [tensor, golden] = [tensor, &original[name]].map(|tensor| tensor.load().unwrap());
+                assert_eq!((tensor.shape(), tensor.to_f32()), (golden.shape(), golden.to_f32()), "{name}");
+            }
+        }
+    }
+    let output = folder.path().join("hf");
+    let said = exported(&folder.path().join("model"), ExportFormat::HuggingFace, &output, false).unwrap_err();
+    assert!(said.contains("vision.units") && said.contains("--format reference"), "{said}");
+    assert!(!output.exists());
+}
+
 #[test]
 fn a_directory_tells_all_dimensions_and_a_checkpoint_those_of_its_tensors() {
     let folder = tempfile::tempdir().unwrap();

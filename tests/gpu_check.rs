@@ -90,7 +90,8 @@ mod fake {
     fn bundle(folder: &Path) {
         let _ = std::fs::remove_dir_all(folder);
         std::fs::create_dir_all(folder.join("bin")).expect("a folder");
-        for file in ["scripts/gpu-check.sh", "benches/peers/gpu.py", "benches/peers/cases.py"] {
+        for file in ["scripts/gpu-check.sh", "benches/peers/gpu.py", "benches/peers/cases.py", "benches/peers/ends.py"]
+        {
             let name = Path::new(file).file_name().expect("a name");
             std::fs::copy(Path::new(ROOT).join(file), folder.join(name)).expect("a copy");
         }
@@ -150,9 +151,18 @@ mod fake {
         let wrong = done.iter().filter(|step| step["remark"].as_str().is_some_and(|r| r.contains("cases failed")));
         assert!(wrong.count() >= 3, "{summary}");
         // Every step that follows was run or says why not.
-        for name in
-            ["doctor-layer_norm", "timing", "bench-bf16", "bench-f32", "bulk", "peers", "memcheck", "racecheck-top_k"]
-        {
+        for name in [
+            "doctor-layer_norm",
+            "timing",
+            "bench-bf16",
+            "bench-f32",
+            "bulk",
+            "recordings",
+            "evaluate",
+            "peers",
+            "memcheck",
+            "racecheck-top_k",
+        ] {
             assert!(summary.contains(name), "no {name}\n{summary}");
         }
         assert!(summary.lines().last().is_some_and(|line| line.contains("timed out")), "{summary}");

@@ -304,6 +304,15 @@ fn commands_store_units_and_caption_them() {
     assert_eq!(std::fs::read(&units).unwrap(), first);
     assert_eq!(ImageUnits::open(Path::new(&units)).unwrap().name(3).unwrap(), "scene_0003");
 
+    // Another folder's image of a name that is there.
+    let others = at("others");
+    std::fs::create_dir(&others).unwrap();
+    let other = golden("images/decode/cmyk.jpg");
+    std::fs::copy(other, Path::new(&others).join("scene_0001.jpg")).unwrap();
+    let [_, error] = ends(&run(&["tokenize", &others, "--weights", &alone, "-o", &units, "--device", "cpu"]), 1);
+    assert!(error.contains("scene_0001: is of another image than"), "{error}");
+    assert_eq!(std::fs::read(&units).unwrap(), first);
+
     let common = ["--weights", &model, "--no-audio", "--max-units", "20", "--device", "cpu"];
     let caption = |what: &[&str]| run(&[&["caption"], what, &common].concat());
     let [from_images, _] = ends(&caption(&[&photos]), 0);

@@ -11,7 +11,7 @@ use im2sp::backend::cuda::driver::emulator::EmulatedDriver;
 use im2sp::backend::prelude::*;
 use im2sp::backend::{
     Activation, AttentionShape, CacheRow, CacheShape, Conv2dShape, Conv2dWeights, ConvEpilogue, DropoutMask,
-    EmbedTables, FrameConvShape, LayerNormWeights, LinearWeights, Parameter, PatchShape, WeightAndBias,
+    EmbedTables, FrameConvShape, LayerNormWeights, LinearWeights, Parameter, PatchShape, Sequences, WeightAndBias,
 };
 use im2sp::tensor::{DType, HostTensor};
 
@@ -112,16 +112,16 @@ fn maps() {
 fn frames() {
     refuse!("frame_conv: x (4, 2), weight (2, 3)", true, |b| {
         let shape = FrameConvShape::strided(2, 1);
-        b.frame_conv(&tensor(b, 4, 2, &[0.0; 8]), &linear_weights(b, 2, 3), shape, Activation::None, None)
+        b.frame_conv(&tensor(b, 4, 2, &[0.0; 8]), &linear_weights(b, 2, 3), shape, Activation::None, None, None)
     });
     refuse!("residual Some([4, 2])", true, |b| {
         let x = tensor(b, 4, 2, &[0.0; 8]);
         let shape = FrameConvShape::strided(2, 1);
-        b.frame_conv(&x, &linear_weights(b, 2, 4), shape, Activation::None, Some(&x))
+        b.frame_conv(&x, &linear_weights(b, 2, 4), shape, Activation::None, Some(&x), None)
     });
     refuse!("instance_norm: x (2, 3), weight [1, 2]", true, |b| {
         let norm = LayerNormWeights { weight: tensor(b, 1, 2, &[1.0; 2]), bias: tensor(b, 1, 3, &[1.0; 3]), eps: 1e-5 };
-        b.instance_norm(&tensor(b, 2, 3, &[0.0; 6]), &norm, Activation::None)
+        b.instance_norm(&tensor(b, 2, 3, &[0.0; 6]), &norm, &Sequences::one(2), Activation::None)
     });
 }
 

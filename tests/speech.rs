@@ -3,11 +3,12 @@
 
 mod common;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use common::{Golden, assert_close, golden};
-use im2sp::backend::Device as _;
 use im2sp::backend::cpu::Cpu;
+use im2sp::backend::{Backend, Device as _};
 use im2sp::config::{ConvolutionNorm, SpeechKind};
 use im2sp::model::loader::Loader;
 use im2sp::model::speech_encoder::SpeechEncoder;
@@ -134,6 +135,20 @@ fn configurations_say_what_the_checkpoints_are() {
     }
 }
 
+/// The task of a fairseq checkpoint says whether its recordings were normalised, among objects of classes that nobody has.
+#[test]
+fn checkpoints_of_fairseq_say_whether_they_normalise() {
+    for (source, normalizes) in [("hubert.pt", false), ("ctc_large/checkpoint.pt", true)] {
+        let checkpoint = im2sp::weights::torch::Checkpoint::open(&speech(source)).unwrap();
+        for keys in [&["cfg", "task", "normalize"][..], &["args", "normalize"]] {
+            assert_eq!(checkpoint.truth(keys), Some(normalizes), "{source} {keys:?}");
+        }
+        for keys in [&["cfg", "normalize"][..], &["cfg", "task", "_name"], &["cfg"], &["none"], &[]] {
+            assert_eq!(checkpoint.truth(keys), None, "{source} {keys:?}");
+        }
+    }
+}
+
 #[test]
 fn chunks_are_encoded_by_themselves() {
     let (_folder, model) = converted("hubert");
@@ -162,6 +177,112 @@ fn bf16_weights_give_nearly_the_same() {
         (error, size) = (error.max((a - b).abs()), size.max(a.abs()));
     }
     assert!(error > 0.0 && error < 0.05 * size, "{error} of {size}");
+}
+
+/// Recordings of different lengths, one of them shorter than a window, through the encoder together and each alone.
+fn together_and_alone<B: Backend>(backend: &B, model: &Path, dtype: Option<DType>) {
+    let expected = expected();
+    let sounds = SOUNDS.map(|sound| expected.f32(&format!("samples.{sound}")));
+    let recordings = [&sounds[0][..], &sounds[1], &[0.1; 399], &sounds[2], &sounds[1][..401]];
+    let mut files = SpeechFiles::open(model, true).unwrap();
+    let mut loader = Loader { backend, store: &mut files.tensors, dtype };
+    let encoder = SpeechEncoder::load(&mut loader, &files.config, 2).unwrap();
+    let (x, sequences) = encoder.features_of_many(backend, &recordings).unwrap();
+    let x = backend.download(&x).unwrap();
+    assert_eq!(sequences.parts().len(), recordings.len());
+    for (recording, part) in recordings.iter().zip(sequences.parts()) {
+        assert_eq!(part.len(), files.config.frames(recording.len()));
+        let alone = backend.download(&encoder.features(backend, recording).unwrap()).unwrap();
+        let width = files.config.width;
+        assert_eq!(&x[part.start * width..part.end * width], &alone, "{} samples", recording.len());
+    }
+    let (x, none) = encoder.features_of_many(backend, &[]).unwrap();
+    assert_eq!((backend.shape(&x)[0], none.parts().len()), (0, 0));
+}
+
+#[test]
+fn features_do_not_depend_on_other_recordings() {
+    for source in ["hubert", "ctc_large"] {
+        let (_folder, model) = converted(source);
+        together_and_alone(&Cpu, &model, None);
+    }
+}
+
+/// The same of the kernels, bit for bit.
+#[cfg(feature = "emulator")]
+#[test]
+fn features_of_the_kernels_do_not_depend_on_other_recordings() {
+    use im2sp::backend::cuda::Cuda;
+    for (source, dtype) in [("hubert", DType::BF16), ("hubert", DType::F32), ("ctc_large", DType::BF16)] {
+        let (_folder, model) = converted(source);
+        let backend = Cuda::new(Device::Emulator.driver().unwrap(), dtype).unwrap();
+        backend.poison(true);
+        together_and_alone(&backend, &model, Some(dtype));
+    }
+}
+
+/// Files in one call: units, features and texts in order, with what cannot be used in its place.
+#[test]
+fn files_are_taken_together() {
+    #[cfg(feature = "emulator")]
+    let devices = [Device::Cpu, Device::Emulator];
+    #[cfg(not(feature = "emulator"))]
+    let devices = [Device::Cpu];
+    let folder = tempfile::tempdir().unwrap();
+    let expected = expected();
+    let names = ["short", "odd", "tiny", "second", "bad", "odd"];
+    let paths: Vec<PathBuf> = names.iter().map(|name| folder.path().join(format!("{name}.wav"))).collect();
+    for (name, path) in names.iter().zip(&paths) {
+        match *name {
+            "bad" => std::fs::write(path, b"RIFF").unwrap(),
+            "tiny" => im2sp::audio::write_wav(path, &[0.5; 300], 16_000).unwrap(),
+            sound => im2sp::audio::write_wav(path, &expected.f32(&format!("samples.{sound}")), 16_000).unwrap(),
+        }
+    }
+    let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+    let ((_hubert, hubert), (_ctc, ctc)) = (converted("hubert"), converted("ctc_large"));
+    for device in devices {
+        let options = LoadOptions { device, dtype: Some(DType::F32), no_mmap: false };
+        let centres = centres::read(&speech("km.bin")).unwrap();
+        let extractor = UnitExtractor::load(&hubert, 2, centres, options).unwrap();
+        let recognizer = Recognizer::load(&ctc, options).unwrap();
+        let (mut units, mut texts) = (Vec::new(), Vec::new());
+        extractor
+            .units_of_many(&paths, &mut |results| {
+                units.extend(results);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        recognizer
+            .texts_of_many(&paths, &mut |results| {
+                texts.extend(results);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        for (n, path) in paths.iter().enumerate() {
+            assert_eq!((units[n].0, texts[n].0), (n, n));
+            match names[n] {
+                "bad" => assert!(matches!(units[n].1, Err(Error::Audio { .. })), "{:?}", units[n]),
+                "tiny" => assert!(matches!(texts[n].1, Err(Error::Shape { op: "speech", .. })), "{:?}", texts[n]),
+                _ => {
+                    let samples = im2sp::audio::read::read(path, 16_000).unwrap();
+                    let (found, count) = units[n].1.as_ref().unwrap();
+                    assert_eq!((found, *count), (&extractor.units(&samples).unwrap(), samples.len()));
+                    assert_eq!(texts[n].1.as_ref().unwrap().0, recognizer.text(&samples).unwrap());
+                }
+            }
+        }
+        // Nobody wants more than the first.
+        let mut calls = 0;
+        extractor
+            .units_of_many(&paths, &mut |_| {
+                calls += 1;
+                ControlFlow::Break(())
+            })
+            .unwrap();
+        assert_eq!(calls, 1);
+        extractor.units_of_many(&[], &mut |_| panic!("there is nothing")).unwrap();
+    }
 }
 
 /// The kernels, on the emulator: features of f32 within tolerance, and those of bf16 near; units and texts identical in f32.

@@ -33,7 +33,7 @@ const TOP_LEVEL: &[&str] = &[
     "assets",
 ];
 /// Contract files of the backend that hold no operation of their own.
-const NO_OPERATION: &[&str] = &["mod", "communicator", "device", "decode", "parameters", "rows"];
+const NO_OPERATION: &[&str] = &["mod", "communicator", "device", "decode", "parameters", "rows", "sequences"];
 /// Operations whose contract is part of `decode`.
 const DECODE_OPERATIONS: &[&str] = &["attention_decode"];
 const MAX_LINES: usize = 600;

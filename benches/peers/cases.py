@@ -110,6 +110,12 @@ def bulk(paths):
     return rows
 
 
+def ends(paths):
+    """The measurements of ends.py."""
+    found = [part for path in paths for part in read(path)]
+    return [part for part in found if part.get("step") and part.get("seconds") and not part.get("tiny")]
+
+
 def frames(report, hop=320, rate=16000):
     """Frames of the vocoder in a report of `im2sp bench`."""
     return round(report["seconds"] * rate / hop)

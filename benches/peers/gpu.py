@@ -72,7 +72,7 @@ class Results:
         head, outcomes = cases.doctor(arguments.doctor)
         timed_head, self.cases = cases.doctor(arguments.timing)
         facts = timed_head.get("device") or head.get("device") or {}
-        benches, bulk = cases.bench(arguments.bench), cases.bulk(arguments.bulk)
+        benches, bulk, ends = cases.bench(arguments.bench), cases.bulk(arguments.bulk), cases.ends(arguments.ends)
         timed = [case for case in self.cases if case.get("microseconds")]
         self.all = {
             "date": time.strftime("%Y-%m-%d"),
@@ -82,6 +82,7 @@ class Results:
             "commands": {
                 "bench": "im2sp bench --random --device cuda --dtype DTYPE --units N --json",
                 "bulk": "im2sp bench --random --device cuda --dtype bf16 --units N --in-flight N --json",
+                "ends": "python ends.py recordings|tokenize|evaluate FOLDER",
                 "operations": "im2sp doctor --timing-only --json",
                 "script": "bash gpu-check.sh",
             },
@@ -97,6 +98,7 @@ class Results:
             "peaks": timed_head.get("peaks"),
             "bench": benches,
             "bulk": bulk,
+            "ends": ends,
             "operations": [operation(case) for case in timed],
             "pytorch_operations": [],
             "pytorch_pipeline": [],
@@ -382,6 +384,7 @@ def main():
     parser.add_argument("--timing", nargs="*", default=[], help="reports of `im2sp doctor --timing-only --json`")
     parser.add_argument("--bench", nargs="*", default=[], help="reports of `im2sp bench --json`")
     parser.add_argument("--bulk", nargs="*", default=[], help="reports of `im2sp bench --in-flight N --json`")
+    parser.add_argument("--ends", nargs="*", default=[], help="reports of `ends.py recordings`, `tokenize` and `evaluate`")
     parser.add_argument("--out", required=True, help="folder for results.json")
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])

@@ -90,6 +90,18 @@ class Files(unittest.TestCase):
         rows = cases.bulk([self.file("bulk", json.dumps(report)), self.file("no", "{}")])
         self.assertEqual([(row["audio"], row["seconds"]) for row in rows], [(False, 1.5), (True, 3.0)])
 
+    def test_both_ends_are_a_table(self):
+        rows = [{"step": "recordings", "dtype": "bf16", "seconds": 2.5, "one": 0.75, "recordings": 1000, "sound": 10000},
+                {"step": "evaluate", "dtype": "bf16", "seconds": 50.0, "one": 3.0, "images": 5000, "scores": {}}]
+        files = [self.file(row["step"], json.dumps(row)) for row in rows]
+        tiny = self.file("tiny", json.dumps(rows[0] | {"tiny": True}))
+        found = cases.ends([*files, tiny, self.file("broken", "{"), str(self.folder / "missing")])
+        self.assertEqual(found, rows)
+        gpu = {"ends": found, "machine": "M", "commit": "abc", "date": "2026-11-27", "file": "f.json", "commands": {}}
+        text = report.gpu_ends(gpu)
+        self.assertIn("| 10,000 s of sound in 1,000 recordings to units | bf16 | 2.50 | 0.75 |", text)
+        self.assertIn("| 5,000 images to units, sound, text and scores | bf16 | 50.00 | 3.00 |", text)
+
     def test_both_sides_make_as_much_sound(self):
         self.assertEqual(cases.frames(BENCH) * 320 / 16000, BENCH["seconds"])
 

@@ -2,8 +2,9 @@
 // Math:      tokens before `prefix` (an image) see the prefix, later ones (units) see the prefix and the units up to
 //            themselves; prefix = T is attention of everything to everything
 // Source:    Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Dao, "FlashAttention-2" (2023)
-// Tensors:   qkv (B*T, 3*H*D) packed rows of query, key, value; y (B*T, H*D); one type. In training also log_sum_exp (B*H, T)
-//            f32, natural, of the scaled scores, and dropout of probabilities after the softmax
+// Tensors:   qkv (B*T, 3*H*D) packed rows of query, key, value; y (B*T, H*D); one type. Sequences of different lengths, whose
+//            tokens all see each other, have a table of first row and tokens; rows of none are neither read nor written. In
+//            training also log_sum_exp (B*H, T) f32, natural, of the scaled scores, and dropout of probabilities after the softmax
 // Numerics:  f32 scores, maximum and sum; probabilities rounded to bf16 before they meet the values; the order depends on
 //            the position of a query only
 // Requires:  tensor cores: D = 64, rows 16-byte aligned (8 divides 3*H*D); D <= 256
@@ -21,6 +22,7 @@ struct AttentionParams {
     const void* qkv;
     void* y;
     float* log_sum_exp;
+    const int* sequences;  // first row and tokens of each; null: B sequences of T tokens
     long long seed;
     long long stream;
     unsigned threshold;
@@ -32,9 +34,20 @@ struct AttentionParams {
     float scale;  // log2 e / sqrt D
     int unused;
 };
-SIZE_OF(AttentionParams, 72);
+SIZE_OF(AttentionParams, 80);
 
 namespace {
+
+// The sequence of a block.
+struct Sequence {
+    int64_t first;  // row of the tensor
+    int tokens, prefix;
+};
+DEVICE Sequence sequence_of(const AttentionParams& p) {
+    if (!p.sequences) return {int64_t(blockIdx.z) * p.tokens, p.tokens, p.prefix};
+    const int tokens = p.sequences[2 * blockIdx.z + 1];
+    return {p.sequences[2 * blockIdx.z], tokens, tokens};
+}
 
 struct AttentionShared {
     bf16 query[QUERIES * D];
@@ -50,7 +63,7 @@ struct RunningSoftmax {
 };
 
 // Scores of a tile of keys, scaled to base 2; minus infinity where a key is not visible.
-DEVICE void qk_scores(const AttentionParams& p, const uint32_t (&query)[4][4], const bf16* key, int row, int first,
+DEVICE void qk_scores(float scale, int prefix, const uint32_t (&query)[4][4], const bf16* key, int row, int first,
                       float (&s)[8][4]) {
     const int lane = lane_index();
 #pragma unroll
@@ -65,13 +78,13 @@ DEVICE void qk_scores(const AttentionParams& p, const uint32_t (&query)[4][4], c
         }
     }
     // A tile that is visible to every query of the warp needs no test.
-    const bool whole = first + KEYS <= p.prefix;
+    const bool whole = first + KEYS <= prefix;
 #pragma unroll
     for (int n = 0; n < 8; n++) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int q = row + lane / 4 + i / 2 * 8, k = first + n * 8 + lane % 4 * 2 + i % 2;
-            s[n][i] = whole || is_visible(p.prefix, q, k) ? s[n][i] * p.scale : -INFINITY;
+            s[n][i] = whole || is_visible(prefix, q, k) ? s[n][i] * scale : -INFINITY;
         }
     }
 }
@@ -106,12 +119,14 @@ DEVICE void softmax_update(RunningSoftmax& run, float (&s)[8][4]) {
 template <bool SAVING> DEVICE void attend(const AttentionParams& p) {
     AttentionShared& shared = shared_memory<AttentionShared>();
     const int width = p.heads * D, head = blockIdx.y, first = blockIdx.x * QUERIES;
-    const bf16* qkv = static_cast<const bf16*>(p.qkv) + int64_t(blockIdx.z) * p.tokens * 3 * width + head * D;
+    const Sequence own = sequence_of(p);
+    if (first >= own.tokens) return;
+    const bf16* qkv = static_cast<const bf16*>(p.qkv) + own.first * 3 * width + head * D;
     const int row = first + warp_index() * 16, lane = lane_index();
-    const int keys = visible_before(p.prefix, min(first + QUERIES, p.tokens)), tiles = (keys + KEYS - 1) / KEYS;
-    copy_rows(qkv, 3 * width, first, p.tokens, shared.query);
-    copy_rows(qkv + width, 3 * width, 0, p.tokens, shared.key[0]);
-    copy_rows(qkv + 2 * width, 3 * width, 0, p.tokens, shared.value[0]);
+    const int keys = visible_before(own.prefix, min(first + QUERIES, own.tokens)), tiles = (keys + KEYS - 1) / KEYS;
+    copy_rows(qkv, 3 * width, first, own.tokens, shared.query);
+    copy_rows(qkv + width, 3 * width, 0, own.tokens, shared.key[0]);
+    copy_rows(qkv + 2 * width, 3 * width, 0, own.tokens, shared.value[0]);
     cp_async_commit();
     uint32_t query[4][4];
     RunningSoftmax run = {};
@@ -120,11 +135,11 @@ template <bool SAVING> DEVICE void attend(const AttentionParams& p) {
         cp_async_wait<0>();
         sync_block();
         if (tile + 1 < tiles) {
-            copy_rows(qkv + width, 3 * width, (tile + 1) * KEYS, p.tokens, shared.key[(tile + 1) % 2]);
-            copy_rows(qkv + 2 * width, 3 * width, (tile + 1) * KEYS, p.tokens, shared.value[(tile + 1) % 2]);
+            copy_rows(qkv + width, 3 * width, (tile + 1) * KEYS, own.tokens, shared.key[(tile + 1) % 2]);
+            copy_rows(qkv + 2 * width, 3 * width, (tile + 1) * KEYS, own.tokens, shared.value[(tile + 1) % 2]);
         }
         cp_async_commit();
-        if (row >= p.tokens) continue;
+        if (row >= own.tokens) continue;
         if (tile == 0) {
 #pragma unroll
             for (int k = 0; k < 4; k++) {
@@ -132,7 +147,7 @@ template <bool SAVING> DEVICE void attend(const AttentionParams& p) {
             }
         }
         float s[8][4] = {};
-        qk_scores(p, query, shared.key[tile % 2], row, tile * KEYS, s);
+        qk_scores(p.scale, own.prefix, query, shared.key[tile % 2], row, tile * KEYS, s);
         softmax_update(run, s);
         if (SAVING) {
             const KeptOfQueries kept = kept_of_queries(head_mask(p), row, tile * KEYS);
@@ -144,14 +159,14 @@ template <bool SAVING> DEVICE void attend(const AttentionParams& p) {
         }
         weights_times_rows(s, shared.value[tile % 2], run.out);
     }
-    if (row >= p.tokens) return;
-    bf16* y = static_cast<bf16*>(p.y) + int64_t(blockIdx.z) * p.tokens * width + head * D;
+    if (row >= own.tokens) return;
+    bf16* y = static_cast<bf16*>(p.y) + own.first * width + head * D;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int q = row + lane / 4 + half * 8;
         const float sum = row_sum(run.sum[half]);
         const float factor = SAVING ? p.keep_scale / sum : 1.0f / sum;
-        if (q >= p.tokens) continue;
+        if (q >= own.tokens) continue;
 #pragma unroll
         for (int n = 0; n < 8; n++) {
             const uint32_t pair = pack_bf16(run.out[n][half * 2] * factor, run.out[n][half * 2 + 1] * factor);
@@ -182,13 +197,15 @@ template <typename T, bool SAVING> DEVICE void warp_per_query(const AttentionPar
     float* values = keys + WARP * (size + 1);
     float* queries = values + WARP * (size + 1);
     const int first = blockIdx.x * PLAIN_QUERIES, own = first + warp_index();
-    const T* qkv = static_cast<const T*>(p.qkv) + int64_t(blockIdx.z) * p.tokens * 3 * width + int(blockIdx.y) * size;
+    const Sequence sequence = sequence_of(p);
+    if (first >= sequence.tokens) return;
+    const T* qkv = static_cast<const T*>(p.qkv) + sequence.first * 3 * width + int(blockIdx.y) * size;
     for (int i = threadIdx.x; i < PLAIN_QUERIES * size; i += THREADS) {
-        const int q = min(first + i / size, p.tokens - 1);
+        const int q = min(first + i / size, sequence.tokens - 1);
         queries[i] = to_float(qkv[int64_t(q) * 3 * width + i % size]);
     }
     const float* query = queries + warp_index() * size;
-    const int end = visible_before(p.prefix, min(first + PLAIN_QUERIES, p.tokens));
+    const int end = visible_before(sequence.prefix, min(first + PLAIN_QUERIES, sequence.tokens));
     float out[MAX_VALUES] = {}, maximum = -INFINITY, sum = 0.0f;
     for (int start = 0; start < end; start += WARP) {
         sync_block();
@@ -201,7 +218,7 @@ template <typename T, bool SAVING> DEVICE void warp_per_query(const AttentionPar
         sync_block();
         float s = 0.0f;
         for (int d = 0; d < size; d++) s = fmaf(query[d], keys[lane * (size + 1) + d], s);
-        s = start + lane < end && is_visible(p.prefix, own, start + lane) ? s * p.scale : -INFINITY;
+        s = start + lane < end && is_visible(sequence.prefix, own, start + lane) ? s * p.scale : -INFINITY;
         const float now = fmaxf(maximum, warp_max(s));
         const float factor = maximum == now ? 1.0f : exp2_fast(maximum - now);
         const float weight = s == -INFINITY ? 0.0f : exp2_fast(s - now);
@@ -219,8 +236,8 @@ template <typename T, bool SAVING> DEVICE void warp_per_query(const AttentionPar
             }
         }
     }
-    if (own >= p.tokens) return;
-    T* y = static_cast<T*>(p.y) + (int64_t(blockIdx.z) * p.tokens + own) * width + int(blockIdx.y) * size;
+    if (own >= sequence.tokens) return;
+    T* y = static_cast<T*>(p.y) + (sequence.first + own) * width + int(blockIdx.y) * size;
 #pragma unroll
     for (int i = 0; i < MAX_VALUES; i++) {
         const int d = i * WARP + lane;

@@ -97,7 +97,7 @@ class Dictionary:
         self.symbols = ["<s>", "<pad>"]
 
 
-def save_fairseq(path, state, extra):
+def save_fairseq(path, state, extra, normalize):
     module = types.ModuleType("fairseq.data.dictionary")
     module.Dictionary = Dictionary
     Dictionary.__module__ = module.__name__
@@ -106,8 +106,8 @@ def save_fairseq(path, state, extra):
     sys.modules[module.__name__] = module
     moments = {n: {"step": 3, "exp_avg": t.half(), "exp_avg_sq": t.half()} for n, t in list(enumerate(state.values()))[:2]}
     checkpoint = {
-        "args": argparse.Namespace(arch="hubert", normalize=False),
-        "cfg": {"task": {"_name": "hubert_pretraining", "normalize": False}},
+        "args": argparse.Namespace(arch="hubert", normalize=normalize),
+        "cfg": {"task": {"_name": "hubert_pretraining", "normalize": normalize}},
         "model": {name: tensor.half() for name, tensor in (state | extra).items()},
         "criterion": {},
         "task_state": {"dictionary": Dictionary()},
@@ -157,6 +157,7 @@ def main():
         out / "hubert.pt",
         fairseq_names(state, ""),
         {"label_embs_concat": torch.zeros(5, 4), "final_proj.weight": torch.zeros(4, 64), "final_proj.bias": torch.zeros(4)},
+        normalize=False,
     )
 
     rows = np.concatenate([features[name, 2] for name in samples])
@@ -202,7 +203,7 @@ def main():
             texts[f"{kind}.{name}"] = tokenizer.decode(torch.from_numpy(logits.argmax(-1)))
         state = {name: tensor for name, tensor in model.state_dict().items()}
         if kind == "ctc_large":
-            save_fairseq(folder / "checkpoint.pt", fairseq_names(state, "w2v_encoder.w2v_model."), {})
+            save_fairseq(folder / "checkpoint.pt", fairseq_names(state, "w2v_encoder.w2v_model."), {}, normalize=True)
         model.half().save_pretrained(folder)
 
     assert all(np.isfinite(values).all() for values in tensors.values())

@@ -1,7 +1,7 @@
 //! attention: `softmax(query key^T / sqrt D) value` over whole sequences.
 
 use super::dropout::DropoutMask;
-use super::{Device, ensure};
+use super::{Device, Sequences, ensure};
 use crate::Result;
 use crate::cost::Cost;
 
@@ -23,6 +23,9 @@ pub struct AttentionShape {
 pub trait Attention: Device {
     /// Packed qkv (B*T, 3*H*D), each third H heads wide, to (B*T, H*D).
     fn attention(&self, qkv: &Self::Tensor, shape: AttentionShape) -> Result<Self::Tensor>;
+    /// As [`Attention::attention`] of `heads` heads over sequences of different lengths, whose tokens all see each other:
+    /// packed qkv (T, 3*H*D) to (T, H*D).
+    fn attention_ragged(&self, qkv: &Self::Tensor, heads: usize, sequences: &Sequences) -> Result<Self::Tensor>;
 }
 
 /// The head size D; an error unless the rows are those of `shape`.
@@ -33,6 +36,18 @@ pub(crate) fn check<D: Device>(device: &D, qkv: &D::Tensor, shape: AttentionShap
     let fits = heads > 0 && columns == 3 * heads * size && batch.checked_mul(tokens) == Some(rows) && prefix <= tokens;
     ensure(fits, "attention", || format!("qkv ({rows}, {columns}) for {shape:?}"))?;
     Ok(size)
+}
+
+/// The head size D of sequences of different lengths; an error unless they are those of the rows.
+pub(crate) fn check_ragged<D: Device>(
+    device: &D,
+    qkv: &D::Tensor,
+    heads: usize,
+    sequences: &Sequences,
+) -> Result<usize> {
+    let tokens = device.shape(qkv)[0];
+    sequences.check("attention", tokens)?;
+    check(device, qkv, AttentionShape { batch: 1, tokens, heads, prefix: tokens })
 }
 
 /// Cost with heads of `head_size` and elements of `element` bytes: every query meets every key it sees.

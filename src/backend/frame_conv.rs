@@ -2,7 +2,7 @@
 //! `y = act(conv(x) + bias) + residual`. With rows of channels a window of frames is a run of memory, so this is a matrix
 //! product whose left rows overlap.
 
-use super::{Activation, Device, LinearWeights, ensure};
+use super::{Activation, Device, LinearWeights, Sequences, ensure};
 use crate::Result;
 use crate::cost::Cost;
 
@@ -35,7 +35,8 @@ impl FrameConvShape {
 /// Convolution over frames.
 pub trait FrameConv: Device {
     /// Windows of x (T, C) times weights (N, taps*C/groups), taps before channels, with bias (N) and activation; residual and
-    /// result are (windows, N). Weights are f32 or bf16.
+    /// result are (windows, N). Weights are f32 or bf16. Sequences have each their own windows and padding, and as many
+    /// windows as frames, in their place.
     fn frame_conv(
         &self,
         x: &Self::Tensor,
@@ -43,6 +44,7 @@ pub trait FrameConv: Device {
         shape: FrameConvShape,
         activation: Activation,
         residual: Option<&Self::Tensor>,
+        sequences: Option<&Sequences>,
     ) -> Result<Self::Tensor>;
 }
 
@@ -64,6 +66,7 @@ pub(crate) fn check<D: Device>(
     layer: &LinearWeights<D>,
     shape: FrameConvShape,
     residual: Option<&D::Tensor>,
+    sequences: Option<&Sequences>,
 ) -> Result<FrameConvSizes> {
     let ([frames, channels], [outputs, depth]) = (device.shape(x), device.matrix_shape(&layer.weight));
     let FrameConvShape { taps, stride, groups, .. } = shape;
@@ -77,6 +80,11 @@ pub(crate) fn check<D: Device>(
             "x ({frames}, {channels}), weight ({outputs}, {depth}), bias {bias:?}, residual {residual:?} for {shape:?}"
         )
     })?;
+    if let Some(sequences) = sequences {
+        sequences.check("frame_conv", frames)?;
+        let same = stride == 1 && shape.padding[0] + shape.padding[1] + 1 == taps;
+        ensure(same, "frame_conv", || format!("sequences with {shape:?}: there must be a window for each frame"))?;
+    }
     Ok(FrameConvSizes { rows, outputs, depth })
 }
 

@@ -1,24 +1,31 @@
 //! instance_norm: normalise each channel over time, then scale and shift: `y = act((x - mean) rstd weight + bias)`. A group
 //! norm with a group for each channel.
 
-use super::{Activation, Device, LayerNormWeights, ensure};
+use super::{Activation, Device, LayerNormWeights, Sequences, ensure};
 use crate::Result;
 use crate::cost::Cost;
 
 /// Instance norm.
 pub trait InstanceNorm: Device {
-    /// Each column of x (T, C) normalised by its mean and biased variance over all rows, scaled, shifted and activated.
+    /// Each column of each sequence in x (T, C) normalised by its mean and biased variance, scaled, shifted and activated.
     fn instance_norm(
         &self,
         x: &Self::Tensor,
         norm: &LayerNormWeights<Self>,
+        sequences: &Sequences,
         activation: Activation,
     ) -> Result<Self::Tensor>;
 }
 
-/// An error unless weight and bias have a value for each channel.
-pub(crate) fn check<D: Device>(device: &D, x: &D::Tensor, norm: &LayerNormWeights<D>) -> Result<()> {
+/// An error unless weight and bias have a value for each channel, and the sequences are those of x.
+pub(crate) fn check<D: Device>(
+    device: &D,
+    x: &D::Tensor,
+    norm: &LayerNormWeights<D>,
+    sequences: &Sequences,
+) -> Result<()> {
     let [frames, channels] = device.shape(x);
+    sequences.check("instance_norm", frames)?;
     let (weight, bias) = (device.shape(&norm.weight), device.shape(&norm.bias));
     let len = |[rows, columns]: [usize; 2]| rows * columns;
     ensure(len(weight) == channels && len(bias) == channels, "instance_norm", || {

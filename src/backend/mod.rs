@@ -39,6 +39,7 @@ pub mod linear;
 pub mod parameters;
 pub mod patch_embed;
 pub(crate) mod rows;
+pub mod sequences;
 pub mod top_k;
 pub mod transpose;
 
@@ -65,6 +66,7 @@ pub use layer_norm::{LayerNorm, LayerNormBackward, LayerNormWeights};
 pub use linear::{Activation, Linear, LinearBackward, LinearWeights};
 pub use parameters::{BlockPart, Parameter, TrainedParameters, WeightAndBias};
 pub use patch_embed::{PatchEmbed, PatchEmbedBackward, PatchParameters, PatchShape};
+pub use sequences::Sequences;
 pub use top_k::{TopK, TopValue};
 pub use transpose::Transpose;
 

@@ -14,7 +14,8 @@ use super::progress::Bar;
 /// Make a checkpoint for PyTorch from a model directory
 ///
 /// The captioner's weights, bit for bit, under the names that they have there; `im2sp convert` reads the result again. The
-/// vocoder is not part of it. Weights in eight bits are not exported: export the model they were made of.
+/// vocoder, an image tokenizer and its codebook are not part of it; a captioner that sees image units has no form for
+/// transformers. Weights in eight bits are not exported: export the model they were made of.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

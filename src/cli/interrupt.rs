@@ -37,6 +37,7 @@ pub fn prepare(has_free_thread: bool) {
     let answer = move || {
         if let Some(signal) = signals.forever().next() {
             ENDING.store(true, Ordering::Release);
+            im2sp::eval::listener::end_all();
             im2sp::files::remove_unfinished();
             let _ = signal_hook::low_level::emulate_default_handler(signal);
         }

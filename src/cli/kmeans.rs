@@ -1,13 +1,13 @@
 //! `im2sp kmeans`: centres of the features of recordings.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 use im2sp::files::AtomicFile;
 use im2sp::train::kmeans::{KMeansOptions, Reservoir, kmeans};
 use im2sp::weights::centres;
-use im2sp::{Error, Result};
+use im2sp::{Error, OnRecordings, Result};
 use serde_json::json;
 
 use super::print::{note, print_json, print_line};
@@ -55,8 +55,10 @@ impl KMeans {
         let all = recordings::of(&self.audio)?;
         let extractor = self.features.features()?;
         let mut sample = Reservoir::new(extractor.width(), self.max_frames, self.seed);
-        let status = recordings::each("features", &all, &mut |_, sound| {
-            sample.add(&extractor.features(&sound.samples)?);
+        let many =
+            |paths: &[&Path], on_features: OnRecordings<'_, Vec<f32>>| extractor.features_of_many(paths, on_features);
+        let status = recordings::each("features", &all, many, &|_, _| Ok(()), &mut |_, (features, _)| {
+            sample.add(&features);
             Ok(())
         })?;
         if sample.seen() == 0 {

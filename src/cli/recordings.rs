@@ -2,15 +2,17 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use im2sp::audio::cepstra::Cepstra;
-use im2sp::audio::{folder, read};
+use im2sp::audio::folder;
 use im2sp::config::SPEECH_RATE;
 use im2sp::tensor::{DType, HostTensor};
-use im2sp::{Device, Error, FeatureExtractor, LoadOptions, Result, UnitExtractor};
+use im2sp::{Device, Error, FeatureExtractor, LoadOptions, OnRecordings, Recorded, Result, UnitExtractor};
+use rayon::prelude::*;
 
 use super::Precision;
 use super::print::print_error;
@@ -94,12 +96,6 @@ pub struct Recording {
     pub stem: PathBuf,
 }
 
-/// A recording's samples and how long it lasts.
-pub struct Sound {
-    pub samples: Vec<f32>,
-    pub seconds: f64,
-}
-
 /// The recordings that `path` names: itself, or those of a folder.
 pub fn of(path: &Path) -> Result<Vec<Recording>> {
     let paths = if path.is_dir() { folder::recordings(path)? } else { vec![path.to_owned()] };
@@ -126,38 +122,44 @@ impl Recording {
         name.push(suffix);
         PathBuf::from(name)
     }
-
-    /// Reads it at the rate of speech models.
-    pub fn read(&self) -> Result<Sound> {
-        let samples = read::read(&self.path, SPEECH_RATE)?;
-        Ok(Sound { seconds: samples.len() as f64 / f64::from(SPEECH_RATE), samples })
-    }
 }
 
-/// Takes one recording after another; one that fails is reported and does not stop the others.
-pub fn each(
+/// Seconds of so many samples.
+pub fn seconds(samples: usize) -> f64 {
+    samples as f64 / f64::from(SPEECH_RATE)
+}
+
+/// Takes all recordings through `many` of a model's. Files are written by `write`, several at a time; then each result comes to
+/// `finish`, in order. A recording that fails is reported and does not stop the others.
+pub fn each<T: Send + Sync>(
     stage: &str,
     recordings: &[Recording],
-    work: &mut dyn FnMut(&Recording, Sound) -> Result<()>,
+    many: impl FnOnce(&[&Path], OnRecordings<'_, T>) -> Result<()>,
+    write: &(dyn Fn(&Recording, &Recorded<T>) -> Result<()> + Sync),
+    finish: &mut dyn FnMut(&Recording, Recorded<T>) -> Result<()>,
 ) -> Result<ExitCode> {
     let mut status = ExitCode::SUCCESS;
     let mut bar = Bar::new();
-    for (n, recording) in recordings.iter().enumerate() {
-        bar.show(stage, n as u64, recordings.len() as u64);
-        match recording.read().and_then(|sound| work(recording, sound)) {
-            Ok(()) => {}
-            // It is about the recording, which it does not name.
-            Err(Error::Shape { op: "speech", problem }) => {
-                print_error(Error::audio(&recording.path, problem));
+    bar.show(stage, 0, recordings.len() as u64);
+    let paths: Vec<&Path> = recordings.iter().map(|recording| recording.path.as_path()).collect();
+    many(&paths, &mut |results| {
+        let written = results
+            .into_par_iter()
+            .map(|(n, result)| (n, result.and_then(|result| write(&recordings[n], &result).map(|()| result))));
+        let written: Vec<_> = written.collect();
+        for (n, result) in written {
+            let recording = &recordings[n];
+            if let Err(error) = result.and_then(|result| finish(recording, result)) {
+                print_error(match error {
+                    // It is about the recording, which it does not name.
+                    Error::Shape { op: "speech", problem } => Error::audio(&recording.path, problem),
+                    error => error,
+                });
                 status = ExitCode::FAILURE;
             }
-            // No other recording would do better.
-            Err(error @ Error::Device { .. }) => return Err(error),
-            Err(error) => {
-                print_error(error);
-                status = ExitCode::FAILURE;
-            }
+            bar.show(stage, n as u64 + 1, recordings.len() as u64);
         }
-    }
+        ControlFlow::Continue(())
+    })?;
     Ok(status)
 }

@@ -1,6 +1,6 @@
 //! `im2sp tokenize`: images to image units in one file.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,11 +21,14 @@ const RAW_BITS: f64 = 224.0 * 224.0 * 24.0;
 /// Images that go through the tokenizer together, on the CPU and on a GPU.
 const TOGETHER: [usize; 2] = [8, 64];
 
+/// Images of those that are skipped that are compared with what is stored.
+const COMPARED: usize = 8;
+
 /// Store images as image units, 9 bits each
 ///
 /// A tokenizer makes a grid of units of every image; all go into one file, each image with its name and a checksum. Images of
 /// a directory are taken, and named, as in im2sp caption. A file that exists already is continued: images whose name it holds
-/// are skipped, so the same command resumes after an interruption. A token file of another program (NAME.data.bin.gz, with
+/// are skipped, so the same command resumes after an interruption; a few of them are compared with their units first. A token file of another program (NAME.data.bin.gz, with
 /// NAME.index.npy.gz next to it) is copied as it is.
 #[derive(Args)]
 #[command(after_help = "\
@@ -91,7 +94,9 @@ impl Tokenize {
         }
         let given = images.len();
         let names = names.iter().map(|name| name.to_string_lossy().into_owned());
-        let jobs: Vec<(String, PathBuf)> = names.zip(images).filter(|(name, _)| held.insert(name.clone())).collect();
+        let (jobs, skipped): (Vec<(String, PathBuf)>, Vec<_>) =
+            names.zip(images).partition(|(name, _)| held.insert(name.clone()));
+        self.compare(&tokenizer, &skipped)?;
         let together = TOGETHER[usize::from(!tokenizer.device().starts_with("cpu"))];
         let together = self.in_flight.map_or(together, usize::from);
         let before = writer.size()?;
@@ -120,6 +125,37 @@ impl Tokenize {
         counts.bytes = writer.size()? - before;
         counts.skipped = given - jobs.len();
         Ok(tokenizer.grid().clone())
+    }
+
+    /// An error if images that are skipped are others than those of the same names in the output: of a few that are compared, more
+    /// units differ than another device or type makes differ.
+    fn compare(&self, tokenizer: &ImageTokenizer, skipped: &[(String, PathBuf)]) -> Result<()> {
+        if skipped.is_empty() {
+            return Ok(());
+        }
+        let held = ImageUnits::open(&self.output)?;
+        let chosen: Vec<_> = skipped.iter().step_by(skipped.len().div_ceil(COMPARED)).collect();
+        let wanted: HashSet<&str> = chosen.iter().map(|(name, _)| name.as_str()).collect();
+        let records =
+            (0..held.len()).filter(|&index| held.name(index).is_ok_and(|name| wanted.contains(name.as_str())));
+        let records = records.map(|index| held.read(index).map(|record| (record.name, record.units)));
+        let records: HashMap<String, Vec<u16>> = records.collect::<Result<_>>()?;
+        let source = |index: usize| chosen.get(index).map(|(_, path)| Image::open(path));
+        let mut other = None;
+        tokenizer.units_of_many(&source, COMPARED, &mut |index, units| {
+            let (name, path) = chosen[index];
+            // One that cannot be read any more was read when it was stored.
+            let (Ok(units), Some(stored)) = (units, records.get(name)) else { return ControlFlow::Continue(()) };
+            let same = units.iter().zip(stored).filter(|(own, stored)| own == stored).count();
+            if 4 * same < 3 * units.len() {
+                other = Some((name, path));
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        })?;
+        let Some((name, path)) = other else { return Ok(()) };
+        let problem = format!("is of another image than {}: write that to a file of its own", shown(path));
+        Err(Error::weights(&self.output, name, problem))
     }
 
     /// The images of a token file; gives back their grid.

@@ -1,10 +1,10 @@
 //! `im2sp transcribe`: recordings to text.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use im2sp::{Recognizer, Result};
+use im2sp::{OnRecordings, Recognizer, Result};
 use serde_json::json;
 
 use super::print::{print_json, print_line, shown};
@@ -38,12 +38,12 @@ impl Transcribe {
     pub fn run(self) -> Result<ExitCode> {
         let all = recordings::of(&self.audio)?;
         let recognizer = Recognizer::load(&self.weights, self.model.options())?;
-        recordings::each("transcribe", &all, &mut |recording, sound| {
-            let text = recognizer.text(&sound.samples)?;
+        let many = |paths: &[&Path], on_texts: OnRecordings<'_, String>| recognizer.texts_of_many(paths, on_texts);
+        recordings::each("transcribe", &all, many, &|_, _| Ok(()), &mut |recording, (text, samples)| {
             let path = &recording.path;
             if self.json {
                 let audio = path.to_string_lossy();
-                return print_json(&json!({ "audio": audio, "text": text, "duration": sound.seconds }));
+                return print_json(&json!({ "audio": audio, "text": text, "duration": recordings::seconds(samples) }));
             }
             if self.audio.is_dir() { print_line(format_args!("{}\t{text}", shown(path))) } else { print_line(text) }
         })

@@ -11,7 +11,7 @@ use im2sp::data::unit_file;
 use im2sp::files::write_atomically;
 use im2sp::weights::centres;
 use im2sp::weights::torch::IntegerLayout;
-use im2sp::{Error, Result};
+use im2sp::{Error, OnRecordings, Recorded, Result};
 use serde_json::{Value, json};
 
 use super::output;
@@ -102,9 +102,17 @@ impl Units {
             lines.begin()?;
         }
         let several = self.audio.is_dir();
-        recordings::each("units", &all, &mut |recording, sound| {
-            let units = extractor.units(&sound.samples)?;
-            self.put(&mut target, recording, &units, sound.seconds, several)
+        let many = |paths: &[&Path], on_units: OnRecordings<'_, Vec<u32>>| extractor.units_of_many(paths, on_units);
+        let folder = match &target {
+            Target::Folder(folder) => Some(folder.clone()),
+            _ => None,
+        };
+        let write = |recording: &Recording, (units, _): &Recorded<Vec<u32>>| match &folder {
+            Some(folder) => self.write(&recording.target(folder, SUFFIX), units),
+            None => Ok(()),
+        };
+        recordings::each("units", &all, many, &write, &mut |recording, (units, samples)| {
+            self.put(&mut target, recording, &units, recordings::seconds(samples), several)
         })
     }
 
@@ -131,6 +139,18 @@ impl Units {
         }
     }
 
+    /// Writes a file of units.
+    fn write(&self, path: &Path, units: &[u32]) -> Result<()> {
+        let layout = match self.unit_layout {
+            Layout::Array => IntegerLayout::Array,
+            Layout::Tensor => IntegerLayout::Tensor,
+        };
+        let parent = im2sp::files::folder_of(path);
+        std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+        unit_file::write(path, units, layout)
+    }
+
+    /// Prints units, or writes them to the one file of all.
     fn put(
         &self,
         target: &mut Target,
@@ -141,21 +161,13 @@ impl Units {
     ) -> Result<()> {
         let text = units.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
         let record = json!({ "audio": recording.path.to_string_lossy(), "hubert": text, "duration": seconds });
-        let layout = match self.unit_layout {
-            Layout::Array => IntegerLayout::Array,
-            Layout::Tensor => IntegerLayout::Tensor,
-        };
         match target {
             Target::Printed if self.json => return print_json(&record),
             Target::Printed if several => return print_line(format_args!("{}|{text}", shown(&recording.path))),
             Target::Printed => return print_line(text),
-            Target::Folder(folder) => {
-                let path = recording.target(folder, SUFFIX);
-                let parent = im2sp::files::folder_of(&path);
-                std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
-                unit_file::write(&path, units, layout)?;
-            }
-            Target::File(path) => unit_file::write(path, units, layout)?,
+            // The file is there already.
+            Target::Folder(_) => {}
+            Target::File(path) => self.write(path, units)?,
             Target::Lines(lines) => lines.append(&record)?,
         }
         if self.json { print_json(&record) } else { Ok(()) }

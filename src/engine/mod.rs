@@ -31,7 +31,7 @@ use crate::weights::directory::ModelFiles;
 
 pub use bulk::{ImageSource, InputSource, OnCaption};
 pub use load::Device;
-pub use recordings::{CHUNK as RECORDING_CHUNK, FeatureExtractor, Recognizer, UnitExtractor};
+pub use recordings::{CHUNK as RECORDING_CHUNK, FeatureExtractor, OnRecordings, Recognizer, Recorded, UnitExtractor};
 pub use request::{CancelFlag, Delivery, Event, Events, Input, Request};
 pub use stream::{CaptionStream, SpeechStream};
 pub use tokenize::{ImageTokenizer, OnUnits};

@@ -71,21 +71,34 @@ impl ImageTokenizer {
     /// If the weights are damaged or the device fails: that ends all.
     pub fn units_of_many(&self, images: ImageSource<'_>, together: usize, on_units: OnUnits<'_>) -> Result<()> {
         let together = together.max(1);
-        let read = |first: usize| -> Vec<Result<Vec<f32>>> {
-            let pixels = |number| images(number).map(|image| image.map(|image| image.preprocess(&self.config.image)));
+        let len = 3 * self.config.image.size * self.config.image.size;
+        let read = |first: usize| {
+            let mut pixels = vec![0.0; together * len];
+            let own = |(place, out): (usize, &mut [f32])| {
+                images(first + place).map(|image| image.map(|image| image.preprocess_into(&self.config.image, out)))
+            };
             // All of them, in their order: while some are read, others are found to be beyond the last.
-            let all: Vec<_> = (first..first + together).into_par_iter().map(pixels).collect();
-            all.into_iter().map_while(|pixels| pixels).collect()
+            let all: Vec<_> = pixels.par_chunks_mut(len.max(1)).enumerate().map(own).collect();
+            let read: Vec<Result<()>> = all.into_iter().map_while(|image| image).collect();
+            // Those that were read move together.
+            let mut count = 0;
+            for place in (0..read.len()).filter(|&place| read[place].is_ok()) {
+                if place > count {
+                    pixels.copy_within(place * len..(place + 1) * len, count * len);
+                }
+                count += 1;
+            }
+            pixels.truncate(count * len);
+            (read, count, pixels)
         };
         let (mut first, mut batch) = (0, read(0));
-        while !batch.is_empty() {
-            let readable = batch.iter().filter_map(|pixels| pixels.as_ref().ok());
-            let (count, pixels) = (readable.clone().count(), readable.flatten().copied().collect::<Vec<f32>>());
+        while !batch.0.is_empty() {
+            let (read_ones, count, pixels) = batch;
             let run = || if count > 0 { (self.tokenize)(&pixels, count) } else { Ok(Vec::new()) };
             let (units, next) = rayon::join(run, || read(first + together));
             let mut units = units?.into_iter();
-            for (number, pixels) in (first..).zip(batch) {
-                let result = pixels.and_then(|_| units.next().ok_or_else(|| Error::internal("an image without units")));
+            for (number, image) in (first..).zip(read_ones) {
+                let result = image.and_then(|()| units.next().ok_or_else(|| Error::internal("an image without units")));
                 if on_units(number, result).is_break() {
                     return Ok(());
                 }

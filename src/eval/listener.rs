@@ -1,15 +1,19 @@
 //! Listeners: what turns a spoken caption into text. Either a recogniser of this crate or any other program, called once for
 //! each file.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::config::SPEECH_RATE;
-use crate::{Error, Recognizer, Result, audio};
+use crate::{Error, Recognizer, Result};
+
+/// Process groups of the programs that run.
+static RUNNING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 
 /// How often a program that runs is looked at.
 const POLL: Duration = Duration::from_millis(10);
@@ -39,33 +43,12 @@ pub struct Program {
     pub jobs: usize,
 }
 
-impl Listener {
-    /// Files that are listened to at a time.
-    pub fn jobs(&self) -> usize {
-        match self {
-            Listener::Recognizer(_) => 1,
-            Listener::Program(program) => program.jobs.max(1),
-        }
-    }
-
-    /// The text of a WAV file, as the listener printed it.
+impl Program {
+    /// The text of a WAV file, as the program printed it.
     ///
     /// # Errors
-    /// If the file cannot be read, or the program fails or takes too long.
+    /// If it fails or takes too long.
     pub fn text(&self, wav: &Path) -> Result<String> {
-        match self {
-            Listener::Recognizer(recognizer) => match recognizer.text(&audio::read::read(wav, SPEECH_RATE)?) {
-                // Shorter than a window: there is nothing to hear.
-                Err(Error::Shape { op: "speech", .. }) => Ok(String::new()),
-                text => text,
-            },
-            Listener::Program(program) => program.text(wav),
-        }
-    }
-}
-
-impl Program {
-    fn text(&self, wav: &Path) -> Result<String> {
         let fail = |problem: String| Error::Listener { path: wav.to_owned(), problem };
         // Paths that begin with a dash are no options of the program.
         let path: PathBuf = std::path::absolute(wav).map_err(Error::io("find", wav))?;
@@ -73,7 +56,7 @@ impl Program {
         command.args(["-c", &format!("{} \"$1\"", self.command), "im2sp"]).arg(&path);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         own_group(&mut command);
-        let mut child = command.spawn().map_err(|error| fail(format!("a shell cannot be started: {error}")))?;
+        let mut child = start(&mut command).map_err(|error| fail(format!("a shell cannot be started: {error}")))?;
         let output = [child.stdout.take().map(drain), child.stderr.take().map(drain)];
         let began = Instant::now();
         let status = loop {
@@ -131,12 +114,40 @@ fn own_group(command: &mut Command) {
     let _ = command;
 }
 
+/// Starts a program, to be ended with this process; an interruption comes before or after both.
+fn start(command: &mut Command) -> std::io::Result<Child> {
+    let mut running = running();
+    let child = command.spawn()?;
+    running.insert(child.id());
+    Ok(child)
+}
+
 /// Ends a program and what it started.
 fn end(child: &mut Child) {
+    end_group(child.id());
+    let _ = child.kill();
+    // Its number may be that of another once nobody waits for it.
+    running().remove(&child.id());
+    let _ = child.wait();
+}
+
+/// Ends all programs that listen, for a process that is about to end: whoever wants to start one after this waits for ever.
+pub fn end_all() {
+    let running = running();
+    running.iter().for_each(|&group| end_group(group));
+    std::mem::forget(running);
+}
+
+fn end_group(group: u32) {
     #[cfg(unix)]
-    if let Some(group) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+    if let Some(group) = i32::try_from(group).ok().and_then(rustix::process::Pid::from_raw) {
         let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
     }
-    let _ = child.kill();
-    let _ = child.wait();
+    #[cfg(not(unix))]
+    let _ = group;
+}
+
+/// The groups; a panic elsewhere does not make them wrong.
+fn running() -> MutexGuard<'static, BTreeSet<u32>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,3 +5,4 @@ pub mod listener;
 pub mod report;
 pub mod run;
 pub mod score;
+mod writers;

@@ -15,15 +15,18 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
+use std::sync::{Mutex, PoisonError};
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::listener::Listener;
+use super::listener::{Listener, Program};
 use super::score::predictions::caption_of;
 use super::score::references::ReferenceImage;
+use super::writers::with_writers;
 use crate::train::lock;
-use crate::{CaptionOptions, Engine, Error, Image, Result, audio, files};
+use crate::{Caption, CaptionOptions, Engine, Error, Image, Recognizer, Recorded, Result, audio, files};
 
 /// The configuration's name in a directory.
 const CONFIG: &str = "evaluation.json";
@@ -140,38 +143,42 @@ impl Run {
             notice(Notice::Progress("speech", done + 1, unspoken.len()));
         }
         let path = self.folder.join(UNITS);
-        let mut lines = File::options().create(true).append(true).open(&path).map_err(Error::io("write", &path))?;
-        let (mut done, mut broken) = (0, None);
-        let items = &self.items;
-        let images = |number: usize| uncaptioned.get(number).map(|&at| Image::open(&items[at].file));
-        let mut captioned = Vec::new();
-        engine.caption_many(&images, options, in_flight, &mut |number, caption| {
-            let item = &items[uncaptioned[number]];
-            done += 1;
-            notice(Notice::Progress("images", done, uncaptioned.len()));
-            match caption {
-                Err(error) => notice(Notice::Failed(error)),
-                Ok(caption) => {
-                    let kept = (|| {
-                        if !caption.samples.is_empty() {
-                            audio::write_wav(self.wav(item), &caption.samples, caption.sample_rate)?;
-                        }
-                        let line = UnitLine { image: item.name.clone(), units: caption.units };
-                        let text = serde_json::to_string(&line).map_err(|error| Error::internal(error.to_string()))?;
-                        lines.write_all(format!("{text}\n").as_bytes()).map_err(Error::io("write", &path))?;
-                        captioned.push((line.image, line.units));
-                        Ok(())
-                    })();
-                    if let Err(error) = kept {
-                        broken = Some(error);
-                        return ControlFlow::Break(());
+        let lines = File::options().create(true).append(true).open(&path).map_err(Error::io("write", &path))?;
+        let (run, captioned) = (&*self, Mutex::new((lines, Vec::new())));
+        let keep = |(item, caption): (&Item, Caption)| {
+            if !caption.samples.is_empty() {
+                audio::write_wav(run.wav(item), &caption.samples, caption.sample_rate)?;
+            }
+            let line = UnitLine { image: item.name.clone(), units: caption.units };
+            let text = serde_json::to_string(&line).map_err(|error| Error::internal(error.to_string()))?;
+            let (lines, captioned) = &mut *captioned.lock().unwrap_or_else(PoisonError::into_inner);
+            lines.write_all(format!("{text}\n").as_bytes()).map_err(Error::io("write", &path))?;
+            captioned.push((line.image, line.units));
+            Ok(())
+        };
+        let images = |number: usize| uncaptioned.get(number).map(|&at| Image::open(&run.items[at].file));
+        let result = with_writers(keep, |submit| {
+            let (mut done, mut broken) = (0, Ok(()));
+            engine.caption_many(&images, options, in_flight, &mut |number, caption| {
+                done += 1;
+                notice(Notice::Progress("images", done, uncaptioned.len()));
+                match caption.map(|caption| submit((&run.items[uncaptioned[number]], caption))) {
+                    Ok(Ok(())) => ControlFlow::Continue(()),
+                    Ok(error) => {
+                        broken = error;
+                        ControlFlow::Break(())
+                    }
+                    Err(error) => {
+                        notice(Notice::Failed(error));
+                        ControlFlow::Continue(())
                     }
                 }
-            }
-            ControlFlow::Continue(())
-        })?;
+            })?;
+            broken
+        });
+        let (_, captioned) = captioned.into_inner().unwrap_or_else(PoisonError::into_inner);
         self.units.extend(captioned);
-        broken.map_or(Ok(()), Err)
+        result
     }
 
     /// Images with units and without a transcript.
@@ -186,33 +193,68 @@ impl Run {
     /// If a transcript cannot be written.
     pub fn listen(&self, listener: &Listener, notice: &mut dyn FnMut(Notice)) -> Result<()> {
         let unheard = self.unheard();
+        let (silent, sounding): (Vec<&Item>, Vec<&Item>) =
+            unheard.into_iter().partition(|item| self.units[&item.name].is_empty());
+        self.keep_texts(silent.into_iter().map(|item| (item, Ok(String::new()))).collect(), notice)?;
+        match listener {
+            Listener::Recognizer(recognizer) => self.recognize(recognizer, &sounding, notice),
+            Listener::Program(program) => self.ask(program, &sounding, notice),
+        }
+    }
+
+    /// Makes transcripts by a recogniser of this crate.
+    fn recognize(&self, recognizer: &Recognizer, items: &[&Item], notice: &mut dyn FnMut(Notice)) -> Result<()> {
+        let wavs: Vec<PathBuf> = items.iter().map(|item| self.wav(item)).collect();
+        let paths: Vec<&Path> = wavs.iter().map(PathBuf::as_path).collect();
+        let (mut done, mut broken) = (0, Ok(()));
+        recognizer.texts_of_many(&paths, &mut |results| {
+            done += results.len();
+            let text = |(n, result): (usize, Result<Recorded<String>>)| match result {
+                // Shorter than a window: there is nothing to hear.
+                Err(Error::Shape { op: "speech", .. }) => (items[n], Ok(String::new())),
+                result => (items[n], result.map(|(text, _)| text)),
+            };
+            broken = self.keep_texts(results.into_iter().map(text).collect(), notice);
+            notice(Notice::Progress("listening", done, items.len()));
+            if broken.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        broken
+    }
+
+    /// Makes transcripts by another program, several at a time.
+    fn ask(&self, program: &Program, items: &[&Item], notice: &mut dyn FnMut(Notice)) -> Result<()> {
         let (next, (sender, receiver)) = (AtomicUsize::new(0), channel());
         std::thread::scope(|scope| {
-            for _ in 0..listener.jobs().min(unheard.len()) {
-                let (sender, next, unheard) = (sender.clone(), &next, &unheard);
+            for _ in 0..program.jobs.max(1).min(items.len()) {
+                let (sender, next) = (sender.clone(), &next);
                 scope.spawn(move || {
-                    while let Some(item) = unheard.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let silent = self.units[&item.name].is_empty();
-                        let text = if silent { Ok(String::new()) } else { listener.text(&self.wav(item)) };
-                        if sender.send((*item, text)).is_err() {
+                    while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if sender.send((*item, program.text(&self.wav(item)))).is_err() {
                             return;
                         }
                     }
                 });
             }
             drop(sender);
-            let mut done = 0;
             // The receiver goes with an error, and the listeners end after the file they are at.
-            for (item, text) in receiver {
-                done += 1;
-                notice(Notice::Progress("listening", done, unheard.len()));
-                match text {
-                    Ok(text) => files::write_atomically(&self.transcript(item), text.as_bytes())?,
-                    Err(error) => notice(Notice::Failed(error)),
-                }
+            for (done, result) in receiver.into_iter().enumerate() {
+                notice(Notice::Progress("listening", done + 1, items.len()));
+                self.keep_texts(vec![result], notice)?;
             }
             Ok(())
         })
+    }
+
+    /// Writes transcripts, several at a time, and reports failures.
+    fn keep_texts(&self, texts: Vec<(&Item, Result<String>)>, notice: &mut dyn FnMut(Notice)) -> Result<()> {
+        let written = texts.into_par_iter().map(|(item, text)| match text {
+            Ok(text) => files::write_atomically(&self.transcript(item), text.as_bytes()).map(|()| None),
+            Err(error) => Ok(Some(error)),
+        });
+        for failed in written.collect::<Result<Vec<_>>>()?.into_iter().flatten() {
+            notice(Notice::Failed(failed));
+        }
+        Ok(())
     }
 
     /// The captions that have a transcript, by the number of their image.

@@ -1,10 +1,12 @@
 //! A codebook: the nearest of K codes for each vector. The nearest by Euclidean distance has the largest `x c - |c|^2 / 2`, so
-//! the search is a matrix product in f32 and an argmax; of equally near codes it is the first. Codes are kept in f32: on a device
-//! whose matrices are bf16 they are rounded to that, and near ties may resolve differently.
+//! the search is a matrix product in f32 and an argmax; of equally near codes it is the first. Codes are f32, or where
+//! matrices are bf16 rounded to that, squares and all: then it is the nearest of the rounded codes.
+
+use half::bf16;
 
 use super::loader::Loader;
 use crate::backend::{Activation, Backend, LinearWeights};
-use crate::tensor::HostTensor;
+use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result};
 
 /// How near a code is to a vector.
@@ -25,27 +27,33 @@ impl<B: Backend> Codebook<B> {
     /// Takes the codes `name` (K, D).
     pub fn load(loader: &mut Loader<'_, B>, name: &str, shape: [usize; 2], metric: Metric) -> Result<Codebook<B>> {
         let codes = loader.store.take(name, &shape)?;
-        Codebook::new(loader.backend, &codes, metric)
+        Codebook::new(loader.backend, &codes, metric, loader.dtype)
     }
 
-    /// Makes it of codes (K, D).
+    /// Makes it of codes (K, D), as a device holds them whose matrices are in `dtype`.
     ///
     /// # Errors
     /// If they are no matrix, or a code is zero and only its direction counts.
-    pub fn new(backend: &B, codes: &HostTensor, metric: Metric) -> Result<Codebook<B>> {
+    pub fn new(backend: &B, codes: &HostTensor, metric: Metric, dtype: Option<DType>) -> Result<Codebook<B>> {
         let &[count, width] = codes.shape() else {
             return Err(Error::shape("codebook", format!("codes of shape {:?}, expected (K, D)", codes.shape())));
         };
         let mut values = codes.to_f32().into_owned();
         let mut bias = vec![0.0; count];
         for (n, (code, bias)) in values.chunks_exact_mut(width.max(1)).zip(&mut bias).enumerate() {
-            let square: f64 = code.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
-            match metric {
-                Metric::Euclidean => *bias = (-0.5 * square) as f32,
-                Metric::Cosine if square == 0.0 => {
+            let square = |code: &[f32]| code.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
+            if metric == Metric::Cosine {
+                let length = square(code).sqrt();
+                if length == 0.0 {
                     return Err(Error::shape("codebook", format!("code {n} is zero and has no direction")));
                 }
-                Metric::Cosine => code.iter_mut().for_each(|v| *v = (f64::from(*v) / square.sqrt()) as f32),
+                code.iter_mut().for_each(|v| *v = (f64::from(*v) / length) as f32);
+            }
+            if dtype == Some(DType::BF16) {
+                code.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
+            }
+            if metric == Metric::Euclidean {
+                *bias = (-0.5 * square(code)) as f32;
             }
         }
         let values = HostTensor::from_f32(&[count, width], values)
@@ -88,7 +96,7 @@ mod tests {
             let (x, codes) = (random.values(rows * width), random.values(count * width));
             for metric in [Metric::Euclidean, Metric::Cosine] {
                 let tensor = HostTensor::from_f32(&[count, width], codes.clone()).unwrap();
-                let codebook = Codebook::new(&Cpu, &tensor, metric).unwrap();
+                let codebook = Codebook::new(&Cpu, &tensor, metric, None).unwrap();
                 let mut found = vec![9];
                 codebook.nearest(&Cpu, &Cpu.upload([rows, width], &x).unwrap(), &mut found).unwrap();
                 let expected: Vec<u32> = x.chunks_exact(width).map(|x| nearest(x, &codes, metric) as u32).collect();
@@ -97,22 +105,40 @@ mod tests {
         }
     }
 
+    /// Rounded codes with the squares of the codes before rounding would prefer whichever was rounded up.
+    #[test]
+    fn rounded_codes_are_those_that_are_near() {
+        let mut random = Random::new(5);
+        let (rows, count, width) = (200, 50, 24);
+        // Far from zero, where codes are rounded most.
+        let far = |v: &f32| 8.0 + v;
+        let x: Vec<f32> = random.values(rows * width).iter().map(far).collect();
+        let codes: Vec<f32> = random.values(count * width).iter().map(far).collect();
+        let tensor = HostTensor::from_f32(&[count, width], codes.clone()).unwrap();
+        let codebook = Codebook::new(&Cpu, &tensor, Metric::Euclidean, Some(DType::BF16)).unwrap();
+        let mut found = Vec::new();
+        codebook.nearest(&Cpu, &Cpu.upload([rows, width], &x).unwrap(), &mut found).unwrap();
+        let rounded: Vec<f32> = codes.iter().map(|&v| bf16::from_f32(v).to_f32()).collect();
+        let near = |x: &[f32]| nearest(x, &rounded, Metric::Euclidean) as u32;
+        assert_eq!(found, x.chunks_exact(width).map(near).collect::<Vec<_>>());
+    }
+
     #[test]
     fn ties_and_misfits() {
         let codes = HostTensor::from_f32(&[4, 2], vec![4.0, 0.0, 0.0, 1.0, 1.0, 0.0, 2.0, 0.0]).unwrap();
         let x = Cpu.upload([3, 2], &[1.5, 0.0, 0.0, 0.5, 9.0, 0.0]).unwrap();
         for (metric, expected) in [(Metric::Euclidean, [2, 1, 0]), (Metric::Cosine, [0, 1, 0])] {
             let mut found = Vec::new();
-            Codebook::new(&Cpu, &codes, metric).unwrap().nearest(&Cpu, &x, &mut found).unwrap();
+            Codebook::new(&Cpu, &codes, metric, None).unwrap().nearest(&Cpu, &x, &mut found).unwrap();
             assert_eq!(found, expected, "{metric:?}");
         }
         let zero = HostTensor::from_f32(&[2, 1], vec![1.0, 0.0]).unwrap();
-        assert!(Codebook::new(&Cpu, &zero, Metric::Euclidean).is_ok());
-        let error = Codebook::new(&Cpu, &zero, Metric::Cosine).err().unwrap().to_string();
+        assert!(Codebook::new(&Cpu, &zero, Metric::Euclidean, None).is_ok());
+        let error = Codebook::new(&Cpu, &zero, Metric::Cosine, None).err().unwrap().to_string();
         assert!(error.contains("code 1"), "{error}");
         let cube = HostTensor::from_f32(&[1, 1, 1], vec![1.0]).unwrap();
-        assert!(Codebook::new(&Cpu, &cube, Metric::Euclidean).is_err());
-        let codebook = Codebook::new(&Cpu, &codes, Metric::Euclidean).unwrap();
+        assert!(Codebook::new(&Cpu, &cube, Metric::Euclidean, None).is_err());
+        let codebook = Codebook::new(&Cpu, &codes, Metric::Euclidean, None).unwrap();
         let wide = Cpu.upload([1, 3], &[0.0; 3]).unwrap();
         assert!(codebook.nearest(&Cpu, &wide, &mut Vec::new()).is_err());
     }

@@ -31,18 +31,18 @@ impl<B: Backend> Ctc<B> {
         })
     }
 
-    /// The best id of each frame of one recording, 16,000 samples a second.
-    pub fn ids(&self, backend: &B, samples: &[f32]) -> Result<Vec<u32>> {
-        let x = self.encoder.normalized_features(backend, samples)?;
+    /// The best id of each frame of each recording, 16,000 samples a second.
+    pub fn ids(&self, backend: &B, recordings: &[&[f32]]) -> Result<Vec<Vec<u32>>> {
+        let (x, sequences) = self.encoder.normalized_features(backend, recordings)?;
         // The form for decode steps keeps f32 on every device.
         let logits = backend.linear_decode(&x, &self.output, Activation::None, None)?;
         let mut ids = Vec::new();
         backend.argmax(&logits, &mut ids)?;
-        Ok(ids)
+        Ok(sequences.parts().iter().map(|part| ids[part.clone()].to_vec()).collect())
     }
 
-    /// The text of one recording, 16,000 samples a second.
-    pub fn text(&self, backend: &B, samples: &[f32]) -> Result<String> {
-        Ok(self.vocabulary.text(&self.ids(backend, samples)?))
+    /// The text of each recording, 16,000 samples a second.
+    pub fn texts(&self, backend: &B, recordings: &[&[f32]]) -> Result<Vec<String>> {
+        Ok(self.ids(backend, recordings)?.iter().map(|ids| self.vocabulary.text(ids)).collect())
     }
 }

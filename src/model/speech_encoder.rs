@@ -2,10 +2,12 @@
 //! transformer makes features. Sources: fairseq's HubertModel and Wav2Vec2Model, and those of transformers; checkpoint names in
 //! `weights::convert`.
 
+use std::ops::Range;
+
 use super::loader::Loader;
-use super::transformer::{Encoder, EncoderShape};
+use super::transformer::{Division, Encoder, EncoderShape};
 use crate::Result;
-use crate::backend::{Activation, Backend, FrameConvShape, LayerNormWeights, LinearWeights};
+use crate::backend::{Activation, Backend, FrameConvShape, LayerNormWeights, LinearWeights, Sequences};
 use crate::config::{ConvolutionNorm, SpeechConfig, SpeechConvolution};
 
 /// Epsilon of the norms between convolutions.
@@ -67,26 +69,55 @@ impl<B: Backend> SpeechEncoder<B> {
 
     /// Samples of one recording, 16,000 a second, to the result of the last layer (T, C); (0, C) of less than a window.
     pub fn features(&self, backend: &B, samples: &[f32]) -> Result<B::Tensor> {
-        let normalized = self.normalize_eps.map(|eps| normalized(samples, eps));
-        let samples = normalized.as_deref().unwrap_or(samples);
-        let mut x = backend.upload([samples.len(), 1], samples)?;
+        Ok(self.features_of_many(backend, &[samples])?.0)
+    }
+
+    /// As [`SpeechEncoder::features`] of several recordings together, and the rows of each in the result. The features of each are
+    /// those it has alone, bit for bit.
+    pub fn features_of_many(&self, backend: &B, recordings: &[&[f32]]) -> Result<(B::Tensor, Sequences)> {
+        let (samples, mut sequences) = self.arrange(recordings)?;
+        let mut x = backend.upload([samples.len(), 1], &samples)?;
         for convolution in &self.convolutions {
-            x = convolution.forward(backend, &x)?;
+            sequences = convolution.windows(&sequences, backend.shape(&x)[0])?;
+            x = convolution.forward(backend, &x, &sequences)?;
         }
         let x = backend.layer_norm(&x, &self.feature_norm)?;
         let x = backend.linear(&x, &self.projection, Activation::None, None)?;
-        let x = backend.frame_conv(&x, &self.positions, self.position_shape, Activation::Gelu, Some(&x))?;
-        if self.pre_norm {
-            return self.encoder.forward(backend, x, 1);
-        }
-        self.encoder.forward_post_norm(backend, backend.layer_norm(&x, &self.norm)?, 1)
+        let (positions, shape) = (&self.positions, self.position_shape);
+        let x = backend.frame_conv(&x, positions, shape, Activation::Gelu, Some(&x), Some(&sequences))?;
+        let division = Division::Ragged(&sequences);
+        let x = match self.pre_norm {
+            true => self.encoder.forward(backend, x, division)?,
+            false => self.encoder.forward_post_norm(backend, backend.layer_norm(&x, &self.norm)?, division)?,
+        };
+        Ok((x, sequences))
     }
 
-    /// As [`SpeechEncoder::features`], with the norm that follows the last layer where norms stand before: the input of an output
-    /// layer.
-    pub fn normalized_features(&self, backend: &B, samples: &[f32]) -> Result<B::Tensor> {
-        let x = self.features(backend, samples)?;
-        if self.pre_norm { backend.layer_norm(&x, &self.norm) } else { Ok(x) }
+    /// As [`SpeechEncoder::features_of_many`], with the norm that follows the last layer where norms stand before: the input of an
+    /// output layer.
+    pub fn normalized_features(&self, backend: &B, recordings: &[&[f32]]) -> Result<(B::Tensor, Sequences)> {
+        let (x, sequences) = self.features_of_many(backend, recordings)?;
+        let x = if self.pre_norm { backend.layer_norm(&x, &self.norm)? } else { x };
+        Ok((x, sequences))
+    }
+
+    /// Recordings one after another, each from a multiple of the strides' product on: its windows in every convolution are those
+    /// it has alone. Windows in which two recordings meet belong to neither.
+    fn arrange(&self, recordings: &[&[f32]]) -> Result<(Vec<f32>, Sequences)> {
+        let hop: usize = self.convolutions.iter().map(|convolution| convolution.shape.stride).product();
+        let mut samples = Vec::with_capacity(recordings.iter().map(|recording| recording.len() + hop).sum());
+        let mut parts = Vec::with_capacity(recordings.len());
+        for recording in recordings {
+            samples.resize(samples.len().next_multiple_of(hop), 0.0);
+            let start = samples.len();
+            match self.normalize_eps {
+                Some(eps) => samples.extend(normalized(recording, eps)),
+                None => samples.extend_from_slice(recording),
+            }
+            parts.push(start..samples.len());
+        }
+        let sequences = Sequences::new(samples.len(), parts)?;
+        Ok((samples, sequences))
     }
 }
 
@@ -107,13 +138,25 @@ impl<B: Backend> Convolution<B> {
         Ok(Convolution { weights: LinearWeights { weight, bias }, shape, norm, over_time })
     }
 
-    fn forward(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
-        let Some(norm) = &self.norm else {
-            return backend.frame_conv(x, &self.weights, self.shape, Activation::Gelu, None);
+    /// The windows of each of `sequences`, which lie in so many rows.
+    fn windows(&self, sequences: &Sequences, rows: usize) -> Result<Sequences> {
+        let (shape, rows) = (self.shape, self.shape.windows(rows));
+        let windows = |part: &Range<usize>| {
+            // Of what is shorter than a window there may be no rows at the end.
+            let start = (part.start / shape.stride).min(rows);
+            start..start + shape.windows(part.len())
         };
-        let x = backend.frame_conv(x, &self.weights, self.shape, Activation::None, None)?;
+        Sequences::new(rows, sequences.parts().iter().map(windows).collect())
+    }
+
+    /// x to the windows of all, of which those of `sequences` count.
+    fn forward(&self, backend: &B, x: &B::Tensor, sequences: &Sequences) -> Result<B::Tensor> {
+        let Some(norm) = &self.norm else {
+            return backend.frame_conv(x, &self.weights, self.shape, Activation::Gelu, None, None);
+        };
+        let x = backend.frame_conv(x, &self.weights, self.shape, Activation::None, None, None)?;
         if self.over_time {
-            return backend.instance_norm(&x, norm, Activation::Gelu);
+            return backend.instance_norm(&x, norm, sequences, Activation::Gelu);
         }
         backend.gelu(&backend.layer_norm(&x, norm)?)
     }

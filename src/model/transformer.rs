@@ -4,7 +4,7 @@
 //! Embeddings before the first layer and norms after the last belong to the models.
 
 use super::loader::Loader;
-use crate::backend::{Activation, AttentionShape, Backend, TransformerLayer};
+use crate::backend::{Activation, AttentionShape, Backend, Sequences, TransformerLayer};
 use crate::{Error, Result};
 
 /// Dimensions of an encoder.
@@ -26,6 +26,15 @@ pub struct EncoderShape {
     pub eps: f32,
 }
 
+/// Division of rows into sequences, whose tokens all see each other.
+#[derive(Clone, Copy, Debug)]
+pub enum Division<'a> {
+    /// So many of one length.
+    Equal(usize),
+    /// Sequences of different lengths.
+    Ragged(&'a Sequences),
+}
+
 /// The layers of an encoder.
 pub struct Encoder<B: Backend> {
     heads: usize,
@@ -41,25 +50,27 @@ impl<B: Backend> Encoder<B> {
         Ok(Encoder { heads: shape.heads, activation: shape.activation, layers: layers.collect::<Result<_>>()? })
     }
 
-    /// Sequences (B*T, C), all of T tokens that see each other, to the result of the last layer (B*T, C).
-    pub fn forward(&self, backend: &B, x: B::Tensor, batch: usize) -> Result<B::Tensor> {
-        let shape = self.attention_shape(backend, &x, batch)?;
-        self.layers.iter().try_fold(x, |x, layer| self.layer(backend, layer, &x, shape))
+    /// Sequences (B*T, C) to the result of the last layer (B*T, C).
+    pub fn forward(&self, backend: &B, x: B::Tensor, division: Division<'_>) -> Result<B::Tensor> {
+        self.layers.iter().try_fold(x, |x, layer| self.layer(backend, layer, &x, division))
     }
 
     /// As [`Encoder::forward`], with the norms after the residuals.
-    pub fn forward_post_norm(&self, backend: &B, x: B::Tensor, batch: usize) -> Result<B::Tensor> {
-        let shape = self.attention_shape(backend, &x, batch)?;
-        self.layers.iter().try_fold(x, |x, layer| self.layer_post_norm(backend, layer, &x, shape))
+    pub fn forward_post_norm(&self, backend: &B, x: B::Tensor, division: Division<'_>) -> Result<B::Tensor> {
+        self.layers.iter().try_fold(x, |x, layer| self.layer_post_norm(backend, layer, &x, division))
     }
 
-    fn attention_shape(&self, backend: &B, x: &B::Tensor, batch: usize) -> Result<AttentionShape> {
-        let rows = backend.shape(x)[0];
+    fn attention(&self, backend: &B, qkv: &B::Tensor, division: Division<'_>) -> Result<B::Tensor> {
+        let batch = match division {
+            Division::Equal(batch) => batch,
+            Division::Ragged(sequences) => return backend.attention_ragged(qkv, self.heads, sequences),
+        };
+        let rows = backend.shape(qkv)[0];
         let tokens = rows.checked_div(batch).unwrap_or(0);
         if batch * tokens != rows {
             return Err(Error::shape("encoder", format!("{rows} rows of {batch} sequences of one length")));
         }
-        Ok(AttentionShape { batch, tokens, heads: self.heads, prefix: tokens })
+        backend.attention(qkv, AttentionShape { batch, tokens, heads: self.heads, prefix: tokens })
     }
 
     fn layer(
@@ -67,11 +78,11 @@ impl<B: Backend> Encoder<B> {
         backend: &B,
         layer: &TransformerLayer<B>,
         x: &B::Tensor,
-        shape: AttentionShape,
+        division: Division<'_>,
     ) -> Result<B::Tensor> {
         let normed = backend.layer_norm(x, &layer.attention_norm)?;
         let qkv = backend.linear(&normed, &layer.qkv, Activation::None, None)?;
-        let attended = backend.attention(&qkv, shape)?;
+        let attended = self.attention(backend, &qkv, division)?;
         let x = backend.linear(&attended, &layer.attention_out, Activation::None, Some(x))?;
         let normed = backend.layer_norm(&x, &layer.mlp_norm)?;
         let hidden = backend.linear(&normed, &layer.fc1, self.activation, None)?;
@@ -83,10 +94,10 @@ impl<B: Backend> Encoder<B> {
         backend: &B,
         layer: &TransformerLayer<B>,
         x: &B::Tensor,
-        shape: AttentionShape,
+        division: Division<'_>,
     ) -> Result<B::Tensor> {
         let qkv = backend.linear(x, &layer.qkv, Activation::None, None)?;
-        let attended = backend.attention(&qkv, shape)?;
+        let attended = self.attention(backend, &qkv, division)?;
         let x = backend.linear(&attended, &layer.attention_out, Activation::None, Some(x))?;
         let x = backend.layer_norm(&x, &layer.attention_norm)?;
         let hidden = backend.linear(&x, &layer.fc1, self.activation, None)?;

@@ -5,7 +5,7 @@
 
 use super::efficient_net::EfficientNet;
 use super::loader::{Loader, expect_len};
-use super::transformer::{Encoder, EncoderShape};
+use super::transformer::{Division, Encoder, EncoderShape};
 use crate::Result;
 use crate::backend::{Activation, Backend, GraphId, LayerNormWeights, LinearWeights, PatchShape};
 use crate::config::ModelConfig;
@@ -116,7 +116,7 @@ impl<B: Backend> Transformer<B> {
         let batch = backend.shape(pixels)[0];
         let x = backend.patch_embed(pixels, &self.patch_embedding, Some(&self.class), &self.position, self.patch)?;
         let x = normed(backend, x, self.pre_norm.as_ref())?;
-        let x = self.encoder.forward(backend, x, batch)?;
+        let x = self.encoder.forward(backend, x, Division::Equal(batch))?;
         normed(backend, x, self.post_norm.as_ref())
     }
 }

@@ -4,7 +4,7 @@
 
 use super::codebook::{Codebook, Metric};
 use super::loader::{Loader, expect_len};
-use super::transformer::{Encoder, EncoderShape};
+use super::transformer::{Division, Encoder, EncoderShape};
 use crate::backend::{Activation, Backend, GraphId, LayerNormWeights, LinearWeights, PatchShape};
 use crate::config::TokenizerConfig;
 use crate::{Error, Result};
@@ -63,7 +63,7 @@ impl<B: Backend> Tokenizer<B> {
         backend.captured(&self.graph, &pixels, &|backend, pixels| {
             let patch = PatchShape::rgb(self.config.patch);
             let x = backend.patch_embed(pixels, &self.patch_embedding, None, &self.position, patch)?;
-            let x = self.encoder.forward(backend, x, batch)?;
+            let x = self.encoder.forward(backend, x, Division::Equal(batch))?;
             let x = backend.layer_norm(&x, &self.norm)?;
             backend.linear(&x, &self.projection, Activation::None, None)
         })

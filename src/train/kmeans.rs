@@ -109,7 +109,7 @@ fn first_centres(rows: &[f32], width: usize, clusters: usize, random: &mut Rando
 fn assign(rows: &[f32], width: usize, centres: &[f32]) -> Result<Vec<u32>> {
     let codes = HostTensor::from_f32(&[centres.len() / width, width], centres.to_vec())
         .ok_or_else(|| Error::internal("centres that are not those of their shape"))?;
-    let codebook = Codebook::new(&Cpu, &codes, Metric::Euclidean)?;
+    let codebook = Codebook::new(&Cpu, &codes, Metric::Euclidean, None)?;
     let (mut all, mut block) = (Vec::with_capacity(rows.len() / width), Vec::new());
     for rows in rows.chunks(BLOCK * width) {
         let x = Cpu.upload([rows.len() / width, width], rows)?;

@@ -9,6 +9,12 @@ pub const HEAD_SIZE: usize = 64;
 pub const VISION_EPS: f32 = 1e-5;
 /// Epsilon of the decoder's norms, where nothing says it.
 pub const DECODER_EPS: f32 = 1e-12;
+/// Epsilon of the norms of a vision transformer over image units, which is timm's.
+pub const UNIT_VISION_EPS: f32 = 1e-6;
+/// Side of the grid of units of an image, where no tokenizer says it.
+pub const UNIT_GRID: usize = 32;
+/// Side of a unit in pixels, where no tokenizer says it.
+pub const UNIT_PIXELS: usize = 8;
 /// Before the names of the vision transformer.
 pub const VISION: &str = "git.image_encoder.vision_model.";
 /// Before the names of an EfficientNet, which are those of the package `efficientnet_lite_pytorch`.

@@ -138,6 +138,15 @@ impl Checkpoint {
         Ok(Some(tensors))
     }
 
+    /// The truth value that `keys` lead to, outermost first, through dicts and through objects with attributes.
+    pub fn truth(&self, keys: &[&str]) -> Option<bool> {
+        let mut value = self.object.root();
+        for key in keys {
+            value = value.get(key).or_else(|| value.state()?.get(key))?;
+        }
+        value.as_bool()
+    }
+
     /// The object itself, which has to be a tensor or an array.
     pub fn tensor(&self) -> Result<StoredTensor> {
         let tensor = tensor::Reader::new(self).tensor(self.object.root());

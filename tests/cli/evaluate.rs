@@ -233,3 +233,31 @@ fn a_recogniser_of_this_program_listens() {
     assert_eq!(kept.trim(), transcribed.trim());
     assert_eq!(report(&folder)["images"].as_array().unwrap().len(), 2);
 }
+
+/// An interruption ends the listener too, however long it would have run.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_interruption_ends_the_listener() {
+    let folder = data_set();
+    let listener = "f() { echo $$ > listener.pid.new; mv listener.pid.new listener.pid; sleep 300; }; f";
+    let mut run = Command::new(env!("CARGO_BIN_EXE_im2sp"));
+    run.args(evaluate(listener, &[("--asr-timeout", "300")])).current_dir(folder.path());
+    let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let file = folder.path().join("listener.pid");
+    let began = Instant::now();
+    while !file.exists() && began.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let listener = std::fs::read_to_string(&file).unwrap().trim().to_owned();
+    assert!(Path::new("/proc").join(&listener).exists());
+    let interrupt = Command::new("bash").args(["-c", &format!("kill -INT {}", run.id())]).status().unwrap();
+    assert!(interrupt.success() && !run.wait().unwrap().success());
+    // Whoever inherits it waits for it in its own time.
+    let ended = || {
+        std::fs::read_to_string(Path::new("/proc").join(&listener).join("stat")).map_or(true, |s| s.contains(") Z "))
+    };
+    while !ended() && began.elapsed() < Duration::from_secs(180) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(ended(), "the listener runs on");
+}

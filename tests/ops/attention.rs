@@ -1,6 +1,6 @@
 use im2sp::backend::cpu::Cpu;
 use im2sp::backend::prelude::*;
-use im2sp::backend::{AttentionShape, DropoutMask};
+use im2sp::backend::{AttentionShape, DropoutMask, Sequences};
 
 use crate::common::assert_close;
 use crate::{cases, ops, random, slopes, tensor, values};
@@ -240,4 +240,26 @@ fn edges_and_misfits() {
     {
         assert!(back(dy, y, saved, mask).is_err());
     }
+}
+
+/// Sequences of different lengths give what each gives alone, bit for bit; rows of none are zeros.
+#[test]
+fn sequences_of_different_lengths_are_independent() {
+    let (heads, size) = (2, 5);
+    let (parts, columns, width) = (vec![1..131, 131..132, 133..133, 140..145], 3 * heads * size, heads * size);
+    let qkv = random(25).values(150 * columns);
+    let sequences = Sequences::new(150, parts.clone()).unwrap();
+    let y = values(&Cpu.attention_ragged(&tensor(150, columns, &qkv), heads, &sequences).unwrap());
+    let mut expected = vec![0.0; y.len()];
+    for part in parts {
+        let tokens = part.len();
+        let alone = tensor(tokens, columns, &qkv[part.start * columns..part.end * columns]);
+        let shape = AttentionShape { batch: 1, tokens, heads, prefix: tokens };
+        let alone = values(&Cpu.attention(&alone, shape).unwrap());
+        expected[part.start * width..part.end * width].copy_from_slice(&alone);
+    }
+    assert_eq!(y, expected);
+    let x = tensor(149, columns, &qkv[..149 * columns]);
+    assert!(Cpu.attention_ragged(&x, heads, &sequences).is_err(), "sequences of other rows");
+    assert!(Cpu.attention_ragged(&x, 7, &Sequences::one(149)).is_err(), "heads that do not divide the columns");
 }

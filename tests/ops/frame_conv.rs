@@ -1,6 +1,6 @@
 use im2sp::backend::cpu::{Cpu, Matrix, Tensor};
 use im2sp::backend::prelude::*;
-use im2sp::backend::{Activation, FrameConvShape, LinearWeights};
+use im2sp::backend::{Activation, FrameConvShape, LinearWeights, Sequences};
 
 use crate::common::assert_close;
 use crate::{cases, coded, matrix, narrow_matrix, ops, random, row, tensor, values};
@@ -28,11 +28,11 @@ fn equals_golden() {
         let depth = w_shape[1] * w_shape[2];
         let layer = layer(matrix(w_shape[0], depth, &w), &get("bias").1);
         let x = tensor(x_shape[0], x_shape[1], &x);
-        let plain = Cpu.frame_conv(&x, &layer, shape, Activation::None, None).unwrap();
+        let plain = Cpu.frame_conv(&x, &layer, shape, Activation::None, None, None).unwrap();
         assert_eq!(Cpu.shape(&plain), [y_shape[0], y_shape[1]], "{case}");
         assert_close(&case, &values(&plain), &y, depth);
         let residual = tensor(y_shape[0], y_shape[1], &get("residual").1);
-        let y = Cpu.frame_conv(&x, &layer, shape, Activation::Gelu, Some(&residual)).unwrap();
+        let y = Cpu.frame_conv(&x, &layer, shape, Activation::Gelu, Some(&residual), None).unwrap();
         assert_close(&format!("{case} gelu"), &values(&y), &get("gelu").1, depth);
     }
 }
@@ -67,7 +67,7 @@ fn equals_the_definition() {
         let expected: Vec<f32> = (0..rows * outputs).map(|i| value(i / outputs, i % outputs)).collect();
         for weight in [matrix(outputs, taps * part, &w), narrow_matrix(outputs, taps * part, &w)] {
             let x = tensor(frames, inputs, &x);
-            let y = Cpu.frame_conv(&x, &layer(weight, &bias), shape, Activation::None, None).unwrap();
+            let y = Cpu.frame_conv(&x, &layer(weight, &bias), shape, Activation::None, None, None).unwrap();
             assert_eq!(values(&y), expected, "{frames} {inputs} {outputs} {shape:?}");
         }
     }
@@ -77,7 +77,7 @@ fn equals_the_definition() {
 fn edges_and_misfits() {
     let weights = |n: usize, k: usize| layer(matrix(n, k, &vec![1.0; n * k]), &vec![1.0; n]);
     let conv = |x: &Tensor, layer: &LinearWeights<Cpu>, shape, residual: Option<&Tensor>| {
-        Cpu.frame_conv(x, layer, shape, Activation::None, residual).map(|y| (Cpu.shape(&y), values(&y)))
+        Cpu.frame_conv(x, layer, shape, Activation::None, residual, None).map(|y| (Cpu.shape(&y), values(&y)))
     };
     let strided = FrameConvShape::strided(3, 2);
     let x = tensor(5, 2, &[1.0; 10]);
@@ -99,4 +99,32 @@ fn edges_and_misfits() {
     assert!(conv(&x, &short, strided, None).is_err());
     let eight = layer(Cpu.matrix(coded(1, 6, &[1.0; 6])).unwrap(), &[0.0]);
     assert!(conv(&x, &eight, strided, None).is_err(), "eight bits");
+}
+
+/// The windows of each sequence are those that it has alone, bit for bit; rows of none are zeros.
+#[test]
+fn sequences_are_convolved_by_themselves() {
+    let (parts, channels) = (vec![0..7, 7..8, 9..9, 12..50], 6);
+    let shape = FrameConvShape { taps: 8, stride: 1, padding: [4, 3], groups: 3 };
+    let mut random = random(24);
+    let (x, added) = (random.values(52 * channels), random.values(52 * channels));
+    let layer = layer(matrix(channels, 16, &random.values(channels * 16)), &random.values(channels));
+    let convolve = |at: std::ops::Range<usize>, sequences: Option<&Sequences>| {
+        let rows = at.len();
+        let part = |values: &[f32]| tensor(rows, channels, &values[at.start * channels..at.end * channels]);
+        let (x, added) = (part(&x), part(&added));
+        Cpu.frame_conv(&x, &layer, shape, Activation::Gelu, Some(&added), sequences).map(|y| values(&y))
+    };
+    let y = convolve(0..52, Some(&Sequences::new(52, parts.clone()).unwrap())).unwrap();
+    let mut expected = vec![0.0; y.len()];
+    for part in parts {
+        expected[part.start * channels..part.end * channels].copy_from_slice(&convolve(part, None).unwrap());
+    }
+    assert_eq!(y, expected);
+    assert!(convolve(0..52, Some(&Sequences::one(51))).is_err());
+    // Only where there is a window for each frame.
+    let strided = FrameConvShape { stride: 2, ..shape };
+    let whole = Sequences::one(52);
+    let x = tensor(52, channels, &x);
+    assert!(Cpu.frame_conv(&x, &layer, strided, Activation::Gelu, None, Some(&whole)).is_err());
 }

@@ -16,7 +16,7 @@ use super::dropout::{RUN, factors};
 use super::gemm::{self, Left, Right, Target};
 use super::simd::{MAX_LANES, Simd, dispatch, exp, prefetch};
 use super::{Cpu, Tensor};
-use crate::backend::{Attention, AttentionBackward, AttentionShape, DropoutMask, attention};
+use crate::backend::{Attention, AttentionBackward, AttentionShape, DropoutMask, Sequences, attention};
 use crate::{Result, trace};
 
 /// Query rows per task: 128 x 1024 scores are half a MiB.
@@ -28,7 +28,21 @@ impl Attention for Cpu {
     fn attention(&self, qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
         let _span = trace::span("attention");
         let size = attention::check(self, qkv, shape)?;
-        Ok(attend(qkv, shape, size, None).0)
+        Ok(attend(&qkv.data, shape, size, None).0)
+    }
+
+    fn attention_ragged(&self, qkv: &Tensor, heads: usize, sequences: &Sequences) -> Result<Tensor> {
+        let _span = trace::span("attention");
+        let size = attention::check_ragged(self, qkv, heads, sequences)?;
+        let width = heads * size;
+        let mut y = Buffer::zeros(qkv.rows * width);
+        for rows in sequences.parts() {
+            let tokens = rows.len();
+            let shape = AttentionShape { batch: 1, tokens, heads, prefix: tokens };
+            let part = &qkv.data[rows.start * 3 * width..rows.end * 3 * width];
+            y[rows.start * width..rows.end * width].copy_from_slice(&attend(part, shape, size, None).0.data);
+        }
+        Ok(Tensor::new(qkv.rows, width, y))
     }
 }
 
@@ -41,7 +55,7 @@ impl AttentionBackward for Cpu {
     ) -> Result<(Tensor, Tensor)> {
         let _span = trace::span("attention");
         let size = attention::check_saving(self, qkv, shape, dropout)?;
-        Ok(attend(qkv, shape, size, dropout))
+        Ok(attend(&qkv.data, shape, size, dropout))
     }
 
     fn attention_backward(
@@ -78,7 +92,7 @@ fn first_block(row: usize, tokens: usize) -> u64 {
 }
 
 /// Attention with heads of `size` values, and the log-sum-exp of each query's scores.
-fn attend(qkv: &Tensor, shape: AttentionShape, size: usize, dropout: Option<DropoutMask>) -> (Tensor, Tensor) {
+fn attend(qkv: &[f32], shape: AttentionShape, size: usize, dropout: Option<DropoutMask>) -> (Tensor, Tensor) {
     let AttentionShape { batch, tokens, heads, prefix } = shape;
     let width = heads * size;
     let blocks = tokens.div_ceil(QUERY_BLOCK);
@@ -93,7 +107,7 @@ fn attend(qkv: &Tensor, shape: AttentionShape, size: usize, dropout: Option<Drop
         let first = block * QUERY_BLOCK;
         let queries = QUERY_BLOCK.min(tokens - first);
         let keys = visible_before(first + queries, prefix);
-        let rows = &qkv.data[sequence * tokens * 3 * width..][..tokens * 3 * width];
+        let rows = &qkv[sequence * tokens * 3 * width..][..tokens * 3 * width];
         let query = &rows[first * 3 * width + head * size..];
         let key = Right { values: &rows[width + head * size..], depth_stride: 1, column_stride: 3 * width };
         let value = Right { values: &rows[2 * width + head * size..], depth_stride: 3 * width, column_stride: 1 };

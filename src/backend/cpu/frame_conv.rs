@@ -12,7 +12,7 @@ use super::gemm::{self, Left, Panel, Right, Target};
 use super::linear::Element;
 use super::{Activation, Cpu, Elements, Tensor};
 use crate::backend::frame_conv::{self, FrameConvShape, FrameConvSizes};
-use crate::backend::{FrameConv, LinearWeights};
+use crate::backend::{FrameConv, LinearWeights, Sequences};
 use crate::{Error, Result, trace};
 
 /// Windows of a task: so many that packing their weights costs little, and so few that a layer has tasks for all threads.
@@ -26,21 +26,39 @@ impl FrameConv for Cpu {
         shape: FrameConvShape,
         activation: Activation,
         residual: Option<&Tensor>,
+        sequences: Option<&Sequences>,
     ) -> Result<Tensor> {
         let _span = trace::span("frame_conv");
-        let sizes = frame_conv::check(self, x, layer, shape, residual)?;
-        let mut y = Buffer::any(sizes.rows * sizes.outputs);
-        if !y.is_empty() {
-            let out = Out { y: Disjoint::new(&mut y), residual: residual.map_or(&[], |r| &r.data), activation };
+        let sizes = frame_conv::check(self, x, layer, shape, residual, sequences)?;
+        let (len, whole) = (sizes.rows * sizes.outputs, Sequences::one(x.rows));
+        let mut y = if sequences.is_none() { Buffer::any(len) } else { Buffer::zeros(len) };
+        let target = Disjoint::new(&mut y);
+        for frames in sequences.unwrap_or(&whole).parts() {
+            let rows = shape.windows(frames.len());
+            // A sequence's windows begin where its frames do.
+            let (from, to) = (frames.start * x.columns, frames.start * sizes.outputs);
+            if rows * sizes.outputs == 0 || frames.is_empty() && sequences.is_some() {
+                continue;
+            }
+            let frames = Frames { values: &x.data[from..frames.end * x.columns], channels: x.columns };
+            let (sizes, residual) = (FrameConvSizes { rows, ..sizes }, residual.map_or(&[][..], |r| &r.data[to..]));
+            let out = Out { y: target.offset(to), residual, activation };
             match layer.weight.elements()? {
-                Elements::F32(weight) => convolve(x, weight, &layer.bias.data, shape, sizes, out),
-                Elements::Bf16(weight) => convolve(x, weight, &layer.bias.data, shape, sizes, out),
+                Elements::F32(weight) => convolve(frames, weight, &layer.bias.data, shape, sizes, out),
+                Elements::Bf16(weight) => convolve(frames, weight, &layer.bias.data, shape, sizes, out),
                 Elements::Int8(_) => return Err(Error::shape("frame_conv", "weights must be f32 or bf16")),
             }
         }
         layer.weight.release_after_first_use();
         Ok(Tensor::new(sizes.rows, sizes.outputs, y))
     }
+}
+
+/// Frames (T, C).
+#[derive(Clone, Copy)]
+struct Frames<'a> {
+    values: &'a [f32],
+    channels: usize,
 }
 
 /// The result (windows, N), and what is done to its sums.
@@ -62,7 +80,7 @@ impl<'a> Out<'a> {
 }
 
 fn convolve<'a, E: Element + Sync>(
-    x: &'a Tensor,
+    x: Frames<'a>,
     weight: &'a [E],
     bias: &'a [f32],
     shape: FrameConvShape,
@@ -72,14 +90,14 @@ fn convolve<'a, E: Element + Sync>(
     Right<'a, E>: Panel,
 {
     let FrameConvShape { stride, padding, groups, .. } = shape;
-    let (channels, columns) = (x.columns / groups, outputs / groups);
+    let (channels, columns) = (x.channels / groups, outputs / groups);
     if groups == 1 && padding == [0, 0] {
         let row_stride = stride * channels;
         let right = Right { values: weight, depth_stride: 1, column_stride: depth };
         let panels = outputs.div_ceil(gemm::COLUMNS);
         (0..rows.div_ceil(BLOCK) * panels).into_par_iter().for_each_init(Vec::new, |scratch, task| {
             let (row, column) = (task / panels * BLOCK, task % panels * gemm::COLUMNS);
-            let left = Left { values: &x.data[row * row_stride..], row_stride, rows: BLOCK.min(rows - row), depth };
+            let left = Left { values: &x.values[row * row_stride..], row_stride, rows: BLOCK.min(rows - row), depth };
             let target = out.part(row * outputs, 0, outputs, outputs, bias);
             // SAFETY: the result has `rows` rows of `outputs` elements and is borrowed for the whole call; each task writes
             // its own block.
@@ -92,7 +110,7 @@ fn convolve<'a, E: Element + Sync>(
         |(frames, scratch), group| {
             frames.clear();
             frames.resize(padding[0] * channels, 0.0);
-            for frame in x.data.chunks_exact(x.columns) {
+            for frame in x.values.chunks_exact(x.channels) {
                 frames.extend_from_slice(&frame[group * channels..][..channels]);
             }
             frames.resize(frames.len() + padding[1] * channels, 0.0);

@@ -8,31 +8,38 @@ use super::buffer::Buffer;
 use super::linear::finish;
 use super::simd::{Simd, dispatch};
 use super::{Activation, Cpu, Tensor};
-use crate::backend::{InstanceNorm, LayerNormWeights, instance_norm};
+use crate::backend::{InstanceNorm, LayerNormWeights, Sequences, instance_norm};
 use crate::{Result, trace};
 
 impl InstanceNorm for Cpu {
-    fn instance_norm(&self, x: &Tensor, norm: &LayerNormWeights<Cpu>, activation: Activation) -> Result<Tensor> {
+    fn instance_norm(
+        &self,
+        x: &Tensor,
+        norm: &LayerNormWeights<Cpu>,
+        sequences: &Sequences,
+        activation: Activation,
+    ) -> Result<Tensor> {
         let _span = trace::span("instance_norm");
-        instance_norm::check(self, x, norm)?;
-        let mut y = Buffer::any(x.data.len());
-        if y.is_empty() {
-            return Ok(Tensor::new(x.rows, x.columns, y));
+        instance_norm::check(self, x, norm, sequences)?;
+        let len = x.data.len();
+        let mut y = if sequences.cover_all() { Buffer::any(len) } else { Buffer::zeros(len) };
+        for rows in sequences.parts().iter().filter(|rows| !rows.is_empty() && x.columns > 0) {
+            let part = rows.start * x.columns..rows.end * x.columns;
+            let (x, chunk) = (&x.data[part.clone()], instance_norm::share(rows.len()) * x.columns);
+            let [mean, scale] = statistics(x, chunk, norm);
+            let shares = y[part].par_chunks_mut(chunk).zip(x.par_chunks(chunk));
+            shares.for_each(|(y, x)| apply(x, [&mean, &scale, &norm.bias.data], activation, y));
         }
-        let chunk = instance_norm::share(x.rows) * x.columns;
-        let [mean, scale] = statistics(x, chunk, norm);
-        let shares = y.par_chunks_mut(chunk).zip(x.data.par_chunks(chunk));
-        shares.for_each(|(y, x)| apply(x, [&mean, &scale, &norm.bias.data], activation, y));
         Ok(Tensor::new(x.rows, x.columns, y))
     }
 }
 
 /// Mean, and weight times rstd, of each channel.
-fn statistics(x: &Tensor, chunk: usize, norm: &LayerNormWeights<Cpu>) -> [Vec<f32>; 2] {
-    let channels = x.columns;
-    let shares: Vec<Vec<f32>> = x.data.par_chunks(chunk).map(|x| moments(x, channels)).collect();
+fn statistics(x: &[f32], chunk: usize, norm: &LayerNormWeights<Cpu>) -> [Vec<f32>; 2] {
+    let channels = norm.bias.data.len();
+    let shares: Vec<Vec<f32>> = x.par_chunks(chunk).map(|x| moments(x, channels)).collect();
     let (mut count, mut mean, mut squares) = (0.0f64, vec![0.0f64; channels], vec![0.0f64; channels]);
-    for (share, x) in shares.iter().zip(x.data.chunks(chunk)) {
+    for (share, x) in shares.iter().zip(x.chunks(chunk)) {
         let added = (x.len() / channels) as f64;
         let total = count + added;
         for (c, (mean, squares)) in mean.iter_mut().zip(&mut squares).enumerate() {

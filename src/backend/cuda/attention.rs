@@ -7,7 +7,7 @@ use super::kernels::{
 };
 use super::{Cuda, Layout, Tensor, ensure, int, pointer_of};
 use crate::Result;
-use crate::backend::{Attention, AttentionBackward, AttentionShape, DropoutMask, attention};
+use crate::backend::{Attention, AttentionBackward, AttentionShape, DropoutMask, Sequences, attention};
 use crate::tensor::DType;
 
 /// Head size of the form on tensor cores, and its queries, or keys, of a block.
@@ -24,7 +24,14 @@ const NO_MASK: DropoutMask = DropoutMask { probability: 0.0, seed: 0, stream: 0 
 impl Attention for Cuda {
     fn attention(&self, qkv: &Tensor, shape: AttentionShape) -> Result<Tensor> {
         let size = attention::check(self, qkv, shape)?;
-        launch(self, qkv, shape, size, None, NO_MASK)
+        launch(self, qkv, shape, size, None, (None, NO_MASK))
+    }
+
+    fn attention_ragged(&self, qkv: &Tensor, heads: usize, sequences: &Sequences) -> Result<Tensor> {
+        let size = attention::check_ragged(self, qkv, heads, sequences)?;
+        let tokens = sequences.longest();
+        let shape = AttentionShape { batch: sequences.parts().len(), tokens, heads, prefix: tokens };
+        launch(self, qkv, shape, size, Some(sequences), (None, NO_MASK))
     }
 }
 
@@ -37,7 +44,7 @@ impl AttentionBackward for Cuda {
     ) -> Result<(Tensor, Tensor)> {
         let size = attention::check_saving(self, qkv, shape, dropout)?;
         let log_sum_exp = self.empty([shape.batch * shape.heads, shape.tokens], DType::F32, Layout::Rows)?;
-        let y = launch(self, qkv, shape, size, Some(&log_sum_exp), dropout.unwrap_or(NO_MASK))?;
+        let y = launch(self, qkv, shape, size, None, (Some(&log_sum_exp), dropout.unwrap_or(NO_MASK)))?;
         Ok((y, log_sum_exp))
     }
 
@@ -72,24 +79,27 @@ fn plain(shape: AttentionShape, size: usize, own: usize) -> Launch {
 }
 
 /// Packed qkv (B*T, 3*H*D) of heads of `size` values to (B*T, H*D), in the type of the backend, and the log-sum-exp of each
-/// query where it is wanted.
+/// query where it is wanted. T of sequences of different lengths is that of the longest.
 fn launch(
     cuda: &Cuda,
     qkv: &Tensor,
     shape: AttentionShape,
     size: usize,
-    log_sum_exp: Option<&Tensor>,
-    mask: DropoutMask,
+    sequences: Option<&Sequences>,
+    (log_sum_exp, mask): (Option<&Tensor>, DropoutMask),
 ) -> Result<Tensor> {
     const OP: &str = "attention";
-    let AttentionShape { batch, tokens, heads, prefix } = shape;
+    let AttentionShape { tokens, heads, prefix, .. } = shape;
     check_size(OP, size)?;
     let qkv = cuda.rows_of(qkv, cuda.dtype)?;
-    let y = cuda.empty([batch * tokens, heads * size], cuda.dtype, Layout::Rows)?;
+    let (result, whole) = ([qkv.rows, heads * size], Sequences::one(qkv.rows));
+    let y = cuda.empty_for(sequences.unwrap_or(&whole), result, cuda.dtype)?;
+    let table = sequences.map(|sequences| cuda.put_ids(&sequences.table(OP)?)).transpose()?;
     let params = AttentionParams {
         qkv: qkv.pointer(),
         y: y.pointer(),
         log_sum_exp: pointer_of(log_sum_exp),
+        sequences: pointer_of(table.as_ref()),
         seed: mask.seed.cast_signed(),
         stream: mask.stream.cast_signed(),
         threshold: mask.threshold(),
@@ -111,7 +121,7 @@ fn launch(
         (_, false) => (&kernels::ATTENTION_FORWARD_WARP_PER_QUERY_F32, plain),
         (_, true) => (&kernels::ATTENTION_FORWARD_SAVING_WARP_PER_QUERY_F32, plain),
     };
-    // SAFETY: the shape was checked; no row of a sequence from T on is read or written, nor is a log-sum-exp; with D = 64 every
+    // SAFETY: the shape was checked; no row behind a sequence's last is read or written, nor is a log-sum-exp; with D = 64 every
     // row begins at a multiple of 16 bytes.
     unsafe { cuda.launch(kernel, launch, params)? };
     Ok(y)

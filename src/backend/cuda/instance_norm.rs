@@ -1,43 +1,57 @@
 //! Launches kernels/instance_norm.cu.
 
+use std::ops::Range;
+
 use super::driver::Launch;
 use super::kernels::{self, InstanceNormParams};
 use super::linear::code;
 use super::{Cuda, Layout, Tensor, int};
 use crate::Result;
-use crate::backend::{Activation, InstanceNorm, LayerNormWeights, instance_norm};
+use crate::backend::{Activation, InstanceNorm, LayerNormWeights, Sequences, instance_norm};
 use crate::tensor::DType;
 
 /// Channels of a block.
 const CHANNELS: usize = 256;
 
 impl InstanceNorm for Cuda {
-    fn instance_norm(&self, x: &Tensor, norm: &LayerNormWeights<Cuda>, activation: Activation) -> Result<Tensor> {
-        instance_norm::check(self, x, norm)?;
-        launch(self, x, norm, activation)
+    fn instance_norm(
+        &self,
+        x: &Tensor,
+        norm: &LayerNormWeights<Cuda>,
+        sequences: &Sequences,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        instance_norm::check(self, x, norm, sequences)?;
+        launch(self, x, norm, sequences, activation)
     }
 }
 
-/// Each column of x (T, C) normalised, in the type of x.
-fn launch(cuda: &Cuda, x: &Tensor, norm: &LayerNormWeights<Cuda>, activation: Activation) -> Result<Tensor> {
+/// Each column of each sequence in x (T, C) normalised, in the type of x.
+fn launch(
+    cuda: &Cuda,
+    x: &Tensor,
+    norm: &LayerNormWeights<Cuda>,
+    sequences: &Sequences,
+    activation: Activation,
+) -> Result<Tensor> {
     const OP: &str = "instance_norm";
-    let (frames, channels) = (x.rows, x.columns);
+    let channels = x.columns;
     let x = cuda.rows_of(x, x.dtype)?;
-    let y = cuda.empty([frames, channels], x.dtype, Layout::Rows)?;
-    let share = instance_norm::share(frames);
-    let shares = frames.div_ceil(share);
-    let moments = cuda.empty([shares, 2 * channels], DType::F32, Layout::Rows)?;
-    let applied = cuda.empty([2, channels], DType::F32, Layout::Rows)?;
+    let y = cuda.empty_for(sequences, [x.rows, channels], x.dtype)?;
+    let (count, lengths) = (sequences.parts().len(), sequences.parts().iter().map(Range::len));
+    let shares = lengths.map(|frames| frames.div_ceil(instance_norm::share(frames))).max().unwrap_or(0);
+    let table = cuda.put_ids(&sequences.table(OP)?)?;
+    let moments = cuda.empty([count * shares, 2 * channels], DType::F32, Layout::Rows)?;
+    let applied = cuda.empty([count, 2 * channels], DType::F32, Layout::Rows)?;
     let params = InstanceNormParams {
         x: x.pointer(),
         y: y.pointer(),
+        sequences: table.pointer(),
         weight: norm.weight.pointer(),
         bias: norm.bias.pointer(),
         moments: moments.pointer(),
         applied: applied.pointer(),
-        frames: int(OP, frames)?,
         channels: int(OP, channels)?,
-        share: int(OP, share)?,
         shares: int(OP, shares)?,
         eps: norm.eps,
         activation: code(activation),
@@ -47,11 +61,12 @@ fn launch(cuda: &Cuda, x: &Tensor, norm: &LayerNormWeights<Cuda>, activation: Ac
         _ => [&kernels::INSTANCE_NORM_FORWARD_MOMENTS_F32, &kernels::INSTANCE_NORM_FORWARD_APPLY_F32],
     };
     let blocks = channels.div_ceil(CHANNELS);
-    let grid = Launch::grid([blocks, shares, 1]);
+    let grid = Launch::grid([blocks, shares, count]);
     // Of no frames there is nothing to combine.
-    let combine = Launch::blocks(if shares == 0 { 0 } else { blocks });
-    // SAFETY (of all): x and y hold frames * channels elements, weight and bias channels, the moments two values a channel for
-    // each share, what is applied two values a channel; no frame or channel beyond is touched.
+    let combine = Launch::grid([if shares == 0 { 0 } else { blocks }, 1, count]);
+    // SAFETY (of all): x and y hold the frames of every sequence, of `channels` elements, weight and bias channels, the moments two
+    // values a channel for each share of each sequence, what is applied two values a channel for each; no frame or channel beyond
+    // is touched.
     unsafe { cuda.launch(first, grid, params)? };
     unsafe { cuda.launch(&kernels::INSTANCE_NORM_FORWARD_COMBINE_F32, combine, params)? };
     unsafe { cuda.launch(last, grid, params)? };

@@ -44,8 +44,8 @@ use std::sync::{Arc, Mutex};
 use self::driver::{DevicePtr, Driver, Kernel, Launch, Stream};
 use super::device::check_matrix;
 use super::{
-    CacheRow, CacheShape, ConvShape, Decode, DecoderWeights, Device, GraphBody, GraphId, LinearWeights, SmBudget,
-    StepBody, ensure,
+    CacheRow, CacheShape, ConvShape, Decode, DecoderWeights, Device, GraphBody, GraphId, LinearWeights, Sequences,
+    SmBudget, StepBody, ensure,
 };
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result, trace};
@@ -207,6 +207,15 @@ impl Cuda {
         Ok(Tensor { buffer: Arc::new(buffer?), offset: 0, rows, columns, dtype, layout })
     }
 
+    /// A tensor whose rows a kernel is about to fill as far as they belong to sequences; the others are zeros.
+    fn empty_for(&self, sequences: &Sequences, shape: [usize; 2], dtype: DType) -> Result<Tensor> {
+        let tensor = self.empty(shape, dtype, Layout::Rows)?;
+        if !sequences.cover_all() {
+            self.flush_l2(&tensor)?;
+        }
+        Ok(tensor)
+    }
+
     /// A row-major tensor of `T`s from the host.
     fn put<T: bytemuck::NoUninit>(&self, shape: [usize; 2], dtype: DType, values: &[T]) -> Result<Tensor> {
         let tensor = self.empty(shape, dtype, Layout::Rows)?;
@@ -300,8 +309,7 @@ impl Device for Cuda {
 
     fn zeros(&self, shape: [usize; 2]) -> Result<Tensor> {
         let tensor = self.empty(shape, self.dtype, Layout::Rows)?;
-        // SAFETY: the tensor holds as many bytes.
-        unsafe { self.stream.memset(tensor.pointer(), 0, tensor.len() * self.dtype.size())? };
+        self.flush_l2(&tensor)?;
         Ok(tensor)
     }
 

@@ -1,5 +1,7 @@
 //! Cases of attention, of its form that saves and drops, and of its backward pass.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::Result;
@@ -7,7 +9,9 @@ use crate::backend::attention::{self, AttentionShape};
 use crate::backend::cpu::Cpu;
 use crate::backend::dropout::DropoutMask;
 use crate::backend::prelude::*;
+use crate::backend::sequences::Sequences;
 use crate::conformance::{Case, Expected, Harness, Inputs, Output, Prepared, Size, TestBackend, round_bf16, stored};
+use crate::cost::Cost;
 use crate::tensor::DType;
 
 /// Batch, tokens, heads, head size, prefix; and how large queries and keys are.
@@ -30,6 +34,17 @@ const SHAPES: &[Shape] = &[
     ([1, 257, 12, 64, 257], 1.0, Size::Real),
     ([1, 385, 12, 64, 257], 1.0, Size::Real),
 ];
+/// Rows in which there are sequences of different lengths, these, heads and head size.
+type Ragged = (usize, &'static [Range<usize>], usize, usize);
+
+const RAGGED: &[(Ragged, Size)] = &[
+    ((7, &[0..1, 2..6], 1, 64), Size::Small),
+    ((9, &[0..3, 3..3, 4..9], 2, 7), Size::Small),
+    ((300, &[0..130, 131..132, 140..299], 2, 64), Size::Ragged),
+    ((120, &[1..70, 80..120], 3, 32), Size::Ragged),
+    ((1500, &[0..499, 501..999, 1000..1499], 12, 64), Size::Real),
+];
+
 /// The same in training: also with queries that see no whole tile, and with padding behind a prefix.
 const TRAINING_SHAPES: &[Shape] = &[
     ([1, 1, 1, 64, 1], 1.0, Size::Small),
@@ -75,6 +90,9 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
             })
         })?;
     }
+    for &(ragged, size) in RAGGED {
+        check_ragged(harness, ragged, size)?;
+    }
     for &shape in TRAINING_SHAPES {
         for result in [Wanted::Y, Wanted::LogSumExp, Wanted::Dqkv] {
             check_training(harness, shape, result, None)?;
@@ -82,6 +100,42 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
         }
     }
     Ok(())
+}
+
+/// Sequences of different lengths.
+fn check_ragged<B: TestBackend>(
+    harness: &mut Harness<'_, B>,
+    (rows, parts, heads, head_size): Ragged,
+    size: Size,
+) -> Result<()> {
+    let (backend, dtype) = (harness.backend, harness.backend.dtype());
+    let (columns, sequences) = (3 * heads * head_size, Sequences::new(rows, parts.to_vec())?);
+    let shape = |tokens| AttentionShape { batch: 1, tokens, heads, prefix: tokens };
+    let mut cost = Cost::default();
+    for part in parts {
+        let Cost { flops, bytes } = attention::cost(shape(part.len()), head_size, dtype.size());
+        cost = Cost { flops: cost.flops + flops, bytes: cost.bytes + bytes };
+    }
+    let name = format!("{} sequences in {rows}x{heads}x{head_size}", parts.len());
+    harness.case(Case { name, dtype, size, cost }, |inputs| {
+        let qkv = packed(inputs, [rows, columns], 1.0, dtype);
+        let (x, of_device) = (backend.sequence([rows, columns], &qkv)?, sequences.clone());
+        let run = move || Ok(Output::Tensor(backend.attention_ragged(&x, heads, &of_device)?));
+        Prepared::new(run, move || {
+            let y = Cpu.attention_ragged(&Cpu.upload([rows, columns], &qkv)?, heads, &sequences)?;
+            let first = &parts[0];
+            let (before, shape) = (first.start * heads * head_size, shape(first.len()));
+            let plain = Rounded { qkv: &qkv[first.start * columns..], shape, head_size, mask: None };
+            let rounded = rounded(dtype, &plain, |head| plain.forward(head));
+            Ok(Expected::Close {
+                values: Cpu.download(&y)?,
+                // Rows before the first sequence are zeros.
+                rounded: [vec![0.0; before], rounded].concat(),
+                terms: (head_size + sequences.longest()) * 2,
+                stored: dtype,
+            })
+        })
+    })
 }
 
 /// Rows of query, key and value as the backend holds them; queries and keys about `scale` large.

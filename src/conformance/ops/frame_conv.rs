@@ -1,11 +1,13 @@
 //! Cases of frame_conv.
 
+use std::ops::Range;
+
 use super::host;
 use crate::Result;
 use crate::backend::cpu::Cpu;
 use crate::backend::frame_conv::{self, FrameConvShape};
 use crate::backend::prelude::*;
-use crate::backend::{Activation, LinearWeights};
+use crate::backend::{Activation, LinearWeights, Sequences};
 use crate::conformance::{Case, Expected, Harness, Output, Prepared, Size, TestBackend, stored};
 use crate::tensor::HostTensor;
 
@@ -35,6 +37,16 @@ const SHAPES: &[(Sizes, FrameConvShape, Size)] = &[
     ([499, 1024, 1024], grouped(128, 1, [64, 63], 16), Size::Real),
 ];
 
+/// Frames in which there are sequences, these, channels, taps and groups; as many windows as frames.
+type Ragged = (usize, &'static [Range<usize>], usize, usize, usize);
+
+const RAGGED: &[(Ragged, Size)] = &[
+    ((9, &[0..3, 4..8], 16, 4, 2), Size::Small),
+    ((20, &[0..5, 5..5, 6..19], 6, 5, 3), Size::Small),
+    ((300, &[0..130, 131..132, 140..299], 96, 16, 4), Size::Ragged),
+    ((1500, &[0..499, 501..999, 1000..1499], 768, 128, 16), Size::Real),
+];
+
 /// Activations and whether there is a residual.
 const AROUND: [(Activation, bool); 4] =
     [(Activation::Gelu, true), (Activation::None, false), (Activation::Gelu, false), (Activation::None, true)];
@@ -47,7 +59,12 @@ fn layer<B: Backend>(backend: &B, weight: &HostTensor, bias: &[f32]) -> Result<L
 pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> {
     for &(sizes, shape, size) in SHAPES {
         let count = if size == Size::Real { 1 } else { AROUND.len() };
-        AROUND.into_iter().take(count).try_for_each(|around| compare(harness, sizes, shape, size, around))?;
+        AROUND.into_iter().take(count).try_for_each(|around| compare(harness, sizes, (shape, None), size, around))?;
+    }
+    for &((frames, parts, channels, taps, groups), size) in RAGGED {
+        let shape = grouped(taps, 1, [taps / 2, taps - 1 - taps / 2], groups);
+        let sequences = Some(Sequences::new(frames, parts.to_vec())?);
+        compare(harness, [frames, channels, channels], (shape, sequences), size, (Activation::Gelu, true))?;
     }
     Ok(())
 }
@@ -55,7 +72,7 @@ pub(super) fn check<B: TestBackend>(harness: &mut Harness<'_, B>) -> Result<()> 
 fn compare<B: TestBackend>(
     harness: &mut Harness<'_, B>,
     [frames, inputs, outputs]: Sizes,
-    shape: FrameConvShape,
+    (shape, sequences): (FrameConvShape, Option<Sequences>),
     size: Size,
     (activation, residual): (Activation, bool),
 ) -> Result<()> {
@@ -63,8 +80,9 @@ fn compare<B: TestBackend>(
     let FrameConvShape { taps, stride, padding, groups } = shape;
     let cost = frame_conv::cost(shape, [frames, inputs, outputs], usize::from(residual), [dtype.size(); 2]);
     let around = if residual { ", residual" } else { "" };
+    let of = sequences.as_ref().map_or(String::new(), |all| format!(" of {} sequences", all.parts().len()));
     let name = format!(
-        "{inputs}x{outputs}x{taps} over {frames}, stride {stride}, padding {padding:?}, groups {groups} \
+        "{inputs}x{outputs}x{taps} over {frames}{of}, stride {stride}, padding {padding:?}, groups {groups} \
          {activation:?}{around}"
     );
     harness.case(Case { name, dtype, size, cost }, |drawn| {
@@ -75,14 +93,17 @@ fn compare<B: TestBackend>(
         let bias = drawn.values(outputs);
         let on_device = layer(backend, &weight, &bias)?;
         let tensors = [backend.sequence([frames, inputs], &x)?, backend.sequence([rows, outputs], &added)?];
+        let of_device = sequences.clone();
         let run = move || {
-            let [x, added] = &tensors;
-            Ok(Output::Tensor(backend.frame_conv(x, &on_device, shape, activation, residual.then_some(added))?))
+            let ([x, added], sequences) = (&tensors, of_device.as_ref());
+            let added = residual.then_some(added);
+            Ok(Output::Tensor(backend.frame_conv(x, &on_device, shape, activation, added, sequences)?))
         };
         Prepared::new(run, move || {
             let added = Cpu.upload([rows, outputs], &added)?;
             let x = Cpu.upload([frames, inputs], &x)?;
-            let y = Cpu.frame_conv(&x, &layer(&Cpu, &weight, &bias)?, shape, activation, residual.then_some(&added))?;
+            let (layer, added) = (layer(&Cpu, &weight, &bias)?, residual.then_some(&added));
+            let y = Cpu.frame_conv(&x, &layer, shape, activation, added, sequences.as_ref())?;
             // Bias and residual are terms too.
             Ok(Expected::close(Cpu.download(&y)?, depth + 2, dtype))
         })

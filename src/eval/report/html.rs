@@ -103,13 +103,13 @@ fn article(case: &Case) -> String {
     let scores = case.scores;
     let references: String = case.references.iter().map(|said| format!("<li>{}</li>\n", escape(said))).collect();
     let units = case.units.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
-    let heard = match case.transcript.trim() {
+    let transcript = match case.transcript.trim() {
         "" => "nothing".into(),
         text => format!("<q>{}</q>", escape(text)),
     };
     format!(
         "<article aria-label=\"{name}\">\n<img src=\"{image}\" alt=\"Image {name}{described}\">\n\
-         <h3>{name}</h3>\n{player}<p>Heard: {heard}</p>\n<p>CIDEr {:.3}, ROUGE-L {:.3}, BLEU-4 {:.3}</p>\n\
+         <h3>{name}</h3>\n{player}<p>Transcript: {transcript}</p>\n<p>CIDEr {:.3}, ROUGE-L {:.3}, BLEU-4 {:.3}</p>\n\
          <p>People said:</p>\n<ul>\n{references}</ul>\n\
          <details><summary>{} units of {name}</summary><p>{units}</p></details>\n</article>\n",
         scores.cider,

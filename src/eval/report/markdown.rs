@@ -15,7 +15,7 @@ pub fn markdown(report: &Report, count: usize) -> String {
     }
     let (worst, best) = report.extremes(count);
     for (title, cases) in [("Worst", worst), ("Best", best)] {
-        text += &format!("\n## {title} by CIDEr\n\n| image | CIDEr | heard | people said |\n|---|---|---|---|\n");
+        text += &format!("\n## {title} by CIDEr\n\n| image | CIDEr | transcript | reference |\n|---|---|---|---|\n");
         text.extend(cases.into_iter().map(row));
     }
     if !report.missing.is_empty() {
@@ -27,8 +27,8 @@ pub fn markdown(report: &Report, count: usize) -> String {
 
 fn row(case: &Case) -> String {
     let reference = case.references.first().map_or("", String::as_str);
-    let [name, heard, said] = [&case.name, &case.transcript, reference].map(escape);
-    format!("| {name} | {:.4} | {heard} | {said} |\n", case.scores.cider)
+    let [name, transcript, said] = [&case.name, &case.transcript, reference].map(escape);
+    format!("| {name} | {:.4} | {transcript} | {said} |\n", case.scores.cider)
 }
 
 /// `text` on one line of a table, without markup.

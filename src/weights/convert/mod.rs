@@ -316,7 +316,7 @@ struct BatchNorm {
     of: Folded,
 }
 
-/// What a batch norm is folded into.
+/// The tensor that a batch norm is folded into.
 enum Folded {
     Weight((String, StoredTensor)),
     Bias { bias: (String, StoredTensor), mean: (String, StoredTensor) },

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::select::{self, Family, Selected};
+use super::select::{self, Family, Opened, Selected};
 use super::{ConvertOptions, Parts, Planned, Source, Taps, huggingface, write};
 use crate::config::{ConvolutionNorm, FORMAT, SpeechConfig, SpeechConvolution, SpeechKind, Vocabulary};
 use crate::weights::directory::read_small;
@@ -346,8 +346,8 @@ fn norm(source: &mut Source<'_>, [from, to]: [&str; 2], width: usize, tensors: &
     Ok(())
 }
 
-/// How recordings are normalised. Encoders as fairseq does: those with layer norm in the convolutions, whatever a Hugging Face
-/// processor says. Recognisers of Hugging Face as their processor says.
+/// Normalisation of recordings: as a checkpoint of fairseq says of its task. Otherwise encoders with layer norm in the
+/// convolutions, as fairseq's are, whatever a Hugging Face processor says, and recognisers of Hugging Face as their processor says.
 fn normalization(path: &Path, config: &SpeechConfig, fairseq: bool) -> Result<Option<f32>> {
     let mut normalizes = config.convolution_norm == ConvolutionNorm::Layer;
     let processor = path.join("preprocessor_config.json");
@@ -356,6 +356,15 @@ fn normalization(path: &Path, config: &SpeechConfig, fairseq: bool) -> Result<Op
         if processor.is_file() {
             normalizes = Json::read(&processor)?.get("do_normalize")?.unwrap_or(true);
         }
+    }
+    if fairseq
+        && path.is_file()
+        && let Opened::Checkpoint(checkpoint) = select::open(path)?
+    {
+        let said = [&["cfg", "task", "normalize"][..], &["args", "normalize"]]
+            .into_iter()
+            .find_map(|keys| checkpoint.truth(keys));
+        normalizes = said.unwrap_or(normalizes);
     }
     Ok(normalizes.then_some(NORMALIZE_EPS[usize::from(!fairseq)]))
 }

@@ -6,18 +6,13 @@ use std::path::Path;
 use super::captioner::heads;
 use super::{Parts, Planned, Source, tokenizer};
 use crate::config::{ImageConfig, UnitInput, VisionConfig};
-use crate::weights::names::{VISION, VISION_EPS};
+use crate::weights::names::{UNIT_GRID, UNIT_PIXELS, UNIT_VISION_EPS, VISION, VISION_EPS};
 use crate::{Error, Result};
 
-/// Epsilon of timm's norms.
-const EPS: f32 = 1e-6;
 /// Side, distance and margin of the stem's windows, which no shape tells apart.
 const PATCH: usize = 4;
 const STRIDE: usize = 2;
 const PADDING: usize = 1;
-/// Side of the grid of units of an image, and of a unit in pixels, where no tokenizer says them.
-const GRID: usize = 32;
-const UNIT: usize = 8;
 
 /// Whether a captioner sees image units.
 pub(super) fn is_there(source: &Source<'_>) -> bool {
@@ -52,13 +47,13 @@ pub(super) fn plan(
     let [_, tokens, _] = source.shape(&positions)?;
     let side = tokens.saturating_sub(1).isqrt();
     let crop = (side * STRIDE + PATCH).saturating_sub(STRIDE + 2 * PADDING);
-    if side == 0 || side * side + 1 != tokens || crop > GRID {
+    if side == 0 || side * side + 1 != tokens || crop > UNIT_GRID {
         let problem = format!("has {tokens} rows, expected a square number of windows and a class token");
         return Err(Error::weights(path, positions, problem));
     }
     let [mlp, _] = source.shape(&format!("{VISION}blocks.0.mlp.fc1.weight"))?;
     let units = UnitInput {
-        grid: GRID,
+        grid: UNIT_GRID,
         crop,
         codes: count,
         code_width,
@@ -72,11 +67,11 @@ pub(super) fn plan(
         layers: source.count(&format!("{VISION}blocks."), ".mlp.fc1.weight"),
         heads: heads(path, "vision heads", None, width)?,
         mlp,
-        eps: EPS,
+        eps: UNIT_VISION_EPS,
         units: Some(units),
         efficient_net: None,
     };
     let shape = vec![count, code_width];
     let codes = Planned { name: "vision.codebook".into(), shape, parts: Parts::Joined(vec![codes]) };
-    Ok((vision, ImageConfig::plain_square(GRID * UNIT), codes))
+    Ok((vision, ImageConfig::plain_square(UNIT_GRID * UNIT_PIXELS), codes))
 }

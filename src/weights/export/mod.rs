@@ -7,7 +7,7 @@ mod reference;
 use std::path::PathBuf;
 
 use super::directory::ModelFiles;
-use super::names::{self, DECODER_EPS, HEAD_SIZE, Mapped, VISION_EPS};
+use super::names::{self, DECODER_EPS, HEAD_SIZE, Mapped, UNIT_GRID, UNIT_PIXELS, UNIT_VISION_EPS, VISION_EPS};
 use super::store::TensorStore;
 use crate::config::{ImageConfig, ModelConfig};
 use crate::tensor::HostTensor;
@@ -52,8 +52,8 @@ pub struct ExportReport {
 /// leaves nothing behind, when a tensor is missing, unknown, misshapen, not finite or in eight bits.
 pub fn export(options: &ExportOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<ExportReport> {
     let ModelFiles { config, captioner, .. } = ModelFiles::open(&options.source)?;
-    if config.vision.units.is_some() {
-        let problem = "sees image units; only captioners that see pixels are exported: keep its checkpoint";
+    if config.vision.units.is_some() && options.format == ExportFormat::HuggingFace {
+        let problem = "sees image units, and transformers has no such model: --format reference writes a checkpoint";
         return Err(Error::weights(&options.source, "vision.units", problem));
     }
     if config.vision.efficient_net.is_some() && options.format == ExportFormat::HuggingFace {
@@ -66,6 +66,10 @@ pub fn export(options: &ExportOptions, progress: &mut dyn FnMut(u64, u64)) -> Re
     for (_, tensor) in &tensors {
         report.parameters += tensor.len() as u64;
         report.bytes += tensor.bytes().len() as u64;
+    }
+    if config.vision.units.is_some() {
+        // Whoever loads the checkpoint has them as files of their own.
+        report.left_out.push("the image tokenizer and its codebook");
     }
     if config.vocoder.is_some() {
         report.left_out.push("the vocoder");
@@ -106,6 +110,9 @@ fn checkpoint(config: &ModelConfig, mut store: TensorStore) -> Result<Vec<(Strin
             tensors.push((from, values));
         }
     }
+    if let Some(units) = &config.vision.units {
+        store.take("vision.codebook", &[units.codes, units.code_width])?;
+    }
     store.finish()?;
     Ok(tensors)
 }
@@ -114,13 +121,19 @@ fn checkpoint(config: &ModelConfig, mut store: TensorStore) -> Result<Vec<(Strin
 fn unsaid(config: &ModelConfig) -> Vec<&'static str> {
     let (vision, decoder) = (&config.vision, &config.decoder);
     let is_net = vision.efficient_net.is_some();
-    let usual_image = if is_net { ImageConfig::efficient_net(224) } else { ImageConfig::clip(config.image.size) };
     let usual_heads = |width: usize, heads: usize| width == heads * HEAD_SIZE;
     let heads = (is_net || usual_heads(vision.width, vision.heads)) && usual_heads(decoder.width, decoder.heads);
+    let (image, eps) = match &vision.units {
+        Some(_) => (ImageConfig::plain_square(UNIT_GRID * UNIT_PIXELS), UNIT_VISION_EPS),
+        None if is_net => (ImageConfig::efficient_net(224), VISION_EPS),
+        None => (ImageConfig::clip(config.image.size), VISION_EPS),
+    };
+    let grid = vision.units.as_ref().map_or(UNIT_GRID, |units| units.grid);
+    let norms = [vision.eps, config.projection_eps(), decoder.eps];
     let parts = [
-        (config.image != usual_image, "the settings of the image processor"),
+        (config.image != image || grid != UNIT_GRID, "the settings of the image processor"),
         (!heads, "the numbers of heads"),
-        ([vision.eps, decoder.eps] != [VISION_EPS, DECODER_EPS], "the epsilons of the layer norms"),
+        (norms != [eps, VISION_EPS, DECODER_EPS], "the epsilons of the layer norms"),
     ];
     parts.into_iter().filter_map(|(unusual, part)| unusual.then_some(part)).collect()
 }
