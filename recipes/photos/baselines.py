@@ -20,6 +20,7 @@ from collections import Counter
 import numpy as np
 
 import speech
+from flickr import read_captions, read_list
 
 NEAREST = 60
 
@@ -108,9 +109,9 @@ def main():
     folder = os.path.join(args.work, "baselines")
     os.makedirs(folder, exist_ok=True)
     captions = {}
-    for name, _, text in speech.read_captions(args.tokens):
+    for name, _, text in read_captions(args.tokens):
         captions.setdefault(name, []).append(text)
-    train, test = (sorted(speech.read_list(path) & captions.keys()) for path in (args.train, args.test))
+    train, test = (sorted(read_list(path) & captions.keys()) for path in (args.train, args.test))
     predicted = kinds[args.kind](args, captions, train, test)
     pred, ref = (os.path.join(folder, f"{args.kind}.{end}") for end in ("pred.json", "token.txt"))
     with open(pred, "w") as f:

@@ -11,7 +11,7 @@ import glob
 import json
 import os
 
-from speech import read_list
+from flickr import read_list
 
 POSITIONS = 192  # BOS and EOS included
 

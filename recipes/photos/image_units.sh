@@ -55,8 +55,8 @@ else
         --image-units "$out/train.units" "${vocoder[@]}" --device "$device" ${CAPTIONER:+--iterations "$CAPTIONER"} \
         ${CAPTIONER_SIZE:-}
 fi
-best=$("$py" -c 'import json, sys; print(json.load(open(sys.argv[1]))["best"])' "$run/checkpoints.json")
-"$im2sp" convert "$run/$best" --tokenizer "$out/tokenizer.ckpt" --codebook "$out/codebook.ckpt" --force -o "$out/model"
+last=$("$py" -c 'import json, sys; print(json.load(open(sys.argv[1]))["last"])' "$run/checkpoints.json")
+"$im2sp" convert "$run/$last" --tokenizer "$out/tokenizer.ckpt" --codebook "$out/codebook.ckpt" --force -o "$out/model"
 if [ -n "$captions" ] && [ -n "${LISTENER:-}" ]; then
     "$im2sp" evaluate --weights "$out/model" --dataset flickr8k --images "$work/pictures" --captions "$captions" \
         --list "$lists/Flickr_8k.testImages.txt" --asr-command "$LISTENER" -o "$out/evaluation" --device "$device"

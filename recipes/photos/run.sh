@@ -50,8 +50,8 @@ else
     "$im2sp" train "$run" --config captioner.toml --init "$work/initial.ckpt" --manifest "$work/manifest.jsonl" \
         --device "$device" ${DECODER:+--iterations "$DECODER"} ${DECODER_SIZE:-}
 fi
-best=$("$py" -c 'import json, sys; print(json.load(open(sys.argv[1]))["best"])' "$run/checkpoints.json")
-"$im2sp" convert "$run/$best" --vocoder "$(ls -t "$work"/vocoder/g_* | head -n 1)" --dtype bf16 --force \
+last=$("$py" -c 'import json, sys; print(json.load(open(sys.argv[1]))["last"])' "$run/checkpoints.json")
+"$im2sp" convert "$run/$last" --vocoder "$(ls -t "$work"/vocoder/g_* | head -n 1)" --dtype bf16 --force \
     --domain "photographs" -o "$work/model"
 "$im2sp" evaluate --weights "$work/model" --dataset flickr8k --images "$pictures" --captions "$tokens" \
     --list "$(list test)" ${TEST:+--limit "$TEST"} --beam "${BEAM:-5}" --native --device "$device" \

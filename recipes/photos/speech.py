@@ -26,27 +26,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from flickr import read_captions, read_list
+
 RATE, HOP = 16000, 320
 SPEAKER = "flite -voice slt --setf duration_stretch=0.95 -t {text} -o {wav}"
 PRICE = 70  # of a change of unit, about a frame's mean squared distance to its centre
 CHUNK = 500  # captions
-
-
-def read_captions(tokens):
-    """[(NAME.jpg, number of the caption, text)] of a Flickr8k.token.txt."""
-    rows = []
-    with open(tokens, encoding="utf-8") as f:
-        for line in f:
-            key, _, text = line.rstrip("\r\n").partition("\t")
-            name, _, number = key.rpartition("#")
-            if text.strip():
-                rows.append((name, int(number), text.strip()))
-    return rows
-
-
-def read_list(path):
-    with open(path, encoding="utf-8") as f:
-        return {line.strip() for line in f if line.strip()}
 
 
 def speakable(text):
