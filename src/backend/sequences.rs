@@ -66,14 +66,15 @@ mod tests {
 
     #[test]
     fn sequences_are_in_order_and_apart() {
-        let of = |rows, parts: &[Range<usize>]| Sequences::new(rows, parts.to_vec());
-        assert_eq!(of(9, &[0..4, 5..9]).unwrap().longest(), 4);
-        assert_eq!(of(9, &[2..2, 2..3]).unwrap().longest(), 1);
+        let range = |(start, end)| Range { start, end };
+        let of = |rows, parts: &[(usize, usize)]| Sequences::new(rows, parts.iter().copied().map(range).collect());
+        assert_eq!(of(9, &[(0, 4), (5, 9)]).unwrap().longest(), 4);
+        assert_eq!(of(9, &[(2, 2), (2, 3)]).unwrap().longest(), 1);
         assert_eq!(of(0, &[]).unwrap().longest(), 0);
-        assert_eq!(of(7, &[0..7]).unwrap(), Sequences::one(7));
-        for parts in [&[0..4, 3..9][..], &[5..9, 0..4], &[0..10], &[4..3]] {
+        assert_eq!(of(7, &[(0, 7)]).unwrap(), Sequences::one(7));
+        for parts in [&[(0, 4), (3, 9)][..], &[(5, 9), (0, 4)], &[(0, 10)], &[(4, 3)]] {
             assert!(of(9, parts).is_err(), "{parts:?}");
         }
-        assert!(of(9, &[1..3]).unwrap().check("op", 8).is_err());
+        assert!(of(9, &[(1, 3)]).unwrap().check("op", 8).is_err());
     }
 }

@@ -38,9 +38,9 @@ pub struct FeatureArgs {
 /// How features are made of cepstra, on the command line.
 #[derive(Clone, Copy, ValueEnum)]
 enum CepstraArg {
-    /// Of five frames, weighted
+    /// Five frames each, weighted
     Context,
-    /// Of one frame, in like sizes
+    /// One frame each, in like sizes
     Frame,
 }
 

@@ -325,6 +325,7 @@ mod tests {
         assert!((quiet[0]..quiet[0] + 800).contains(&lengths[0]), "{lengths:?}");
         assert!((quiet[1]..quiet[1] + 800).contains(&(lengths[0] + lengths[1])), "{lengths:?}");
         assert_eq!(quiet_parts(&samples[..CHUNK]).len(), 1);
-        assert_eq!(quiet_parts(&[]), [0..0]);
+        let nothing = quiet_parts(&[]);
+        assert!(nothing.len() == 1 && nothing[0] == (0..0), "{nothing:?}");
     }
 }

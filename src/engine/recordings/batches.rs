@@ -25,8 +25,11 @@ pub(super) type Cut = Box<dyn Fn(&[f32]) -> Result<Vec<Range<usize>>> + Send + S
 /// The result of a recording and its number of samples.
 pub type Recorded<T> = (T, usize);
 
-/// Callback for recordings whose results are there, in order, each with its number; `Break` ends the whole.
-pub type OnRecordings<'a, T> = &'a mut dyn FnMut(Vec<(usize, Result<Recorded<T>>)>) -> ControlFlow<()>;
+/// Results of recordings, each with its number.
+pub type Numbered<T> = Vec<(usize, Result<Recorded<T>>)>;
+
+/// Callback for recordings whose results are there, in order; `Break` ends the whole.
+pub type OnRecordings<'a, T> = &'a mut dyn FnMut(Numbered<T>) -> ControlFlow<()>;
 
 /// A model on a device.
 pub(super) struct Model<T> {
@@ -83,7 +86,7 @@ impl<T: Send> Model<T> {
     }
 
     /// Groups of sounds, each with the number of its first, until they or those who want results end.
-    fn run_all(&self, read: &Receiver<Group>, results: &SyncSender<Vec<(usize, Result<Recorded<T>>)>>) -> Result<()> {
+    fn run_all(&self, read: &Receiver<Group>, results: &SyncSender<Numbered<T>>) -> Result<()> {
         for (first, sounds) in read {
             let mut gone = false;
             self.of_sounds(sounds, &mut |made| {
