@@ -1,4 +1,4 @@
-//! Cepstra: features of speech that need no model, which the embedded model's units are made of. A frame of 20 ms has the first
+//! Cepstra: features of speech that need no model, which a small model's units can be made of. A frame of 20 ms has the first
 //! coefficients of the discrete cosine transform of its log-mel spectrum, with those of its neighbours, weighted.
 
 use rayon::prelude::*;

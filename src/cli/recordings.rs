@@ -21,7 +21,7 @@ pub struct FeatureArgs {
     /// Directory of a speech encoder made by `im2sp convert`
     #[arg(long, value_name = "DIR", required_unless_present = "cepstra", help_heading = "Model")]
     weights: Option<PathBuf>,
-    /// Cepstra instead, which need no model: the features of the embedded model's units
+    /// Cepstra instead, which need no model
     #[arg(long, conflicts_with_all = ["weights", "layer"], help_heading = "Model")]
     cepstra: bool,
     /// Layer of the encoder whose features are taken, from 1
