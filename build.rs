@@ -19,8 +19,21 @@ mod nvcc;
 #[path = "build/table.rs"]
 mod table;
 
+/// Files of the embedded model, which the package at crates.io is too small for.
+const MODEL: [&str; 3] = ["config.json", "captioner.safetensors", "vocoder.safetensors"];
+
 fn main() {
     record_commit();
+    if std::env::var_os("CARGO_FEATURE_EMBEDDED_MODEL").is_some()
+        && let Some(missing) =
+            MODEL.map(|name| Path::new("weights/photos").join(name)).iter().find(|file| !file.is_file())
+    {
+        let path = missing.display();
+        eprintln!(
+            "{path} is missing: build from a git checkout, or without a model in the binary (--no-default-features)"
+        );
+        std::process::exit(1);
+    }
     #[cfg(any(feature = "cuda", feature = "emulator"))]
     if let Err(problem) = kernels() {
         // What a person has to read, without a backtrace around it.

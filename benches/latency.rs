@@ -12,18 +12,24 @@ use im2sp::tensor::DType;
 use im2sp::{CaptionOptions, Device, Engine, Image, LoadOptions};
 
 const SCENE: &str = "assets/scene.png";
+const SCENES: &str = "tests/scenes";
 
 fn device() -> Device {
     let name = std::env::var("IM2SP_BENCH_DEVICE").unwrap_or("cpu".into());
     name.parse().expect("IM2SP_BENCH_DEVICE is a device")
 }
 
-/// The model in the binary: what a stream costs, and what it is for.
-fn embedded(criterion: &mut Criterion) {
-    let engine =
-        Engine::embedded_with(LoadOptions { device: device(), ..LoadOptions::default() }).expect("the embedded model");
+/// The model in the binary, which a user hears, and the tests' model, whose figures reach back further.
+fn small(criterion: &mut Criterion) {
+    let load = LoadOptions { device: device(), ..LoadOptions::default() };
+    whole_and_streamed(criterion, "embedded", &Engine::embedded_with(load).expect("the embedded model"));
+    whole_and_streamed(criterion, "scenes", &Engine::load_with(SCENES, load).expect("the model of drawn scenes"));
+}
+
+/// Cost of a stream, and what it is for.
+fn whole_and_streamed(criterion: &mut Criterion, name: &str, engine: &Engine) {
     let (image, options) = (Image::open(SCENE).expect("the image"), CaptionOptions::default());
-    let mut group = criterion.benchmark_group("latency/embedded");
+    let mut group = criterion.benchmark_group(format!("latency/{name}"));
     group.bench_function("whole", |b| b.iter(|| engine.caption(&image, &options).expect("a caption")));
     group.bench_function("streamed", |b| {
         b.iter(|| engine.stream(&image, &options).for_each(|chunk| drop(black_box(chunk.expect("sound")))))
@@ -100,6 +106,6 @@ criterion_group! {
     name = latency;
     config = Criterion::default().sample_size(20).warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(5));
-    targets = embedded, process, published
+    targets = small, process, published
 }
 criterion_main!(latency);

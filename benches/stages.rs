@@ -1,6 +1,6 @@
 //! One question per stage: how long does it take at the published size (24 x 1024 encoder at 224 pixels, 6 x 768 decoder,
-//! 512-channel vocoder), with random weights in memory, and how many operations a second is that? The embedded model's
-//! whole path is a bench of its own. Each bench at full size holds about 1.5 GB.
+//! 512-channel vocoder), with random weights in memory, and how many operations a second is that? The whole path of
+//! the embedded model and of the tests' model of drawn scenes is a bench of its own. Each bench at full size holds about 1.5 GB.
 
 #[path = "support/full_size.rs"]
 mod full_size;
@@ -16,7 +16,7 @@ use im2sp::generate::{GenerateOptions, generate};
 use im2sp::model::vocoder::Voice;
 use im2sp::tensor::DType;
 use im2sp::weights::random;
-use im2sp::{CaptionOptions, Engine, Image};
+use im2sp::{CaptionOptions, Device, Engine, Image};
 
 fn full(criterion: &mut Criterion) {
     let models = Models::random(DType::F32);
@@ -60,11 +60,17 @@ fn full(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn embedded(criterion: &mut Criterion) {
-    let engine = Engine::embedded().expect("the embedded model");
+fn small(criterion: &mut Criterion) {
+    whole_path(criterion, "embedded", || Engine::embedded().expect("the embedded model"));
+    let scenes = || Engine::load("tests/scenes", Device::default()).expect("the model of drawn scenes");
+    whole_path(criterion, "scenes", scenes);
+}
+
+fn whole_path(criterion: &mut Criterion, name: &str, load: impl Fn() -> Engine) {
+    let engine = load();
     let image = Image::open("assets/scene.png").expect("the image");
-    let mut group = criterion.benchmark_group("embedded");
-    group.bench_function("load", |b| b.iter(|| Engine::embedded().expect("the embedded model")));
+    let mut group = criterion.benchmark_group(name);
+    group.bench_function("load", |b| b.iter(&load));
     group.bench_function("read_picture", |b| b.iter(|| Image::open("assets/scene.png").expect("the image")));
     group.bench_function("preprocess", |b| b.iter(|| image.preprocess(&engine.config().image)));
     group.bench_function("caption", |b| {
@@ -77,6 +83,6 @@ criterion_group! {
     name = stages;
     config = Criterion::default().sample_size(10).warm_up_time(std::time::Duration::from_secs(1))
         .measurement_time(std::time::Duration::from_secs(5));
-    targets = embedded, full
+    targets = small, full
 }
 criterion_main!(stages);

@@ -49,10 +49,14 @@ fn measure(
 fn all(criterion: &mut Criterion) {
     let load = LoadOptions { device: device(), ..LoadOptions::default() };
     let embedded = Engine::embedded_with(load).expect("the embedded model");
+    // The tests' model, whose figures reach back further.
+    let scenes = Engine::load_with("tests/scenes", load).expect("the model of drawn scenes");
     let widths = [0, 1, 4, 8, 16, 64];
     let units = CaptionOptions { no_audio: true, ..Default::default() };
     measure(criterion, "embedded/units", &embedded, &units, (64, &widths));
     measure(criterion, "embedded/sound", &embedded, &CaptionOptions::default(), (64, &widths));
+    measure(criterion, "scenes/units", &scenes, &units, (64, &widths));
+    measure(criterion, "scenes/sound", &scenes, &CaptionOptions::default(), (64, &widths));
     let published = Engine::random_with(load).expect("random weights");
     let generate = GenerateOptions { max_length: 101, ..Default::default() };
     let units = CaptionOptions { generate, ..units };

@@ -2,7 +2,7 @@
 //!
 //!     cargo run --release --example caption -- assets/scene.png speech.wav [MODEL_DIR]
 //!
-//! MODEL_DIR is made by `im2sp convert`; without it the embedded model is used, which knows drawn scenes of shapes.
+//! MODEL_DIR is made by `im2sp convert`; without it the small embedded model is used.
 
 use std::process::ExitCode;
 

@@ -125,7 +125,7 @@ operations=$(timeout 20 ./im2sp doctor --list)
 ends=$(mktemp -d)
 trap 'rm -rf "$ends"' EXIT
 
-# Correctness: every operation in a process of its own; then the embedded and a published-size model. Left out by name: tests
+# Correctness: every operation in a process of its own; then models of three sizes. Left out by name: tests
 # of the emulator, and tests that need this project's sources or a C compiler.
 {
   if command -v python3 > /dev/null; then
@@ -136,12 +136,13 @@ trap 'rm -rf "$ends"' EXIT
   done
   if [ -x test-end_to_end ]; then
     echo "published-size 100 ./test-end_to_end --ignored --exact the_published_size_speaks_as_on_the_cpu"
+    echo "embedded-model 60 ./test-end_to_end --ignored --exact the_embedded_model_speaks_as_on_the_cpu"
     echo "test-end_to_end 100 ./test-end_to_end --skip emulated::"
   fi
   # Updates of the small model from pixels, whose losses must be the CPU's.
   if [ -x train_step ]; then
     for dtype in f32 bf16; do
-      echo "train-embedded-$dtype 60 ./train_step embedded 8 60 20 cuda $dtype"
+      echo "train-scenes-$dtype 60 ./train_step scenes 8 60 20 cuda $dtype"
     done
   fi
 } | together "$jobs"

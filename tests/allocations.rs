@@ -38,7 +38,7 @@ static ALLOCATOR: Counting = Counting;
 
 fn eight_bits(output: &Path) -> ConvertOptions {
     ConvertOptions {
-        source: "weights/demo".into(),
+        source: "tests/scenes".into(),
         vocoder: None,
         vocoder_config: None,
         tokenizer: None,
@@ -60,8 +60,8 @@ fn a_decode_step_allocates_nothing() {
     let converted = tempfile::tempdir().expect("a folder");
     let output = converted.path().join("int8");
     convert(&eight_bits(&output), &mut |_, _| {}).expect("eight bits");
-    let demo = Path::new("weights/demo");
-    for (directory, dtype) in [(demo, Some(DType::F32)), (demo, Some(DType::BF16)), (&output, None)] {
+    let scenes = Path::new("tests/scenes");
+    for (directory, dtype) in [(scenes, Some(DType::F32)), (scenes, Some(DType::BF16)), (&output, None)] {
         steps(directory, dtype, &image);
         scheduled_steps(directory, dtype, &image);
     }

@@ -14,7 +14,7 @@ fn root(path: &str) -> PathBuf {
 
 fn options(output: &Path) -> ConvertOptions {
     ConvertOptions {
-        source: root("weights/demo"),
+        source: root("tests/scenes"),
         vocoder: None,
         vocoder_config: None,
         tokenizer: None,
@@ -71,7 +71,10 @@ fn a_calibrated_model_says_what_the_unrounded_one_does() {
     let image = Image::open(root("assets/scene.png")).unwrap();
     let only_units = CaptionOptions { no_audio: true, ..CaptionOptions::default() };
     let units = |engine: Engine| engine.caption(&image, &only_units).unwrap().units;
-    assert_eq!(units(Engine::load(&output, Device::Cpu).unwrap()), units(Engine::embedded().unwrap()));
+    assert_eq!(
+        units(Engine::load(&output, Device::Cpu).unwrap()),
+        units(Engine::load(root("tests/scenes"), Device::Cpu).unwrap())
+    );
 }
 
 #[test]
@@ -80,7 +83,7 @@ fn a_model_directory_converts_to_itself() {
     let output = place.path().join("again");
     let same = ConvertOptions { dtype: DType::BF16, quantize: None, ..options(&output) };
     convert(&same, &mut |_, _| {}).unwrap();
-    let (new, old) = (ModelFiles::open(&output).unwrap(), ModelFiles::open(&root("weights/demo")).unwrap());
+    let (new, old) = (ModelFiles::open(&output).unwrap(), ModelFiles::open(&root("tests/scenes")).unwrap());
     assert_eq!(new.config, old.config);
     let stores = [(new.captioner, old.captioner), (new.vocoder.unwrap(), old.vocoder.unwrap())];
     for (new, old) in &stores {

@@ -172,7 +172,7 @@ fn options_that_differ_within_a_batch_change_nothing() {
 #[test]
 fn a_cancelled_request_frees_its_slot() {
     let _one = alone();
-    let engine = Engine::embedded().unwrap();
+    let engine = common::scenes::engine();
     let images = images(6, 17);
     let options = CaptionOptions::default();
     let expected: Vec<Caption> = images.iter().map(|image| content(engine.caption(image, &options).unwrap())).collect();
@@ -236,7 +236,7 @@ fn an_error_of_one_request_touches_no_other() {
 #[test]
 fn logits_that_are_no_numbers_cost_no_other_request_anything() {
     let _one = alone();
-    let engine = Engine::embedded().unwrap();
+    let engine = common::scenes::engine();
     let side = engine.config().image.size;
     let sampling = Some(Sampling { temperature: 1.5, top_k: 5, top_p: 1.0, seed: 3 });
     let kinds = [
@@ -273,7 +273,7 @@ fn logits_that_are_no_numbers_cost_no_other_request_anything() {
 #[test]
 fn a_deadline_that_passes_is_an_error_and_frees_the_engine() {
     let _one = alone();
-    let engine = Engine::embedded().unwrap();
+    let engine = common::scenes::engine();
     let image = &images(1, 19)[0];
     let options = CaptionOptions::default();
     let whole = content(engine.caption(image, &options).unwrap());
@@ -299,7 +299,7 @@ fn a_deadline_that_passes_is_an_error_and_frees_the_engine() {
 #[test]
 fn decoding_and_speaking_overlap() {
     let _one = alone();
-    let engine = Engine::embedded().unwrap();
+    let engine = common::scenes::engine();
     let images = images(16, 20);
     let trace = trace::record(|| {
         let images = |n: usize| images.get(n).cloned().map(Ok);

@@ -1,4 +1,4 @@
-//! Cepstra and units of them, against those of the embedded model's recipe.
+//! Cepstra and units of them, against those of recipes/demo.
 
 use std::path::Path;
 
@@ -25,7 +25,7 @@ fn features_and_units_are_those_of_the_recipe() {
     assert_eq!(found.len(), samples.len() / HOP * width);
     let (error, allowed) = (difference(&found, &expected), tolerance(TERMS, largest(&expected)));
     assert!(error <= allowed, "{error:e} of {allowed:e}");
-    let centres = centres::read(Path::new("weights/cepstra.npy")).unwrap();
+    let centres = centres::read(Path::new("tests/scenes/cepstra.npy")).unwrap();
     assert_eq!(centres.shape(), [200, width]);
     for price in [0, 50, 434] {
         let units = steady(&found, &centres.to_f32(), width, f64::from(price));

@@ -1,5 +1,6 @@
 //! The programs under examples/ run, and say the same as the library. Cargo builds them for its tests; `one_kernel`, which
 //! needs the feature `emulator`, is run by .ci/run.
+#![cfg(feature = "embedded-model")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -102,7 +102,8 @@ fn errors_of_the_disk_that_come_late_are_errors() {
     fs::create_dir(&disk).unwrap();
     let target = disk.join("out.wav");
     fs::write(&target, "old").unwrap();
-    let mut caption = im2sp(&[Path::new("caption"), Path::new("assets/scene.png"), Path::new("-o"), &target]);
+    let caption = ["caption", "assets/scene.png", "--weights", "tests/scenes", "-o"].map(Path::new);
+    let mut caption = im2sp(&[&caption[..], &[&target]].concat());
     let output = caption.env("LD_PRELOAD", &library).env("FAULT_SYNC", &disk).output().unwrap();
     assert!(!output.status.success() && said(&output).contains("cannot write"), "{}", said(&output));
     assert_eq!(content(&disk), BTreeMap::from([("out.wav".into(), b"old".to_vec())]));

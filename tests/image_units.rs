@@ -221,7 +221,7 @@ fn captions_of_pixels_and_of_units_are_those_of_golden() {
     let engine = Engine::load_with(&stored, cpu()).unwrap();
     let error = engine.caption(&scene(), &options).unwrap_err().to_string();
     assert!(error.contains("--tokenizer"), "{error}");
-    let error = Engine::embedded_with(cpu()).unwrap();
+    let error = common::scenes::engine_with(cpu());
     let error = error.caption_inputs(vec![Input::Units(vec![0; 64])], &options, &mut |_| {}).unwrap_err().to_string();
     assert!(error.contains("sees pixels"), "{error}");
 }
@@ -332,7 +332,8 @@ fn commands_store_units_and_caption_them() {
     let [out, error] = ends(&caption(&["--units", &units]), 1);
     assert_eq!(out.lines().count(), 4);
     assert!(error.contains("damaged"), "{error}");
-    let [_, error] = ends(&run(&["caption", "--units", &units]), 1);
+    let scenes = common::scenes::directory();
+    let [_, error] = ends(&run(&["caption", "--units", &units, "--weights", scenes.to_str().unwrap()]), 1);
     assert!(error.contains("sees pixels"), "{error}");
     let [_, error] = ends(&run(&["caption", "--units", &captioner, "--weights", &model]), 1);
     assert!(error.contains("no file of image units"), "{error}");

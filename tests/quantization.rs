@@ -1,4 +1,4 @@
-//! Cost of eight bits: nine in ten captions of the embedded model keep all their units when its decoder is stored in e4m3,
+//! Cost of eight bits: nine in ten captions of drawn scenes keep all their units when the decoder is stored in e4m3,
 //! rounded for other scenes, or in int8; and rounding for other scenes keeps no fewer than rounding to the nearest.
 //! The scenes: `recipes/demo/scenes.py --seed 777 --count 360 --size 128 --kind jpg`, which no training saw.
 
@@ -36,7 +36,7 @@ fn nine_in_ten_captions_keep_their_units() {
     let unseen: Vec<Image> = unseen.iter().map(|file| Image::open(file).unwrap()).collect();
     assert_eq!(unseen.len(), 100);
     let load = LoadOptions { device: Device::Cpu, dtype: Some(DType::F32), ..LoadOptions::default() };
-    let expected = units(&Engine::embedded_with(load).unwrap(), &unseen);
+    let expected = units(&Engine::load_with(root("tests/scenes"), load).unwrap(), &unseen);
     assert!(expected.iter().all(|units| units.len() > 10), "they say something");
 
     let place = tempfile::tempdir().unwrap();
@@ -46,7 +46,7 @@ fn nine_in_ten_captions_keep_their_units() {
         fs::copy(file, images.join(file.file_name().unwrap())).unwrap();
     }
     let options = |name: &str, quantize| ConvertOptions {
-        source: root("weights/demo"),
+        source: root("tests/scenes"),
         vocoder: None,
         vocoder_config: None,
         tokenizer: None,

@@ -96,15 +96,9 @@ fn random_vocoder(change: impl FnOnce(&mut VocoderConfig)) -> Vocoder<Cpu> {
 
 /// Winograd's form and the direct one, odd strides, dilations whose runs begin seldom, predictors of every reach and none.
 fn vocoders() -> Vec<(&'static str, Vocoder<Cpu>)> {
-    let embedded = {
-        let files = ModelFiles::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/demo")).unwrap();
-        let mut store = files.vocoder.unwrap();
-        let loader = &mut Loader { backend: &Cpu, store: &mut store, dtype: None };
-        Vocoder::load(loader, &files.config.vocoder.unwrap()).unwrap()
-    };
     vec![
         ("small", vocoder_of("small")),
-        ("embedded", embedded),
+        ("scenes", vocoder_in(&common::scenes::directory())),
         ("as published, narrow", random_vocoder(|config| config.upsample_initial_channel = 128)),
         (
             "odd strides",
@@ -217,10 +211,9 @@ fn settings() -> Vec<GenerateOptions> {
 fn a_stream_is_the_caption() {
     let _one = alone();
     let mut random = Random::new(12);
-    for (name, engine) in [
-        ("small", Engine::load(golden("models/small"), Device::Cpu).unwrap()),
-        ("embedded", Engine::embedded().unwrap()),
-    ] {
+    for (name, engine) in
+        [("small", Engine::load(golden("models/small"), Device::Cpu).unwrap()), ("scenes", common::scenes::engine())]
+    {
         for generate in settings() {
             // The smallest model is quick.
             for image in [image(&mut random), image(&mut random)].iter().take(if name == "small" { 2 } else { 1 }) {
@@ -331,7 +324,7 @@ fn a_thread_counts_until_it_has_been_joined() {
 #[test]
 fn a_dropped_stream_leaves_no_thread() {
     let _one = alone();
-    let engine = Engine::embedded().unwrap();
+    let engine = common::scenes::engine();
     let image = Image::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/scene.png")).unwrap();
     let whole = engine.caption(&image, &CaptionOptions::default()).unwrap();
     for beams in [1, 3] {
@@ -361,7 +354,7 @@ fn a_dropped_stream_leaves_no_thread() {
     assert_eq!(engine_threads(), 2, "a stream may outlive its engine");
     assert!(stream.map(|chunk| chunk.unwrap().samples.len()).sum::<usize>() > 16_000);
     assert_eq!(engine_threads(), 0);
-    let engine = Engine::embedded().unwrap();
+    let engine = common::scenes::engine();
     let stream = engine.stream(&image, &CaptionOptions::default());
     drop(stream);
     drop(engine);
@@ -492,7 +485,7 @@ fn repeats_are_dropped_where_durations_are_predicted() {
 #[test]
 fn memory_does_not_grow_with_the_units() {
     let _one = alone();
-    let engine = Engine::embedded().unwrap();
+    let engine = common::scenes::engine();
     let units = |count: u32| -> Vec<u32> { (0..count).map(|n| n * 7 % 100).collect() };
     let samples = |count: u32| -> usize {
         let stream = engine.speak_in_chunks(&units(count), None).unwrap();

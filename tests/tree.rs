@@ -34,7 +34,8 @@ fn lines(file: PathBuf) -> usize {
 fn a_drawn_data_set_is_learnt_and_scored() {
     let folder = TempDir::new().expect("a folder");
     let at = folder.path();
-    let [demo, centres] = ["weights/demo", "weights/cepstra.npy"].map(|path| root().join(path).display().to_string());
+    let [model, centres] =
+        ["tests/scenes", "tests/scenes/cepstra.npy"].map(|path| root().join(path).display().to_string());
     let scenes = Path::new(env!("CARGO_BIN_EXE_im2sp")).with_file_name("examples");
     let scenes = scenes.join(format!("scenes{}", std::env::consts::EXE_SUFFIX));
     run(at, &scenes, &["scenes", &SCENES.to_string()]);
@@ -42,7 +43,7 @@ fn a_drawn_data_set_is_learnt_and_scored() {
         [8, 1, 1].map(|share| share * SCENES / 10),
         ["train", "dev", "test"].map(|split| { lines(at.join(format!("scenes/Flickr_8k.{split}Images.txt"))) })
     );
-    im2sp(at, "caption scenes/Images --device cpu -o scenes/wavs/");
+    im2sp(at, &format!("caption scenes/Images --weights {model} --device cpu -o scenes/wavs/"));
 
     im2sp(at, &format!("units scenes/wavs --cepstra --kmeans {centres} --change-price 434 -o scenes/Hubert_units/"));
     let units = im2sp(at, &format!("units scenes/wavs --cepstra --kmeans {centres} --change-price 434 --json"));
@@ -57,7 +58,7 @@ fn a_drawn_data_set_is_learnt_and_scored() {
     im2sp(
         at,
         &format!(
-            "train run --init {demo} --fresh-decoder --vocoder {demo} --cache-features --flickr scenes --flickr-audio scenes \
+            "train run --init {model} --fresh-decoder --vocoder {model} --cache-features --flickr scenes --flickr-audio scenes \
              --splits scenes --device cpu --batch 4 --iterations 8 --rate 1e-3 --warmup 2 --validate-every 8"
         ),
     );
@@ -66,7 +67,7 @@ fn a_drawn_data_set_is_learnt_and_scored() {
     let last = Path::new("run").join(checkpoints["last"].as_str().expect("a checkpoint"));
 
     // The teacher, of which the listener hears every word, and the pupil.
-    for (weights, out) in [(demo.as_str(), "teacher"), (last.to_str().expect("a name"), "pupil")] {
+    for (weights, out) in [(model.as_str(), "teacher"), (last.to_str().expect("a name"), "pupil")] {
         im2sp(
             at,
             &format!(

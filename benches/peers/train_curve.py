@@ -1,10 +1,10 @@
 """The loss curve of `im2sp train` beside PyTorch's: the same initial weights, batches and learning rates, in f32, on one CPU.
 
     cargo run --release --example scenes -- scenes 400
-    im2sp caption scenes/Images --no-audio --json > scenes.jsonl
+    im2sp caption scenes/Images --weights tests/scenes --no-audio --json > scenes.jsonl
     python benches/peers/train_curve.py --manifest scenes.jsonl --runs runs/beside --drawing docs/training-beside-pytorch.svg
 
-A fresh decoder learns over the embedded model's frozen image encoder, without dropout. `im2sp train` makes RUNS/im2sp. A run of
+A fresh decoder learns over the frozen image encoder of tests/scenes, without dropout. `im2sp train` makes RUNS/im2sp. A run of
 one update, whose learning rate is zero, gives the initial weights, which `im2sp export` hands to transformers'
 GitForCausalLM. PyTorch's side reads images, computes their features and takes the recipe from RUNS/im2sp/config.toml; the
 order of the samples is that of src/data/order.rs, in Python below; torch.optim.AdamW makes the updates. Its losses, in the form of
@@ -186,7 +186,7 @@ def main():
     def im2sp(*words):
         subprocess.run([arguments.im2sp, *map(str, words)], check=True)
 
-    options = ["--init", ROOT / "weights/demo", "--fresh-decoder", "--manifest", manifest, "--batch", 8]
+    options = ["--init", ROOT / "tests/scenes", "--fresh-decoder", "--manifest", manifest, "--batch", 8]
     options += ["--rate", 1e-3, "--warmup", 50, "--dropout", 0, "--device", "cpu"]
     im2sp("train", runs / "im2sp", *options, "--iterations", arguments.updates, "--cache-features")
     im2sp("train", runs / "start", *options, "--iterations", 1)

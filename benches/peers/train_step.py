@@ -3,7 +3,7 @@
     cargo build --release --example train_step
     python benches/peers/train_step.py --ours target/release/examples/train_step [--rounds N] [--json FILE]
 
-Two models without dropout: `embedded`, the dimensions of the embedded captioner, trained from pixels (4 + 6 layers of
+Two models without dropout: `scenes`, the dimensions of the model in tests/scenes, trained from pixels (4 + 6 layers of
 width 192), and `decoder`, the published decoder (6 layers of 768) on features of 257 image tokens. PyTorch's side is the
 plain module of recipes/demo/captioner.py, which runs image rows by themselves and leaves out the last layer's; every form of it
 is measured, and the fastest counts: attention as plain operations or as scaled_dot_product_attention, eager or compiled.
@@ -28,7 +28,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 MODELS = {
-    "cpu": {"embedded": (8, 60), "decoder": (8, 150)},
+    "cpu": {"scenes": (8, 60), "decoder": (8, 150)},
     "cuda": {"decoder": (16, 150), "frozen": (16, 150), "full": (16, 150)},
 }
 FORMS = {
@@ -53,7 +53,7 @@ def torch_side(name, form, batch, units, updates, device):
             return F.scaled_dot_product_attention(q, k, v, None if hidden is None else ~hidden)
         captioner.attend = attend
     published = {"width": 768, "positions": 1024, "image": 224, "vision_width": 1024, "vision_layers": 24}
-    size = {"embedded": {}, "decoder": published | {"vision_layers": 0}}.get(name, published)
+    size = {"scenes": {}, "decoder": published | {"vision_layers": 0}}.get(name, published)
     model = captioner.Captioner(captioner.Config(**size)).to(device)
     git, config = model.git, model.config
     ids = torch.randint(1, 101, (batch, units + 2), device=device)

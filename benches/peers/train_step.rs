@@ -1,10 +1,10 @@
 //! The im2sp side of the comparison of training steps: times updates of a model of random weights without dropout, and prints
 //! one JSON object: milliseconds of each update, the losses, and the process's peak of resident memory in bytes.
 //!
-//!     train_step embedded|decoder|frozen|full BATCH UNITS UPDATES [DEVICE f32|bf16]
+//!     train_step scenes|decoder|frozen|full BATCH UNITS UPDATES [DEVICE f32|bf16]
 //!
-//! `decoder` is the published size on features of the frozen encoder, `frozen` with the encoder, and `full` trains all of it.
-//! Without a device: the CPU, in f32.
+//! `scenes` has the dimensions of the tests' model of drawn scenes, trained from pixels. `decoder` is the published size on
+//! features of the frozen encoder, `frozen` with the encoder, and `full` trains all of it. Without a device: the CPU, in f32.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,12 +21,12 @@ use im2sp::train::model::{Freeze, TrainedCaptioner};
 use im2sp::train::ranks::Ranks;
 use im2sp::train::trainer::{Batch, ImageValues, Trainer};
 use im2sp::units::{BOS, EOS, to_token};
-use im2sp::weights::{TensorStore, embedded, random};
+use im2sp::weights::{TensorStore, directory, random};
 use im2sp::{Error, Result};
 use serde::Serialize;
 use serde_json::json;
 
-const USAGE: &str = "train_step embedded|decoder|frozen|full BATCH UNITS UPDATES [DEVICE f32|bf16]";
+const USAGE: &str = "train_step scenes|decoder|frozen|full BATCH UNITS UPDATES [DEVICE f32|bf16]";
 /// Updates that are not timed.
 const WARM_UP: usize = 2;
 
@@ -69,15 +69,21 @@ fn model(name: &str) -> Result<(ModelConfig, Freeze, bool)> {
         config
     };
     match name {
-        "embedded" => Ok((ModelConfig { vocoder: None, ..embedded::files()?.config }, Freeze::None, false)),
+        "scenes" => Ok((ModelConfig { vocoder: None, ..scenes()? }, Freeze::None, false)),
         "decoder" => Ok((decoder_only(), Freeze::Vision, true)),
         "frozen" => Ok((published(), Freeze::Vision, false)),
         "full" => Ok((published(), Freeze::None, false)),
         _ => Err(Error::Option {
             option: "model",
-            problem: format!("is {name}, expected embedded, decoder, frozen or full"),
+            problem: format!("is {name}, expected scenes, decoder, frozen or full"),
         }),
     }
+}
+
+/// Dimensions of the small model that the tests caption drawn scenes with; part of the program, which may run without these
+/// sources.
+fn scenes() -> Result<ModelConfig> {
+    directory::parse_config(Path::new("tests/scenes/config.json"), include_str!("../../tests/scenes/config.json"))
 }
 
 /// Updates to time.
@@ -103,7 +109,7 @@ impl Work<'_> {
         use im2sp::backend::cuda::Cuda;
         let device: im2sp::Device = device.parse().map_err(|problem| Error::Option { option: "device", problem })?;
         let report = self.measure(Cuda::new(device.driver()?, dtype)?, Some(dtype))?;
-        if self.model != "embedded" {
+        if self.model != "scenes" {
             return Ok(json!(report));
         }
         let expected = self.measure(Cpu, None)?;

@@ -4,7 +4,7 @@ Draws scenes to calibrate with and, from other seeds, scenes to judge by; conver
 to fp8 with and without --calibrate; and compares the units of all with those of MODEL itself in f32. Needs numpy and
 Pillow.
 
-    python agree.py --im2sp PATH --weights ../../weights/demo --work DIR [--calibration 512] [--count 200] [--seeds 2027 ...]
+    python agree.py --im2sp PATH --weights ../../tests/scenes --work DIR [--calibration 512] [--count 200] [--seeds 2027 ...]
 """
 import argparse
 import json

@@ -59,6 +59,9 @@ def finished(text):
     return " ".join(words)
 
 
+FIXTURE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "tests", "scenes")
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("--work", required=True)
@@ -66,7 +69,8 @@ def main():
     ap.add_argument("--seed", type=int, default=4711)
     ap.add_argument("--size", type=int, default=256)
     ap.add_argument("--im2sp", help="path of the Rust program")
-    ap.add_argument("--weights", help="for --im2sp: folder of weights; without it the embedded model speaks")
+    ap.add_argument("--weights", default=FIXTURE,
+                    help="for --im2sp: model directory [default: tests/scenes]")
     ap.add_argument("--resynth", action="store_true")
     args = ap.parse_args()
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the embedded demo model from nothing: bash recipes/demo/run.sh WORKDIR
+# Makes the model of drawn scenes, the tests' fixture, from nothing: bash recipes/demo/run.sh WORKDIR
 # Needs python3, flite and im2sp. Steps that are done already are skipped, interrupted trainings go on.
 # CAPTIONS, IMAGES: how many are spoken and drawn. VOCODER, FOCUS, VISION, SETTLE: whole minutes of training.
 # DECODER: updates of the decoder.

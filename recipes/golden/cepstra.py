@@ -1,4 +1,4 @@
-"""Golden data of the cepstra and of units with a price for changes: those of the embedded model's recipe.
+"""Golden data of the cepstra and of units with a price for changes: those of recipes/demo.
 
     python recipes/golden/cepstra.py        writes tests/golden/cepstra.safetensors
 """
@@ -12,7 +12,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "demo"))
 import speech  # noqa: E402
 
-CENTRES = os.path.join(HERE, "..", "..", "weights", "cepstra.npy")
+CENTRES = os.path.join(HERE, "..", "..", "tests", "scenes", "cepstra.npy")
 
 
 def signal(seconds, seed=0):

@@ -1,4 +1,4 @@
-//! Cepstra: features of speech that need no model, which the embedded model's units are made of. A frame of 20 ms has the first
+//! Cepstra: features of speech that need no model, which a small model's units can be made of. A frame of 20 ms has the first
 //! coefficients of the discrete cosine transform of its log-mel spectrum, with those of its neighbours, weighted.
 
 use rayon::prelude::*;
@@ -12,10 +12,10 @@ pub const HOP: usize = 320;
 /// How a frame's features are made of cepstra.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Cepstra {
-    /// Those of five frames, weighted: units of them are steady, and blur short sounds. The embedded model's.
+    /// Those of five frames, weighted: units of them are steady, and blur short sounds.
     #[default]
     Context,
-    /// Those of one frame, the k-th (from 0) times the root of k + 1, which are of like size: units of an open vocabulary.
+    /// Those of one frame, the k-th (from 0) times the root of k + 1, which are of like size: units of any words. The embedded model's.
     Frame,
 }
 

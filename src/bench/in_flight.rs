@@ -176,11 +176,11 @@ impl InFlightReport {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Device, LoadOptions};
+    use crate::Device;
 
     #[test]
     fn both_kinds_are_measured_and_empty_runs_refused() -> Result<()> {
-        let engine = Engine::embedded_with(LoadOptions { device: Device::Cpu, ..Default::default() })?;
+        let engine = Engine::load("tests/scenes", Device::Cpu)?;
         let image = Image::from_rgb(8, 8, vec![90; 8 * 8 * 3])?;
         let options = InFlightOptions { in_flight: 2, images: 3, units: 4 };
         let mut seen = 0;

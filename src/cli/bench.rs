@@ -17,7 +17,7 @@ use super::{ModelArgs, print_json, print_line};
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  im2sp bench                                 the embedded model
+  im2sp bench                                 the small embedded model
   im2sp bench --random --dtype bf16           random weights of the published dimensions: no file needed
   im2sp bench --in-flight 64 --images 512     images per second, units only and with sound
   im2sp bench --weights DIR --units 100 --json --plot budget.svg --profile trace.json")]

@@ -17,7 +17,7 @@ use im2sp::{CaptionOptions, Engine, Error, Image, Input, Progress, Result, image
 use super::output::{self, Destination, Format};
 use super::print::{note, print_error};
 use super::progress::Bar;
-use super::{ModelArgs, vocoder_of};
+use super::{ModelArgs, SMALL, vocoder_of};
 use jobs::{Job, Jobs};
 use report::OrderedOutput;
 
@@ -180,10 +180,10 @@ impl Caption {
             stored.check_grid(grid)?;
         }
         note(format_args!("device {}, weights {}", engine.device(), engine.dtype()));
-        if let Some(domain) = &engine.config().domain {
-            note(format_args!(
-                "this model knows {domain} only; for photographs convert the published checkpoint, see im2sp convert --help"
-            ));
+        match &engine.config().domain {
+            _ if self.model.weights.is_none() => note(format_args!("{SMALL}")),
+            Some(domain) => note(format_args!("this model knows {domain} only")),
+            None => {}
         }
         let options =
             CaptionOptions { generate: self.decoding.options(), speaker: self.speaker, no_audio: self.no_audio };

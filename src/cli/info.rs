@@ -12,12 +12,12 @@ use im2sp::weights::embedded;
 use im2sp::weights::speech::{SPEECH, SpeechFiles};
 use serde_json::json;
 
-use super::{print_json, print_line};
+use super::{SMALL, print_json, print_line};
 
 /// Show what a model directory holds
 #[derive(Args)]
 pub struct Info {
-    /// Model directory; without it the embedded model is described
+    /// Model directory; without it the small embedded model is described
     #[arg(value_name = "DIR")]
     directory: Option<PathBuf>,
     /// Print a JSON object on standard output
@@ -48,7 +48,10 @@ impl Info {
         }
         print_line(format_args!("{}", config.description.as_deref().unwrap_or("a model without a description")))?;
         if let Some(domain) = &config.domain {
-            print_line(format_args!("knows      {domain} only"))?;
+            print_line(format_args!("knows      {domain}"))?;
+        }
+        if self.directory.is_none() {
+            print_line(format_args!("note       {SMALL}"))?;
         }
         print_line(format_args!("size       {parameters} parameters, {:.1} MB", bytes as f64 / 1e6))?;
         let types: Vec<String> =

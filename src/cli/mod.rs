@@ -43,7 +43,7 @@ const WRONG_USAGE: u8 = 2;
 #[derive(Parser)]
 #[command(version, long_version = concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("IM2SP_COMMIT"), ")"), about, long_about = None, propagate_version = true, after_help = "\
 Start with:
-  im2sp caption image.png -o speech.wav       a spoken caption from the embedded model
+  im2sp caption image.png -o speech.wav       a spoken caption from the small embedded model
   im2sp convert --help                        use the published checkpoint, or your own
 
 Exit status: 0 done, 1 something failed (reported on standard error), 2 wrong usage.")]
@@ -71,6 +71,10 @@ enum Command {
     Score(score::Score),
     Evaluate(Box<evaluate::Evaluate>),
 }
+
+/// Note on the model in the binary.
+const SMALL: &str =
+    "the embedded model is small; for better captions convert the published checkpoint, see im2sp convert --help";
 
 /// Model and device options.
 #[derive(Args)]

@@ -29,7 +29,7 @@ Examples:
   im2sp units speech.wav --weights models/hubert --kmeans km.bin
   im2sp units wavs/ --weights models/hubert --kmeans km.bin -o units/
   im2sp units wavs/ --weights models/hubert --kmeans km.bin -o units.jsonl
-  im2sp units wavs/ --cepstra --kmeans weights/cepstra.npy --change-price 434 -o units/")]
+  im2sp units wavs/ --cepstra --kmeans centres.npy --change-price 434 -o units/")]
 pub struct Units {
     /// A recording, or a folder, which is searched with all folders inside it
     #[arg(value_name = "AUDIO|DIR")]

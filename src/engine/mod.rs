@@ -166,10 +166,14 @@ impl Engine {
         Engine::new(ModelFiles::open_with(directory.as_ref(), !options.no_mmap)?, options)
     }
 
-    /// The model that is compiled into this crate. It describes drawn scenes of coloured shapes and nothing else.
+    /// The small model that is compiled into this crate with the feature `embedded-model`, a default one.
+    ///
+    /// # Errors
+    /// If the crate was built without that feature, or the device cannot be used.
     ///
     /// ```
     /// # fn main() -> im2sp::Result<()> {
+    /// # if !cfg!(feature = "embedded-model") { return Ok(()); }
     /// let engine = im2sp::Engine::embedded()?;
     /// let image = im2sp::Image::open("assets/scene.png")?;
     /// let caption = engine.caption(&image, &im2sp::CaptionOptions::default())?;
@@ -195,18 +199,19 @@ impl Engine {
         Engine::new(crate::weights::random::files(crate::weights::random::published(), dtype)?, options)
     }
 
-    /// As [`Engine::embedded_with`], on a device that the caller opened.
-    #[cfg(any(feature = "cuda", feature = "emulator"))]
-    pub fn embedded_on(
-        driver: std::sync::Arc<dyn crate::backend::cuda::driver::Driver>,
-        dtype: DType,
-    ) -> Result<Engine> {
-        Engine::start(load::on_gpu(driver, crate::weights::embedded::files()?, Some(dtype))?)
+    /// A model whose files are open, or in memory.
+    pub fn new(files: ModelFiles, options: LoadOptions) -> Result<Engine> {
+        Engine::start(load::load(files, options)?)
     }
 
-    /// A model whose files are open, or in memory.
-    pub(crate) fn new(files: ModelFiles, options: LoadOptions) -> Result<Engine> {
-        Engine::start(load::load(files, options)?)
+    /// As [`Engine::new`], on a device that the caller opened.
+    #[cfg(any(feature = "cuda", feature = "emulator"))]
+    pub fn on_driver(
+        driver: std::sync::Arc<dyn crate::backend::cuda::driver::Driver>,
+        files: ModelFiles,
+        dtype: DType,
+    ) -> Result<Engine> {
+        Engine::start(load::on_gpu(driver, files, Some(dtype))?)
     }
 
     fn start((pipeline, precisions): (Pipeline, load::Precisions)) -> Result<Engine> {
@@ -250,6 +255,7 @@ impl Engine {
     /// ```
     /// # fn main() -> im2sp::Result<()> {
     /// use im2sp::{Event, Request};
+    /// # if !cfg!(feature = "embedded-model") { return Ok(()); }
     /// let engine = im2sp::Engine::embedded()?;
     /// let image = im2sp::Image::open("assets/scene.png")?;
     /// for event in engine.submit(Request::new(image, im2sp::CaptionOptions::default())) {
@@ -313,6 +319,7 @@ impl Engine {
     /// ```
     /// # use std::ops::ControlFlow;
     /// # fn main() -> im2sp::Result<()> {
+    /// # if !cfg!(feature = "embedded-model") { return Ok(()); }
     /// let engine = im2sp::Engine::embedded()?;
     /// let paths = ["assets/scene.png", "assets/no-such.png"];
     /// let images = |index: usize| paths.get(index).map(im2sp::Image::open);
@@ -357,6 +364,7 @@ impl Engine {
     ///
     /// ```
     /// # fn main() -> im2sp::Result<()> {
+    /// # if !cfg!(feature = "embedded-model") { return Ok(()); }
     /// let engine = im2sp::Engine::embedded()?;
     /// let image = im2sp::Image::open("assets/scene.png")?;
     /// for chunk in engine.stream(&image, &im2sp::CaptionOptions::default()) {

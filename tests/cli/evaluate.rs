@@ -125,7 +125,7 @@ fn a_run_that_was_killed_continues_exactly() {
     succeeds(&run_in(other.path(), &evaluate("sh listen.sh", &[])));
     // Ended while it listens.
     let mut run = Command::new(env!("CARGO_BIN_EXE_im2sp"));
-    run.args(evaluate(SLOW, &[])).current_dir(folder.path());
+    run.args(with_model(&evaluate(SLOW, &[]))).current_dir(folder.path());
     let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let began = Instant::now();
     while heard(&folder) < 2 && began.elapsed() < Duration::from_secs(120) {

@@ -13,6 +13,10 @@ fn as_somebody(directory: &Path, before: &[&str], arguments: &[&str]) -> Option<
     let program = directory.join("im2sp");
     if !program.exists() {
         std::fs::copy(env!("CARGO_BIN_EXE_im2sp"), &program).unwrap();
+        // Where this user can read it, wherever these sources are.
+        let copied =
+            Command::new("cp").arg("-r").args([&common::scenes::directory(), &directory.join("scenes")]).status();
+        assert!(copied.unwrap().success());
         std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
     let uid = "--reuid=54321";
@@ -21,7 +25,9 @@ fn as_somebody(directory: &Path, before: &[&str], arguments: &[&str]) -> Option<
         return None;
     }
     let mut command = Command::new("setpriv");
-    command.args([uid, "--regid=54321", "--clear-groups"]).args(before).arg(program).args(arguments);
+    command.args([uid, "--regid=54321", "--clear-groups"]).args(before).arg(program);
+    let speaks = SPEAKING.contains(&arguments[0]) && !arguments.contains(&"--weights");
+    command.arg(arguments[0]).args(if speaks { &["--weights", "scenes"][..] } else { &[] }).args(&arguments[1..]);
     Some(command.current_dir(directory).output().unwrap())
 }
 
@@ -239,7 +245,7 @@ fn writable_places_in_folders_that_are_not() {
         succeeds(&output.unwrap());
         assert_eq!(names_in(&at("model")), ["captioner.safetensors", "config.json", "vocoder.safetensors"]);
     }
-    assert_eq!(names_in(directory.path()), ["a.png", "im2sp", "model", "out.wav", "source"]);
+    assert_eq!(names_in(directory.path()), ["a.png", "im2sp", "model", "out.wav", "scenes", "source"]);
 }
 
 #[test]
@@ -278,11 +284,11 @@ fn an_interrupted_run_leaves_nothing() {
     for n in 0..100 {
         std::fs::copy(scene(), images.join(format!("{n}.png"))).unwrap();
     }
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/demo");
+    let model = common::scenes::directory();
     // Several times: an interruption may come at any moment.
     for (name, signal) in [("INT", 2), ("TERM", 15)].repeat(4) {
         let mut convert = Command::new(env!("CARGO_BIN_EXE_im2sp"));
-        convert.args(["convert", path(&demo), "--quantize", "fp8", "--calibrate", "images", "-o", "model"]);
+        convert.args(["convert", path(&model), "--quantize", "fp8", "--calibrate", "images", "-o", "model"]);
         let mut convert = convert.current_dir(directory.path()).stderr(std::process::Stdio::null()).spawn().unwrap();
         let started = std::time::Instant::now();
         while names_in(directory.path()).len() < 2 {

@@ -30,7 +30,21 @@ fn run(arguments: &[&str]) -> Output {
 }
 
 fn run_in(directory: &Path, arguments: &[&str]) -> Output {
+    let arguments = with_model(arguments);
     Command::new(env!("CARGO_BIN_EXE_im2sp")).args(arguments).current_dir(directory).output().expect("im2sp starts")
+}
+
+/// Subcommands that caption or speak, with the embedded model unless another is named.
+const SPEAKING: [&str; 3] = ["caption", "speak", "evaluate"];
+
+/// A command with the model of drawn scenes, unless it names another.
+fn with_model(arguments: &[&str]) -> Vec<String> {
+    let mut arguments: Vec<String> = arguments.iter().map(|argument| argument.to_string()).collect();
+    let speaks = arguments.len() > 1 && SPEAKING.contains(&arguments[0].as_str());
+    if speaks && !arguments.iter().any(|argument| argument == "--weights" || argument == "--help") {
+        arguments.splice(1..1, ["--weights".into(), path(&common::scenes::directory()).to_string()]);
+    }
+    arguments
 }
 
 /// Another image, with another caption.
@@ -38,11 +52,15 @@ fn other_scene() -> PathBuf {
     golden("scenes/scene_0001.jpg")
 }
 
-/// Runs a script in `directory`, in which `im2sp` is this program and `$scene` the image.
+/// Runs a script in `directory`, in which `im2sp` is this program, with the model of drawn scenes, and `$scene` the image.
 fn shell(directory: &Path, script: &str) -> Output {
-    let script = format!("set -o pipefail; im2sp() {{ \"$program\" \"$@\"; }}; {script}");
+    let speaking = SPEAKING.join("|");
+    let function = format!(
+        r#"im2sp() {{ case $1 in {speaking}) "$program" "$1" --weights "$model" "${{@:2}}" ;; *) "$program" "$@" ;; esac; }}"#
+    );
     let mut bash = Command::new("bash");
-    bash.args(["-c", &script]).current_dir(directory).env("scene", scene()).env("program", env!("CARGO_BIN_EXE_im2sp"));
+    bash.args(["-c", &format!("set -o pipefail; {function}; {script}")]).current_dir(directory);
+    bash.env("scene", scene()).env("model", common::scenes::directory()).env("program", env!("CARGO_BIN_EXE_im2sp"));
     bash.output().expect("bash starts")
 }
 
@@ -109,7 +127,8 @@ fn wav(file: &Path) -> (u32, Vec<i16>) {
 /// Bytes that a shell's pipe carries, and whether all went well.
 fn piped(arguments: &[&str], listener: &str) -> (Vec<u8>, String) {
     let command = format!("set -o pipefail; \"$0\" \"$@\" | {listener}");
-    let output = Command::new("bash").args(["-c", &command, env!("CARGO_BIN_EXE_im2sp")]).args(arguments).output();
+    let output =
+        Command::new("bash").args(["-c", &command, env!("CARGO_BIN_EXE_im2sp")]).args(with_model(arguments)).output();
     let output = output.expect("bash starts");
     let errors = text(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{errors}");

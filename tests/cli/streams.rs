@@ -209,7 +209,8 @@ fn a_reader_who_goes_away_ends_a_list() {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let mut command = Command::new(env!("CARGO_BIN_EXE_im2sp"));
-        command.args(["caption", "images", "--in-flight", "1"]).args(more).current_dir(directory.path());
+        let arguments = with_model(&[&["caption", "images", "--in-flight", "1"], more].concat());
+        command.args(arguments).current_dir(directory.path());
         command.stdout(writer).output().unwrap()
     };
     for more in [&["--no-audio"][..], &["--no-audio", "--json"], &["--no-audio", "-o", "-"]] {

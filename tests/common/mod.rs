@@ -1,6 +1,8 @@
 //! Common parts of the test programs: golden tensors, reproducible random values and the one tolerance policy.
 #![allow(dead_code)]
 
+pub mod scenes;
+
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};

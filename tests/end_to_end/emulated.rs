@@ -2,7 +2,6 @@
 //! its graphs, or give it other properties.
 
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,11 +13,14 @@ use im2sp::generate::{GenerateOptions, Sampling, generate};
 use im2sp::model::captioner::Captioner;
 use im2sp::model::loader::Loader;
 use im2sp::tensor::DType;
-use im2sp::weights::ModelFiles;
 use im2sp::{CaptionOptions, Engine, Error};
 
 use super::spy::Spy;
-use super::{captions, images, units_only};
+use super::{captions, images, scenes, units_only};
+
+fn engine_on(driver: Arc<dyn Driver>, dtype: DType) -> Engine {
+    Engine::on_driver(driver, scenes::files(), dtype).expect("an engine")
+}
 
 /// Beams, sampling and more rows than one launch takes, against an engine that has to do without graphs.
 #[test]
@@ -32,7 +34,7 @@ fn captions_from_recorded_steps_are_those_of_plain_ones() {
         (9, GenerateOptions { max_length: 16, ..Default::default() }),
     ];
     let (with, without) = (Arc::new(EmulatedDriver::new(1 << 30)), Arc::new(EmulatedDriver::new(1 << 30)));
-    let engines = [&with, &without].map(|driver| Engine::embedded_on(driver.clone(), DType::BF16).expect("an engine"));
+    let engines = [&with, &without].map(|driver| engine_on(driver.clone(), DType::BF16));
     for (count, generate) in kinds {
         let options = CaptionOptions { generate, ..units_only() };
         // The vision encoder's graph, which is captured the second time.
@@ -58,7 +60,7 @@ fn captions_from_recorded_steps_are_those_of_plain_ones() {
 #[test]
 fn what_passes_between_the_stages_stays_on_the_device() {
     let emulator = Arc::new(EmulatedDriver::new(1 << 30));
-    let engine = Engine::embedded_on(emulator.clone(), DType::BF16).expect("an engine");
+    let engine = engine_on(emulator.clone(), DType::BF16);
     let (image, beams) = (&images(1)[0], GenerateOptions { beams: 3, max_length: 20, ..Default::default() });
     let side = engine.config().image.size as u64;
     for (generate, tables) in [(GenerateOptions::default(), 8 << 10), (beams, 32 << 10)] {
@@ -75,7 +77,7 @@ fn memory_goes_back_to_its_level_and_its_end_is_said() {
     let emulator = Arc::new(EmulatedDriver::new(1 << 30));
     let image = &images(1)[0];
     {
-        let engine = Engine::embedded_on(emulator.clone(), DType::BF16).expect("an engine");
+        let engine = engine_on(emulator.clone(), DType::BF16);
         engine.caption(image, &units_only()).expect("a caption");
         assert!(emulator.in_use() > 10 << 20, "the weights are there");
     }
@@ -83,7 +85,8 @@ fn memory_goes_back_to_its_level_and_its_end_is_said() {
     // Room for half of the weights; then for the weights and a little more.
     for (room, what) in [(6 << 20, "while loading"), (13 << 20, "while captioning")] {
         let small: Arc<dyn Driver> = Arc::new(EmulatedDriver::new(room));
-        let result = Engine::embedded_on(small, DType::BF16).and_then(|engine| engine.caption(image, &units_only()));
+        let result = Engine::on_driver(small, scenes::files(), DType::BF16)
+            .and_then(|engine| engine.caption(image, &units_only()));
         let error = result.map(|_| ()).expect_err(what).to_string();
         assert!(error.contains("out of memory"), "{what}: {error}");
     }
@@ -96,7 +99,7 @@ fn an_end_at_any_point_frees_everything() {
     let image = &images(1)[0];
     let generate = GenerateOptions { max_length: 60, ..Default::default() };
     {
-        let engine = Engine::embedded_on(emulator.clone(), DType::BF16).expect("an engine");
+        let engine = engine_on(emulator.clone(), DType::BF16);
         let options = CaptionOptions { generate, ..Default::default() };
         let whole = engine.caption(image, &options).expect("a caption");
         for (chunks, pause) in [(0, 0), (0, 30), (0, 300), (1, 0), (2, 0)] {
@@ -133,7 +136,7 @@ fn tokens_do_not_depend_on_the_multiprocessors() {
         for (multiprocessors, budget) in devices {
             let driver = Arc::new(EmulatedDriver::with_multiprocessors(1 << 30, multiprocessors));
             let cuda = Cuda::new(driver.clone(), dtype).unwrap();
-            let mut files = ModelFiles::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/demo")).unwrap();
+            let mut files = scenes::files();
             let mut loader = Loader { backend: &cuda, store: &mut files.captioner, dtype: Some(dtype) };
             let captioner = Captioner::load(&mut loader, &files.config).unwrap();
             let decoder = &captioner.decoder;
@@ -157,8 +160,7 @@ fn threads_and_engines_beside_each_other_say_what_each_alone_would() {
     let options =
         CaptionOptions { generate: GenerateOptions { max_length: 16, ..Default::default() }, ..Default::default() };
     {
-        let engines =
-            [emulator.clone(), emulator.clone()].map(|driver| Engine::embedded_on(driver, DType::BF16).unwrap());
+        let engines = [emulator.clone(), emulator.clone()].map(|driver| engine_on(driver, DType::BF16));
         let alone = captions(&engines[0], &images, &options);
         std::thread::scope(|scope| {
             for engine in &engines {
@@ -183,7 +185,7 @@ fn threads_and_engines_beside_each_other_say_what_each_alone_would() {
 #[test]
 fn greedy_loops_pin_memory_once() {
     let spy = Spy::new(Arc::new(EmulatedDriver::with_multiprocessors(1 << 30, 12)));
-    let engine = Engine::embedded_on(spy.clone(), DType::BF16).expect("an engine");
+    let engine = engine_on(spy.clone(), DType::BF16);
     let image = &images(1)[0];
     let caption = |max_length: usize| {
         let generate = GenerateOptions { max_length, ..Default::default() };
@@ -202,7 +204,7 @@ fn greedy_loops_pin_memory_once() {
 #[test]
 fn sounds_are_captured_at_their_second_length() {
     let emulator = Arc::new(EmulatedDriver::new(1 << 30));
-    let engine = Engine::embedded_on(emulator.clone(), DType::BF16).expect("an engine");
+    let engine = engine_on(emulator.clone(), DType::BF16);
     let speak = |count: u32| engine.speak(&(0..count).collect::<Vec<_>>(), None).expect("speech").samples;
     let once = [1, 3, 6].map(speak);
     assert!(once[0].len() < once[1].len() && once[1].len() < once[2].len());
@@ -218,7 +220,7 @@ fn sounds_are_captured_at_their_second_length() {
 fn a_panic_is_an_error_of_the_requests_concerned() {
     let emulator: Arc<dyn Driver> = Arc::new(EmulatedDriver::new(1 << 30));
     let spy = Spy::new(emulator);
-    let engine = Engine::embedded_on(spy.clone(), DType::F32).expect("an engine");
+    let engine = engine_on(spy.clone(), DType::F32);
     let image = &images(1)[0];
     let sampling = Some(Sampling { temperature: 2.0, top_k: 0, top_p: 1.0, seed: 3 });
     let generate = GenerateOptions { sampling, max_length: 8, ..Default::default() };
@@ -249,7 +251,7 @@ fn a_panic_in_a_capture_costs_one_caption() {
     let generate = GenerateOptions { max_length: 2, ..Default::default() };
     let (emulator, caption) = (Arc::new(EmulatedDriver::new(1 << 30)), CaptionOptions { generate, ..units_only() });
     let spy = Spy::new(emulator.clone());
-    let engine = Engine::embedded_on(spy.clone(), DType::BF16).expect("an engine");
+    let engine = engine_on(spy.clone(), DType::BF16);
     let units = engine.caption(image, &caption).expect("a caption").units;
     spy.capture_fuse.store(3, Ordering::Relaxed);
     let error = engine.caption(image, &caption).map(|caption| caption.units).expect_err("a planted panic");

@@ -1,8 +1,10 @@
-//! The embedded model on a device: the GPU that IM2SP_TEST_DEVICE names ("cuda:0"), else the emulator. Its captions are the
+//! The model of drawn scenes on a device: the GPU that IM2SP_TEST_DEVICE names ("cuda:0"), else the emulator. Its captions are the
 //! CPU's, whatever else is in the batch; it allocates nothing once warm, gives everything back, and reports what fails.
 #![cfg(feature = "emulator")]
 
 mod emulated;
+#[path = "../common/scenes.rs"]
+mod scenes;
 mod spy;
 
 use std::ops::ControlFlow;
@@ -18,8 +20,7 @@ fn device() -> Device {
 }
 
 fn engine(device: Device, dtype: DType) -> Engine {
-    Engine::embedded_with(LoadOptions { device, dtype: Some(dtype), ..LoadOptions::default() })
-        .unwrap_or_else(|error| panic!("{error}"))
+    scenes::engine_with(LoadOptions { device, dtype: Some(dtype), ..LoadOptions::default() })
 }
 
 /// Drawings in the spirit of the model's scenes: a noisy ground, and one to three discs and boxes.
@@ -132,6 +133,22 @@ fn the_published_size_speaks_as_on_the_cpu() {
         let (off, of) = (rms(&difference), rms(expected));
         assert!(off < 0.04 * of, "samples are off by {off} rms of {of}");
     }
+}
+
+/// The model in the binary, whose encoder is a convolutional one.
+#[test]
+#[cfg(feature = "embedded-model")]
+#[ignore = "takes minutes on the emulator"]
+fn the_embedded_model_speaks_as_on_the_cpu() {
+    let image = images(1).remove(0);
+    let [expected, actual] = [Device::Cpu, device()].map(|device| {
+        let load = LoadOptions { device, dtype: Some(DType::F32), ..LoadOptions::default() };
+        let engine = Engine::embedded_with(load).expect("an engine");
+        engine.caption(&image, &CaptionOptions::default()).expect("a caption")
+    });
+    assert_eq!(actual.tokens, expected.tokens);
+    let worst = im2sp::conformance::difference(&actual.samples, &expected.samples);
+    assert!(worst < 4.0 / 32768.0, "samples differ by {worst}");
 }
 
 #[test]
@@ -247,6 +264,6 @@ fn every_stage_has_its_own_time() {
 #[test]
 fn a_device_index_that_does_not_exist_is_an_error() {
     let options = LoadOptions { device: Device::Cuda(99), ..LoadOptions::default() };
-    let error = Engine::embedded_with(options).map(|_| ()).expect_err("there are no hundred GPUs").to_string();
+    let error = Engine::new(scenes::files(), options).map(|_| ()).expect_err("there are no hundred GPUs").to_string();
     assert!(error.contains("cuda:99"), "{error}");
 }
