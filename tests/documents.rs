@@ -16,6 +16,7 @@ const DOCUMENTS: &[&str] = &[
     "weights/README.md",
     "recipes/demo/README.md",
     "recipes/photos/README.md",
+    "tests/scenes/README.md",
 ];
 /// Documents whose options outside of commands are those of `im2sp`.
 const WITH_OPTIONS: &[&str] = &["README.md", "ARCHITECTURE.md", "CHANGELOG.md"];

@@ -15,7 +15,8 @@ pub enum Cepstra {
     /// Those of five frames, weighted: units of them are steady, and blur short sounds.
     #[default]
     Context,
-    /// Those of one frame, the k-th (from 0) times the root of k + 1, which are of like size: units of any words. The embedded model's.
+    /// Those of one frame, the k-th (from 0) times the root of k + 1, which are of like size: units of any words, and the embedded
+    /// model's.
     Frame,
 }
 
