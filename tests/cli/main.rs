@@ -34,8 +34,8 @@ fn run_in(directory: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_im2sp")).args(arguments).current_dir(directory).output().expect("im2sp starts")
 }
 
-/// Subcommands that caption or speak, with the embedded model unless another is named.
-const SPEAKING: [&str; 3] = ["caption", "speak", "evaluate"];
+/// Subcommands that use the embedded model unless `--weights` names another.
+const SPEAKING: [&str; 4] = ["caption", "speak", "evaluate", "bench"];
 
 /// A command with the model of drawn scenes, unless it names another.
 fn with_model(arguments: &[&str]) -> Vec<String> {

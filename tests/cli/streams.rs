@@ -6,7 +6,7 @@ use super::*;
 #[test]
 fn a_closed_pipe_is_no_error_and_a_full_disk_is_one() {
     let into = |stdout: std::process::Stdio| {
-        Command::new(env!("CARGO_BIN_EXE_im2sp")).args(["info"]).stdout(stdout).output().unwrap()
+        Command::new(env!("CARGO_BIN_EXE_im2sp")).args(["info", "tests/scenes"]).stdout(stdout).output().unwrap()
     };
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -234,7 +234,7 @@ fn sound_may_go_to_dev_null_and_not_to_a_closed_standard_output() {
         "caption $scene --no-audio",
         "caption $scene -o with.wav --json",
         "speak --units 71 -o -",
-        "info --json",
+        "info $model --json",
     ];
     for command in commands {
         for redirection in ["1<>/dev/null", ">/dev/null", "| cat"] {
