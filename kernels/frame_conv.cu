@@ -40,7 +40,7 @@ namespace {
 
 // The sequence of a block: its first row in x and y, its frames and its windows.
 struct Sequence {
-    int64_t first;
+    int first;
     int frames, rows;
 };
 DEVICE Sequence sequence_of(const FrameConvParams& p) {
@@ -61,7 +61,7 @@ template <typename T> struct Windows {
     DEVICE void copy(void* to, int row, int k) const {
         const int tap = k / p.group_inputs, c = k - tap * p.group_inputs, frame = row * p.stride + tap - p.before;
         const bool inside = row < own.rows && k < p.k && frame >= 0 && frame < own.frames;
-        const int64_t at = (own.first + frame) * p.inputs + group * p.group_inputs + c;
+        const int64_t at = int64_t(own.first + frame) * p.inputs + group * p.group_inputs + c;
         cp_async_16(to, static_cast<const T*>(p.x) + (inside ? at : 0), inside);
     }
 };
@@ -79,7 +79,7 @@ template <typename T> struct WindowValues {
             const int tap = (k + i) / p.group_inputs, c = k + i - tap * p.group_inputs;
             const int frame = row * p.stride + tap - p.before;
             const bool inside = row < own.rows && k + i < p.k && frame >= 0 && frame < own.frames;
-            const int64_t at = (own.first + frame) * p.inputs + group * p.group_inputs + c;
+            const int64_t at = int64_t(own.first + frame) * p.inputs + group * p.group_inputs + c;
             static_cast<float*>(to)[i] = inside ? to_float(static_cast<const T*>(p.x)[at]) : 0.0f;
         }
     }
@@ -99,7 +99,7 @@ template <typename T> struct FrameConvEpilogue {
     template <bool ROLLED, int RUN> DEVICE void store(int row, int column, const float (&sums)[RUN]) const {
         if (row >= own.rows || column >= p.group_outputs) return;
         const int n = first + column, count = min(RUN, p.group_outputs - column);
-        const int64_t at = (own.first + row) * p.outputs + n;
+        const int64_t at = int64_t(own.first + row) * p.outputs + n;
         const T* residual = p.residual ? static_cast<const T*>(p.residual) + at : nullptr;
         T* y = static_cast<T*>(p.y) + at;
         const bool whole = !ROLLED || vectors();
