@@ -1,12 +1,13 @@
 """Both ends at the published sizes with random weights: recordings to units, images to image units, images to scores.
 
-    python ends.py prepare FOLDER                                writes models, recordings, images and captions
-    python ends.py recordings FOLDER --im2sp ./im2sp             10,000 s of sound to units: HuBERT Base, layer 6, 200 centres
-    python ends.py tokenize FOLDER --im2sp ./im2sp               1,000 images to image units
-    python ends.py evaluate FOLDER --im2sp ./im2sp               5,000 images to units, sound, text (wav2vec 2.0 large) and scores
+    python ends.py prepare FOLDER                      writes models, recordings, images and captions
+    python ends.py recordings FOLDER --im2sp ./im2sp   10,000 s of sound to units: HuBERT Base, layer 6, 200 centres
+    python ends.py tokenize FOLDER --im2sp ./im2sp     1,000 images to image units
+    python ends.py evaluate FOLDER --im2sp ./im2sp     5,000 images to units, sound, text (wav2vec 2.0 large), scores
 
-Without torch and transformers `prepare` makes nothing; FOLDER/ready says that it is done. Each step but the first prints one JSON object: seconds of the whole command, from its start to its end, and of the same command
-for one recording or image, which is mostly the start and the model. Models are written in their publishers' layouts by torch and
+Without torch and transformers `prepare` makes nothing; FOLDER/ready says that it is done. Each step but the first
+prints one JSON object: seconds of the whole command, from its start to its end, and of the same command for one
+recording or image, which is mostly the start and the model. Models are written in their publishers' layouts by torch and
 transformers and converted by im2sp. `--tiny` makes small models and few files, to try the script without a GPU.
 """
 import argparse
@@ -145,7 +146,8 @@ def tokenizer(folder, tiny):
         for block in (0, 1):
             state |= {f"{at}.{block}.norm.weight": torch.ones(width), f"{at}.{block}.norm.bias": torch.zeros(width)}
         state[f"{at}.0.fn.to_qkv.weight"] = draw(3 * inner, width)
-        for name, rows, columns in (("0.fn.to_out", width, inner), ("1.fn.net.0", mlp, width), ("1.fn.net.2", width, mlp)):
+        sizes = (("0.fn.to_out", width, inner), ("1.fn.net.0", mlp, width), ("1.fn.net.2", width, mlp))
+        for name, rows, columns in sizes:
             state |= {f"{at}.{name}.weight": draw(rows, columns), f"{at}.{name}.bias": torch.zeros(rows)}
     torch.save(state, folder / "tokenizer.ckpt")
     torch.save(torch.randn(CODES, CODE_WIDTH), folder / "codebook.ckpt")
@@ -206,7 +208,8 @@ def recordings(folder, arguments):
     """All recordings to files of units; those of some are what they are alone."""
     wavs, out = sorted((folder / "wavs").iterdir()), folder / "units"
     shutil.rmtree(out, ignore_errors=True)
-    command = [arguments.im2sp, "units", "--weights", folder / "models/hubert", "--kmeans", folder / "centres.npy", *device(arguments)]
+    command = [arguments.im2sp, "units", "--weights", folder / "models/hubert", "--kmeans", folder / "centres.npy"]
+    command += device(arguments)
     one, _ = run([*command, wavs[0], "-o", folder / "one.unit"])
     seconds, _ = run([*command, folder / "wavs", "-o", f"{out}/"])
     same = True

@@ -1,5 +1,5 @@
-//! Files written by several threads while their contents are still being made: each is brought to disk before it has its name, and
-//! waiting for that would hold up a device.
+//! Files written by several threads while their contents are still being made: each is brought to disk before it has its name,
+//! and waiting for that would hold up a device.
 
 use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, PoisonError};

@@ -1,6 +1,6 @@
-//! Models of recordings, several parts at a time: recordings are cut into parts, parts of different recordings go through the model
-//! together, and each recording gets the results of its own. Files are read ahead on one thread, the model runs on a second, and
-//! results come to the caller's.
+//! Models of recordings, several parts at a time: recordings are cut into parts, parts of different recordings go through the
+//! model together, and each recording gets the results of its own. Files are read ahead on one thread, the model runs on a
+//! second, and results come to the caller's.
 
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
