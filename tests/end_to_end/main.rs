@@ -1,5 +1,5 @@
-//! The model of drawn scenes on a device: the GPU that IM2SP_TEST_DEVICE names ("cuda:0"), else the emulator. Its captions are the
-//! CPU's, whatever else is in the batch; it allocates nothing once warm, gives everything back, and reports what fails.
+//! The model of drawn scenes on a device: the GPU that IM2SP_TEST_DEVICE names ("cuda:0"), else the emulator. Its captions are
+//! the CPU's, whatever else is in the batch; it allocates nothing once warm, gives everything back, and reports what fails.
 #![cfg(feature = "emulator")]
 
 mod emulated;
