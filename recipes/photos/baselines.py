@@ -22,7 +22,7 @@ import numpy as np
 import speech
 from flickr import read_captions, read_list
 
-NEAREST = 60
+NEAREST = 25
 
 
 def features(pictures, names):
@@ -60,7 +60,7 @@ def nearest(args, captions, train, test):
     for name, row in zip(test, wanted @ known.T):
         pool = [text for i in np.argsort(-row)[:NEAREST] for text in captions[train[i]]]
         counts = [grams(text) for text in pool]
-        # Of the 60 nearest pictures' captions: the one that is most like the others.
+        # Of the nearest pictures' captions: the one that is most like the others.
         best = np.argmax([sum(likeness(a, b) for b in counts) for a in counts])
         out[name] = pool[best]
     return out
