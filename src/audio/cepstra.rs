@@ -1,5 +1,5 @@
 //! Cepstra: features of speech that need no model, which a small model's units can be made of. A frame of 20 ms has the first
-//! coefficients of the discrete cosine transform of its log-mel spectrum, with those of its neighbours, weighted.
+//! coefficients of the discrete cosine transform of its log-mel spectrum, alone or with those of its neighbours.
 
 use rayon::prelude::*;
 use realfft::RealFftPlanner;
