@@ -213,6 +213,28 @@ fn threads_are_as_many_as_there_may_be() {
     }
 }
 
+/// As images, recordings: what would be read ahead is read in turn.
+#[test]
+#[cfg(target_os = "linux")]
+fn recordings_need_no_more_threads_than_there_may_be() {
+    let directory = TempDir::new().unwrap();
+    std::fs::write(directory.path().join("a.wav"), sound_of(&scene())).unwrap();
+    std::fs::copy(directory.path().join("a.wav"), directory.path().join("b.wav")).unwrap();
+    std::fs::copy("tests/scenes/cepstra.npy", directory.path().join("centres.npy")).unwrap();
+    let arguments = ["units", ".", "--cepstra", "--kmeans", "centres.npy"];
+    let Some(whole) = as_somebody(directory.path(), &[], &arguments) else { return };
+    assert_eq!(succeeds(&whole).lines().count(), 2);
+    for limit in [1, 2, 3, 4, 5] {
+        let limit_option = format!("--nproc={limit}");
+        let output = as_somebody(directory.path(), &["prlimit", &limit_option], &arguments).unwrap();
+        if limit == 1 {
+            assert!(fails(&output).contains("thread"), "{}", text(&output.stderr));
+        } else {
+            assert_eq!(succeeds(&output), text(&whole.stdout), "{limit}");
+        }
+    }
+}
+
 /// A file may be writable where its folder is not, and a folder where its parent is not.
 #[test]
 #[cfg(target_os = "linux")]

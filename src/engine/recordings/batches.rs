@@ -5,6 +5,7 @@
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::Builder;
 
 use rayon::prelude::*;
 
@@ -73,8 +74,13 @@ impl<T: Send> Model<T> {
         std::thread::scope(|scope| {
             let (sounds, read) = sync_channel(1);
             let (results, made) = sync_channel(2);
-            scope.spawn(move || read_ahead(paths, &sounds));
-            let running = scope.spawn(move || self.run_all(&read, &results));
+            let reader = Builder::new().spawn_scoped(scope, move || read_ahead(paths, &sounds));
+            let runner = Builder::new().spawn_scoped(scope, move || self.run_all(&read, &results));
+            let (Ok(_), Ok(running)) = (reader, runner) else {
+                // A limit of threads: a thread that did start ends with the channel of the other.
+                drop(made);
+                return self.in_turn(paths, on_results);
+            };
             for results in made {
                 if on_results(results).is_break() {
                     // The other threads end with the channel.
@@ -83,6 +89,21 @@ impl<T: Send> Model<T> {
             }
             running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// As [`Model::of_files`], on this thread alone.
+    fn in_turn(&self, paths: &[&Path], on_results: OnRecordings<'_, T>) -> Result<()> {
+        for (first, path) in paths.iter().enumerate() {
+            let mut flow = ControlFlow::Continue(());
+            self.of_sounds(vec![read::read(path, SPEECH_RATE)], &mut |made| {
+                flow = on_results(made.into_iter().map(|(n, result)| (first + n, result)).collect());
+                flow
+            })?;
+            if flow.is_break() {
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 
     /// Groups of sounds, each with the number of its first, until they or those who want results end.
