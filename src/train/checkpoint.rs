@@ -186,10 +186,10 @@ fn update_of(name: &str) -> Option<u64> {
         .ok()
 }
 
-/// Removes what a process that was killed had not finished.
+/// Removes what a process that was killed had not finished, and the checkpoints that it was about to remove.
 ///
 /// # Errors
-/// If the run cannot be read.
+/// If the run cannot be read, or its index is damaged.
 pub fn remove_unfinished(run: &Path) -> Result<()> {
     for entry in fs::read_dir(run).map_err(Error::io("read", run))? {
         let entry = entry.map_err(Error::io("read", run))?;
@@ -197,7 +197,8 @@ pub fn remove_unfinished(run: &Path) -> Result<()> {
             let _ = fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path()));
         }
     }
-    Ok(())
+    // Without an index nothing was to be removed yet.
+    if run.join(INDEX).exists() { remove_others(run, &Index::read(run)?) } else { Ok(()) }
 }
 
 /// The last checkpoint of a run; `None` if it has none yet.

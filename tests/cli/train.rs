@@ -180,6 +180,22 @@ fn a_killed_run_resumes_to_the_bit() {
     assert_eq!(left.len(), 1, "{left:?}");
 }
 
+/// Checkpoints that a killed process was about to remove, or had not named yet, are gone after a resume.
+#[test]
+fn a_resumed_run_removes_what_a_kill_left() {
+    let directory = workplace();
+    succeeds(&begin(directory.path(), "run", &["--iterations", "4"]));
+    let run = directory.path().join("run");
+    let kept = last(&run);
+    for name in ["step-00000002", "step-00000900"] {
+        std::fs::create_dir(run.join(name)).unwrap();
+        std::fs::copy(kept.join("state.json"), run.join(name).join("state.json")).unwrap();
+    }
+    succeeds(&train(directory.path(), &["run", "--resume"]));
+    let left = names_in(&run).into_iter().filter(|name| name.starts_with("step-"));
+    assert_eq!(left.collect::<Vec<_>>(), [kept.file_name().unwrap().to_str().unwrap()]);
+}
+
 #[test]
 #[cfg(unix)]
 fn an_interrupted_run_saves_and_ends() {
