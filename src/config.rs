@@ -3,12 +3,14 @@
 
 mod efficient_net;
 mod speech;
+mod tokenizer;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 pub use efficient_net::{EfficientNetConfig, InvertedResidual, STEM_STRIDE, STEM_TAPS, Stage};
 pub use speech::{ConvolutionNorm, SPEECH_RATE, SpeechConfig, SpeechConvolution, SpeechKind, Vocabulary};
+pub use tokenizer::TokenizerConfig;
 
 /// The value of `format` this version reads and writes.
 pub const FORMAT: &str = "im2sp-1";
@@ -216,7 +218,7 @@ impl VisionConfig {
             if self.units.is_some() {
                 return wrong("units", "are for a transformer, and this model has an efficient_net".into());
             }
-            return net.check();
+            return net.check().map_err(|(field, problem)| (format!("vision.efficient_net.{field}"), problem));
         }
         for (field, value, max) in transformer {
             if value == 0 || value > max {
@@ -293,77 +295,6 @@ impl UnitInput {
             return wrong("padding", problem);
         }
         Ok(())
-    }
-}
-
-/// The image tokenizer, as it stands in `tokenizer.json`: the encoder of a ViT-VQGAN, with tanh and without a class token,
-/// and its codebook.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenizerConfig {
-    /// Always [`FORMAT`].
-    pub format: String,
-    /// Image to pixels in 0..1.
-    pub image: ImageConfig,
-    /// Side of a square patch in pixels.
-    pub patch: usize,
-    /// Channels D.
-    pub width: usize,
-    /// Transformer layers.
-    pub layers: usize,
-    /// Attention heads.
-    pub heads: usize,
-    /// Channels of all heads together.
-    pub inner: usize,
-    /// Hidden channels of the feed-forward part.
-    pub mlp: usize,
-    /// Epsilon of its layer norms.
-    pub eps: f32,
-    /// Codes K of the codebook.
-    pub codes: usize,
-    /// Values of a code.
-    pub code_width: usize,
-}
-
-impl TokenizerConfig {
-    /// Side of the grid of units of an image.
-    pub fn grid(&self) -> usize {
-        self.image.size / self.patch
-    }
-
-    /// Units of an image.
-    pub fn units(&self) -> usize {
-        self.grid() * self.grid()
-    }
-
-    /// As [`ModelConfig::check`].
-    pub fn check(&self) -> std::result::Result<(), (String, String)> {
-        let wrong = |field: &str, problem: String| Err((field.to_string(), problem));
-        if self.format != FORMAT {
-            return wrong("format", format!("is {:?}, this version reads {FORMAT:?}: convert again", self.format));
-        }
-        for (field, value, max) in [
-            ("image.size", self.image.size, MAX_RESIZE),
-            ("patch", self.patch, 1024),
-            ("width", self.width, 1 << 14),
-            ("layers", self.layers, 512),
-            ("heads", self.heads, 256),
-            ("inner", self.inner, 1 << 14),
-            ("mlp", self.mlp, 1 << 16),
-            ("codes", self.codes, MAX_CODES),
-            ("code_width", self.code_width, 1 << 12),
-        ] {
-            if value == 0 || value > max {
-                return wrong(field, format!("is {value}, expected 1 to {max}"));
-            }
-        }
-        if !self.image.size.is_multiple_of(self.patch) || self.grid() > MAX_GRID {
-            return wrong("image.size", format!("{} is no multiple of the patch, or too large", self.image.size));
-        }
-        if !self.inner.is_multiple_of(self.heads) {
-            return wrong("heads", format!("{} does not divide {}", self.heads, self.inner));
-        }
-        self.image.check()
     }
 }
 

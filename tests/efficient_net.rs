@@ -3,22 +3,24 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::{Golden, assert_close, golden};
 use im2sp::backend::Device as _;
 use im2sp::backend::cpu::Cpu;
-use im2sp::config::{ImageConfig, ModelConfig, Resize};
+use im2sp::config::{FORMAT, ImageConfig, ModelConfig, Resize, TokenizerConfig};
 use im2sp::generate::GenerateOptions;
 use im2sp::model::captioner::Captioner;
 use im2sp::model::loader::Loader;
-use im2sp::tensor::DType;
+use im2sp::model::vqgan::Tokenizer;
+use im2sp::tensor::{DType, HostTensor};
 use im2sp::train::decoder::{Dropout, Sequences};
 use im2sp::train::model::{Freeze, Images, TrainedCaptioner};
 use im2sp::units::EOS;
 use im2sp::weights::directory::ModelFiles;
-use im2sp::weights::{ConvertOptions, convert};
+use im2sp::weights::{ConvertOptions, TensorStore, convert};
 use im2sp::{CaptionOptions, Device, Engine, Input, LoadOptions};
 use tempfile::TempDir;
 
@@ -79,6 +81,73 @@ fn features_and_image_tokens_equal_golden() {
     // An image alone has the bits that it has among others.
     let alone = Cpu.download(&captioner.encode(&Cpu, &pixels[pixels.len() / 2..], 1).unwrap()).unwrap();
     assert_eq!(alone, tokens[tokens.len() / 2..]);
+}
+
+/// A tokenizer cuts what the golden encoder sees into squares of units: the nearest codes by the definition, in f64.
+#[test]
+fn a_tokenizer_cuts_tokens_into_units() {
+    const SIDE: usize = 3;
+    const CODES: usize = 23;
+    const CODE_WIDTH: usize = 5;
+    let folder = TempDir::new().unwrap();
+    let files = ModelFiles::open(&model(&folder)).unwrap();
+    let (width, net) = (files.config.vision.width, files.config.vision.efficient_net.clone());
+    let mut random = common::Random::new(8);
+    let outputs = SIDE * SIDE * CODE_WIDTH;
+    let [weight, bias, codes] = [outputs * width, outputs, CODES * CODE_WIDTH].map(|len| random.values(len));
+    let tensor = |shape: &[usize], values: &[f32]| HostTensor::from_f32(shape, values.to_vec()).unwrap();
+    let encoder = files.captioner.iter().filter(|(name, _)| name.starts_with("vision."));
+    let mut tensors: BTreeMap<String, HostTensor> =
+        encoder.map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
+    tensors.insert("projection.weight".into(), tensor(&[outputs, width], &weight));
+    tensors.insert("projection.bias".into(), tensor(&[outputs], &bias));
+    tensors.insert("codebook".into(), tensor(&[CODES, CODE_WIDTH], &codes));
+    let config = TokenizerConfig {
+        format: FORMAT.into(),
+        image: files.config.image.clone(),
+        patch: 0,
+        width,
+        layers: 0,
+        heads: 0,
+        inner: 0,
+        mlp: 0,
+        eps: 0.0,
+        efficient_net: net,
+        token_units: SIDE,
+        codes: CODES,
+        code_width: CODE_WIDTH,
+    };
+    config.check().unwrap();
+    let (field, _) = TokenizerConfig { patch: 8, ..config.clone() }.check().unwrap_err();
+    assert_eq!(field, "patch");
+    let (field, _) = TokenizerConfig { token_units: 0, ..config.clone() }.check().unwrap_err();
+    assert_eq!(field, "token_units");
+
+    let mut store = TensorStore::new(Path::new("tokenizer"), tensors);
+    let tokenizer = Tokenizer::load(&mut Loader { backend: &Cpu, store: &mut store, dtype: None }, &config).unwrap();
+    store.finish().unwrap();
+    let (golden, pixels) = (expected().f32("features"), expected().f32("pixels"));
+    let made = tokenizer.units(&Cpu, &pixels, 2).unwrap();
+    let (tokens, grid) = (config.tokens(), config.grid());
+    assert_eq!((grid, made.len()), (tokens * SIDE, 2));
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
+    let codes: Vec<Vec<f64>> = codes.chunks(CODE_WIDTH).map(wide).collect();
+    for (image, at) in (0..2).flat_map(|image| (0..grid * grid).map(move |at| (image, at))) {
+        let (row, column) = (at / grid, at % grid);
+        let token = image * tokens * tokens + row / SIDE * tokens + column / SIDE;
+        let seen = wide(&golden[token * width..][..width]);
+        let part = (row % SIDE * SIDE + column % SIDE) * CODE_WIDTH;
+        let vector: Vec<f64> = (part..part + CODE_WIDTH)
+            .map(|n| f64::from(bias[n]) + dot(&wide(&weight[n * width..][..width]), &seen))
+            .collect();
+        let cosine = |code: &Vec<f64>| dot(code, &vector) / dot(code, code).sqrt();
+        let best = codes.iter().map(cosine).fold(f64::NEG_INFINITY, f64::max);
+        let found = cosine(&codes[usize::from(made[image][at])]);
+        // As near as rounding tells them apart.
+        assert!(best - found <= 1e-4 * dot(&vector, &vector).sqrt(), "image {image}, {row}, {column}: {found} {best}");
+    }
+    assert!(made[0].iter().collect::<std::collections::BTreeSet<_>>().len() > 5, "{made:?}");
 }
 
 #[test]

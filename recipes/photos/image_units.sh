@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# Trains the captioner of image units on the pictures of the pixel model: bash recipes/photos/image_units.sh WORKDIR
-# Needs WORKDIR/manifest.jsonl and WORKDIR/pictures, which run.sh makes, and im2sp. Steps that are done already are skipped,
+# Makes a captioner of image units out of the captioner of pixels: bash recipes/photos/image_units.sh WORKDIR
+# Needs what run.sh makes in WORKDIR (model, pictures, manifest.jsonl), and im2sp. Steps that are done already are skipped,
 # interrupted trainings continue.
 # LISTS: folder of Flickr_8k.trainImages.txt, Flickr_8k.devImages.txt and Flickr_8k.testImages.txt.
-# VOCODER: model directory whose vocoder speaks; without one the captioner says units only.
-# DEVICE: cpu or cuda [default: cuda if there is one]. THREADS: for PyTorch.
-# TOKENIZER: seconds of training of the tokenizer; TOKENIZER_SIZE: more options of tokenizer.py.
+# MODEL: directory of the captioner of pixels and its vocoder [default: WORKDIR/model].
+# TOKENIZER: more options of tokenizer.py.
 # CAPTIONER: updates of the captioner; CAPTIONER_SIZE: more options of im2sp train.
-# CAPTIONS, LISTENER: Flickr8k.token.txt and a command that hears a WAV file; with both the test pictures are evaluated.
+# CAPTIONS: Flickr8k.token.txt; with it the test pictures are evaluated. LISTENER: a command that hears a WAV file
+# [default: Whisper, by hear.py]. BEAM: beams of the search. TEST: evaluate so many test pictures [default: all].
+# DEVICE: cpu or cuda [default: cuda if there is one].
 # PYTHON, IM2SP: programs, if they are not WORKDIR/venv's and the one that cargo builds.
 set -euo pipefail
 work=$(realpath -m "${1:?usage: image_units.sh WORKDIR}")
 lists=$(realpath -e "${LISTS:?names the folder of the lists}")
+model=$(realpath -e "${MODEL:-$work/model}")
 im2sp=$(realpath -m "${IM2SP:-$(dirname "$0")/../../target/release/im2sp}")
-vocoder=(${VOCODER:+--vocoder "$(realpath -e "$VOCODER")"})
 captions=${CAPTIONS:+$(realpath -e "$CAPTIONS")}
 py=$(realpath -ms "${PYTHON:-$work/venv/bin/python}")
 cd "$(dirname "$0")"
@@ -29,13 +30,10 @@ device=${DEVICE:-$("$py" -c 'import torch; print("cuda" if torch.cuda.is_availab
 out=$work/image_units
 run=$out/run
 
-if [ ! -e "$out/captioner.ckpt" ]; then
-    # shellcheck disable=SC2086 # several options
-    "$py" -u tokenizer.py --pictures "$work/pictures" --list "$lists/Flickr_8k.trainImages.txt" --out "$out" \
-        --device "$device" --seconds "${TOKENIZER:-3600}" ${THREADS:+--threads "$THREADS"} ${TOKENIZER_SIZE:-}
-fi
+# shellcheck disable=SC2086 # several options
 [ -e "$out/tokenizer/tokenizer.json" ] ||
-    "$im2sp" convert --tokenizer "$out/tokenizer.ckpt" --codebook "$out/codebook.ckpt" -o "$out/tokenizer"
+    "$py" -u tokenizer.py --model "$model" --pictures "$work/pictures" --list "$lists/Flickr_8k.trainImages.txt" \
+        --out "$out" --device "$device" ${TOKENIZER:-}
 # Units of the pictures of lists, into one file: tokenize OUTPUT LIST...
 tokenize() {
     local output=$1 names
@@ -45,21 +43,21 @@ tokenize() {
 }
 tokenize "$out/train.units" "$lists/Flickr_8k.trainImages.txt" "$lists/Flickr_8k.devImages.txt"
 tokenize "$out/test.units" "$lists/Flickr_8k.testImages.txt"
-[ -e "$out/begin/config.json" ] ||
-    "$im2sp" convert "$out/captioner.ckpt" --codebook "$out/codebook.ckpt" -o "$out/begin"
 if [ -e "$run/config.toml" ]; then
     "$im2sp" train "$run" --resume --device "$device"
 else
     # shellcheck disable=SC2086 # several options
     "$im2sp" train "$run" --config units.toml --init "$out/begin" --manifest "$work/manifest.jsonl" \
-        --image-units "$out/train.units" "${vocoder[@]}" --device "$device" ${CAPTIONER:+--iterations "$CAPTIONER"} \
-        ${CAPTIONER_SIZE:-}
+        --image-units "$out/train.units" --vocoder "$model" --device "$device" \
+        ${CAPTIONER:+--iterations "$CAPTIONER"} ${CAPTIONER_SIZE:-}
 fi
 last=$("$py" -c 'import json, sys; print(json.load(open(sys.argv[1]))["last"])' "$run/checkpoints.json")
-"$im2sp" convert "$run/$last" --tokenizer "$out/tokenizer.ckpt" --codebook "$out/codebook.ckpt" --force -o "$out/model"
-if [ -n "$captions" ] && [ -n "${LISTENER:-}" ]; then
+"$im2sp" convert "$run/$last" --dtype bf16 --domain "photographs" --force -o "$out/model"
+cp "$out"/tokenizer/tokenizer.* "$out/model/"
+if [ -n "$captions" ]; then
     "$im2sp" evaluate --weights "$out/model" --dataset flickr8k --images "$work/pictures" --captions "$captions" \
-        --list "$lists/Flickr_8k.testImages.txt" --asr-command "$LISTENER" -o "$out/evaluation" --device "$device"
+        --list "$lists/Flickr_8k.testImages.txt" ${TEST:+--limit "$TEST"} --beam "${BEAM:-5}" --native \
+        --asr-command "${LISTENER:-"$py" $PWD/hear.py}" -o "$out/evaluation" --device "$device"
 else
     "$im2sp" caption --units "$out/test.units" --weights "$out/model" --no-audio --device "$device" -o "$out/spoken/"
 fi

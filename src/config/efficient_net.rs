@@ -104,11 +104,10 @@ impl EfficientNetConfig {
         sums
     }
 
-    /// As [`super::ModelConfig::check`].
+    /// As [`super::ModelConfig::check`], with fields as they are named here.
     pub(super) fn check(&self) -> std::result::Result<(), (String, String)> {
-        let wrong = |field: String, value: usize, expected: &str| {
-            Err((format!("vision.efficient_net.{field}"), format!("is {value}, expected {expected}")))
-        };
+        let wrong =
+            |field: String, value: usize, expected: &str| Err((field, format!("is {value}, expected {expected}")));
         if self.stem == 0 || self.stem > 1 << 12 {
             return wrong("stem".into(), self.stem, "1 to 4096");
         }

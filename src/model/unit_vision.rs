@@ -107,7 +107,7 @@ impl<B: Backend> UnitVision<B> {
         self.tokenizer.is_some()
     }
 
-    /// Pixels (B, 3, side, side) in 0..1 to the units of each image.
+    /// Pixels (B, 3, side, side) to the units of each image.
     pub fn units_of(&self, pixels: &[f32], batch: usize) -> Result<Vec<Vec<u16>>> {
         let (backend, tokenizer) = self.tokenizer.as_ref().ok_or_else(no_tokenizer)?;
         tokenizer.units(backend, pixels, batch)

@@ -164,6 +164,8 @@ fn config(source: &Source<'_>, prefix: &str, [codes, code_width]: [usize; 2]) ->
         inner,
         mlp,
         eps: EPS,
+        efficient_net: None,
+        token_units: 1,
         codes,
         code_width,
     })
