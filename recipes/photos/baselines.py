@@ -8,6 +8,8 @@ nearest   the caption of the nearest training pictures that is most like all of 
 human     the first caption of each picture against its other four, as it is written
 ceiling   the same captions spoken by flite, turned into units, spoken by the vocoder, and heard (hear.py): as good as a
           captioner could be with these units, this vocoder and this listener. Against the other four, too
+recordings  of --recordings DIR, NAME.wav for some pictures of the list, heard: another system's, or the model's own of
+          the same pictures (WORK/evaluation/wavs)
 
 writes WORK/baselines/KIND.json, what `im2sp score --json` prints.
 """
@@ -87,13 +89,22 @@ def ceiling(args, captions, train, test):
             f.write(f"{i:05d}|{' '.join(str(unit) for unit, _ in runs)}\n")
     subprocess.run([args.im2sp, "speak", os.path.join(folder, "lists.txt"), "-o", sounds + "/", "--weights",
                     args.weights], check=True, stdout=subprocess.DEVNULL)
+    return {test[i]: heard(args, os.path.join(sounds, f"{i:05d}.wav")) for i in sorted(units)}
+
+
+def recordings(args, captions, train, test):
+    path = {name: os.path.join(args.recordings, name.removesuffix(".jpg") + ".wav") for name in test}
+    return {name: heard(args, path[name]) for name in test if os.path.exists(path[name])}
+
+
+def heard(args, path):
     hear = os.path.join(os.path.dirname(os.path.abspath(__file__)), "hear.py")
-    return {test[i]: subprocess.run([args.python, hear, os.path.join(sounds, f"{i:05d}.wav")], check=True, text=True,
-                                    capture_output=True).stdout.strip() for i in sorted(units)}
+    return subprocess.run([args.python, hear, path], check=True, text=True, capture_output=True).stdout.strip()
 
 
 def main():
-    kinds = {"random": drawn, "nearest": nearest, "human": human, "ceiling": ceiling}
+    kinds = {"random": drawn, "nearest": nearest, "human": human, "ceiling": ceiling,
+             "recordings": recordings}
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("kind", choices=kinds)
     ap.add_argument("--work", required=True)
@@ -102,8 +113,9 @@ def main():
     ap.add_argument("--train", required=True)
     ap.add_argument("--test", required=True)
     ap.add_argument("--weights", help="model directory with the vocoder, for ceiling")
+    ap.add_argument("--recordings", help="folder of WAV files, for recordings")
     ap.add_argument("--im2sp", default="im2sp")
-    ap.add_argument("--python", default="python3", help="with faster-whisper, for ceiling")
+    ap.add_argument("--python", default="python3", help="with faster-whisper, where something is heard")
     args = ap.parse_args()
 
     folder = os.path.join(args.work, "baselines")
@@ -112,7 +124,10 @@ def main():
     for name, _, text in read_captions(args.tokens):
         captions.setdefault(name, []).append(text)
     train, test = (sorted(read_list(path) & captions.keys()) for path in (args.train, args.test))
+    if args.kind == "recordings" and not args.recordings:
+        ap.error("recordings needs --recordings DIR")
     predicted = kinds[args.kind](args, captions, train, test)
+    test = [name for name in test if name in predicted]
     pred, ref = (os.path.join(folder, f"{args.kind}.{end}") for end in ("pred.json", "token.txt"))
     with open(pred, "w") as f:
         json.dump([{"image_id": name.removesuffix(".jpg"), "caption": text} for name, text in predicted.items()], f)

@@ -210,6 +210,8 @@ def main():
     config = json.loads((args.model / "config.json").read_text())
     if not config["vision"].get("efficient_net"):
         raise SystemExit(f"{args.model}/config.json: the captioner does not see through an EfficientNet-lite")
+    if args.side**2 * args.axes > config["decoder"]["width"]:
+        raise SystemExit(f"{args.side**2} vectors of {args.axes} axes are more than a token of {args.model} has")
     stored = load_file(args.model / "captioner.safetensors")
     tokens = projected(args, config, {name: value.float() for name, value in stored.items()})
     held_out, used = tokens[-args.held_out :].flatten(0, 1), tokens[: -args.held_out].flatten(0, 1)

@@ -43,8 +43,8 @@ pub struct Position {
 pub struct Best {
     /// Updates before it.
     pub update: u64,
-    /// Its unit error rate.
-    pub unit_error_rate: f64,
+    /// Its loss.
+    pub loss: f64,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -171,8 +171,8 @@ impl<B: Train> Session<'_, B> {
                 Err(error) => return self.trainer.save(&self.run, self.vocoder.as_ref()).and(Err(error)),
             };
             let best = &mut self.trainer.position().best;
-            if best.is_none_or(|best| report.unit_error_rate < best.unit_error_rate) {
-                *best = Some(Best { update, unit_error_rate: report.unit_error_rate });
+            if best.is_none_or(|best| report.loss < best.loss) {
+                *best = Some(Best { update, loss: report.loss });
             }
             on_event(Event::Validated(&report));
             if let Some(journal) = journal {
