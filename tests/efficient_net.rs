@@ -21,7 +21,9 @@ use im2sp::train::model::{Freeze, Images, TrainedCaptioner};
 use im2sp::units::EOS;
 use im2sp::weights::directory::ModelFiles;
 use im2sp::weights::{ConvertOptions, TensorStore, convert};
-use im2sp::{CaptionOptions, Device, Engine, Input, LoadOptions};
+use im2sp::{CaptionOptions, Device, Engine, Image, ImageTokenizer, Input, LoadOptions};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 use tempfile::TempDir;
 
 /// Products along the deepest path of the small model.
@@ -123,10 +125,22 @@ fn a_tokenizer_cuts_tokens_into_units() {
     let (field, _) = TokenizerConfig { token_units: 0, ..config.clone() }.check().unwrap_err();
     assert_eq!(field, "token_units");
 
+    // As a recipe writes it, it is loaded like any other.
+    let directory = folder.path().join("tokenizer");
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::write(directory.join("tokenizer.json"), serde_json::to_string(&config).unwrap()).unwrap();
+    let bytes: Vec<(&String, &HostTensor, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, tensor)| (name, tensor, tensor.to_f32().iter().flat_map(|v| v.to_le_bytes()).collect()))
+        .collect();
+    let views = bytes.iter().map(|(name, tensor, bytes)| {
+        (name.as_str(), TensorView::new(Dtype::F32, tensor.shape().to_vec(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &directory.join("tokenizer.safetensors")).unwrap();
     let mut store = TensorStore::new(Path::new("tokenizer"), tensors);
     let tokenizer = Tokenizer::load(&mut Loader { backend: &Cpu, store: &mut store, dtype: None }, &config).unwrap();
     store.finish().unwrap();
-    let (golden, pixels) = (expected().f32("features"), expected().f32("pixels"));
+    let (seen_golden, pixels) = (expected().f32("features"), expected().f32("pixels"));
     let made = tokenizer.units(&Cpu, &pixels, 2).unwrap();
     let (tokens, grid) = (config.tokens(), config.grid());
     assert_eq!((grid, made.len()), (tokens * SIDE, 2));
@@ -136,7 +150,7 @@ fn a_tokenizer_cuts_tokens_into_units() {
     for (image, at) in (0..2).flat_map(|image| (0..grid * grid).map(move |at| (image, at))) {
         let (row, column) = (at / grid, at % grid);
         let token = image * tokens * tokens + row / SIDE * tokens + column / SIDE;
-        let seen = wide(&golden[token * width..][..width]);
+        let seen = wide(&seen_golden[token * width..][..width]);
         let part = (row % SIDE * SIDE + column % SIDE) * CODE_WIDTH;
         let vector: Vec<f64> = (part..part + CODE_WIDTH)
             .map(|n| f64::from(bias[n]) + dot(&wide(&weight[n * width..][..width]), &seen))
@@ -148,6 +162,16 @@ fn a_tokenizer_cuts_tokens_into_units() {
         assert!(best - found <= 1e-4 * dot(&vector, &vector).sqrt(), "image {image}, {row}, {column}: {found} {best}");
     }
     assert!(made[0].iter().collect::<std::collections::BTreeSet<_>>().len() > 5, "{made:?}");
+    let image = Image::open(golden("scenes/scene_0000.jpg")).unwrap();
+    let units = tokenizer.units(&Cpu, &image.preprocess(&config.image), 1).unwrap();
+    #[cfg(feature = "emulator")]
+    let devices = [Device::Cpu, Device::Emulator];
+    #[cfg(not(feature = "emulator"))]
+    let devices = [Device::Cpu];
+    for device in devices {
+        let options = LoadOptions { device, dtype: Some(DType::F32), ..LoadOptions::default() };
+        assert_eq!(ImageTokenizer::load(&directory, options).unwrap().units(&image).unwrap(), units[0]);
+    }
 }
 
 #[test]
