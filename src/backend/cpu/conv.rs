@@ -8,12 +8,14 @@
 
 use std::cell::RefCell;
 
+use half::bf16;
 use rayon::prelude::*;
 
-use super::Tensor;
 use super::buffer::grown;
+use super::linear::Element;
 use super::simd::{Simd, dispatch};
-use super::winograd;
+use super::{Tensor, winograd};
+use crate::tensor::HostTensor;
 
 /// Output channels of a register tile.
 pub(super) const GROUP: usize = 8;
@@ -27,6 +29,8 @@ const MAX_SUMS: usize = 1 << 18;
 const TASK_COLUMNS: usize = 12;
 /// Inputs that are multiplied before the next are gathered: with ten streams of them a block fits the L2.
 const INPUTS: usize = 64;
+/// Weights that are packed by one task: fewer are not worth waking a thread.
+const PACKED_AT_ONCE: usize = 1 << 18;
 /// Terms of the groups of output channels that take turns.
 const TERMS_AT_ONCE: usize = 96;
 
@@ -54,7 +58,36 @@ pub struct ConvWeights {
 /// Weights (outputs / 8, inputs, taps, 8), zero beyond the outputs.
 struct Packed {
     taps: usize,
-    weight: Vec<f32>,
+    weight: Groups,
+}
+
+/// Elements of packed weights, in the type in which they were stored if that is bf16: half as much to write and to read.
+enum Groups {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+impl Groups {
+    /// Elements `start..start + len`, widened to `scratch` if they are narrow.
+    fn part<'s>(&'s self, start: usize, len: usize, scratch: &'s mut Vec<f32>) -> &'s [f32] {
+        match self {
+            Groups::F32(values) => &values[start..start + len],
+            Groups::Bf16(values) => {
+                let wide = grown(scratch, len);
+                widen(&values[start..start + len], wide);
+                wide
+            }
+        }
+    }
+}
+
+dispatch! {
+    fn widen(narrow: &[bf16], wide: &mut [f32]) = widen_body;
+}
+
+#[inline(always)]
+fn widen_body<S: Simd>(narrow: &[bf16], wide: &mut [f32]) {
+    wide.iter_mut().zip(narrow).for_each(|(wide, narrow)| *wide = narrow.to_f32());
 }
 
 impl ConvWeights {
@@ -64,25 +97,21 @@ impl ConvWeights {
         form: Form,
         [outputs, inputs, taps]: [usize; 3],
         parts: &[usize],
-        values: &[f32],
+        weight: &HostTensor,
         (first, step): (impl Fn(usize, usize, usize) -> usize + Sync, isize),
         bias: Vec<f32>,
     ) -> ConvWeights {
+        let wide = if weight.as_bf16().is_some() { None } else { Some(weight.to_f32()) };
         let part = |(part, &taps): (usize, &usize)| {
-            let size = taps * GROUP;
-            let mut packed = vec![0.0; outputs.div_ceil(GROUP) * inputs * size];
-            packed.par_chunks_mut((inputs * size).max(1)).enumerate().for_each(|(group, packed)| {
-                let outputs = group * GROUP..outputs.min((group + 1) * GROUP);
-                for (input, packed) in packed.chunks_exact_mut(size).enumerate() {
-                    for (lane, output) in outputs.clone().enumerate() {
-                        let first = first(part, output, input);
-                        for (tap, packed) in packed[lane..].iter_mut().step_by(GROUP).enumerate() {
-                            *packed = values[first.wrapping_add_signed(tap as isize * step)];
-                        }
-                    }
+            let first = |output, input| first(part, output, input);
+            let weight = match (weight.as_bf16(), &wide) {
+                (Some(values), _) => Groups::Bf16(pack([outputs, inputs, taps], values, (first, step))),
+                (_, wide) => {
+                    let values = wide.as_deref().unwrap_or(&[]);
+                    Groups::F32(pack([outputs, inputs, taps], values, (first, step)))
                 }
-            });
-            Packed { taps, weight: packed }
+            };
+            Packed { taps, weight }
         };
         let packed = parts.iter().enumerate().map(part).collect();
         ConvWeights { inputs, outputs, taps, form, packed, bias }
@@ -124,8 +153,15 @@ pub(super) struct Convolution<'a> {
 pub(super) struct Scratch {
     line: Vec<f32>,
     block: Vec<f32>,
-    weight: Vec<f32>,
+    weights: Weights,
     sums: Vec<f32>,
+}
+
+/// Weights of some groups: widened, and in Winograd's form.
+#[derive(Default)]
+struct Weights {
+    wide: Vec<f32>,
+    transformed: Vec<f32>,
 }
 
 thread_local! {
@@ -193,7 +229,7 @@ impl<'a> Convolution<'a> {
     /// The sums of one task.
     fn sum(&self, task: usize, scratch: &mut Scratch) {
         let row = row_length(self.columns + self.reach);
-        let Scratch { line, block, weight, sums } = scratch;
+        let Scratch { line, block, weights, sums } = scratch;
         let sums = grown(sums, self.sums());
         let at_once = if self.kernel.form == Form::Winograd { INPUTS } else { self.kernel.inputs };
         for first in (0..self.kernel.inputs).step_by(at_once.max(1)) {
@@ -204,7 +240,7 @@ impl<'a> Convolution<'a> {
             }
             let groups = self.groups_at_once();
             for (n, sums) in sums.chunks_mut(groups * GROUP * self.sums_per_output()).enumerate() {
-                self.groups(block, row, n * groups, [first, inputs], weight, sums);
+                self.groups(block, row, n * groups, [first, inputs], weights, sums);
             }
         }
     }
@@ -229,6 +265,17 @@ impl<'a> Convolution<'a> {
         winograd::streams(line, self.dilation, scratch, streams, row);
     }
 
+    /// Weights of a part's group of output channels for `inputs` channels, `first` and the ones after it.
+    fn packed<'s>(
+        &'s self,
+        [part, group]: [usize; 2],
+        [first, inputs]: [usize; 2],
+        scratch: &'s mut Vec<f32>,
+    ) -> &'s [f32] {
+        let Packed { taps, weight } = &self.kernel.packed[part];
+        weight.part((group * self.kernel.inputs + first) * taps * GROUP, inputs * taps * GROUP, scratch)
+    }
+
     /// Adds the products of `inputs` channels, `first` and the ones after it, to the sums (outputs, products, columns)
     /// of the groups from `group` on.
     fn groups(
@@ -237,21 +284,23 @@ impl<'a> Convolution<'a> {
         row: usize,
         group: usize,
         [first, inputs]: [usize; 2],
-        scratch: &mut Vec<f32>,
+        scratch: &mut Weights,
         sums: &mut [f32],
     ) {
         let size = GROUP * self.sums_per_output();
         let groups = sums.len() / size;
-        let packed = |part: usize, group: usize| {
-            let Packed { taps, weight } = &self.kernel.packed[part];
-            &weight[(group * self.kernel.inputs + first) * taps * GROUP..][..inputs * taps * GROUP]
-        };
+        let Weights { wide, transformed } = scratch;
         let winograd = self.kernel.form == Form::Winograd;
         let terms: usize = if winograd { self.products.iter().map(Vec::len).sum() } else { 0 };
-        let transformed = grown(scratch, groups * inputs * terms * GROUP);
+        let transformed = grown(transformed, groups * inputs * terms * GROUP);
         if winograd {
             for (n, transformed) in transformed.chunks_exact_mut(inputs * terms * GROUP).enumerate() {
-                winograd::weights(packed(0, group + n), self.kernel.taps, inputs, transformed);
+                winograd::weights(
+                    self.packed([0, group + n], [first, inputs], wide),
+                    self.kernel.taps,
+                    inputs,
+                    transformed,
+                );
             }
         }
         let mut start = 0;
@@ -260,7 +309,7 @@ impl<'a> Convolution<'a> {
                 let weight = if winograd {
                     &transformed[(n * terms + start) * inputs * GROUP..][..list.len() * inputs * GROUP]
                 } else {
-                    packed(product, group + n)
+                    self.packed([product, group + n], [first, inputs], wide)
                 };
                 let panel = Panel {
                     block,
@@ -277,6 +326,29 @@ impl<'a> Convolution<'a> {
             start += list.len();
         }
     }
+}
+
+/// Weights of one part in groups.
+fn pack<E: Element + Default + Send + Sync>(
+    [outputs, inputs, taps]: [usize; 3],
+    values: &[E],
+    (first, step): (impl Fn(usize, usize) -> usize + Sync, isize),
+) -> Vec<E> {
+    let size = taps * GROUP;
+    let mut packed = vec![E::default(); outputs.div_ceil(GROUP) * inputs * size];
+    let groups = packed.par_chunks_mut((inputs * size).max(1)).enumerate();
+    groups.with_min_len((PACKED_AT_ONCE / (inputs * size).max(1)).max(1)).for_each(|(group, packed)| {
+        let outputs = group * GROUP..outputs.min((group + 1) * GROUP);
+        for (input, packed) in packed.chunks_exact_mut(size).enumerate() {
+            for (lane, output) in outputs.clone().enumerate() {
+                let first = first(output, input);
+                for (tap, packed) in packed[lane..].iter_mut().step_by(GROUP).enumerate() {
+                    *packed = values[first.wrapping_add_signed(tap as isize * step)];
+                }
+            }
+        }
+    });
+    packed
 }
 
 /// Columns of a task and how many of them are wanted, a multiple of `unit`: what keeps all threads busy for the shortest
