@@ -166,8 +166,8 @@ fn on_cpu(files: ModelFiles, dtype: Option<DType>) -> Result<(Pipeline, Precisio
     Ok((start(Cpu, files, dtype, || Ok((Cpu, dtype)))?, Precisions { vision, prefill: decoder, step: decoder }))
 }
 
-/// Loads the models, at the same time, and starts their threads; the vocoder gets a stream of its own, the tokenizer the backend and the type of its
-/// matrices that `for_tokenizer` gives.
+/// Loads the models, captioner and vocoder at the same time, and starts their threads; the vocoder gets a stream of its own, the
+/// tokenizer the backend and the type of its matrices that `for_tokenizer` gives.
 fn start<B: Backend>(
     backend: B,
     mut files: ModelFiles,

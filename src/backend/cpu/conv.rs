@@ -6,6 +6,7 @@
 //! has one for every multiplication of its scheme. A tile of 8 output channels by 3 registers of columns keeps its sums
 //! in registers. Each sum is one chain of multiply-adds in a fixed order, so results do not depend on how time is cut.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 
 use half::bf16;
@@ -30,7 +31,7 @@ const TASK_COLUMNS: usize = 12;
 /// Inputs that are multiplied before the next are gathered: with ten streams of them a block fits the L2.
 const INPUTS: usize = 64;
 /// Weights that are packed by one task: fewer are not worth waking a thread.
-const PACKED_AT_ONCE: usize = 1 << 18;
+const PACKED_AT_ONCE: usize = 1 << 15;
 /// Terms of the groups of output channels that take turns.
 const TERMS_AT_ONCE: usize = 96;
 
@@ -91,7 +92,7 @@ fn widen_body<S: Simd>(narrow: &[bf16], wide: &mut [f32]) {
 }
 
 impl ConvWeights {
-    /// Packs the weights of every part: the first tap of (part, output, input) is `values[first(..)]`, and part `n` has
+    /// Packs the weights of every part: the first tap of (part, output, input) is element `first(..)`, and part `n` has
     /// `parts[n]` taps, each `step` elements after the one before.
     pub(super) fn pack(
         form: Form,
@@ -101,15 +102,12 @@ impl ConvWeights {
         (first, step): (impl Fn(usize, usize, usize) -> usize + Sync, isize),
         bias: Vec<f32>,
     ) -> ConvWeights {
-        let wide = if weight.as_bf16().is_some() { None } else { Some(weight.to_f32()) };
+        let wide = if weight.as_bf16().is_some() { Cow::default() } else { weight.to_f32() };
         let part = |(part, &taps): (usize, &usize)| {
             let first = |output, input| first(part, output, input);
-            let weight = match (weight.as_bf16(), &wide) {
-                (Some(values), _) => Groups::Bf16(pack([outputs, inputs, taps], values, (first, step))),
-                (_, wide) => {
-                    let values = wide.as_deref().unwrap_or(&[]);
-                    Groups::F32(pack([outputs, inputs, taps], values, (first, step)))
-                }
+            let weight = match weight.as_bf16() {
+                Some(values) => Groups::Bf16(pack([outputs, inputs, taps], values, (first, step))),
+                None => Groups::F32(pack([outputs, inputs, taps], &wide, (first, step))),
             };
             Packed { taps, weight }
         };
@@ -157,7 +155,7 @@ pub(super) struct Scratch {
     sums: Vec<f32>,
 }
 
-/// Weights of some groups: widened, and in Winograd's form.
+/// Weights of some groups of output channels: widened, and in Winograd's form.
 #[derive(Default)]
 struct Weights {
     wide: Vec<f32>,
@@ -295,12 +293,8 @@ impl<'a> Convolution<'a> {
         let transformed = grown(transformed, groups * inputs * terms * GROUP);
         if winograd {
             for (n, transformed) in transformed.chunks_exact_mut(inputs * terms * GROUP).enumerate() {
-                winograd::weights(
-                    self.packed([0, group + n], [first, inputs], wide),
-                    self.kernel.taps,
-                    inputs,
-                    transformed,
-                );
+                let weight = self.packed([0, group + n], [first, inputs], wide);
+                winograd::weights(weight, self.kernel.taps, inputs, transformed);
             }
         }
         let mut start = 0;
@@ -339,11 +333,13 @@ fn pack<E: Element + Default + Send + Sync>(
     let groups = packed.par_chunks_mut((inputs * size).max(1)).enumerate();
     groups.with_min_len((PACKED_AT_ONCE / (inputs * size).max(1)).max(1)).for_each(|(group, packed)| {
         let outputs = group * GROUP..outputs.min((group + 1) * GROUP);
+        let mut places = [0; GROUP];
         for (input, packed) in packed.chunks_exact_mut(size).enumerate() {
-            for (lane, output) in outputs.clone().enumerate() {
-                let first = first(output, input);
-                for (tap, packed) in packed[lane..].iter_mut().step_by(GROUP).enumerate() {
-                    *packed = values[first.wrapping_add_signed(tap as isize * step)];
+            places.iter_mut().zip(outputs.clone()).for_each(|(place, output)| *place = first(output, input));
+            for packed in packed.as_chunks_mut::<GROUP>().0 {
+                for (packed, place) in packed[..outputs.len()].iter_mut().zip(&mut places) {
+                    *packed = values[*place];
+                    *place = place.wrapping_add_signed(step);
                 }
             }
         }

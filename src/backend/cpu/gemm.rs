@@ -32,8 +32,8 @@ const DEPTH: usize = 1024;
 pub(super) const COLUMNS: usize = 48;
 /// Whole groups of rows, of 8 and of 6.
 const GROUPED: usize = 24;
-/// Tasks for each thread, so that none has much more to do than another, as long as each has [`MIN_ROWS`]: fewer would spend their
-/// time on copying panels.
+/// Tasks for each thread, so that none has much more to do than another, as long as each has [`MIN_ROWS`]: with fewer rows it
+/// would spend its time on copying panels.
 const TASKS: usize = 8;
 const MIN_ROWS: usize = 48;
 /// Rows that the epilogue takes together: sums and sides of them are in the L1, and their pages in its translation buffer.
