@@ -55,24 +55,34 @@ fn gather(image: &[f32], shape: Conv2dShape, y: usize, depth: usize, rows: &mut 
         let (channel, tap) = (line / taps, line % taps);
         let source = (y * stride + tap).checked_sub(before).filter(|&y| y < side);
         let source = source.map_or(&[][..], |y| &image[(channel * side + y) * side..][..side]);
-        let windows = rows.chunks_exact_mut(depth).map(|row| &mut row[line * taps..][..taps]);
         match taps {
             // A length that the compiler knows makes a copy of a few instructions.
-            3 => windows.enumerate().for_each(|(x, window)| copy(source, x * stride, before, &mut window[..3])),
-            _ => windows.enumerate().for_each(|(x, window)| copy(source, x * stride, before, window)),
+            3 => copy::<3>(source, shape, &mut rows[line * taps..], depth),
+            5 => copy::<5>(source, shape, &mut rows[line * taps..], depth),
+            _ => {
+                for (x, window) in rows.chunks_exact_mut(depth).enumerate() {
+                    pad(source, x * stride, before, &mut window[line * taps..][..taps]);
+                }
+            }
         }
     }
 }
 
-/// Values of a line from place `first` on, `before` of them before the line begins.
-#[inline(always)]
-fn copy(source: &[f32], first: usize, before: usize, window: &mut [f32]) {
-    match first.checked_sub(before).and_then(|first| source.get(first..first + window.len())) {
-        Some(inside) => window.copy_from_slice(inside),
-        None => {
-            for (place, value) in (first..).zip(window) {
-                *value = place.checked_sub(before).and_then(|place| source.get(place)).copied().unwrap_or(0.0);
-            }
+/// Copies the windows of a line of an image to places `depth` apart.
+fn copy<const TAPS: usize>(source: &[f32], shape: Conv2dShape, rows: &mut [f32], depth: usize) {
+    let Conv2dShape { stride, padding: [before, _], .. } = shape;
+    for (x, window) in rows.chunks_mut(depth).enumerate() {
+        let window = &mut window[..TAPS];
+        match (x * stride).checked_sub(before).and_then(|first| source.get(first..first + TAPS)) {
+            Some(inside) => window.copy_from_slice(inside),
+            None => pad(source, x * stride, before, window),
         }
+    }
+}
+
+/// Values of a line from place `first` on, `before` of them before the line begins; zeros outside of it.
+fn pad(source: &[f32], first: usize, before: usize, window: &mut [f32]) {
+    for (place, value) in (first..).zip(window) {
+        *value = place.checked_sub(before).and_then(|place| source.get(place)).copied().unwrap_or(0.0);
     }
 }
