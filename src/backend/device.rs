@@ -76,6 +76,10 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn elapsed(&self, from: &Self::Event, to: &Self::Event) -> Result<f64>;
     /// Makes all later work of this stream start after `event` of another stream of the device.
     fn wait(&self, event: &Self::Event) -> Result<()>;
+    /// `work`, a sequence of operations, where each of them starts soonest.
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        work()
+    }
     /// Copies `values` (rows, columns) to the device.
     fn upload(&self, shape: [usize; 2], values: &[f32]) -> Result<Self::Tensor>;
     /// A tensor (rows, columns) of zeros, in the type of activations.

@@ -8,7 +8,7 @@ use super::LoadOptions;
 use super::pipeline::Pipeline;
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
-use crate::config::TokenizerConfig;
+use crate::config::{ModelConfig, TokenizerConfig};
 use crate::model::captioner::Captioner;
 use crate::model::loader::Loader;
 use crate::model::vocoder::Vocoder;
@@ -166,16 +166,23 @@ fn on_cpu(files: ModelFiles, dtype: Option<DType>) -> Result<(Pipeline, Precisio
     Ok((start(Cpu, files, dtype, || Ok((Cpu, dtype)))?, Precisions { vision, prefill: decoder, step: decoder }))
 }
 
-/// Loads the models and starts their threads; the vocoder gets a stream of its own, the tokenizer the backend and the type of its
-/// matrices that `for_tokenizer` gives.
+/// Loads the models, captioner and vocoder at the same time, and starts their threads; the vocoder gets a stream of its own, the
+/// tokenizer the backend and the type of its matrices that `for_tokenizer` gives.
 fn start<B: Backend>(
     backend: B,
     mut files: ModelFiles,
     dtype: Option<DType>,
     for_tokenizer: impl FnOnce() -> Result<(B, Option<DType>)>,
 ) -> Result<Pipeline> {
-    let mut loader = Loader { backend: &backend, store: &mut files.captioner, dtype };
-    let mut captioner = Captioner::load(&mut loader, &files.config)?;
+    let (config, store) = (&files.config, files.vocoder.take());
+    let (captioner, vocoder) = rayon::join(
+        || {
+            let mut loader = Loader { backend: &backend, store: &mut files.captioner, dtype };
+            Captioner::load(&mut loader, config)
+        },
+        || load_vocoder(&backend, config, store, dtype),
+    );
+    let mut captioner = captioner?;
     files.captioner.finish()?;
     if let Some(TokenizerFiles { config, store }) = files.tokenizer {
         let codes = store.iter().find(|(name, _)| *name == "codebook").map(|(_, codes)| fingerprint(&codes.to_f32()));
@@ -187,16 +194,21 @@ fn start<B: Backend>(
         let tokenizer = load_tokenizer(&backend, &config, store, dtype)?;
         captioner.set_tokenizer(backend, tokenizer)?;
     }
-    let vocoder = match (&files.config.vocoder, files.vocoder) {
-        (Some(config), Some(mut store)) => {
-            let backend = backend.new_stream()?;
-            let vocoder = Vocoder::load(&mut Loader { backend: &backend, store: &mut store, dtype }, config)?;
-            store.finish()?;
-            Some((backend, vocoder))
-        }
-        _ => None,
-    };
-    Pipeline::start(files.config, (backend, captioner), vocoder)
+    Pipeline::start(files.config, (backend, captioner), vocoder?)
+}
+
+/// Puts the vocoder, if there is one, on a stream of its own.
+fn load_vocoder<B: Backend>(
+    backend: &B,
+    config: &ModelConfig,
+    store: Option<TensorStore>,
+    dtype: Option<DType>,
+) -> Result<Option<(B, Vocoder<B>)>> {
+    let (Some(config), Some(mut store)) = (&config.vocoder, store) else { return Ok(None) };
+    let backend = backend.new_stream()?;
+    let vocoder = Vocoder::load(&mut Loader { backend: &backend, store: &mut store, dtype }, config)?;
+    store.finish()?;
+    Ok(Some((backend, vocoder)))
 }
 
 /// The backend of a tokenizer on a GPU. It computes in f32 unless bf16 is chosen: units are choices, and a rounded vector can be

@@ -395,19 +395,19 @@ impl<B: Backend> CaptionWorker<B> {
     }
 
     /// Images through vision, and their tokens through `prefill`.
-    fn encode(&self, taken: &[Pending], prefill: impl FnOnce(&B::Tensor) -> Result<()>) -> Result<Encoded<B>> {
+    fn encode(&self, taken: &[Pending], prefill: impl FnOnce(&B::Tensor) -> Result<()> + Send) -> Result<Encoded<B>> {
         let inputs: Vec<&VisionInput> = taken.iter().map(|pending| &pending.input).collect();
         taken.iter().for_each(|pending| pending.reply.stage.vision());
         let before = self.backend.record_event()?;
         let tokens = {
             let _span = trace::span("vision");
-            self.captioner.encode_inputs(&self.backend, &inputs)?
+            self.backend.run(|| self.captioner.encode_inputs(&self.backend, &inputs))?
         };
         taken.iter().for_each(|pending| pending.reply.stage.prefill());
         let between = self.backend.record_event()?;
         {
             let _span = trace::span("prefill");
-            prefill(&tokens)?;
+            self.backend.run(|| prefill(&tokens))?;
         }
         Ok(Encoded([before, between, self.backend.record_event()?]))
     }

@@ -258,7 +258,7 @@ impl<B: Backend> VocoderWorker<B> {
         let before = self.backend.record_event()?;
         let chunk = {
             let _span = trace::span("vocoder");
-            self.vocoder.next_chunk(&self.backend, &mut job.synthesis)?
+            self.backend.run(|| self.vocoder.next_chunk(&self.backend, &mut job.synthesis))?
         };
         let Some(chunk) = chunk else {
             job.starved = job.caption.is_none();

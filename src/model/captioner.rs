@@ -1,6 +1,8 @@
 //! The captioner: vision encoder and unit decoder over the same weights file, from pixels to image tokens and to a KV cache
 //! that holds their prefix. [`crate::generate`] takes it from there.
 
+use std::borrow::Cow;
+
 use super::decoder::Decoder;
 use super::loader::Loader;
 use super::unit_vision::{UnitVision, no_tokenizer};
@@ -76,7 +78,11 @@ impl<B: Backend> Captioner<B> {
     /// # Errors
     /// If an image is none that this captioner takes.
     pub fn encode_inputs(&self, backend: &B, inputs: &[&VisionInput]) -> Result<B::Tensor> {
-        let pixels: Vec<f32> = inputs.iter().filter_map(|input| input.pixels()).flatten().copied().collect();
+        let pixels: Vec<&[f32]> = inputs.iter().filter_map(|input| input.pixels()).collect();
+        let pixels = match pixels[..] {
+            [pixels] => Cow::Borrowed(pixels),
+            _ => Cow::Owned(pixels.concat()),
+        };
         let Some(vision) = &self.units else {
             if inputs.iter().any(|input| input.pixels().is_none()) {
                 return Err(sees_pixels());

@@ -71,8 +71,12 @@ impl<B: Backend> Loader<'_, B> {
     /// The convolution over maps `prefix`: weight (outputs, depth), which becomes (depth, outputs), and bias.
     pub fn conv2d_weights(&mut self, prefix: &str, [outputs, depth]: [usize; 2]) -> Result<Conv2dWeights<B>> {
         let weight = self.store.take(&format!("{prefix}.weight"), &[outputs, depth])?;
-        let weight = weight.to_f32();
-        let turned: Vec<f32> = (0..outputs * depth).map(|at| weight[at % outputs * depth + at / outputs]).collect();
+        let mut turned = vec![0.0; outputs * depth];
+        for (output, weight) in weight.to_f32().chunks_exact(depth.max(1)).enumerate() {
+            for (turned, weight) in turned.chunks_exact_mut(outputs).zip(weight) {
+                turned[output] = *weight;
+            }
+        }
         let weight = self.backend.upload([depth, outputs], &turned)?;
         Ok(Conv2dWeights { weight, bias: self.vector(&format!("{prefix}.bias"), outputs)? })
     }

@@ -59,8 +59,12 @@ pub struct Bytes {
     len: usize,
 }
 
-/// An owner of bytes that can get them again from where they came.
+/// An owner of bytes that may be able to get them again from where they came.
 pub trait Pageable: AsRef<[u8]> + Send + Sync {
+    /// Whether it can.
+    fn is_pageable(&self) -> bool {
+        true
+    }
     /// Takes the memory of a range back as far as that is possible; the bytes stay readable and the same.
     fn release_pages(&self, range: std::ops::Range<usize>);
 }
@@ -75,6 +79,9 @@ impl<T: AsRef<[u8]>> AsRef<[u8]> for Resident<T> {
 }
 
 impl<T: AsRef<[u8]> + Send + Sync> Pageable for Resident<T> {
+    fn is_pageable(&self) -> bool {
+        false
+    }
     fn release_pages(&self, _: std::ops::Range<usize>) {}
 }
 
@@ -88,6 +95,11 @@ impl Bytes {
     pub fn pageable(owner: impl Pageable + 'static) -> Bytes {
         let len = owner.as_ref().len();
         Bytes { owner: Arc::new(owner), start: 0, len }
+    }
+
+    /// Whether their owner can get them again.
+    pub fn is_pageable(&self) -> bool {
+        self.owner.is_pageable()
     }
 
     /// Gives the memory of these bytes back if their owner can get them again; what is read later costs a page fault.

@@ -3,6 +3,7 @@ use std::ops::Range;
 use im2sp::backend::cpu::Cpu;
 use im2sp::backend::prelude::*;
 use im2sp::backend::{ConvActivation, ConvEpilogue};
+use im2sp::tensor::DType;
 
 use crate::common::{Random, assert_close};
 use crate::{cases, host, ops, random, tensor, values};
@@ -147,6 +148,30 @@ fn columns_are_those_of_the_whole() {
             );
         }
     }
+}
+
+/// bf16 weights are kept as they are, and give what the same values give in f32: in both forms, and transposed.
+#[test]
+fn narrow_weights_give_the_same_bits() {
+    let mut random = random(8);
+    for [outputs, inputs, taps] in [[9, 5, 5], [33, 70, 7], [32, 32, 3], [1, 40, 7]] {
+        let narrow = host(&[outputs, inputs, taps], &random.values(outputs * inputs * taps)).to_dtype(DType::BF16);
+        let (wide, bias) = (narrow.to_dtype(DType::F32), host(&[outputs], &random.values(outputs)));
+        let x = tensor(inputs, 50, &random.values(inputs * 50));
+        let [a, b] = [narrow, wide].map(|weight| {
+            let kernel = Cpu.conv_weights(&weight, &bias).unwrap();
+            values(&Cpu.conv1d(&x, &kernel, 1, 0..50, ConvEpilogue::default()).unwrap())
+        });
+        assert_eq!(a, b, "{outputs}x{inputs}x{taps}");
+    }
+    let narrow = host(&[20, 11, 8], &random.values(20 * 11 * 8)).to_dtype(DType::BF16);
+    let (wide, bias) = (narrow.to_dtype(DType::F32), host(&[11], &random.values(11)));
+    let x = tensor(20, 33, &random.values(20 * 33));
+    let [a, b] = [narrow, wide].map(|weight| {
+        let kernel = Cpu.conv_transpose_weights(&weight, &bias, 4).unwrap();
+        values(&Cpu.conv_transpose1d(&x, &kernel, 0.1).unwrap())
+    });
+    assert_eq!(a, b);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::buffer::Buffer;
 use super::simd::{Simd, dispatch, prefetch_ahead};
 use super::{Activation, Cpu, Tensor};
 use crate::backend::decode::check_appended;
-use crate::backend::{CacheRow, CacheShape, Decode, GraphId, Linear, LinearWeights, StepBody};
+use crate::backend::{CacheRow, CacheShape, Decode, Device as _, GraphId, Linear, LinearWeights, StepBody};
 use crate::{Result, trace};
 
 /// Tokens of a key tile.
@@ -104,8 +104,7 @@ impl Decode for Cpu {
     }
 
     fn captured_step(&self, _: &GraphId, cache: &mut KvCache, x: &Tensor, body: StepBody<'_, Cpu>) -> Result<Tensor> {
-        // From inside the pool an operation finds threads that still look for work, from outside sleeping ones.
-        rayon::scope(|_| body(self, cache, x))
+        self.run(|| body(self, cache, x))
     }
 }
 

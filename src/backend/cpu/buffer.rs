@@ -21,6 +21,8 @@ struct PoolState {
     held: usize,
 }
 
+/// The maps of a convolutional tower shrink by a factor of up to 4 from one layer to the next.
+const MAX_FIT: usize = 4;
 /// Elements from which a buffer is large.
 const LARGE_FROM: usize = 1 << 16;
 /// 256 MiB of large ones, 4 MiB of others.
@@ -41,11 +43,11 @@ impl BufferPool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The tightest fit, and never one more than twice as large as needed.
+    /// The tightest fit, and never one more than [`MAX_FIT`] times as large as needed.
     fn take(&self, len: usize) -> Option<Arc<Vec<f32>>> {
         let mut state = self.state();
         let waiting = &mut state.waiting;
-        let fits = (0..waiting.len()).filter(|&i| (len..=2 * len).contains(&waiting[i].capacity()));
+        let fits = (0..waiting.len()).filter(|&i| (len..=MAX_FIT * len).contains(&waiting[i].capacity()));
         let buffer = fits.min_by_key(|&i| waiting[i].capacity()).map(|index| waiting.remove(index))?;
         state.held -= buffer.capacity();
         state.used += buffer.capacity();
@@ -84,14 +86,20 @@ impl BufferPool {
 
 /// A vector whose memory is kept for the next one. Clones share it; who writes to a shared one gets a copy.
 #[derive(Clone, Debug)]
-pub(super) struct Buffer(Option<Arc<Vec<f32>>>);
+pub(super) struct Buffer {
+    /// At least `len` values.
+    values: Option<Arc<Vec<f32>>>,
+    len: usize,
+}
 
 impl Buffer {
     /// `len` elements of any value: for results that are written whole.
     pub fn any(len: usize) -> Buffer {
         let Some(mut waited) = BufferPool::of(len).take(len) else { return vec![0.0; len].into() };
-        Arc::make_mut(&mut waited).resize(len, 0.0);
-        Buffer(Some(waited))
+        if waited.len() < len {
+            Arc::make_mut(&mut waited).resize(len, 0.0);
+        }
+        Buffer { values: Some(waited), len }
     }
 
     /// `len` zeros.
@@ -105,29 +113,29 @@ impl Buffer {
 impl From<Vec<f32>> for Buffer {
     fn from(values: Vec<f32>) -> Buffer {
         BufferPool::of(values.capacity()).add(values.capacity());
-        Buffer(Some(Arc::new(values)))
+        Buffer { len: values.len(), values: Some(Arc::new(values)) }
     }
 }
 
 impl Deref for Buffer {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        self.0.as_deref().map_or(&[], Vec::as_slice)
+        self.values.as_deref().map_or(&[], |values| &values[..self.len])
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        if self.0.as_mut().is_some_and(|values| Arc::get_mut(values).is_none()) {
+        if self.values.as_mut().is_some_and(|values| Arc::get_mut(values).is_none()) {
             *self = self.to_vec().into();
         }
-        self.0.as_mut().and_then(Arc::get_mut).map_or(&mut [], Vec::as_mut_slice)
+        self.values.as_mut().and_then(Arc::get_mut).map_or(&mut [], |values| &mut values[..self.len])
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let Some(mut values) = self.0.take() else { return };
+        let Some(mut values) = self.values.take() else { return };
         if Arc::get_mut(&mut values).is_some() {
             BufferPool::of(values.capacity()).keep(values);
         }
@@ -177,7 +185,7 @@ mod tests {
         buffers.iter().for_each(|buffer| pool.add(buffer.capacity()));
         buffers.into_iter().for_each(|buffer| pool.keep(buffer));
         assert_eq!(sizes(&pool), [0, 300, 300]);
-        assert!(pool.take(20).is_none() && pool.take(51).is_none());
+        assert!(pool.take(12).is_none() && pool.take(51).is_none());
         pool.add(250);
         assert_eq!(sizes(&pool), [250, 50, 300]);
         assert!(pool.take(40).is_some());

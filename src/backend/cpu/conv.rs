@@ -6,14 +6,17 @@
 //! has one for every multiplication of its scheme. A tile of 8 output channels by 3 registers of columns keeps its sums
 //! in registers. Each sum is one chain of multiply-adds in a fixed order, so results do not depend on how time is cut.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 
+use half::bf16;
 use rayon::prelude::*;
 
-use super::Tensor;
 use super::buffer::grown;
+use super::linear::Element;
 use super::simd::{Simd, dispatch};
-use super::winograd;
+use super::{Tensor, winograd};
+use crate::tensor::HostTensor;
 
 /// Output channels of a register tile.
 pub(super) const GROUP: usize = 8;
@@ -27,6 +30,8 @@ const MAX_SUMS: usize = 1 << 18;
 const TASK_COLUMNS: usize = 12;
 /// Inputs that are multiplied before the next are gathered: with ten streams of them a block fits the L2.
 const INPUTS: usize = 64;
+/// Weights that are packed by one task: fewer are not worth waking a thread.
+const PACKED_AT_ONCE: usize = 1 << 15;
 /// Terms of the groups of output channels that take turns.
 const TERMS_AT_ONCE: usize = 96;
 
@@ -54,35 +59,57 @@ pub struct ConvWeights {
 /// Weights (outputs / 8, inputs, taps, 8), zero beyond the outputs.
 struct Packed {
     taps: usize,
-    weight: Vec<f32>,
+    weight: Groups,
+}
+
+/// Elements of packed weights, in the type in which they were stored if that is bf16: half as much to write and to read.
+enum Groups {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+impl Groups {
+    /// Elements `start..start + len`, widened to `scratch` if they are narrow.
+    fn part<'s>(&'s self, start: usize, len: usize, scratch: &'s mut Vec<f32>) -> &'s [f32] {
+        match self {
+            Groups::F32(values) => &values[start..start + len],
+            Groups::Bf16(values) => {
+                let wide = grown(scratch, len);
+                widen(&values[start..start + len], wide);
+                wide
+            }
+        }
+    }
+}
+
+dispatch! {
+    fn widen(narrow: &[bf16], wide: &mut [f32]) = widen_body;
+}
+
+#[inline(always)]
+fn widen_body<S: Simd>(narrow: &[bf16], wide: &mut [f32]) {
+    wide.iter_mut().zip(narrow).for_each(|(wide, narrow)| *wide = narrow.to_f32());
 }
 
 impl ConvWeights {
-    /// Packs the weights of every part: the first tap of (part, output, input) is `values[first(..)]`, and part `n` has
+    /// Packs the weights of every part: the first tap of (part, output, input) is element `first(..)`, and part `n` has
     /// `parts[n]` taps, each `step` elements after the one before.
     pub(super) fn pack(
         form: Form,
         [outputs, inputs, taps]: [usize; 3],
         parts: &[usize],
-        values: &[f32],
+        weight: &HostTensor,
         (first, step): (impl Fn(usize, usize, usize) -> usize + Sync, isize),
         bias: Vec<f32>,
     ) -> ConvWeights {
+        let wide = if weight.as_bf16().is_some() { Cow::default() } else { weight.to_f32() };
         let part = |(part, &taps): (usize, &usize)| {
-            let size = taps * GROUP;
-            let mut packed = vec![0.0; outputs.div_ceil(GROUP) * inputs * size];
-            packed.par_chunks_mut((inputs * size).max(1)).enumerate().for_each(|(group, packed)| {
-                let outputs = group * GROUP..outputs.min((group + 1) * GROUP);
-                for (input, packed) in packed.chunks_exact_mut(size).enumerate() {
-                    for (lane, output) in outputs.clone().enumerate() {
-                        let first = first(part, output, input);
-                        for (tap, packed) in packed[lane..].iter_mut().step_by(GROUP).enumerate() {
-                            *packed = values[first.wrapping_add_signed(tap as isize * step)];
-                        }
-                    }
-                }
-            });
-            Packed { taps, weight: packed }
+            let first = |output, input| first(part, output, input);
+            let weight = match weight.as_bf16() {
+                Some(values) => Groups::Bf16(pack([outputs, inputs, taps], values, (first, step))),
+                None => Groups::F32(pack([outputs, inputs, taps], &wide, (first, step))),
+            };
+            Packed { taps, weight }
         };
         let packed = parts.iter().enumerate().map(part).collect();
         ConvWeights { inputs, outputs, taps, form, packed, bias }
@@ -124,8 +151,15 @@ pub(super) struct Convolution<'a> {
 pub(super) struct Scratch {
     line: Vec<f32>,
     block: Vec<f32>,
-    weight: Vec<f32>,
+    weights: Weights,
     sums: Vec<f32>,
+}
+
+/// Weights of some groups of output channels: widened, and in Winograd's form.
+#[derive(Default)]
+struct Weights {
+    wide: Vec<f32>,
+    transformed: Vec<f32>,
 }
 
 thread_local! {
@@ -193,7 +227,7 @@ impl<'a> Convolution<'a> {
     /// The sums of one task.
     fn sum(&self, task: usize, scratch: &mut Scratch) {
         let row = row_length(self.columns + self.reach);
-        let Scratch { line, block, weight, sums } = scratch;
+        let Scratch { line, block, weights, sums } = scratch;
         let sums = grown(sums, self.sums());
         let at_once = if self.kernel.form == Form::Winograd { INPUTS } else { self.kernel.inputs };
         for first in (0..self.kernel.inputs).step_by(at_once.max(1)) {
@@ -204,7 +238,7 @@ impl<'a> Convolution<'a> {
             }
             let groups = self.groups_at_once();
             for (n, sums) in sums.chunks_mut(groups * GROUP * self.sums_per_output()).enumerate() {
-                self.groups(block, row, n * groups, [first, inputs], weight, sums);
+                self.groups(block, row, n * groups, [first, inputs], weights, sums);
             }
         }
     }
@@ -229,6 +263,17 @@ impl<'a> Convolution<'a> {
         winograd::streams(line, self.dilation, scratch, streams, row);
     }
 
+    /// Weights of a part's group of output channels for `inputs` channels, `first` and the ones after it.
+    fn packed<'s>(
+        &'s self,
+        [part, group]: [usize; 2],
+        [first, inputs]: [usize; 2],
+        scratch: &'s mut Vec<f32>,
+    ) -> &'s [f32] {
+        let Packed { taps, weight } = &self.kernel.packed[part];
+        weight.part((group * self.kernel.inputs + first) * taps * GROUP, inputs * taps * GROUP, scratch)
+    }
+
     /// Adds the products of `inputs` channels, `first` and the ones after it, to the sums (outputs, products, columns)
     /// of the groups from `group` on.
     fn groups(
@@ -237,21 +282,19 @@ impl<'a> Convolution<'a> {
         row: usize,
         group: usize,
         [first, inputs]: [usize; 2],
-        scratch: &mut Vec<f32>,
+        scratch: &mut Weights,
         sums: &mut [f32],
     ) {
         let size = GROUP * self.sums_per_output();
         let groups = sums.len() / size;
-        let packed = |part: usize, group: usize| {
-            let Packed { taps, weight } = &self.kernel.packed[part];
-            &weight[(group * self.kernel.inputs + first) * taps * GROUP..][..inputs * taps * GROUP]
-        };
+        let Weights { wide, transformed } = scratch;
         let winograd = self.kernel.form == Form::Winograd;
         let terms: usize = if winograd { self.products.iter().map(Vec::len).sum() } else { 0 };
-        let transformed = grown(scratch, groups * inputs * terms * GROUP);
+        let transformed = grown(transformed, groups * inputs * terms * GROUP);
         if winograd {
             for (n, transformed) in transformed.chunks_exact_mut(inputs * terms * GROUP).enumerate() {
-                winograd::weights(packed(0, group + n), self.kernel.taps, inputs, transformed);
+                let weight = self.packed([0, group + n], [first, inputs], wide);
+                winograd::weights(weight, self.kernel.taps, inputs, transformed);
             }
         }
         let mut start = 0;
@@ -260,7 +303,7 @@ impl<'a> Convolution<'a> {
                 let weight = if winograd {
                     &transformed[(n * terms + start) * inputs * GROUP..][..list.len() * inputs * GROUP]
                 } else {
-                    packed(product, group + n)
+                    self.packed([product, group + n], [first, inputs], wide)
                 };
                 let panel = Panel {
                     block,
@@ -277,6 +320,31 @@ impl<'a> Convolution<'a> {
             start += list.len();
         }
     }
+}
+
+/// Weights of one part in groups.
+fn pack<E: Element + Default + Send + Sync>(
+    [outputs, inputs, taps]: [usize; 3],
+    values: &[E],
+    (first, step): (impl Fn(usize, usize) -> usize + Sync, isize),
+) -> Vec<E> {
+    let size = taps * GROUP;
+    let mut packed = vec![E::default(); outputs.div_ceil(GROUP) * inputs * size];
+    let groups = packed.par_chunks_mut((inputs * size).max(1)).enumerate();
+    groups.with_min_len((PACKED_AT_ONCE / (inputs * size).max(1)).max(1)).for_each(|(group, packed)| {
+        let outputs = group * GROUP..outputs.min((group + 1) * GROUP);
+        let mut places = [0; GROUP];
+        for (input, packed) in packed.chunks_exact_mut(size).enumerate() {
+            places.iter_mut().zip(outputs.clone()).for_each(|(place, output)| *place = first(output, input));
+            for packed in packed.as_chunks_mut::<GROUP>().0 {
+                for (packed, place) in packed[..outputs.len()].iter_mut().zip(&mut places) {
+                    *packed = values[*place];
+                    *place = place.wrapping_add_signed(step);
+                }
+            }
+        }
+    });
+    packed
 }
 
 /// Columns of a task and how many of them are wanted, a multiple of `unit`: what keeps all threads busy for the shortest

@@ -26,7 +26,7 @@ pub(super) fn pack(weight: &HostTensor, bias: &HostTensor) -> Result<ConvWeights
     let form = if worth { Form::Winograd } else { Form::Direct };
     let first = |_, output: usize, input: usize| (output * inputs + input) * taps;
     let bias = bias.to_f32().into_owned();
-    Ok(ConvWeights::pack(form, [outputs, inputs, taps], &[taps], &weight.to_f32(), (first, 1), bias))
+    Ok(ConvWeights::pack(form, [outputs, inputs, taps], &[taps], weight, (first, 1), bias))
 }
 
 impl Conv1d for Cpu {

@@ -22,7 +22,7 @@ pub(super) fn pack(weight: &HostTensor, bias: &HostTensor, stride: usize) -> Res
     };
     let form = Form::Transposed(stride);
     let bias = bias.to_f32().into_owned();
-    Ok(ConvWeights::pack(form, [outputs, inputs, taps], &phases, &weight.to_f32(), (first, -(stride as isize)), bias))
+    Ok(ConvWeights::pack(form, [outputs, inputs, taps], &phases, weight, (first, -(stride as isize)), bias))
 }
 
 impl ConvTranspose1d for Cpu {

@@ -1,5 +1,6 @@
-//! depthwise_conv2d: a task computes a row of windows, four of them and a register of channels at a time, so that a weight is
-//! loaded once for all four. Windows that reach into the padding go one by one.
+//! depthwise_conv2d: a task computes a row of windows, four of them and four registers of channels at a time (two where there
+//! are 16 registers): a weight is loaded once for all four windows, and so many sums hide the latency of a multiply-add. Windows
+//! that reach into the padding go one by one.
 //! Operations: 2 * B * G^2 * C * taps^2.
 
 use std::ops::Range;
@@ -8,7 +9,7 @@ use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::linear::finish;
-use super::simd::{Simd, dispatch};
+use super::simd::{MAX_LANES, Simd, dispatch};
 use super::{Activation, Cpu, Tensor};
 use crate::backend::depthwise_conv2d::{self, DepthwiseSizes};
 use crate::backend::{Conv2dShape, Conv2dWeights, DepthwiseConv2d};
@@ -66,6 +67,14 @@ impl Row<'_> {
         let first = number * stride;
         before.saturating_sub(first).min(taps)..taps.min((side + before).saturating_sub(first))
     }
+
+    /// Pixel of the map under a tap of window `window`, which meets it.
+    #[inline(always)]
+    fn pixel(&self, window: usize, tap_row: usize, tap: usize) -> usize {
+        let Conv2dShape { side, stride, padding: [before, _], .. } = self.shape;
+        // The padding is subtracted last, so that nothing is negative.
+        (self.index * stride + tap_row - before) * side + window * stride + tap - before
+    }
 }
 
 dispatch! {
@@ -101,38 +110,75 @@ fn windows<S: Simd, const W: usize>(
     [rows, columns]: [Range<usize>; 2],
     y: &mut [f32],
 ) -> usize {
-    let Conv2dShape { side, taps, stride, padding: [before, _] } = row.shape;
-    let (channels, step) = (row.channels, stride * row.channels);
-    // Offset of a tap in the map, in pixels; the padding is subtracted once, so that nothing is negative.
-    let pixel =
-        |tap_row: usize, tap: usize| (row.index * stride + tap_row - before) * side + first * stride + tap - before;
+    let channels = row.channels;
     let whole = channels / S::N * S::N;
-    for channel in (0..whole).step_by(S::N) {
-        let mut sums = [S::splat(0.0); W];
-        for tap_row in rows.clone() {
-            for tap in columns.clone() {
-                let weight = S::load(&row.weight[(tap_row * taps + tap) * channels + channel..][..S::N]);
-                let x = &row.x[pixel(tap_row, tap) * channels + channel..];
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    *sum = S::mul_add(S::load(&x[i * step..i * step + S::N]), weight, *sum);
-                }
-            }
-        }
-        for (i, sum) in sums.into_iter().enumerate() {
-            S::store(&mut y[i * channels + channel..][..S::N], sum);
-        }
+    let mut channel = 0;
+    while channel < whole {
+        let tile = Tile { first, channel, rows: rows.clone(), columns: columns.clone() };
+        // Of 32 registers 16 hold sums, of 16 eight.
+        channel += S::N
+            * match (whole - channel) / S::N {
+                1 => tile.sums::<S, W, 1>(row, y),
+                4.. if S::N == MAX_LANES => tile.sums::<S, W, 4>(row, y),
+                _ => tile.sums::<S, W, 2>(row, y),
+            };
     }
+    let (taps, step) = (row.shape.taps, row.shape.stride * channels);
     for channel in whole..channels {
         for i in 0..W {
             let mut sum = 0.0;
             for tap_row in rows.clone() {
                 for tap in columns.clone() {
                     let weight = row.weight[(tap_row * taps + tap) * channels + channel];
-                    sum = S::mul_add1(row.x[pixel(tap_row, tap) * channels + i * step + channel], weight, sum);
+                    let x = row.x[row.pixel(first, tap_row, tap) * channels + i * step + channel];
+                    sum = S::mul_add1(x, weight, sum);
                 }
             }
             y[i * channels + channel] = sum;
         }
     }
     W
+}
+
+/// Some channels of neighbouring windows.
+struct Tile {
+    /// The first window.
+    first: usize,
+    /// The first channel.
+    channel: usize,
+    /// Taps that meet the map.
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl Tile {
+    /// Sums of W windows and C registers of channels; returns C.
+    #[inline(always)]
+    fn sums<S: Simd, const W: usize, const C: usize>(&self, row: &Row<'_>, y: &mut [f32]) -> usize {
+        let Tile { first, channel, .. } = *self;
+        let (channels, step) = (row.channels, row.shape.stride * row.channels);
+        let mut sums = [[S::splat(0.0); C]; W];
+        for tap_row in self.rows.clone() {
+            for tap in self.columns.clone() {
+                let weight = &row.weight[(tap_row * row.shape.taps + tap) * channels + channel..][..C * S::N];
+                let x = &row.x[row.pixel(first, tap_row, tap) * channels + channel..][..(W - 1) * step + C * S::N];
+                for c in 0..C {
+                    let weight = S::load(&weight[c * S::N..]);
+                    for (i, sums) in sums.iter_mut().enumerate() {
+                        let at = i * step + c * S::N;
+                        // SAFETY: `x` was cut to end with the last register of the last window.
+                        let x = S::load(unsafe { x.get_unchecked(at..at + S::N) });
+                        sums[c] = S::mul_add(x, weight, sums[c]);
+                    }
+                }
+            }
+        }
+        for (i, sums) in sums.into_iter().enumerate() {
+            let y = &mut y[i * channels + channel..][..C * S::N];
+            for (c, sum) in sums.into_iter().enumerate() {
+                S::store(&mut y[c * S::N..], sum);
+            }
+        }
+        C
+    }
 }

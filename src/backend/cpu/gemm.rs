@@ -3,14 +3,16 @@
 //!
 //! Each task takes a panel of b as wide as three registers, copies it (widened, if it is bf16) into contiguous scratch
 //! that starts where a cache line does, at most [`DEPTH`] deep so that it stays in the L2, and multiplies it with all rows
-//! of x, eight at a time: 24 registers of sums, x broadcast from where it lies (with 16 registers, six rows of two). The
-//! weights of the next panel are prefetched meanwhile. Every element is one chain of fused multiply-adds over K in order,
-//! so results depend neither on M nor on how the work is shared. The epilogue runs while the panel's results are warm.
+//! of x, or with a share of them where there are few panels, eight at a time: 24 registers of sums, x broadcast from where
+//! it lies (with 16 registers, six rows of two). The weights of the next panel are prefetched meanwhile. Every element is
+//! one chain of fused multiply-adds over K in order, so results depend neither on M nor on how the work is shared. The
+//! epilogue runs while the panel's results are warm.
 //!
 //! [`packed`] is the form for training, on the same tiles.
 
 mod packed;
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use half::bf16;
@@ -28,6 +30,12 @@ pub(super) use packed::{Factor, packed};
 const DEPTH: usize = 1024;
 /// Columns of a task: the widest panel.
 pub(super) const COLUMNS: usize = 48;
+/// Whole groups of rows, of 8 and of 6.
+const GROUPED: usize = 24;
+/// Tasks for each thread, so that none has much more to do than another, as long as each has [`MIN_ROWS`]: with fewer rows it
+/// would spend its time on copying panels.
+const TASKS: usize = 8;
+const MIN_ROWS: usize = 48;
 /// Rows that the epilogue takes together: sums and sides of them are in the L1, and their pages in its translation buffer.
 const FINISHED: usize = 32;
 
@@ -74,6 +82,11 @@ impl Left<'_> {
     fn fits(&self) -> bool {
         self.rows == 0 || self.values.len() >= (self.rows - 1) * self.row_stride + self.depth
     }
+
+    /// At most `rows` rows from `first` on.
+    fn part(self, first: usize, rows: usize) -> Self {
+        Left { values: &self.values[first * self.row_stride..], rows: rows.min(self.rows - first), ..self }
+    }
 }
 
 impl<'a> Target<'a> {
@@ -81,6 +94,18 @@ impl<'a> Target<'a> {
     pub fn plain(out: Disjoint, row_stride: usize, columns: usize) -> Target<'a> {
         let (adds, activation, saved) = (false, Activation::None, None);
         Target { out, row_stride, columns, adds, scales: &[], bias: &[], residual: &[], activation, saved, input: &[] }
+    }
+
+    /// Rows `first..`, for a part of the sums: whether there is one before it, and whether it is the last.
+    fn part(self, first: usize, continues: bool, last: bool) -> Target<'a> {
+        let at = first * self.row_stride;
+        let rest = |values: &'a [f32]| if values.is_empty() { values } else { &values[at..] };
+        let (out, adds) = (self.out.offset(at), self.adds || continues);
+        if !last {
+            return Target { adds, ..Target::plain(out, self.row_stride, self.columns) };
+        }
+        let saved = self.saved.map(|saved| saved.offset(at));
+        Target { out, adds, saved, residual: rest(self.residual), input: rest(self.input), ..self }
     }
 
     /// Whether more is done than sums.
@@ -121,16 +146,34 @@ impl<'a> Target<'a> {
     }
 }
 
+thread_local! {
+    /// The panel of a task of [`parallel`], kept from product to product: fresh pages would cost more than what is copied.
+    static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
 /// The whole product on all threads.
 ///
 /// # Safety
 /// Every element of the target has to lie in its allocation and belong to this call alone.
 pub(super) unsafe fn parallel<R: Panel>(left: Left<'_>, right: R, target: Target<'_>) {
     assert!(left.fits() && right.fits(left.depth, target.columns));
-    (0..target.columns.div_ceil(COLUMNS)).into_par_iter().for_each_init(Vec::new, |scratch, task| {
-        let first = task * COLUMNS;
-        right.panel(left, target, first, COLUMNS.min(target.columns - first), scratch);
+    let panels = target.columns.div_ceil(COLUMNS);
+    let share = rows_of_task(left.rows, panels, rayon::current_num_threads());
+    // Those of the same rows follow each other, so that a thread has x in its cache.
+    (0..left.rows.div_ceil(share).max(1) * panels).into_par_iter().for_each(|task| {
+        let (row, first) = (task / panels * share, task % panels * COLUMNS);
+        let (left, target) = (left.part(row, share), target.part(row, false, true));
+        // Nothing below hands this thread another task meanwhile.
+        PANEL.with_borrow_mut(|scratch| {
+            right.panel(left, target, first, COLUMNS.min(target.columns - first), scratch);
+        });
     });
+}
+
+/// Rows of a task: all of them where there are panels enough.
+fn rows_of_task(rows: usize, panels: usize, threads: usize) -> usize {
+    let parts = (TASKS * threads).div_ceil(panels.max(1)).min(rows / MIN_ROWS).max(1);
+    rows.div_ceil(parts).next_multiple_of(GROUPED).max(GROUPED)
 }
 
 /// As [`parallel`], in the form that is faster for these sizes. Results have the same bits.
@@ -296,12 +339,13 @@ pub(super) fn panels<S: Simd, R: Pack>(
     columns: usize,
     scratch: &mut Vec<f32>,
 ) {
-    // The largest tiles whose sums leave registers for a line and a value of x: of 32 registers 24, of 16 12. Heads of 64 and of 32
-    // would leave a third of the usual tile empty.
+    // The largest tiles whose sums leave registers for a line and a value of x: of 32 registers 24, of 16 12. Heads of 64 would
+    // leave a third of the usual tile empty, and so would heads of 32 and the channels of a convolution's first maps.
     const TWO: usize = 2 * MAX_LANES;
     const FOUR: usize = 4 * MAX_LANES;
     match (S::N, columns) {
-        (MAX_LANES, TWO) => panels_of::<S, R, 12, 2, 0>(l, r, t, first, columns, scratch),
+        (MAX_LANES, ..=MAX_LANES) => panels_of::<S, R, 16, 1, 0>(l, r, t, first, columns, scratch),
+        (MAX_LANES, ..=TWO) => panels_of::<S, R, 12, 2, 0>(l, r, t, first, columns, scratch),
         (MAX_LANES, FOUR) => panels_of::<S, R, 6, 4, 0>(l, r, t, first, columns, scratch),
         (MAX_LANES, _) => panels_of::<S, R, 8, 3, 0>(l, r, t, first, columns, scratch),
         _ => panels_of::<S, R, 6, 2, 0>(l, r, t, first, columns, scratch),

@@ -33,6 +33,7 @@ mod top_k;
 mod transpose;
 mod winograd;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -51,6 +52,11 @@ use crate::{Error, Result};
 pub use attention_decode::KvCache;
 pub use conv::ConvWeights;
 pub use parameters::Block;
+
+thread_local! {
+    /// Whether this thread belongs to the pool that computes for all threads but those of lanes, which have pools of their own.
+    static IS_SHARED: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Captions of a lane at least: fewer rows leave the products of a decode step waiting for weights.
 const LANE_WIDTH: usize = 8;
@@ -135,11 +141,12 @@ impl Matrix {
 
     /// Says that a product of a whole sequence has used it. After the first time, the pages of a mapped file are given
     /// back: a process that captions one image never needs them again, and so never holds all weights together. One
-    /// that captions another faults them in once more and keeps them. A lane, which is a thread of a pool, has many to
-    /// caption.
+    /// that captions another faults them in once more and keeps them. A lane, which is a thread of a pool of its own, has
+    /// many to caption.
     fn release_after_first_use(&self) {
         if let Weights::Stored(tensor) = &self.weights
-            && rayon::current_thread_index().is_none()
+            && tensor.bytes().is_pageable()
+            && (IS_SHARED.get() || rayon::current_thread_index().is_none())
             && !self.used.swap(true, Ordering::Relaxed)
         {
             let bytes = tensor.bytes().clone();
@@ -193,6 +200,17 @@ impl Device for Cpu {
     fn wait(&self, _: &Instant) -> Result<()> {
         // Work ends before the call that started it returns.
         Ok(())
+    }
+
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        if rayon::current_thread_index().is_some() {
+            return work();
+        }
+        // From inside the pool an operation finds threads that still look for work, from outside sleeping ones.
+        rayon::scope(|_| {
+            IS_SHARED.set(true);
+            work()
+        })
     }
 
     fn upload(&self, [rows, columns]: [usize; 2], values: &[f32]) -> Result<Tensor> {

@@ -10,12 +10,12 @@ use rayon::prelude::*;
 use super::super::buffer::{from_line, scratch};
 use super::super::disjoint::Disjoint;
 use super::super::simd::{MAX_LANES, Simd, dispatch};
-use super::{Ahead, Block, COLUMNS, Left, Pack, Panel as _, Right, Target, pack, panels_of, parallel, part_of};
+use super::{
+    Ahead, Block, COLUMNS, GROUPED, Left, Pack, Panel as _, Right, Target, pack, panels_of, parallel, part_of,
+};
 
 /// Most rows of a task: of a deep part 768 KiB. Half as many cost 5 % of the time.
 const ROWS: usize = 192;
-/// Whole groups of rows, of 8 and of 6.
-const GROUPED: usize = 24;
 /// Rows of a tile and of a group, and registers of a tile: where registers have 16 lanes, and where they have 8.
 const LARGE: [usize; 2] = [8, 3];
 const SMALL: [usize; 2] = [6, 2];
@@ -74,20 +74,6 @@ fn share_of(rows: usize, threads: usize) -> usize {
     let max = rows.div_ceil(2 * threads).next_multiple_of(GROUPED).max(GROUPED);
     let shares = [ROWS, ROWS - GROUPED, ROWS - 2 * GROUPED].map(|share| share.min(max));
     shares.into_iter().min_by_key(|share| rows.div_ceil(*share).div_ceil(threads) * share).unwrap_or(max)
-}
-
-impl<'a> Target<'a> {
-    /// Rows `first..`, for a part of the sums: whether there is one before it, and whether it is the last.
-    fn part(self, first: usize, continues: bool, last: bool) -> Target<'a> {
-        let at = first * self.row_stride;
-        let rest = |values: &'a [f32]| if values.is_empty() { values } else { &values[at..] };
-        let (out, adds) = (self.out.offset(at), self.adds || continues);
-        if !last {
-            return Target { adds, ..Target::plain(out, self.row_stride, self.columns) };
-        }
-        let saved = self.saved.map(|saved| saved.offset(at));
-        Target { out, adds, saved, residual: rest(self.residual), input: rest(self.input), ..self }
-    }
 }
 
 /// Some rows of a part of a factor: element (m, k) stands at `m * stride + k`, or at `k * stride + m` where there are sums.
