@@ -99,6 +99,24 @@ template <bool A_COLUMNS, bool B_COLUMNS> DEVICE void wgmma_m64k16(float (&d)[32
         : "l"(wgmma_descriptor<A_COLUMNS>(a)), "l"(wgmma_descriptor<B_COLUMNS>(b)), "n"(A_COLUMNS), "n"(B_COLUMNS));
 }
 
+// The same with a in registers, as mma_m16n8k16 takes it; they may not be touched before the wait either.
+template <bool B_COLUMNS> DEVICE void wgmma_m64k16(float (&d)[8][4], const uint32_t (&a)[4], const unsigned char* b) {
+    WGMMA_ASM(
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+        "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+        "}, {%32, %33, %34, %35}, %36, 1, 1, 1, %37;"
+        : WGMMA_SUMS_8(0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(wgmma_descriptor<B_COLUMNS>(b)), "n"(B_COLUMNS));
+}
+
+// Keeps the compiler from moving accesses to d across it.
+DEVICE void wgmma_pin(float (&d)[8][4]) {
+#pragma unroll
+    for (int j = 0; j < 8; j += 4) asm volatile("" : WGMMA_SUMS_4(j)::"memory");
+}
+DEVICE void wgmma_pin(uint32_t (&a)[4]) { asm volatile("" : "+r"(a[0]), "+r"(a[1]), "+r"(a[2]), "+r"(a[3])::"memory"); }
+
 #undef WGMMA_SUMS
 #undef WGMMA_SUMS_4
 #undef WGMMA_SUMS_8
@@ -114,8 +132,13 @@ template <int N> DEVICE void wgmma_wait(PLACE) { emulator_products_wait(N, file,
 
 template <bool A_COLUMNS, bool B_COLUMNS, int WIDTH>
 DEVICE void wgmma_m64k16(float (&d)[WIDTH][4], const unsigned char* a, const unsigned char* b) {
-    emulator_product(&d[0][0], a, b, WIDTH, A_COLUMNS, B_COLUMNS);
+    emulator_product(&d[0][0], a, nullptr, b, WIDTH, A_COLUMNS, B_COLUMNS);
 }
+template <bool B_COLUMNS> DEVICE void wgmma_m64k16(float (&d)[8][4], const uint32_t (&a)[4], const unsigned char* b) {
+    emulator_product(&d[0][0], nullptr, a, b, 8, false, B_COLUMNS);
+}
+DEVICE void wgmma_pin(float (&)[8][4]) {}
+DEVICE void wgmma_pin(uint32_t (&)[4]) {}
 
 #endif
 

@@ -177,6 +177,12 @@ fn products_use_tensor_cores_and_asynchronous_copies_in_little_code() {
     for code in sass.iter().filter(|code| code.kernel.starts_with("linear_decode") && code.kernel.ends_with("_bf16")) {
         assert!(code.count(HMMA) >= 16, "{} on {} leaves the tensor cores idle", code.kernel, code.architecture);
     }
+    for code in sass.iter().filter(|code| code.kernel.starts_with("attention") && code.kernel.ends_with("_wgmma_bf16"))
+    {
+        let expected = if code.architecture == "sm_90a" { 4 } else { 0 };
+        assert!(code.count(HGMMA) >= expected, "{} on {}", code.kernel, code.architecture);
+        assert_eq!(code.count(HMMA), 0, "{} on {}", code.kernel, code.architecture);
+    }
     let attention = sass.iter().filter(|code| code.kernel == "attention_forward_bf16");
     for code in attention {
         assert!(

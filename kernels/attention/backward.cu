@@ -10,11 +10,12 @@
 // Requires:  tensor cores: D = 64, rows 16-byte aligned (8 divides 3*H*D); D <= 256
 // Tiling:    bf16, D = 64: the first kernel takes 64 queries of one head, 16 a warp, and loops over tiles of 64 keys that any of
 //            them sees; the second takes 64 keys and loops over the queries that see any, with the products transposed, so that in
-//            both what a product leaves in registers is the left operand of the next. Tiles come through two swizzled buffers.
+//            both what a product leaves in registers is the left operand of the next. Tiles come through two swizzled buffers. On
+//            sm_90a the four warps multiply together, by wgmma.
 //            f32, and other head sizes: a warp takes a query, or a key, and 32 of the others at a time, on FMA units
 // Roofline:  14 B T^2 H D operations, 10 of which are needed: scores and dy . value are computed twice
-// Measured:  H200 at 86aee10, ncu: 16 sequences of 407 after 257, 12 heads of 64, in 199 us (keys 125, queries 74); 16 of
-//            257, 16 heads, in 171
+// Measured:  by wgmma: not yet measured by itself; with the forward pass, see forward.cu. By mma.sync, H200 at 86aee10, ncu: 16
+//            sequences of 407 after 257, 12 heads of 64, in 199 us (keys 125, queries 74); 16 of 257, 16 heads, in 171
 #include "attention/tiles.cuh"
 
 struct AttentionBackwardParams {
@@ -93,11 +94,7 @@ DEVICE void row_deltas(const AttentionBackwardParams& p, int row, float (&delta)
     }
 }
 
-}  // namespace
-
-// Grid: (ceil(T / 64), H, B). Shared memory: AttentionQueriesShared. A warp owns 16 queries.
-KERNEL(attention_backward_queries_bf16, AttentionBackwardParams, 128, 3) {
-    const AttentionBackwardParams& p = params;
+template <bool WGMMA> DEVICE void at_queries(const AttentionBackwardParams& p) {
     AttentionQueriesShared& shared = shared_memory<AttentionQueriesShared>();
     const int width = p.heads * D, first = blockIdx.x * QUERIES, row = first + warp_index() * 16, lane = lane_index();
     const bf16* qkv = head_of(p, static_cast<const bf16*>(p.qkv), 3, D);
@@ -118,17 +115,24 @@ KERNEL(attention_backward_queries_bf16, AttentionBackwardParams, 128, 3) {
     float dquery[8][4] = {};
     for (int tile = 0; tile < tiles; tile++) {
         cp_async_wait<0>();
+        copies_are_operands<WGMMA>();
         sync_block();
         if (tile + 1 < tiles) {
             copy_rows(qkv + width, 3 * width, (tile + 1) * KEYS, p.tokens, shared.key[(tile + 1) % 2]);
             copy_rows(qkv + 2 * width, 3 * width, (tile + 1) * KEYS, p.tokens, shared.value[(tile + 1) % 2]);
         }
         cp_async_commit();
-        if (row >= p.tokens) continue;
+        if (!WGMMA && row >= p.tokens) continue;
         const bool whole = all_visible(p.prefix, row, tile * KEYS + KEYS - 1);
         float s[8][4] = {}, ds[8][4] = {};
-        rows_times_rows(shared.query, warp_index() * 16, shared.key[tile % 2], s);
-        rows_times_rows(shared.dy, warp_index() * 16, shared.value[tile % 2], ds);
+        pin_products<WGMMA>(s);
+        pin_products<WGMMA>(ds);
+        begin_products<WGMMA>();
+        add_rows_times_rows<WGMMA>(shared.query, warp_index() * 16, shared.key[tile % 2], s);
+        add_rows_times_rows<WGMMA>(shared.dy, warp_index() * 16, shared.value[tile % 2], ds);
+        wait_products<WGMMA, 0>();
+        pin_products<WGMMA>(s);
+        pin_products<WGMMA>(ds);
         const KeptOfQueries kept = kept_of_queries(head_mask(p), row, tile * KEYS);
 #pragma unroll
         for (int n = 0; n < 8; n++) {
@@ -140,15 +144,26 @@ KERNEL(attention_backward_queries_bf16, AttentionBackwardParams, 128, 3) {
                 ds[n][i] = weight * ((kept.at(n, i) ? ds[n][i] * p.keep_scale : 0.0f) - delta[i / 2]);
             }
         }
-        weights_times_rows(ds, shared.key[tile % 2], dquery);
+        if constexpr (WGMMA) {
+            Weights<8> weights(ds);
+            weights.pin();
+            wgmma_pin(dquery);
+            begin_products<WGMMA>();
+            add_weights_times_rows(weights, shared.key[tile % 2], dquery);
+            wait_products<WGMMA, 0>();
+            wgmma_pin(dquery);
+            weights.pin();
+        } else {
+            weights_times_rows(ds, shared.key[tile % 2], dquery);
+        }
     }
     bf16* out = head_of(p, static_cast<bf16*>(p.dqkv), 3, D);
     write_rows(dquery, p.scale, row, p.tokens, out, 3 * width);
 }
 
-// Grid: (ceil(T / 64), H, B). Shared memory: AttentionKeysShared. A warp owns 16 keys.
-KERNEL(attention_backward_keys_bf16, AttentionBackwardParams, 128, 2) {
-    const AttentionBackwardParams& p = params;
+template <bool WGMMA> DEVICE void at_keys(const AttentionBackwardParams& p) {
+    // Queries at a time: with 64, the scores and their gradients would not fit the registers beside operands.
+    constexpr int TOGETHER = WGMMA ? QUERIES : QUERIES / 2, TILES = TOGETHER / 8;
     AttentionKeysShared& shared = shared_memory<AttentionKeysShared>();
     const int width = p.heads * D, first = blockIdx.x * KEYS, row = first + warp_index() * 16, lane = lane_index();
     const bf16* qkv = head_of(p, static_cast<const bf16*>(p.qkv), 3, D);
@@ -170,6 +185,7 @@ KERNEL(attention_backward_keys_bf16, AttentionBackwardParams, 128, 2) {
     float dkey[8][4] = {}, dvalue[8][4] = {};
     for (int tile = start; tile < tiles; tile++) {
         cp_async_wait<0>();
+        copies_are_operands<WGMMA>();
         sync_block();
         const int query = tile * QUERIES, following = query + QUERIES;
         if (tile + 1 < tiles) {
@@ -180,17 +196,22 @@ KERNEL(attention_backward_keys_bf16, AttentionBackwardParams, 128, 2) {
         cp_async_commit();
         const bool whole = all_visible(p.prefix, query, row + 15);
         const KeptOfKeys kept = kept_of_key_rows(head_mask(p), row, query);
-        // 32 queries at a time: with 64, the scores and their gradients would not fit the registers.
 #pragma unroll 1
-        for (int start = 0; start < QUERIES && row < p.tokens; start += QUERIES / 2) {
+        for (int start = 0; start < QUERIES && (WGMMA || row < p.tokens); start += TOGETHER) {
             const bf16* query_rows = shared.query[tile % 2] + start * D;
             const bf16* dy_rows = shared.dy[tile % 2] + start * D;
             const float* saved_now = shared.saved[tile % 2] + start;
-            float s[4][4] = {}, ds[4][4] = {};
-            rows_times_rows(shared.key, warp_index() * 16, query_rows, s);
-            rows_times_rows(shared.value, warp_index() * 16, dy_rows, ds);
+            float s[TILES][4] = {}, ds[TILES][4] = {};
+            pin_products<WGMMA>(s);
+            pin_products<WGMMA>(ds);
+            begin_products<WGMMA>();
+            add_rows_times_rows<WGMMA>(shared.key, warp_index() * 16, query_rows, s);
+            add_rows_times_rows<WGMMA>(shared.value, warp_index() * 16, dy_rows, ds);
+            wait_products<WGMMA, 0>();
+            pin_products<WGMMA>(s);
+            pin_products<WGMMA>(ds);
 #pragma unroll
-            for (int n = 0; n < 4; n++) {
+            for (int n = 0; n < TILES; n++) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const int k = row + lane / 4 + i / 2 * 8, at = n * 8 + lane % 4 * 2 + i % 2;
@@ -202,8 +223,24 @@ KERNEL(attention_backward_keys_bf16, AttentionBackwardParams, 128, 2) {
                     ds[n][i] = weight * (ds[n][i] * factor - delta);
                 }
             }
-            weights_times_rows(s, dy_rows, dvalue);
-            weights_times_rows(ds, query_rows, dkey);
+            if constexpr (WGMMA) {
+                Weights<TILES> weights(s), slopes(ds);
+                weights.pin();
+                slopes.pin();
+                wgmma_pin(dvalue);
+                wgmma_pin(dkey);
+                begin_products<WGMMA>();
+                add_weights_times_rows(weights, dy_rows, dvalue);
+                add_weights_times_rows(slopes, query_rows, dkey);
+                wait_products<WGMMA, 0>();
+                wgmma_pin(dvalue);
+                wgmma_pin(dkey);
+                weights.pin();
+                slopes.pin();
+            } else {
+                weights_times_rows(s, dy_rows, dvalue);
+                weights_times_rows(ds, query_rows, dkey);
+            }
         }
         // Read by nobody before the next barrier.
         if (tile + 1 < tiles) shared.saved[(tile + 1) % 2][threadIdx.x] = next;
@@ -212,6 +249,16 @@ KERNEL(attention_backward_keys_bf16, AttentionBackwardParams, 128, 2) {
     write_rows(dkey, p.scale, row, p.tokens, out + width, 3 * width);
     write_rows(dvalue, 1.0f, row, p.tokens, out + 2 * width, 3 * width);
 }
+
+}  // namespace
+
+// Grid: (ceil(T / 64), H, B). Shared memory: AttentionQueriesShared. A warp owns 16 queries.
+KERNEL(attention_backward_queries_bf16, AttentionBackwardParams, 128, 3) { at_queries<false>(params); }
+KERNEL(attention_backward_queries_wgmma_bf16, AttentionBackwardParams, 128, 3) { at_queries<true>(params); }
+
+// Grid: (ceil(T / 64), H, B). Shared memory: AttentionKeysShared. A warp owns 16 keys.
+KERNEL(attention_backward_keys_bf16, AttentionBackwardParams, 128, 2) { at_keys<false>(params); }
+KERNEL(attention_backward_keys_wgmma_bf16, AttentionBackwardParams, 128, 2) { at_keys<true>(params); }
 
 namespace {
 

@@ -9,13 +9,16 @@
 //            the position of a query only
 // Requires:  tensor cores: D = 64, rows 16-byte aligned (8 divides 3*H*D); D <= 256
 // Tiling:    bf16, D = 64: a block takes 64 queries of one head, 16 a warp; keys and values come in tiles of 64 through two
-//            swizzled shared-memory buffers; scores stay in registers and become the left operand of the second product.
+//            swizzled shared-memory buffers; scores stay in registers and become the left operand of the second product. On
+//            sm_90a the four warps multiply together, by wgmma: no operand but the probabilities goes through registers.
 //            f32, and other head sizes: a warp takes a query, 32 keys at a time, on FMA units
 // Roofline:  4 B T^2 H D operations; at 257 tokens the tensor cores are idle most of the time, latency counts
-// Measured:  NVIDIA H200, driver 580.159.04, commit 449c6ab: `im2sp doctor --op =attention` (cold L2, lightly contended), B
-//            x T x H x D: bf16 1x257x16x64 in 14.6 us, 64x257x16x64 in 184 (94 TFLOP/s); f32 1x257x16x64 in 110,
-//            64x257x16x64 in 11,830. ncu, `im2sp bench --random --dtype bf16 --units 50`: bf16 1x257x16x64 in 12.8 us,
-//            1x257x12x64 in 13.0
+// Measured:  by wgmma, with backward.cu: a training step of the 6 x 768 decoder, batch 16, 150 units, bf16, falls from 8.42 ms
+//            by mma.sync to 8.16 on cached features and from 15.42 to 14.83 behind a frozen encoder (H200 at 5d9d656,
+//            benches/peers/train_step.rs). By mma.sync, NVIDIA H200, driver 580.159.04, commit 449c6ab: `im2sp doctor --op
+//            =attention` (cold L2, lightly contended), B x T x H x D: bf16 1x257x16x64 in 14.6 us, 64x257x16x64 in 184 (94
+//            TFLOP/s); f32 1x257x16x64 in 110, 64x257x16x64 in 11,830. ncu, `im2sp bench --random --dtype bf16 --units 50`:
+//            bf16 1x257x16x64 in 12.8 us, 1x257x12x64 in 13.0
 #include "attention/tiles.cuh"
 
 struct AttentionParams {
@@ -62,9 +65,8 @@ struct RunningSoftmax {
     float maximum[2], sum[2];
 };
 
-// Scores of a tile of keys, scaled to base 2; minus infinity where a key is not visible.
-DEVICE void qk_scores(float scale, int prefix, const uint32_t (&query)[4][4], const bf16* key, int row, int first,
-                      float (&s)[8][4]) {
+// Products of a warp's queries with a tile of keys.
+DEVICE void query_times_keys(const uint32_t (&query)[4][4], const bf16* key, float (&s)[8][4]) {
     const int lane = lane_index();
 #pragma unroll
     for (int n = 0; n < 8; n += 2) {
@@ -77,6 +79,11 @@ DEVICE void qk_scores(float scale, int prefix, const uint32_t (&query)[4][4], co
             mma_m16n8k16(s[n + 1], query[k], odd);
         }
     }
+}
+
+// Such products scaled to base 2; minus infinity where a key is not visible.
+DEVICE void scale_scores(float scale, int prefix, int row, int first, float (&s)[8][4]) {
+    const int lane = lane_index();
     // A tile that is visible to every query of the warp needs no test.
     const bool whole = first + KEYS <= prefix;
 #pragma unroll
@@ -116,7 +123,7 @@ DEVICE void softmax_update(RunningSoftmax& run, float (&s)[8][4]) {
     }
 }
 
-template <bool SAVING> DEVICE void attend(const AttentionParams& p) {
+template <bool SAVING, bool WGMMA> DEVICE void attend(const AttentionParams& p) {
     AttentionShared& shared = shared_memory<AttentionShared>();
     const int width = p.heads * D, head = blockIdx.y, first = blockIdx.x * QUERIES;
     const Sequence own = sequence_of(p);
@@ -133,21 +140,31 @@ template <bool SAVING> DEVICE void attend(const AttentionParams& p) {
     run.maximum[0] = run.maximum[1] = -INFINITY;
     for (int tile = 0; tile < tiles; tile++) {
         cp_async_wait<0>();
+        copies_are_operands<WGMMA>();
         sync_block();
         if (tile + 1 < tiles) {
             copy_rows(qkv + width, 3 * width, (tile + 1) * KEYS, own.tokens, shared.key[(tile + 1) % 2]);
             copy_rows(qkv + 2 * width, 3 * width, (tile + 1) * KEYS, own.tokens, shared.value[(tile + 1) % 2]);
         }
         cp_async_commit();
-        if (row >= own.tokens) continue;
-        if (tile == 0) {
+        if (!WGMMA && row >= own.tokens) continue;
+        if (!WGMMA && tile == 0) {
 #pragma unroll
             for (int k = 0; k < 4; k++) {
                 ldmatrix_x4(query[k], shared.query + place(warp_index() * 16 + lane % 16, k * 2 + lane / 16));
             }
         }
         float s[8][4] = {};
-        qk_scores(p.scale, own.prefix, query, shared.key[tile % 2], row, tile * KEYS, s);
+        if constexpr (WGMMA) {
+            wgmma_pin(s);
+            begin_products<WGMMA>();
+            add_rows_times_rows<WGMMA>(shared.query, 0, shared.key[tile % 2], s);
+            wait_products<WGMMA, 0>();
+            wgmma_pin(s);
+        } else {
+            query_times_keys(query, shared.key[tile % 2], s);
+        }
+        scale_scores(p.scale, own.prefix, row, tile * KEYS, s);
         softmax_update(run, s);
         if (SAVING) {
             const KeptOfQueries kept = kept_of_queries(head_mask(p), row, tile * KEYS);
@@ -157,7 +174,18 @@ template <bool SAVING> DEVICE void attend(const AttentionParams& p) {
                 for (int i = 0; i < 4; i++) s[n][i] = kept.at(n, i) ? s[n][i] : 0.0f;
             }
         }
-        weights_times_rows(s, shared.value[tile % 2], run.out);
+        if constexpr (WGMMA) {
+            Weights<8> weights(s);
+            weights.pin();
+            wgmma_pin(run.out);
+            begin_products<WGMMA>();
+            add_weights_times_rows(weights, shared.value[tile % 2], run.out);
+            wait_products<WGMMA, 0>();
+            wgmma_pin(run.out);
+            weights.pin();
+        } else {
+            weights_times_rows(s, shared.value[tile % 2], run.out);
+        }
     }
     if (row >= own.tokens) return;
     bf16* y = static_cast<bf16*>(p.y) + own.first * width + head * D;
@@ -182,8 +210,10 @@ template <bool SAVING> DEVICE void attend(const AttentionParams& p) {
 }  // namespace
 
 // Grid: (ceil(T / 64), H, B). Shared memory: AttentionShared. A warp owns 16 queries.
-KERNEL(attention_forward_bf16, AttentionParams, 128, 3) { attend<false>(params); }
-KERNEL(attention_forward_saving_bf16, AttentionParams, 128, 3) { attend<true>(params); }
+KERNEL(attention_forward_bf16, AttentionParams, 128, 3) { attend<false, false>(params); }
+KERNEL(attention_forward_saving_bf16, AttentionParams, 128, 3) { attend<true, false>(params); }
+KERNEL(attention_forward_wgmma_bf16, AttentionParams, 128, 4) { attend<false, true>(params); }
+KERNEL(attention_forward_saving_wgmma_bf16, AttentionParams, 128, 4) { attend<true, true>(params); }
 
 namespace {
 

@@ -2,8 +2,8 @@
 // tensor cores, and dropout of probabilities.
 #pragma once
 
-#include "mma.cuh"
 #include "philox.cuh"
+#include "wgmma.cuh"
 
 namespace {
 
@@ -73,6 +73,64 @@ template <int N> DEVICE void weights_times_rows(const float (&weights)[N][4], co
             mma_m16n8k16(out[n + 1], left, odd);
         }
     }
+}
+
+// ---- the same products of all four warps together, by wgmma where WGMMA: 64 rows each, in groups that are waited for
+
+// Before products, or after a copy was waited for.
+template <bool WGMMA> DEVICE void begin_products() {
+    if constexpr (WGMMA) wgmma_fence();
+}
+template <bool WGMMA> DEVICE void copies_are_operands() {
+    if constexpr (WGMMA) fence_async_proxy();
+}
+// Waits until at most N of the groups are under way.
+template <bool WGMMA, int N> DEVICE void wait_products() {
+    if constexpr (WGMMA) wgmma_wait<N>();
+}
+template <bool WGMMA, int N> DEVICE void pin_products(float (&out)[N][4]) {
+    if constexpr (WGMMA) wgmma_pin(out);
+}
+
+// A group: out += a b^T, of the warp's 16 rows of `a` from `row` on, which begin with the block's.
+template <bool WGMMA, int N> DEVICE void add_rows_times_rows(const bf16* a, int row, const bf16* b, float (&out)[N][4]) {
+    if constexpr (WGMMA) {
+        const unsigned char *left = reinterpret_cast<const unsigned char*>(a), *right = reinterpret_cast<const unsigned char*>(b);
+#pragma unroll
+        for (int k = 0; k < D / 16; k++) {
+            wgmma_m64k16<false, false>(out, left + k * WGMMA_STEP<false>, right + k * WGMMA_STEP<false>);
+        }
+        wgmma_commit();
+    } else {
+        rows_times_rows(a, row, b, out);
+    }
+}
+
+// Weights as left operands: alive until the products are waited for.
+template <int N> struct Weights {
+    uint32_t left[N / 2][4];
+
+    DEVICE explicit Weights(const float (&weights)[N][4]) {
+#pragma unroll
+        for (int k = 0; k < N / 2; k++) {
+            const float(&low)[4] = weights[2 * k], (&high)[4] = weights[2 * k + 1];
+            left[k][0] = pack_bf16(low[0], low[1]), left[k][1] = pack_bf16(low[2], low[3]);
+            left[k][2] = pack_bf16(high[0], high[1]), left[k][3] = pack_bf16(high[2], high[3]);
+        }
+    }
+    DEVICE void pin() {
+#pragma unroll
+        for (int k = 0; k < N / 2; k++) wgmma_pin(left[k]);
+    }
+};
+
+// A group: out += weights b.
+template <int N> DEVICE void add_weights_times_rows(const Weights<N>& weights, const bf16* b, float (&out)[8][4]) {
+#pragma unroll
+    for (int k = 0; k < N / 2; k++) {
+        wgmma_m64k16<true>(out, weights.left[k], reinterpret_cast<const unsigned char*>(b) + k * WGMMA_STEP<true>);
+    }
+    wgmma_commit();
 }
 
 // Writes 16 rows of 64 values, times `factor`, from the registers of a product; `row` is their first.

@@ -54,7 +54,9 @@ struct EmulatorCopies {
     unsigned product_count, product_group;
     struct Product {
         float* d;
-        const unsigned char *a, *b;
+        const unsigned char* a;
+        const uint32_t* registers;  // that hold a, if it is null
+        const unsigned char* b;
         unsigned group, width;  // fragments of d
         bool a_columns, b_columns;
     } products[MOST_PRODUCTS];
@@ -88,7 +90,8 @@ const uint16_t* emulator_ldmatrix(const void* row, const char* what, const char*
 void emulator_copy(void* to, const void* from, unsigned bytes);
 void emulator_copies_wait(unsigned groups);
 // And of wgmma.cuh.
-void emulator_product(float* d, const unsigned char* a, const unsigned char* b, unsigned width, bool a_columns, bool b_columns);
+void emulator_product(float* d, const unsigned char* a, const uint32_t* registers, const unsigned char* b, unsigned width,
+                      bool a_columns, bool b_columns);
 void emulator_products_wait(unsigned groups, const char* file, int line);
 void emulator_fence_device();
 // A flag was read that another thread may be waited for to change.

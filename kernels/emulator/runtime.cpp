@@ -183,11 +183,21 @@ void read_operand(const EmulatorContext& self, const unsigned char* at, bool col
 }
 
 // The warp's 16 rows of a product, along K in order; `sums` are the d of its lanes.
-void multiply(const EmulatorContext& self, const EmulatorCopies::Product& product, float* const (&sums)[32]) {
+void multiply(const EmulatorContext& self, const EmulatorCopies::Product& product, float* const (&sums)[32],
+              const uint32_t* const (&registers)[32]) {
     constexpr unsigned MOST_COLUMNS = 256;
     const unsigned columns = product.width * 8, warp = self.thread.x / 32 % 4;
     static thread_local float a[16 * 16], b[16 * MOST_COLUMNS], d[16][MOST_COLUMNS];
-    read_operand(self, product.a, product.a_columns, warp * 16, 16, a);
+    if (product.a) {
+        read_operand(self, product.a, product.a_columns, warp * 16, 16, a);
+    } else {
+        for (unsigned lane = 0; lane < 32; lane++) {
+            for (unsigned i = 0; i < 4; i++) {
+                float* at = &a[(lane % 4 * 2 + i / 2 * 8) * 16 + lane / 4 + i % 2 * 8];
+                at[0] = __uint_as_float(registers[lane][i] << 16), at[16] = __uint_as_float(registers[lane][i] & 0xffff0000u);
+            }
+        }
+    }
     read_operand(self, product.b, product.b_columns, 0, columns, b);
     const auto each = [&](auto f) {
         for (unsigned lane = 0; lane < 32; lane++) {
@@ -210,12 +220,13 @@ void multiply(const EmulatorContext& self, const EmulatorCopies::Product& produc
 
 extern "C" {
 
-void emulator_product(float* d, const unsigned char* a, const unsigned char* b, unsigned width, bool a_columns, bool b_columns) {
+void emulator_product(float* d, const unsigned char* a, const uint32_t* registers, const unsigned char* b, unsigned width,
+                      bool a_columns, bool b_columns) {
     EmulatorContext& self = *emulator_context;
     EmulatorCopies& copies = *self.copies;
     emulator_require(copies.product_count < EmulatorCopies::MOST_PRODUCTS, "more products under way than the emulator holds");
     emulator_require(!copies.unfenced, "wgmma after a copy to shared memory without fence_async_proxy between them");
-    copies.products[copies.product_count++] = {d, a, b, copies.product_group, width, a_columns, b_columns};
+    copies.products[copies.product_count++] = {d, a, registers, b, copies.product_group, width, a_columns, b_columns};
 }
 
 // The lanes of a warp wait together, and the last to come computes for all. Operands are read as late as they may be.
@@ -230,8 +241,12 @@ void emulator_products_wait(unsigned groups, const char* file, int line) {
         set.arrived = 0;
         for (unsigned i = 0; i < done; i++) {
             float* sums[32];
-            for (int lane = 0; lane < 32; lane++) sums[lane] = reinterpret_cast<EmulatorCopies*>(set.slot[lane])->products[i].d;
-            multiply(self, copies.products[i], sums);
+            const uint32_t* registers[32];
+            for (int lane = 0; lane < 32; lane++) {
+                const auto& product = reinterpret_cast<EmulatorCopies*>(set.slot[lane])->products[i];
+                sums[lane] = product.d, registers[lane] = product.registers;
+            }
+            multiply(self, copies.products[i], sums, registers);
         }
     }
     emulator_wait(WAIT_WARP, "wgmma_wait", file, line);

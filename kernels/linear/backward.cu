@@ -4,7 +4,7 @@
 //            be null; dweight (N, K) and dbias (N) f32
 // Numerics:  as the forward pass: f32 sums in the order of N, rounded once. Sums over rows are cut into parts, which depend on
 //            the shape alone, each added up in order by itself, then part after part. Of dbias each warp adds every eighth
-//            row of a part, then the warps are added in order
+//            row of a part, then the warps are added in order, and by the last block to come the parts
 // Requires:  rows of dy, x and weight of a multiple of 16 bytes, or the unaligned kernels; dweight at a multiple of 16 bytes
 // Tiling:    gemm.cuh; operands whose rows are the terms of the sums are transposed on the way to the products (columns.cuh)
 // Roofline:  2 M N K operations each for dx and dweight, as the forward pass
@@ -42,13 +42,15 @@ SIZE_OF(LinearBackwardWeightParams, 48);
 
 struct LinearBackwardBiasParams {
     const void* dy;
-    float* parts;  // (parts, N)
+    float* parts;       // (parts, N)
+    float* gradient;    // (N)
+    unsigned* arrived;  // zeros before and after each launch, for each 32 columns; none for a single part
     int rows;
     int columns;
     int share;  // rows of a part
     int unused;
 };
-SIZE_OF(LinearBackwardBiasParams, 32);
+SIZE_OF(LinearBackwardBiasParams, 48);
 
 struct LinearBackwardAddParams {
     const float* parts;  // (count, length)
@@ -250,27 +252,43 @@ constexpr int BIAS_WARPS = 8;
 
 struct BiasSums {
     float part[BIAS_WARPS][WARP];
+    int last;  // whether this block is
+    int unused[3];
 };
-SIZE_OF(BiasSums, 1024);
+SIZE_OF(BiasSums, 1040);
 
-template <typename T> DEVICE void bias_parts(const LinearBackwardBiasParams& params) {
+template <typename T> DEVICE void bias_sums(const LinearBackwardBiasParams& params) {
     BiasSums& shared = shared_memory<BiasSums>();
-    const int column = blockIdx.x * WARP + lane_index(), first = blockIdx.y * params.share;
+    const int column = blockIdx.x * WARP + lane_index(), first = blockIdx.y * params.share, parts = gridDim.y;
     const int end = min(first + params.share, params.rows);
+    const bool inside = column < params.columns;
     float sum = 0.0f;
-    if (column < params.columns) {
+    if (inside) {
         const T* dy = static_cast<const T*>(params.dy) + column;
-#pragma unroll 4
+#pragma unroll 8
         for (int row = first + warp_index(); row < end; row += BIAS_WARPS) {
             sum += to_float(dy[int64_t(row) * params.columns]);
         }
     }
     shared.part[warp_index()][lane_index()] = sum;
     sync_block();
-    if (warp_index() > 0 || column >= params.columns) return;
+    if (warp_index() > 0) return;
 #pragma unroll
     for (int warp = 1; warp < BIAS_WARPS; warp++) sum += shared.part[warp][lane_index()];
-    params.parts[int64_t(blockIdx.y) * params.columns + column] = sum;
+    if (parts > 1) {
+        if (inside) params.parts[int64_t(blockIdx.y) * params.columns + column] = sum;
+        sync_warp();
+        if (lane_index() == 0) {
+            shared.last = atomic_add_acq_rel(&params.arrived[blockIdx.x], 1) == unsigned(parts) - 1;
+            if (shared.last) params.arrived[blockIdx.x] = 0;
+        }
+        sync_warp();
+        if (!shared.last) return;
+        sum = 0.0f;
+#pragma unroll 8
+        for (int part = 0; part < parts && inside; part++) sum += params.parts[int64_t(part) * params.columns + column];
+    }
+    if (inside) params.gradient[column] += sum;
 }
 
 }  // namespace
@@ -318,8 +336,8 @@ KERNEL(linear_backward_weight_64x128_wgmma_bf16, LinearBackwardWeightParams, 128
 KERNEL(linear_backward_weight_64x64_wgmma_bf16, LinearBackwardWeightParams, 128, 2) { at_weight_wgmma<Weight64x64Wgmma>(params); }
 
 // Grid: 32 columns of dy, for each part. Shared memory: BiasSums.
-KERNEL(linear_backward_bias_bf16, LinearBackwardBiasParams, 256, 4) { bias_parts<bf16>(params); }
-KERNEL(linear_backward_bias_f32, LinearBackwardBiasParams, 256, 4) { bias_parts<float>(params); }
+KERNEL(linear_backward_bias_bf16, LinearBackwardBiasParams, 256, 4) { bias_sums<bf16>(params); }
+KERNEL(linear_backward_bias_f32, LinearBackwardBiasParams, 256, 4) { bias_sums<float>(params); }
 
 // Grid: ceil(length / 256) blocks; a thread adds the parts of one value, in order, to the gradient.
 KERNEL(linear_backward_add_f32, LinearBackwardAddParams, 256, 4) {

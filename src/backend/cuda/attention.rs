@@ -5,7 +5,7 @@ use super::kernels::{
     self, AttentionBackwardParams, AttentionParams, SIZE_OF_ATTENTION_KEYS_SHARED, SIZE_OF_ATTENTION_QUERIES_SHARED,
     SIZE_OF_ATTENTION_SHARED,
 };
-use super::{Cuda, Layout, Tensor, ensure, int, pointer_of};
+use super::{Cuda, Layout, Tensor, ensure, int, pointer_of, tiles};
 use crate::Result;
 use crate::backend::{Attention, AttentionBackward, AttentionShape, DropoutMask, Sequences, attention};
 use crate::tensor::DType;
@@ -67,6 +67,11 @@ fn check_size(op: &'static str, size: usize) -> Result<()> {
     ensure((1..=MAX_SIZE).contains(&size), op, || format!("heads of {size} values, of 1 to {MAX_SIZE} possible"))
 }
 
+/// Whether heads of `size` bf16 values are multiplied by warpgroups: the device chooses, never the number of rows.
+fn is_wgmma(cuda: &Cuda, size: usize) -> bool {
+    size == TILED_SIZE && tiles::has_wgmma(cuda.stream.properties())
+}
+
 /// A launch of the form on tensor cores.
 fn tiled(shape: AttentionShape, shared_bytes: usize) -> Launch {
     Launch::grid([shape.tokens.div_ceil(TILED_ROWS), shape.heads, shape.batch]).shared_bytes(shared_bytes)
@@ -113,7 +118,10 @@ fn launch(
     };
     let plain = plain(shape, size, 1);
     let tiled = tiled(shape, SIZE_OF_ATTENTION_SHARED);
+    let wgmma = is_wgmma(cuda, size);
     let (kernel, launch): (&'static Kernel<_>, _) = match (cuda.dtype, log_sum_exp.is_some()) {
+        (DType::BF16, false) if wgmma => (&kernels::ATTENTION_FORWARD_WGMMA_BF16, tiled),
+        (DType::BF16, true) if wgmma => (&kernels::ATTENTION_FORWARD_SAVING_WGMMA_BF16, tiled),
         (DType::BF16, false) if size == TILED_SIZE => (&kernels::ATTENTION_FORWARD_BF16, tiled),
         (DType::BF16, true) if size == TILED_SIZE => (&kernels::ATTENTION_FORWARD_SAVING_BF16, tiled),
         (DType::BF16, false) => (&kernels::ATTENTION_FORWARD_WARP_PER_QUERY_BF16, plain),
@@ -163,6 +171,10 @@ fn launch_backward(
     };
     let plain = plain(shape, size, 2);
     let launches: [(&'static Kernel<_>, Launch); 2] = match cuda.dtype {
+        DType::BF16 if is_wgmma(cuda, size) => [
+            (&kernels::ATTENTION_BACKWARD_QUERIES_WGMMA_BF16, tiled(shape, SIZE_OF_ATTENTION_QUERIES_SHARED)),
+            (&kernels::ATTENTION_BACKWARD_KEYS_WGMMA_BF16, tiled(shape, SIZE_OF_ATTENTION_KEYS_SHARED)),
+        ],
         DType::BF16 if size == TILED_SIZE => [
             (&kernels::ATTENTION_BACKWARD_QUERIES_BF16, tiled(shape, SIZE_OF_ATTENTION_QUERIES_SHARED)),
             (&kernels::ATTENTION_BACKWARD_KEYS_BF16, tiled(shape, SIZE_OF_ATTENTION_KEYS_SHARED)),

@@ -6,6 +6,11 @@ use crate::tensor::DType;
 /// Compute capability of the devices whose warpgroups multiply by wgmma. Later ones have other instructions in its place.
 const WGMMA_CAPABILITY: (u32, u32) = (9, 0);
 
+/// Whether warpgroups of this device multiply by wgmma.
+pub(super) fn has_wgmma(device: &Properties) -> bool {
+    device.capability == WGMMA_CAPABILITY
+}
+
 /// A tile shape, or another form of a kernel that is chosen by the size of its work.
 pub struct Tile<P: 'static> {
     /// Its geometry: `64x128`, `64x64_unaligned`, `r16`, `b4`.
@@ -88,7 +93,7 @@ pub(super) fn fastest<P>(
             tile.takes(dtype, aligned) && tile.makes(columns) && tile.shared_bytes <= device.shared_per_block
         })
     };
-    let wgmma = device.capability == WGMMA_CAPABILITY && usable().any(Tile::is_wgmma);
+    let wgmma = has_wgmma(device) && usable().any(Tile::is_wgmma);
     let family = usable().filter(|tile| tile.is_wgmma() == wgmma);
     family.min_by_key(|tile| tile.busy_time(rows, columns, device.multiprocessors.max(1)))
 }

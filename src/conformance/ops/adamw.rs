@@ -21,7 +21,7 @@ const LENGTHS: &[(usize, Size)] = &[
     (131, Size::Small),
     (1024, Size::Ragged),
     (5123, Size::Ragged),
-    ((1 << 22) + 3, Size::Real),
+    ((1 << 20) + 3, Size::Real),
 ];
 /// Values of the block whose step is timed: more than any cache holds.
 const TIMED: usize = 1 << 25;

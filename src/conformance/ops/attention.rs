@@ -61,7 +61,6 @@ const TRAINING_SHAPES: &[Shape] = &[
     ([1, 63, 2, 32, 40], 1.0, Size::Ragged),
     ([1, 40, 1, 200, 40], 1.0, Size::Ragged),
     ([8, 200, 3, 64, 65], 1.0, Size::Real),
-    ([8, 407, 12, 64, 257], 1.0, Size::Real),
     ([16, 407, 12, 64, 257], 1.0, Size::Real),
 ];
 
@@ -185,7 +184,8 @@ fn check_training<B: TestBackend>(
             probability.map(|p| DropoutMask { probability: p, seed: inputs.random().bits(), stream: 3 << 33 | 5 });
         let on_cpu = Cpu.upload([rows, 3 * width], &qkv)?;
         let (y, log_sum_exp) = Cpu.attention_saving(&on_cpu, shape, mask)?;
-        let y = stored(dtype, Cpu.download(&y)?);
+        let exact = Cpu.download(&y)?;
+        let y = stored(dtype, exact.clone());
         let x = backend.sequence([rows, 3 * width], &qkv)?;
         let there = |values: &[f32]| backend.sequence([rows, width], values);
         let (dy_there, y_there) = (there(&dy)?, there(&y)?);
@@ -200,18 +200,16 @@ fn check_training<B: TestBackend>(
         Prepared::new(run, move || {
             let plain = Rounded { qkv: &qkv, shape, head_size, mask };
             let (values, rounded) = match wanted {
-                Wanted::Y => {
-                    (Cpu.attention_saving(&on_cpu, shape, mask)?.0, rounded(dtype, &plain, |head| plain.forward(head)))
-                }
-                Wanted::LogSumExp => (log_sum_exp, Vec::new()),
+                Wanted::Y => (exact, rounded(dtype, &plain, |head| plain.forward(head))),
+                Wanted::LogSumExp => (Cpu.download(&log_sum_exp)?, Vec::new()),
                 Wanted::Dqkv => {
                     let here = |values: &[f32]| Cpu.upload([rows, width], values);
                     let values = Cpu.attention_backward(&here(&dy)?, &on_cpu, &here(&y)?, &log_sum_exp, shape, mask)?;
-                    (values, rounded(dtype, &plain, |head| plain.backward(head, &dy, &y)))
+                    (Cpu.download(&values)?, rounded(dtype, &plain, |head| plain.backward(head, &dy, &y)))
                 }
             };
             let terms = terms(shape, head_size, scale) * if wanted == Wanted::Dqkv { 4 } else { 1 };
-            Ok(Expected::Close { values: Cpu.download(&values)?, rounded, terms, stored: stored_as })
+            Ok(Expected::Close { values, rounded, terms, stored: stored_as })
         })
     })
 }

@@ -32,7 +32,7 @@ const STEPS: &[([usize; 5], Size)] = &[
     ([2, 2, 3, 70, 67], Size::Ragged),
     ([12, 1, 1, 257, 100], Size::Real),
     ([12, 1, 5, 257, 100], Size::Real),
-    ([12, 64, 1, 257, 100], Size::Real),
+    ([12, 64, 1, 257, 40], Size::Real),
 ];
 
 /// Columns of the prefixes before they become queries, keys and values.

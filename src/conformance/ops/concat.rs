@@ -18,7 +18,7 @@ const SHAPES: &[([usize; 4], Size)] = &[
     ([9, 10, 24, 64], Size::Ragged),
     ([2, 257, 3, 12], Size::Ragged),
     ([8, 257, 150, 768], Size::Real),
-    ([64, 257, 150, 768], Size::Real),
+    ([16, 257, 150, 768], Size::Real),
 ];
 
 /// Joined, and each part of what was joined: copies, so every bit is the same.

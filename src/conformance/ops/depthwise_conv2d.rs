@@ -32,8 +32,8 @@ const SAME: &[(Sizes, [usize; 3], Size)] = &[
     ([1, 288], [28, 5, 1], Size::Real),
     ([1, 720], [14, 5, 2], Size::Real),
     ([1, 1248], [7, 5, 1], Size::Real),
-    ([64, 144], [56, 3, 1], Size::Real),
-    ([64, 1248], [7, 5, 1], Size::Real),
+    ([16, 144], [56, 3, 1], Size::Real),
+    ([16, 1248], [7, 5, 1], Size::Real),
 ];
 
 /// Other ones.

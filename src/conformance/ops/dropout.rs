@@ -16,7 +16,6 @@ const SHAPES: &[(usize, usize, f32, Size)] = &[
     (7, 293, 0.1, Size::Ragged),
     (2, 2048, 0.1, Size::Ragged),
     (5, 1027, 0.75, Size::Ragged),
-    (8 * 407, 768, 0.1, Size::Real),
     (16 * 407, 768, 0.1, Size::Real),
 ];
 

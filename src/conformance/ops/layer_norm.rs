@@ -38,7 +38,6 @@ const BACKWARD_SHAPES: &[(usize, usize, f32, Size)] = &[
     (1045, 16, 1.0, Size::Ragged),
     (1030, 5, 1.0, Size::Ragged),
     (8 * 200, 192, 1.0, Size::Real),
-    (8 * 407, 768, 1.0, Size::Real),
     (16 * 407, 768, 1.0, Size::Real),
 ];
 const EPS: f32 = 1e-5;

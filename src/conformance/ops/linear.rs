@@ -55,8 +55,8 @@ const CHOSEN: &[Shape] = &[
     shape(197, 3072, 768, Size::Real),
     shape(16 * 257, 1024, 4096, Size::Real),
     shape(64 * 257, 1024, 3072, Size::Real),
-    shape(1000, 768, 203, Size::Real),
     shape(4096, 4096, 4096, Size::Real),
+    shape(1000, 768, 203, Size::Real),
 ];
 
 /// Decode steps: (depth, columns). Sums of one chunk, of less, with ragged last chunks, shared by two blocks and by three.

@@ -187,11 +187,15 @@ pub(in super::super) fn add_columns(cuda: &Cuda, dy: &Tensor, dbias: DevicePtr) 
     }
     let dy = cuda.rows_of(dy, cuda.dtype)?;
     let (rows, columns) = (dy.rows, dy.columns);
-    let share = rows.div_ceil(BIAS_SHARES).max(BIAS_MIN);
+    let groups = columns.div_ceil(BIAS_COLUMNS);
+    // Each group of columns of several parts needs a counter.
+    let share = if groups > cuda.counters.len() { rows } else { rows.div_ceil(BIAS_SHARES).max(BIAS_MIN) };
     let sums = cuda.empty([rows.div_ceil(share), columns], DType::F32, Layout::Rows)?;
     let params = LinearBackwardBiasParams {
         dy: dy.pointer(),
         parts: sums.pointer(),
+        gradient: dbias,
+        arrived: cuda.counters.pointer(),
         rows: int(OP, rows)?,
         columns: int(OP, columns)?,
         share: int(OP, share)?,
@@ -201,10 +205,10 @@ pub(in super::super) fn add_columns(cuda: &Cuda, dy: &Tensor, dbias: DevicePtr) 
         DType::BF16 => &kernels::LINEAR_BACKWARD_BIAS_BF16,
         _ => &kernels::LINEAR_BACKWARD_BIAS_F32,
     };
-    let grid = Launch::grid([columns.div_ceil(BIAS_COLUMNS), sums.rows, 1]).shared_bytes(SIZE_OF_BIAS_SUMS);
-    // SAFETY: dy holds rows * columns elements, the sums as many columns for each part; none beyond is touched.
-    unsafe { cuda.launch(kernel, grid, params)? };
-    add_parts(cuda, &sums, dbias)
+    let grid = Launch::grid([groups, sums.rows, 1]).shared_bytes(SIZE_OF_BIAS_SUMS);
+    // SAFETY: dy holds rows * columns elements, the sums as many columns for each part, the gradient as many; every group of
+    // columns has its counter. None beyond is touched.
+    unsafe { cuda.launch(kernel, grid, params) }
 }
 
 /// Adds the rows of `parts`, in order, to the gradient.

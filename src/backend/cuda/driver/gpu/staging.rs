@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::sys;
+use rayon::prelude::*;
 
 use super::context::{Context, Pinned, RawStream, StreamEvent};
 use crate::Result;
@@ -13,6 +14,9 @@ use crate::backend::cuda::driver::DevicePtr;
 const SLOT: usize = 4 << 20;
 /// One is filled while the others are on their way.
 const SLOTS: usize = 3;
+/// Bytes that one thread of the host copies. A single one took about 1.2 ms for the 9.6 MB of a batch's pixels, and the device
+/// waited (H200, training step at 86aee10); with several: not yet measured.
+const PIECE: usize = 256 << 10;
 /// Copies begin at multiples of this.
 const ALIGNMENT: usize = 256;
 
@@ -47,7 +51,13 @@ impl Upload {
             }
             let (part, rest) = from.split_at(from.len().min(SLOT - self.used));
             let memory = &mut self.slots[self.current].memory;
-            memory.bytes()[self.used..][..part.len()].copy_from_slice(part);
+            let slot = &mut memory.bytes()[self.used..][..part.len()];
+            if part.len() <= PIECE {
+                slot.copy_from_slice(part);
+            } else {
+                let pieces = slot.par_chunks_mut(PIECE).zip(part.par_chunks(PIECE));
+                pieces.for_each(|(to, from)| to.copy_from_slice(from));
+            }
             let source = memory.address(self.used);
             self.used = (self.used + part.len()).next_multiple_of(ALIGNMENT);
             // SAFETY: the caller's promise; these bytes of the slot are left alone until its mark is passed.
