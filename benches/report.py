@@ -421,6 +421,7 @@ def page(results):
         ("Bulk on a CPU", plain(results.newest("bulk"))),
         ("Loading images on a core, im2sp and torchvision", plain(results.newest("data-loading"))),
         ("Training steps on a CPU, im2sp and PyTorch", plain(results.newest("cpu-train-step"))),
+        ("Speech models on a CPU, im2sp and transformers", plain(results.newest("cpu-speech"))),
         (f"Bulk on an {short(gpu('bulk'))}", gpu_bulk(gpu("bulk"))),
         (f"Operations on an {short(with_operations)}", gpu_operations(with_operations)),
         (f"Training on an {card}, im2sp and PyTorch", gpu_training(results.newest("gpu-train-step"))),

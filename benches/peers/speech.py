@@ -9,6 +9,7 @@ in parentheses, the lowest and the highest. Run it on an idle machine.
 """
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,7 @@ def prepare(folder, im2sp):
         return
     folder.mkdir(exist_ok=True)
     ends.speech_models(folder, False)
+    shutil.rmtree(folder / "sounds", ignore_errors=True)
     for name in MODELS:
         subprocess.run([im2sp, "convert", folder / name, "--force", "-o", folder / f"{name}-im2sp"], check=True)
     np.save(folder / "centres.npy", np.random.default_rng(3).normal(0, 1, (ends.CENTRES, 768)).astype("float32"))

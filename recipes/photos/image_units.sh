@@ -3,7 +3,7 @@
 # Needs what run.sh makes in WORKDIR (model, pictures, manifest.jsonl), and im2sp. Steps that are done already are skipped,
 # interrupted trainings continue.
 # LISTS: folder of Flickr_8k.trainImages.txt, Flickr_8k.devImages.txt and Flickr_8k.testImages.txt.
-# MODEL: directory of the captioner of pixels and its vocoder [default: WORKDIR/model].
+# MODEL: directory of the captioner of pixels and its vocoder, which speaks the units of the manifest [default: WORKDIR/model].
 # TOKENIZER: more options of tokenizer.py.
 # CAPTIONER: updates of the captioner; CAPTIONER_SIZE: more options of im2sp train.
 # CAPTIONS: Flickr8k.token.txt; with it the test pictures are evaluated. LISTENER: a command that hears a WAV file

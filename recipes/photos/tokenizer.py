@@ -210,11 +210,16 @@ def main():
     config = json.loads((args.model / "config.json").read_text())
     if not config["vision"].get("efficient_net"):
         raise SystemExit(f"{args.model}/config.json: the captioner does not see through an EfficientNet-lite")
+    if config["decoder"]["width"] % 64:
+        raise SystemExit(f"{args.model}: a decoder of {config['decoder']['width']} channels, expected a multiple of 64")
     if args.side**2 * args.axes > config["decoder"]["width"]:
         raise SystemExit(f"{args.side**2} vectors of {args.axes} axes are more than a token of {args.model} has")
     stored = load_file(args.model / "captioner.safetensors")
     tokens = projected(args, config, {name: value.float() for name, value in stored.items()})
-    held_out, used = tokens[-args.held_out :].flatten(0, 1), tokens[: -args.held_out].flatten(0, 1)
+    split = len(tokens) - args.held_out
+    if args.held_out < 1 or split * tokens.shape[1] * args.side**2 < args.codes:
+        raise SystemExit(f"{len(tokens)} pictures are too few for {args.codes} codes and {args.held_out} held out")
+    used, held_out = tokens[:split].flatten(0, 1), tokens[split:].flatten(0, 1)
     quantizer = Quantizer(used, args.side**2, args.axes, args.constant, args.codes)
     print(f"explained of {len(used)} tokens: {quantizer.explained(used):.3f}, "
           f"of {len(held_out)} others: {quantizer.explained(held_out):.3f}")

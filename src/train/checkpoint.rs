@@ -21,7 +21,7 @@ pub const INDEX: &str = "checkpoints.json";
 const STATE: &str = "state.json";
 const MOMENTS: &str = "moments.safetensors";
 const PREFIX: &str = "step-";
-const FORMAT: &str = "im2sp-train-1";
+const FORMAT: &str = "im2sp-train-2";
 
 /// Position of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -215,12 +215,14 @@ pub fn last(run: &Path) -> Result<Option<PathBuf>> {
 /// If a file is damaged, or belongs to a model of another shape.
 pub fn resume(checkpoint: &Path, layout: &Layout) -> Result<Resumed> {
     let path = checkpoint.join(STATE);
-    let state: StateFile = serde_json::from_str(&read_small(&path)?)
-        .map_err(|error| Error::weights(&path, "training state", error.to_string()))?;
-    if state.format != FORMAT {
-        let problem = format!("is {:?}, this version reads {FORMAT:?}", state.format);
+    let damaged = |error: serde_json::Error| Error::weights(&path, "training state", error.to_string());
+    let state: serde_json::Value = serde_json::from_str(&read_small(&path)?).map_err(damaged)?;
+    // Before the fields, which another version has others of.
+    if state["format"] != FORMAT {
+        let problem = format!("is {}, this version reads {FORMAT:?}", state["format"]);
         return Err(Error::weights(&path, "format", problem));
     }
+    let state: StateFile = serde_json::from_value(state).map_err(damaged)?;
     let mut store = TensorStore::open(&checkpoint.join(MOMENTS))?;
     let mut read = |prefix: &str| {
         let mut values = vec![0.0; layout.len()];
