@@ -8,9 +8,7 @@
 //! and dvalue += p^T dy and dkey += ds^T query as products with D rows of transposed copies. Five products of the forward pass's
 //! two.
 
-use rayon::prelude::*;
-
-use super::buffer::{Buffer, grown};
+use super::buffer::{Buffer, for_each_task, grown};
 use super::disjoint::Disjoint;
 use super::dropout::{RUN, factors};
 use super::gemm::{self, Left, Right, Target};
@@ -73,9 +71,7 @@ impl AttentionBackward for Cpu {
         if !out.is_empty() {
             let out = Disjoint::new(&mut out);
             let pass = Backward { dy, qkv, y, log_sum_exp, shape, size, dropout, out };
-            (0..shape.batch * shape.heads).into_par_iter().for_each_init(Vec::new, |scratch, task| {
-                pass.head(task, scratch);
-            });
+            for_each_task(shape.batch * shape.heads, |task, [scratch, _]| pass.head(task, scratch));
         }
         Ok(Tensor::new(qkv.rows, qkv.columns, out))
     }
@@ -102,7 +98,7 @@ fn attend(qkv: &[f32], shape: AttentionShape, size: usize, dropout: Option<Dropo
         return (Tensor::new(batch * tokens, width, out), Tensor::new(batch * heads, tokens, saved));
     }
     let (target, log_sum_exp) = (Disjoint::new(&mut out), Disjoint::new(&mut saved));
-    (0..batch * heads * blocks).into_par_iter().for_each_init(Default::default, |(scores, scratch), task| {
+    for_each_task(batch * heads * blocks, |task, [scores, scratch]| {
         let (sequence, head, block) = (task / blocks / heads, task / blocks % heads, task % blocks);
         let first = block * QUERY_BLOCK;
         let queries = QUERY_BLOCK.min(tokens - first);
@@ -111,7 +107,6 @@ fn attend(qkv: &[f32], shape: AttentionShape, size: usize, dropout: Option<Dropo
         let query = &rows[first * 3 * width + head * size..];
         let key = Right { values: &rows[width + head * size..], depth_stride: 1, column_stride: 3 * width };
         let value = Right { values: &rows[2 * width + head * size..], depth_stride: 3 * width, column_stride: 1 };
-        let scores: &mut Vec<f32> = scores;
         let scores = grown(scores, queries * keys);
         let left = Left { values: query, row_stride: 3 * width, rows: queries, depth: size };
         // SAFETY: `scores` holds `queries` rows of `keys` and is this task's own.

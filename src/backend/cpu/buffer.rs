@@ -2,8 +2,11 @@
 //! fresh pages of a large allocation cost more than what is computed into them, and a decode step makes a hundred small
 //! tensors of the same few sizes.
 
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rayon::prelude::*;
 
 /// Buffers of one class of sizes.
 struct BufferPool {
@@ -147,6 +150,19 @@ pub(super) const LINE: usize = 64;
 
 /// Elements of a cache line.
 const SPARE: usize = LINE / size_of::<f32>();
+
+/// Scratch of a task: the thread's own, kept from task to task, since fresh pages would cost more than what is written there.
+pub(super) type TaskScratch = [Vec<f32>; 2];
+
+thread_local! {
+    static SCRATCH: RefCell<TaskScratch> = RefCell::default();
+}
+
+/// Calls `run` with every number below `tasks`, on all threads. It must not wait for other threads: one of their tasks could need
+/// the scratch that it holds.
+pub(super) fn for_each_task(tasks: usize, run: impl Fn(usize, &mut TaskScratch) + Sync) {
+    (0..tasks).into_par_iter().for_each(|task| SCRATCH.with_borrow_mut(|scratch| run(task, scratch)));
+}
 
 /// `len` elements of any value that start where a cache line does; the same ones until a longer run is requested.
 pub(super) fn grown(values: &mut Vec<f32>, len: usize) -> &mut [f32] {

@@ -2,9 +2,7 @@
 //! the weights.
 //! Operations: 2 * B * G^2 * C * I * taps^2.
 
-use rayon::prelude::*;
-
-use super::buffer::Buffer;
+use super::buffer::{Buffer, for_each_task, grown};
 use super::disjoint::Disjoint;
 use super::gemm::{self, Left, Right, Target};
 use super::{Activation, Cpu, Tensor};
@@ -30,15 +28,15 @@ impl Conv2d for Cpu {
         let mut y = Buffer::any(sizes.rows() * outputs);
         let out = Disjoint::new(&mut y);
         let right = Right { values: &weights.weight.data[..], depth_stride: outputs, column_stride: 1 };
-        (0..batch * blocks).into_par_iter().for_each_init(Vec::new, |scratch, task| {
+        for_each_task(batch * blocks, |task, [rows, scratch]| {
             let (number, top) = (task / blocks, task % blocks * LINES);
             let lines = top..grid.min(top + LINES);
             let image = &images.data[number * images.columns..][..images.columns];
-            let mut rows = Buffer::any(lines.len() * grid * depth);
+            let rows = grown(rows, lines.len() * grid * depth);
             for (y, rows) in lines.clone().zip(rows.chunks_exact_mut((grid * depth).max(1))) {
                 gather(image, shape, y, depth, rows);
             }
-            let left = Left { values: &rows, row_stride: depth, rows: lines.len() * grid, depth };
+            let left = Left { values: rows, row_stride: depth, rows: lines.len() * grid, depth };
             let out = out.offset((number * grid + top) * grid * outputs);
             let target = Target { bias: &weights.bias.data, activation, ..Target::plain(out, outputs, outputs) };
             // SAFETY: `y` holds a row of `outputs` elements for every window, and those of these lines are this task's own.

@@ -4,9 +4,7 @@
 //! next row's values follow in place. Otherwise each group's channels are copied, with their padding, to such a sequence of
 //! their own. Operations: 2 * windows * N * K.
 
-use rayon::prelude::*;
-
-use super::buffer::Buffer;
+use super::buffer::{Buffer, for_each_task};
 use super::disjoint::Disjoint;
 use super::gemm::{self, Left, Panel, Right, Target};
 use super::linear::Element;
@@ -95,7 +93,7 @@ fn convolve<'a, E: Element + Sync>(
         let row_stride = stride * channels;
         let right = Right { values: weight, depth_stride: 1, column_stride: depth };
         let panels = outputs.div_ceil(gemm::COLUMNS);
-        (0..rows.div_ceil(BLOCK) * panels).into_par_iter().for_each_init(Vec::new, |scratch, task| {
+        for_each_task(rows.div_ceil(BLOCK) * panels, |task, [scratch, _]| {
             let (row, column) = (task / panels * BLOCK, task % panels * gemm::COLUMNS);
             let left = Left { values: &x.values[row * row_stride..], row_stride, rows: BLOCK.min(rows - row), depth };
             let target = out.part(row * outputs, 0, outputs, outputs, bias);
@@ -105,21 +103,18 @@ fn convolve<'a, E: Element + Sync>(
         });
         return;
     }
-    (0..groups).into_par_iter().for_each_init(
-        || (Vec::new(), Vec::new()),
-        |(frames, scratch), group| {
-            frames.clear();
-            frames.resize(padding[0] * channels, 0.0);
-            for frame in x.values.chunks_exact(x.channels) {
-                frames.extend_from_slice(&frame[group * channels..][..channels]);
-            }
-            frames.resize(frames.len() + padding[1] * channels, 0.0);
-            let left = Left { values: frames, row_stride: stride * channels, rows, depth };
-            let weight = &weight[group * columns * depth..][..columns * depth];
-            let right = Right { values: weight, depth_stride: 1, column_stride: depth };
-            let target = out.part(0, group * columns, columns, outputs, bias);
-            // SAFETY: as above; each task writes the columns of its own group.
-            unsafe { gemm::serial(left, right, target, scratch) };
-        },
-    );
+    for_each_task(groups, |group, [frames, scratch]| {
+        frames.clear();
+        frames.resize(padding[0] * channels, 0.0);
+        for frame in x.values.chunks_exact(x.channels) {
+            frames.extend_from_slice(&frame[group * channels..][..channels]);
+        }
+        frames.resize(frames.len() + padding[1] * channels, 0.0);
+        let left = Left { values: frames, row_stride: stride * channels, rows, depth };
+        let weight = &weight[group * columns * depth..][..columns * depth];
+        let right = Right { values: weight, depth_stride: 1, column_stride: depth };
+        let target = out.part(0, group * columns, columns, outputs, bias);
+        // SAFETY: as above; each task writes the columns of its own group.
+        unsafe { gemm::serial(left, right, target, scratch) };
+    });
 }

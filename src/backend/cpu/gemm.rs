@@ -12,14 +12,12 @@
 
 mod packed;
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use half::bf16;
-use rayon::prelude::*;
 
 use super::Activation;
-use super::buffer::{LINE, grown};
+use super::buffer::{LINE, for_each_task, grown};
 use super::disjoint::Disjoint;
 use super::linear::{Element, finish};
 use super::simd::{MAX_LANES, Simd, dispatch, prefetch};
@@ -146,11 +144,6 @@ impl<'a> Target<'a> {
     }
 }
 
-thread_local! {
-    /// The panel of a task of [`parallel`], kept from product to product: fresh pages would cost more than what is copied.
-    static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
 /// The whole product on all threads.
 ///
 /// # Safety
@@ -160,13 +153,10 @@ pub(super) unsafe fn parallel<R: Panel>(left: Left<'_>, right: R, target: Target
     let panels = target.columns.div_ceil(COLUMNS);
     let share = rows_of_task(left.rows, panels, rayon::current_num_threads());
     // Those of the same rows follow each other, so that a thread has x in its cache.
-    (0..left.rows.div_ceil(share).max(1) * panels).into_par_iter().for_each(|task| {
+    for_each_task(left.rows.div_ceil(share).max(1) * panels, |task, [scratch, _]| {
         let (row, first) = (task / panels * share, task % panels * COLUMNS);
         let (left, target) = (left.part(row, share), target.part(row, false, true));
-        // Nothing below hands this thread another task meanwhile.
-        PANEL.with_borrow_mut(|scratch| {
-            right.panel(left, target, first, COLUMNS.min(target.columns - first), scratch);
-        });
+        right.panel(left, target, first, COLUMNS.min(target.columns - first), scratch);
     });
 }
 
