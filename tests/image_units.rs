@@ -354,7 +354,18 @@ fn commands_store_units_and_caption_them() {
 fn units_belong_to_their_images_however_long_each_is_read() {
     let folder = TempDir::new().unwrap();
     convert_tokenizer(&options("tokenizer.ckpt", &folder.path().join("tokenizer")), &mut |_, _| {}).unwrap();
-    let tokenizer = ImageTokenizer::load(folder.path().join("tokenizer"), cpu()).unwrap();
+    for device in DEVICES {
+        let options = LoadOptions { device: *device, ..LoadOptions::default() };
+        units_of_images_read_slowly(&ImageTokenizer::load(folder.path().join("tokenizer"), options).unwrap());
+    }
+}
+
+#[cfg(not(feature = "emulator"))]
+const DEVICES: &[Device] = &[Device::Cpu];
+#[cfg(feature = "emulator")]
+const DEVICES: &[Device] = &[Device::Cpu, Device::Emulator];
+
+fn units_of_images_read_slowly(tokenizer: &ImageTokenizer) {
     let images: Vec<Image> = (0..5u8).map(|n| Image::from_rgb(9, 7, vec![50 * n; 9 * 7 * 3]).unwrap()).collect();
     let source = |number: usize| {
         let image = images.get(number)?;
@@ -371,6 +382,14 @@ fn units_belong_to_their_images_however_long_each_is_read() {
         let expected = images.iter().map(|image| tokenizer.units(image).unwrap()).enumerate();
         assert_eq!(found, expected.collect::<Vec<_>>(), "{together} together");
     }
+    // Whoever wants no more gets no more, with batches under way.
+    let mut calls = 0;
+    let mut first_two = |number, _| {
+        calls += 1;
+        if number == 1 { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) }
+    };
+    tokenizer.units_of_many(&source, 1, &mut first_two).unwrap();
+    assert_eq!(calls, 2);
 }
 
 #[test]

@@ -57,7 +57,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// A point in the stream of work.
     type Event: Send;
 
-    /// A second stream on the same device. Tensors must not be shared between the two.
+    /// A second stream on the same device. Tensors must not be shared between the two, but for constant weights, once it waits
+    /// ([`Device::wait`]) for the stream that loaded them.
     fn new_stream(&self) -> Result<Self>;
     /// The device's name, for people.
     fn name(&self) -> String;

@@ -1,7 +1,6 @@
 //! Loading a model on a device: the device, the types of the weights, and the engine's threads.
 
 use std::str::FromStr;
-#[cfg(any(feature = "cuda", feature = "emulator"))]
 use std::sync::Arc;
 
 use super::LoadOptions;
@@ -234,16 +233,18 @@ fn load_tokenizer<B: Backend>(
     Ok(tokenizer)
 }
 
-/// A tokenizer that runs on the device of the options, and the device's name.
-pub(super) fn tokenizer(files: TokenizerFiles, options: LoadOptions) -> Result<(String, Tokenize)> {
+/// A tokenizer that runs on the device of the options, once for each thread that may use it at the same time, and the device's
+/// name.
+pub(super) fn tokenizer(files: TokenizerFiles, options: LoadOptions) -> Result<(String, Vec<Tokenize>)> {
     let TokenizerFiles { config, store } = files;
     match options.device {
-        Device::Cpu => tokenize_on(Cpu, &config, store, options.dtype),
-        Device::Auto if first_gpu().is_none() => tokenize_on(Cpu, &config, store, options.dtype),
+        Device::Cpu => tokenize_on(Cpu, &config, store, options.dtype, 1),
+        Device::Auto if first_gpu().is_none() => tokenize_on(Cpu, &config, store, options.dtype, 1),
         #[cfg(any(feature = "cuda", feature = "emulator"))]
         device => {
             let (backend, dtype) = gpu_tokenizer(device.driver()?, options.dtype)()?;
-            tokenize_on(backend, &config, store, dtype)
+            // While one batch is copied to the GPU and its units come back, another is computed.
+            tokenize_on(backend, &config, store, dtype, 2)
         }
         #[cfg(not(any(feature = "cuda", feature = "emulator")))]
         device => Err(no_kernels(device)),
@@ -258,9 +259,21 @@ fn tokenize_on<B: Backend>(
     config: &TokenizerConfig,
     store: TensorStore,
     dtype: Option<DType>,
-) -> Result<(String, Tokenize)> {
-    let tokenizer = load_tokenizer(&backend, config, store, dtype)?;
-    Ok((backend.name(), Box::new(move |pixels, batch| tokenizer.units(&backend, pixels, batch))))
+    streams: usize,
+) -> Result<(String, Vec<Tokenize>)> {
+    let tokenizer = Arc::new(load_tokenizer(&backend, config, store, dtype)?);
+    let (name, loaded) = (backend.name(), backend.record_event()?);
+    let mut backends = vec![backend];
+    while backends.len() < streams {
+        let stream = backends[0].new_stream()?;
+        stream.wait(&loaded)?;
+        backends.push(stream);
+    }
+    let on = |backend: B| -> Tokenize {
+        let tokenizer = tokenizer.clone();
+        Box::new(move |pixels, batch| backend.run(|| tokenizer.units(&backend, pixels, batch)))
+    };
+    Ok((name, backends.into_iter().map(on).collect()))
 }
 
 /// Type of the matrices of this model's layers in the file.

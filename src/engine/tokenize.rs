@@ -2,12 +2,14 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread::{Builder, Scope};
 
 use rayon::prelude::*;
 
 use super::load::{self, Tokenize};
 use super::{ImageSource, LoadOptions};
-use crate::config::TokenizerConfig;
+use crate::config::{ImageConfig, TokenizerConfig};
 use crate::image::Image;
 use crate::units::UnitGrid;
 use crate::weights::convert::fingerprint;
@@ -22,7 +24,8 @@ pub struct ImageTokenizer {
     config: TokenizerConfig,
     grid: UnitGrid,
     device: String,
-    tokenize: Tokenize,
+    /// On a stream each.
+    lanes: Vec<Tokenize>,
 }
 
 impl ImageTokenizer {
@@ -36,8 +39,8 @@ impl ImageTokenizer {
         let codes = files.store.iter().find(|(name, _)| *name == "codebook");
         let codebook = codes.map_or([0; 16], |(_, codes)| fingerprint(&codes.to_f32()));
         let grid = UnitGrid { rows: config.grid(), columns: config.grid(), codes: config.codes, codebook };
-        let (device, tokenize) = load::tokenizer(files, options)?;
-        Ok(ImageTokenizer { config, grid, device, tokenize })
+        let (device, lanes) = load::tokenizer(files, options)?;
+        Ok(ImageTokenizer { config, grid, device, lanes })
     }
 
     /// The dimensions.
@@ -60,51 +63,135 @@ impl ImageTokenizer {
     /// # Errors
     /// If the weights are damaged or the device fails.
     pub fn units(&self, image: &Image) -> Result<Vec<u16>> {
-        let units = (self.tokenize)(&image.preprocess(&self.config.image), 1)?;
+        let units = (self.lanes[0])(&image.preprocess(&self.config.image), 1)?;
         units.into_iter().next().ok_or_else(|| Error::internal("an image without units"))
     }
 
-    /// The units of any number of images, `together` of them at a time: the next are read meanwhile. An image that cannot be
-    /// read costs no other.
+    /// The units of any number of images, `together` of them at a time: the next are read meanwhile, and on a GPU two batches are
+    /// under way, so that one is copied while the other is computed. An image that cannot be read costs no other.
     ///
     /// # Errors
     /// If the weights are damaged or the device fails: that ends all.
     pub fn units_of_many(&self, images: ImageSource<'_>, together: usize, on_units: OnUnits<'_>) -> Result<()> {
-        let together = together.max(1);
-        let len = 3 * self.config.image.size * self.config.image.size;
-        let read = |first: usize| {
-            let mut pixels = vec![0.0; together * len];
-            let own = |(place, out): (usize, &mut [f32])| {
-                images(first + place).map(|image| image.map(|image| image.preprocess_into(&self.config.image, out)))
+        let reader = Reader { images, together: together.max(1), config: &self.config.image };
+        std::thread::scope(|scope| {
+            let start = |lane| start_lane(scope, lane);
+            let (queues, lanes): (Vec<_>, Vec<_>) = self.lanes.iter().map_while(start).unzip();
+            let (spare, spares) = channel();
+            let reading = &reader;
+            let read = move || {
+                for (number, queue) in queues.iter().cycle().enumerate() {
+                    let batch = reading.batch(number, spares.try_recv().unwrap_or_default());
+                    if batch.read.is_empty() || queue.send(batch).is_err() {
+                        return;
+                    }
+                }
             };
-            // All of them, in their order: while some are read, others are found to be beyond the last.
-            let all: Vec<_> = pixels.par_chunks_mut(len.max(1)).enumerate().map(own).collect();
-            let read: Vec<Result<()>> = all.into_iter().map_while(|image| image).collect();
-            // Those that were read move together.
-            let mut count = 0;
-            for place in (0..read.len()).filter(|&place| read[place].is_ok()) {
-                if place > count {
-                    pixels.copy_within(place * len..(place + 1) * len, count * len);
-                }
-                count += 1;
+            if lanes.is_empty() || Builder::new().name("im2sp-read".into()).spawn_scoped(scope, read).is_err() {
+                // A limit of threads: this one does everything. Lanes end with the channel of the one who reads.
+                return in_turn(&self.lanes[0], &reader, on_units);
             }
-            pixels.truncate(count * len);
-            (read, count, pixels)
-        };
-        let (mut first, mut batch) = (0, read(0));
-        while !batch.0.is_empty() {
-            let (read_ones, count, pixels) = batch;
-            let run = || if count > 0 { (self.tokenize)(&pixels, count) } else { Ok(Vec::new()) };
-            let (units, next) = rayon::join(run, || read(first + together));
-            let mut units = units?.into_iter();
-            for (number, image) in (first..).zip(read_ones) {
-                let result = image.and_then(|()| units.next().ok_or_else(|| Error::internal("an image without units")));
-                if on_units(number, result).is_break() {
-                    return Ok(());
+            for (number, lane) in lanes.iter().cycle().enumerate() {
+                let Ok((batch, units)) = lane.recv() else { break };
+                if reader.deliver(number, batch.read, units?, on_units).is_break() {
+                    break;
                 }
+                // Whoever reads may have come to the end.
+                let _ = spare.send(batch.pixels);
             }
-            (first, batch) = (first + together, next);
+            Ok(())
+        })
+    }
+}
+
+/// Images that go through the tokenizer together.
+struct Batch {
+    /// Whether each was read.
+    read: Vec<Result<()>>,
+    /// Of those that were read, one after the other.
+    pixels: Vec<f32>,
+}
+
+/// A batch with the units of the images that were read.
+type Tokenized = (Batch, Result<Vec<Vec<u16>>>);
+
+/// Starts a thread that tokenizes batches until no more come, or nobody wants their units; none if the system gives none.
+fn start_lane<'scope, 'a: 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    tokenize: &'a Tokenize,
+) -> Option<(SyncSender<Batch>, Receiver<Tokenized>)> {
+    let ((queue, batches), (results, made)) = (sync_channel(1), sync_channel(1));
+    let work = move || {
+        for batch in batches {
+            let units = units(tokenize, &batch);
+            if results.send((batch, units)).is_err() {
+                return;
+            }
         }
-        Ok(())
+    };
+    Builder::new().name("im2sp-units".into()).spawn_scoped(scope, work).ok().map(|_| (queue, made))
+}
+
+/// The units of a batch.
+fn units(tokenize: &Tokenize, batch: &Batch) -> Result<Vec<Vec<u16>>> {
+    let count = batch.read.iter().filter(|image| image.is_ok()).count();
+    let len = batch.pixels.len() / batch.read.len().max(1);
+    if count > 0 { tokenize(&batch.pixels[..count * len], count) } else { Ok(Vec::new()) }
+}
+
+/// All batches on this thread.
+fn in_turn(tokenize: &Tokenize, reader: &Reader<'_>, on_units: OnUnits<'_>) -> Result<()> {
+    for number in 0.. {
+        let batch = reader.batch(number, Vec::new());
+        let units = units(tokenize, &batch)?;
+        if batch.read.is_empty() || reader.deliver(number, batch.read, units, on_units).is_break() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Reads images on all threads, and gives units back to them.
+struct Reader<'a> {
+    images: ImageSource<'a>,
+    together: usize,
+    config: &'a ImageConfig,
+}
+
+impl Reader<'_> {
+    /// The batch of a number: an empty one after the last. `pixels` is memory that may be used again.
+    fn batch(&self, number: usize, mut pixels: Vec<f32>) -> Batch {
+        let (first, len) = (number * self.together, 3 * self.config.size * self.config.size);
+        pixels.resize(self.together * len, 0.0);
+        let own = |(place, out): (usize, &mut [f32])| {
+            (self.images)(first + place).map(|image| image.map(|image| image.preprocess_into(self.config, out)))
+        };
+        // All of them, in their order: while some are read, others are found to be beyond the last.
+        let all: Vec<_> = pixels.par_chunks_mut(len.max(1)).enumerate().map(own).collect();
+        let read: Vec<Result<()>> = all.into_iter().map_while(|image| image).collect();
+        // Those that were read move together.
+        for (count, place) in (0..read.len()).filter(|&place| read[place].is_ok()).enumerate() {
+            if place > count {
+                pixels.copy_within(place * len..(place + 1) * len, count * len);
+            }
+        }
+        pixels.truncate(read.len() * len);
+        Batch { read, pixels }
+    }
+
+    /// Calls `on_units` for the images of a batch.
+    fn deliver(
+        &self,
+        number: usize,
+        read: Vec<Result<()>>,
+        units: Vec<Vec<u16>>,
+        on_units: OnUnits<'_>,
+    ) -> ControlFlow<()> {
+        let mut units = units.into_iter();
+        for (number, image) in (number * self.together..).zip(read) {
+            let missing = || Error::internal("an image without units");
+            on_units(number, image.and_then(|()| units.next().ok_or_else(missing)))?;
+        }
+        ControlFlow::Continue(())
     }
 }

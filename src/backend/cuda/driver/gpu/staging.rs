@@ -1,10 +1,12 @@
 //! Copies between the host's ordinary memory and the device, by way of pinned memory, which the device reads and writes
 //! by itself while the host continues.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+use std::thread::available_parallelism;
 
 use cudarc::driver::sys;
 use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::context::{Context, Pinned, RawStream, StreamEvent};
 use crate::Result;
@@ -17,8 +19,20 @@ const SLOTS: usize = 3;
 /// Bytes that one thread of the host copies. A single one took about 1.2 ms for the 9.6 MB of a batch's pixels, and the device
 /// waited (H200, training step at 86aee10); with several: not yet measured.
 const PIECE: usize = 256 << 10;
+/// From this many bytes on, a copy is shared by threads: waking them takes as long as copying a few hundred kilobytes.
+const SHARED_FROM: usize = 1 << 20;
+/// Most threads that copy.
+const MAX_COPIERS: usize = 4;
 /// Copies begin at multiples of this.
 const ALIGNMENT: usize = 256;
+
+/// Threads that do nothing but copy; none where the system gives none. Those of the pool may be in the middle of an image or a
+/// recording, and the device would wait for them.
+static COPIERS: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
+    let threads = available_parallelism().map_or(1, usize::from).min(MAX_COPIERS);
+    let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|_| "im2sp-copy".into());
+    if threads > 1 { pool.build().ok() } else { None }
+});
 
 /// To the device: slots that are used in turn. Small copies share one.
 pub(super) struct Upload {
@@ -52,11 +66,12 @@ impl Upload {
             let (part, rest) = from.split_at(from.len().min(SLOT - self.used));
             let memory = &mut self.slots[self.current].memory;
             let slot = &mut memory.bytes()[self.used..][..part.len()];
-            if part.len() <= PIECE {
-                slot.copy_from_slice(part);
-            } else {
-                let pieces = slot.par_chunks_mut(PIECE).zip(part.par_chunks(PIECE));
-                pieces.for_each(|(to, from)| to.copy_from_slice(from));
+            match COPIERS.as_ref().filter(|_| part.len() >= SHARED_FROM) {
+                None => slot.copy_from_slice(part),
+                Some(copiers) => copiers.install(|| {
+                    let pieces = slot.par_chunks_mut(PIECE).zip(part.par_chunks(PIECE));
+                    pieces.for_each(|(to, from)| to.copy_from_slice(from));
+                }),
             }
             let source = memory.address(self.used);
             self.used = (self.used + part.len()).next_multiple_of(ALIGNMENT);
