@@ -18,8 +18,8 @@ use super::{ModelArgs, names, print_json, print_line};
 
 /// Bits of an image as a captioner that sees pixels takes it: 224 x 224 pixels of 24 bits.
 const RAW_BITS: f64 = 224.0 * 224.0 * 24.0;
-/// Images that go through the tokenizer together, on the CPU and on a GPU.
-const TOGETHER: [usize; 2] = [8, 64];
+/// Images that go through the tokenizer together, on the CPU and on a GPU, where two such batches are under way.
+const TOGETHER: [usize; 2] = [8, 32];
 
 /// Images of those that are skipped that are compared with what is stored.
 const COMPARED: usize = 8;
@@ -44,7 +44,7 @@ pub struct Tokenize {
     /// The file to write or to continue
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Put this many images through the tokenizer together [default: 8 on the CPU, 64 on a GPU]
+    /// Put this many images through the tokenizer together [default: 8 on the CPU, 32 on a GPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     in_flight: Option<u16>,
     /// Print a JSON object on standard output

@@ -162,7 +162,10 @@ impl Reader<'_> {
     /// The batch of a number: an empty one after the last. `pixels` is memory that may be used again.
     fn batch(&self, number: usize, mut pixels: Vec<f32>) -> Batch {
         let (first, len) = (number * self.together, 3 * self.config.size * self.config.size);
-        pixels.resize(self.together * len, 0.0);
+        if pixels.len() < self.together * len {
+            // Fresh zeros cost nothing where no image comes.
+            pixels = vec![0.0; self.together * len];
+        }
         let own = |(place, out): (usize, &mut [f32])| {
             (self.images)(first + place).map(|image| image.map(|image| image.preprocess_into(self.config, out)))
         };

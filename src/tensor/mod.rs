@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 /// Element type of a stored tensor. All multi-byte elements are little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -162,6 +163,16 @@ pub fn element_count(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |product, &dimension| product.checked_mul(dimension))
 }
 
+/// Elements of another type; many are converted by all threads.
+fn converted<T: Send>(values: &[f32], to: impl Fn(f32) -> T + Sync) -> Vec<T> {
+    // Half a megabyte of bf16, which one thread writes while others wake up.
+    const SHARED_FROM: usize = 1 << 18;
+    if values.len() < SHARED_FROM {
+        return values.iter().map(|&value| to(value)).collect();
+    }
+    values.par_iter().with_min_len(SHARED_FROM / 4).map(|&value| to(value)).collect()
+}
+
 impl HostTensor {
     /// Wraps `bytes`; `None` when their length is not that of `shape` and `dtype`. Bytes that are not aligned for
     /// their element type are copied once.
@@ -271,10 +282,10 @@ impl HostTensor {
         let values = self.to_f32();
         let bytes = match dtype {
             DType::F32 => Bytes::new(Elements(values.into_owned())),
-            DType::BF16 => Bytes::new(Elements(values.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>())),
-            DType::F16 => Bytes::new(Elements(values.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>())),
-            DType::F8E4M3 => Bytes::new(values.iter().map(|&v| crate::tensor::fp8::encode(v)).collect::<Vec<_>>()),
-            DType::I8 => Bytes::new(values.iter().map(|&v| crate::tensor::int8::encode(v) as u8).collect::<Vec<_>>()),
+            DType::BF16 => Bytes::new(Elements(converted(&values, bf16::from_f32))),
+            DType::F16 => Bytes::new(Elements(converted(&values, f16::from_f32))),
+            DType::F8E4M3 => Bytes::new(converted(&values, crate::tensor::fp8::encode)),
+            DType::I8 => Bytes::new(converted(&values, |v| crate::tensor::int8::encode(v) as u8)),
         };
         HostTensor { shape: self.shape.clone(), dtype, bytes, quantized: None }
     }
