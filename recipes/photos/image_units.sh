@@ -28,6 +28,8 @@ if [ ! -x "$py" ]; then
 fi
 device=${DEVICE:-$("$py" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
 out=$work/image_units
+# A shell runs it: paths may hold spaces.
+listener=${LISTENER:-$(printf '%q %q' "$py" "$PWD/hear.py")}
 run=$out/run
 
 # shellcheck disable=SC2086 # several options
@@ -57,7 +59,7 @@ cp "$out"/tokenizer/tokenizer.* "$out/model/"
 if [ -n "$captions" ]; then
     "$im2sp" evaluate --weights "$out/model" --dataset flickr8k --images "$work/pictures" --captions "$captions" \
         --list "$lists/Flickr_8k.testImages.txt" ${TEST:+--limit "$TEST"} --beam "${BEAM:-5}" --native \
-        --asr-command "${LISTENER:-"$py" $PWD/hear.py}" -o "$out/evaluation" --device "$device"
+        --asr-command "$listener" -o "$out/evaluation" --device "$device"
 else
     "$im2sp" caption --units "$out/test.units" --weights "$out/model" --no-audio --device "$device" -o "$out/spoken/"
 fi

@@ -30,6 +30,8 @@ device=${DEVICE:-$("$py" -c 'import torch; print("cuda" if torch.cuda.is_availab
 export OMP_WAIT_POLICY=PASSIVE
 list() { echo "$text/Flickr_8k.$1Images.txt"; }
 tokens=$text/Flickr8k.token.txt
+# A shell runs it: paths may hold spaces.
+listener=${LISTENER:-$(printf '%q %q' "$py" "$PWD/hear.py")}
 
 "$py" speech.py --work "$work" --tokens "$tokens" --lists "$(list train)" "$(list dev)" --im2sp "$im2sp" \
     --captions "${CAPTIONS:-5}" --clusters "${CLUSTERS:-200}" --keep "${KEEP:-4000}" ${SPEAKER:+--speaker "$SPEAKER"}
@@ -55,7 +57,7 @@ last=$("$py" -c 'import json, sys; print(json.load(open(sys.argv[1]))["last"])' 
     --domain "photographs" -o "$work/model"
 "$im2sp" evaluate --weights "$work/model" --dataset flickr8k --images "$pictures" --captions "$tokens" \
     --list "$(list test)" ${TEST:+--limit "$TEST"} --beam "${BEAM:-5}" --native --device "$device" \
-    --asr-command "${LISTENER:-"$py" $PWD/hear.py}" -o "$work/evaluation"
+    --asr-command "$listener" -o "$work/evaluation"
 for kind in random nearest human ceiling; do
     [ -n "${TEST:-}" ] || [ -e "$work/baselines/$kind.json" ] ||
         "$py" baselines.py "$kind" --work "$work" --pictures "$pictures" --tokens "$tokens" --train "$(list train)" \
