@@ -60,7 +60,7 @@ pub fn kernel_files(folder: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(files)
 }
 
-/// `kernels/attention/decode.cu` is called `attention_decode`.
+/// `kernels/linear/decode.cu` is called `linear_decode`.
 pub fn stem(folder: &Path, file: &Path) -> String {
     let relative = file.strip_prefix(folder).unwrap_or(file).with_extension("");
     relative.components().map(|c| c.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("_")

@@ -256,6 +256,17 @@ pub struct UnitInput {
     pub padding: usize,
     /// Epsilon of the projection's layer norm.
     pub projection_eps: f32,
+    /// Side of the square of units that the tokenizer makes of one token.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub token_units: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(number: &usize) -> bool {
+    *number == 1
 }
 
 impl UnitInput {
@@ -285,6 +296,7 @@ impl UnitInput {
             ("codes", self.codes, MAX_CODES),
             ("code_width", self.code_width, 1 << 12),
             ("stride", self.stride, patch),
+            ("token_units", self.token_units, self.grid),
         ] {
             if value == 0 || value > max {
                 return wrong(field, format!("is {value}, expected 1 to {max}"));

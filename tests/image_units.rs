@@ -21,7 +21,7 @@ use im2sp::train::decoder::{Dropout, Sequences};
 use im2sp::train::model::{Freeze, Images, TrainedCaptioner};
 use im2sp::train::unit_images;
 use im2sp::units::{EOS, ImageUnits};
-use im2sp::weights::convert::InitialCaptioner;
+use im2sp::weights::convert::{InitialCaptioner, initial_captioner};
 use im2sp::weights::directory::{ModelFiles, TokenizerFiles};
 use im2sp::weights::{ConvertOptions, TensorStore, convert, convert_tokenizer};
 use im2sp::{CaptionOptions, Device, Engine, Image, ImageTokenizer, Input, LoadOptions};
@@ -463,6 +463,15 @@ fn a_run_on_stored_units_learns() {
     let given = ["--image-units", &units];
     let [_, error] = ends(&run(&[&base[..], &given].concat()), 2);
     assert!(error.contains("tokenizer"), "{error}");
+    // Where a token is a square of units, a mirrored grid is no image's.
+    let text = std::fs::read_to_string(&model).unwrap();
+    std::fs::write(&model, text.replacen("\"stride\"", "\"token_units\": 4, \"stride\"", 1)).unwrap();
+    let [_, error] = ends(&run(&[&base[..], &given, &["--tokenizer", &alone, "--flip"]].concat()), 2);
+    assert!(error.contains("flip") && error.contains("square"), "{error}");
+    // Windows lie over units, however small the images are.
+    std::fs::write(&model, text.replacen("\"size\": 32", "\"size\": 2", 1)).unwrap();
+    assert!(initial_captioner(Path::new(&model), 200, 1).is_ok());
+    std::fs::write(&model, text).unwrap();
     let changes = ["--tokenizer", &alone, "--flip", "--unit-shift", "--unit-synonyms", "0.1", "--unit-noise", "0.05"];
     ends(&run(&[&base[..], &given, &changes, &["--device", "cpu"]].concat()), 0);
     let log = std::fs::read_to_string(Path::new(&run_folder).join("log.jsonl")).unwrap();

@@ -153,6 +153,9 @@ fn what_is_no_recording_is_an_error() {
     assert!(error.contains("sample 50"), "{error}");
     write(&path, (16, hound::SampleFormat::Int), 1, 100, &tone(RATE, 100));
     assert!(read(&path, RATE).unwrap_err().to_string().contains("100 samples a second"));
+    // Longer than eight hours: 1,000 samples a second of 8 bits.
+    write(&path, (8, hound::SampleFormat::Int), 1, 1000, &tone(1000, 8 * 3600 * 1000 + 1));
+    assert!(read(&path, 1000).unwrap_err().to_string().contains("longer than 8 hours"));
     assert!(read(folder.path(), RATE).unwrap_err().to_string().contains("folder"));
     assert!(read(&folder.path().join("absent.wav"), RATE).is_err());
 }

@@ -247,6 +247,22 @@ fn unsafe_stays_in_its_places() {
     holds(unsafe_elsewhere, "src/model/planted.rs", "fn f(p: *const u8) -> u8 { unsafe { *p } }\n");
 }
 
+/// Programs of tests with parts for the emulator that `.ci/run` leaves out when it runs those parts.
+fn not_emulated(tree: &Tree) -> Vec<String> {
+    let script = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(".ci/run")).expect("the script");
+    let run: Vec<&str> = script.split_whitespace().collect();
+    let emulated = tree.iter().filter(|(_, text)| text.contains(concat!("feature = ", "\"emulator\"")));
+    let programs = emulated.filter_map(|(path, _)| path.strip_prefix("tests/")?.split(['/', '.']).next());
+    let missing =
+        programs.filter(|program| *program != "common" && !run.windows(2).any(|two| two == ["--test", program]));
+    missing.map(|program| format!("tests/{program} is not among the tests of the emulator in .ci/run")).collect()
+}
+
+#[test]
+fn everything_emulated_is_run() {
+    holds(not_emulated, "tests/planted.rs", "#[cfg(feature = \"emulator\")]\n");
+}
+
 #[test]
 fn doc_comments_say_what_a_thing_is() {
     holds(badly_worded, "src/planted.rs", "/// What a thing is at.\n");

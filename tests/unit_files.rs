@@ -150,6 +150,44 @@ fn a_large_file_is_looked_through_whole() {
     assert_eq!(units.read(units.len() - 1).unwrap(), many[7999]);
 }
 
+/// Marks of records that are none cost no more time than a small multiple of the file's length.
+#[test]
+fn a_file_of_nothing_but_marks_is_given_up() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("marks.units");
+    let largest = UnitGrid { rows: 256, columns: 256, codes: 1 << 16, codebook: [0; 16] };
+    drop(UnitWriter::open(&path, &largest).unwrap());
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes.extend(b"IU\0\0".repeat(1 << 18));
+    std::fs::write(&path, &bytes).unwrap();
+    let error = ImageUnits::open(&path).err().unwrap().to_string();
+    assert!(error.contains("marks.units") && error.contains("damaged"), "{error}");
+}
+
+/// A record with the right checksum and units that no codebook of the file has costs no other.
+#[test]
+fn units_beyond_the_codebook_cost_their_image() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("photos.units");
+    let (small, name) = (UnitGrid { rows: 2, columns: 2, codes: 512, codebook: [0; 16] }, String::from("b"));
+    let (mut writer, _) = UnitWriter::open(&path, &small).unwrap();
+    writer.append("a", &[1, 2, 3, 4]).unwrap();
+    writer.append(&name, &[1, 2, 511, 4]).unwrap();
+    writer.append("c", &[4, 3, 2, 1]).unwrap();
+    drop(writer);
+    // The same bits of a smaller codebook.
+    let other = folder.path().join("other.units");
+    drop(UnitWriter::open(&other, &UnitGrid { codes: 500, ..small }).unwrap());
+    let mut bytes = std::fs::read(&other).unwrap();
+    bytes.extend_from_slice(&std::fs::read(&path).unwrap()[bytes.len()..]);
+    std::fs::write(&other, bytes).unwrap();
+    let units = ImageUnits::open(&other).unwrap();
+    assert_eq!((units.len(), units.name(1).unwrap()), (3, name));
+    let error = units.read(1).unwrap_err().to_string();
+    assert!(error.contains("unit 511 of 500 codes") && error.contains("(b)"), "{error}");
+    assert_eq!(units.read(2).unwrap().units, [4, 3, 2, 1]);
+}
+
 #[test]
 fn units_of_another_kind_are_refused() {
     let folder = TempDir::new().unwrap();

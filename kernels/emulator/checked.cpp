@@ -1,7 +1,7 @@
 // Sees every access to memory of the checked kernels. They are compiled with -fsanitize=thread, whose calls before each
 // access and for each atomic operation land here instead of in a sanitizer's library, and with checks for alignment,
 // array bounds, shifts and overflow, whose findings do. What an access means is decided in
-// src/backend/cuda/emulated/memcheck.rs. This file itself is compiled without them.
+// src/backend/cuda/driver/emulator/memcheck.rs. This file itself is compiled without them.
 #include "emulator.h"
 
 namespace {

@@ -1,5 +1,5 @@
 // What the emulated kernels share however they were built, itself never checked: who is running on this host thread, and
-// the halves of mma.cuh that take a whole warp. See src/backend/cuda/emulated.
+// the halves of mma.cuh that take a whole warp. See src/backend/cuda/driver/emulator.
 #include "emulator.h"
 
 static_assert(sizeof(uint4) == 16, "a copy is one uint4");

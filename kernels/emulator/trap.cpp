@@ -1,5 +1,5 @@
 // What the host's processor refuses a kernel: memory that is not there, the page below a stack, a division by zero. The
-// signal ends the thread that did it, as src/backend/cuda/emulated/trap.rs says, instead of the process. Where the
+// signal ends the thread that did it, as src/backend/cuda/driver/emulator/trap.rs says, instead of the process. Where the
 // registers cannot be set (other systems, other processors), the process ends.
 #if defined(__linux__) && (defined(__x86_64__) || defined(__aarch64__))
 #define CATCHES

@@ -10,7 +10,7 @@
 // Counters:  `arrived` holds zeros before and after each launch; the last block of a tile adds up the partial sums
 // Roofline:  the bytes of weight, read once: memory-bound up to some 64 rows
 // Measured:  NVIDIA H200, driver 580.159.04, commit 449c6ab (each activation a kernel of its own; not yet measured since):
-//            `im2sp doctor --op =linear_step` (cold L2, lightly contended), rows x K x columns: bf16 1x768x2304 in 7.7 us,
+//            `im2sp doctor --op =linear_decode` (cold L2, lightly contended), rows x K x columns: bf16 1x768x2304 in 7.7 us,
 //            8x768x2304 in 8.0, 16x768x2304 in 9.4, 64x768x2304 in 29.7, 8x4096x4096 in 19.2 (1.77 TB/s, 42 % of a copy's
 //            there); f32 1x768x2304 in 10.4, 8x768x2304 in 15.5, 64x768x2304 in 32.7, 8x4096x4096 in 39.7 (1.70 TB/s)
 #include "gemm.cuh"

@@ -54,7 +54,7 @@ def matrices(model):
 
 
 def rounded(weight):
-    """e4m3 with a power of two for each row, as src/fp8.rs has it."""
+    """e4m3 with a power of two for each row, as src/tensor/fp8.rs has it."""
     most = weight.abs().amax(1, keepdim=True).clamp(min=2.0 ** -100)
     scale = torch.exp2(torch.floor(torch.log2(most)) - 8)
     scale = torch.where(most <= 448 * scale, scale, 2 * scale)

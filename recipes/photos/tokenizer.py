@@ -181,7 +181,7 @@ def write_captioner(folder, config, stored, quantizer, side, tokens, layers):
             tensors[f"vision.layers.{n}.{name}.weight"] = torch.ones(width)
             tensors[f"vision.layers.{n}.{name}.bias"] = torch.zeros(width)
     units = {"grid": tokens * side, "crop": tokens * side, "codes": codes, "code_width": values, "stride": side,
-             "padding": 0, "projection_eps": config["vision"]["eps"]}
+             "padding": 0, "projection_eps": config["vision"]["eps"], "token_units": side}
     vision = {"patch": side, "width": width, "layers": layers, "heads": width // 64, "mlp": mlp, "eps": 1e-6,
               "units": units}
     kept = {name: config[name] for name in ("format", "image", "decoder")}

@@ -18,6 +18,8 @@ use crate::{Error, Result, files};
 
 /// Rates that recordings may have.
 const RATES: std::ops::RangeInclusive<u32> = 1_000..=768_000;
+/// Longest recording. A few bytes of FLAC can stand for seconds of silence, so the size of a file says little.
+const MAX_SECONDS: u64 = 8 * 3600;
 /// Frames that are resampled together.
 const RESAMPLED: usize = 1 << 14;
 
@@ -61,7 +63,11 @@ fn decode(path: &Path) -> Result<(Vec<f32>, u32)> {
     })?;
     let options = AudioDecoderOptions::default().verify(true);
     let mut decoder = symphonia::default::get_codecs().make_audio_decoder(parameters, &options).map_err(fail)?;
-    let samples = mono(&mut *format, &mut *decoder, id, frames.is_none()).map_err(fail)?;
+    let most = MAX_SECONDS * u64::from(rate);
+    let samples = mono(&mut *format, &mut *decoder, id, frames.is_none(), most).map_err(fail)?;
+    if samples.len() as u64 > most {
+        return Err(Error::audio(path, format!("is longer than {} hours: cut it", MAX_SECONDS / 3600)));
+    }
     if let Some(expected) = frames.filter(|&expected| (samples.len() as u64) < expected) {
         let problem = format!("ends after {} of {expected} samples: copy or download it again", samples.len());
         return Err(Error::audio(path, problem));
@@ -96,15 +102,16 @@ fn open(path: &Path) -> Result<File> {
 }
 
 /// The average of the channels of all packets of a track; of one that is `open`, as it came out of a pipe and does not say its
-/// length, up to the end of the file.
+/// length, up to the end of the file. Stops at the first packet that makes more than `most`.
 fn mono(
     format: &mut dyn FormatReader,
     decoder: &mut dyn AudioDecoder,
     track: u32,
     open: bool,
+    most: u64,
 ) -> std::result::Result<Vec<f32>, Problem> {
     let (mut samples, mut packet_samples) = (Vec::new(), Vec::new());
-    loop {
+    while samples.len() as u64 <= most {
         let packet = match format.next_packet() {
             Ok(Some(packet)) => packet,
             Ok(None) => break,

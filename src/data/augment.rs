@@ -1,5 +1,6 @@
 //! Random changes of training images, by counter-based random numbers: the same for a seed, an epoch and a sample.
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -99,15 +100,19 @@ impl UnitAugment {
         let codes: Vec<&[f32]> = codes.chunks_exact(width.max(1)).filter(|_| self.synonyms > 0.0).collect();
         let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f32>();
         let near = |(own, code): (usize, &&[f32])| {
-            let mut others: Vec<u16> =
-                (0..codes.len()).filter(|&other| other != own).map(|other| other as u16).collect();
-            others.sort_by(|&a, &b| {
-                distance(code, codes[usize::from(a)]).total_cmp(&distance(code, codes[usize::from(b)]))
-            });
-            others.truncate(NEIGHBOURS);
-            others
+            let mut nearest: Vec<(f32, u16)> = Vec::with_capacity(NEIGHBOURS + 1);
+            for (other, values) in codes.iter().enumerate().filter(|&(other, _)| other != own) {
+                let new = distance(code, values);
+                // Of equally near ones the first stays before.
+                let place = nearest.partition_point(|(old, _)| old.total_cmp(&new).is_le());
+                if place < NEIGHBOURS {
+                    nearest.insert(place, (new, other as u16));
+                    nearest.truncate(NEIGHBOURS);
+                }
+            }
+            nearest.into_iter().map(|(_, other)| other).collect()
         };
-        codes.iter().enumerate().map(near).collect()
+        codes.par_iter().enumerate().map(near).collect()
     }
 
     /// The units of a grid, of which a square of `crop` is seen, as sample `sample` of epoch `epoch` shows them.
@@ -184,6 +189,23 @@ mod tests {
         assert!((9..=12).contains(&first.width()) && (5..=8).contains(&first.height()));
         assert_eq!(Augment::default().apply(image(), 1, 2, 3)?.rgb(), image().rgb());
         Ok(())
+    }
+
+    /// Those that a sort by distance begins with; of equally near codes the first.
+    #[test]
+    fn neighbours_are_the_nearest_codes() {
+        let augment = UnitAugment { synonyms: 0.5, ..UnitAugment::default() };
+        let codes: Vec<f32> = (0..40).map(|n| (n * 17 % 11) as f32).collect();
+        let near = augment.neighbours(&codes, 2);
+        for (own, near) in near.iter().enumerate() {
+            let distance = |at: u16| -> f32 {
+                let code = |at: usize| &codes[2 * at..2 * at + 2];
+                code(own).iter().zip(code(usize::from(at))).map(|(a, b)| (a - b) * (a - b)).sum()
+            };
+            let mut sorted: Vec<u16> = (0..20).filter(|&at| usize::from(at) != own).collect();
+            sorted.sort_by(|&a, &b| distance(a).total_cmp(&distance(b)));
+            assert_eq!(near[..], sorted[..NEIGHBOURS]);
+        }
     }
 
     #[test]

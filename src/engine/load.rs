@@ -270,8 +270,12 @@ fn tokenize_on<B: Backend>(
         backends.push(stream);
     }
     let on = |backend: B| -> Tokenize {
-        let tokenizer = tokenizer.clone();
-        Box::new(move |pixels, batch| backend.run(|| tokenizer.units(&backend, pixels, batch)))
+        // Dropped in this order: a stream waits for its work, which may read weights of the first stream, before they go.
+        let lane = (backend, tokenizer.clone());
+        Box::new(move |pixels, batch| {
+            let (backend, tokenizer) = &lane;
+            backend.run(|| tokenizer.units(backend, pixels, batch))
+        })
     };
     Ok((name, backends.into_iter().map(on).collect()))
 }

@@ -24,7 +24,7 @@ pub struct ImageTokenizer {
     config: TokenizerConfig,
     grid: UnitGrid,
     device: String,
-    /// On a stream each.
+    /// One for each stream of the device.
     lanes: Vec<Tokenize>,
 }
 
@@ -88,7 +88,7 @@ impl ImageTokenizer {
                 }
             };
             if lanes.is_empty() || Builder::new().name("im2sp-read".into()).spawn_scoped(scope, read).is_err() {
-                // A limit of threads: this one does everything. Lanes end with the channel of the one who reads.
+                // A limit of threads: this one does everything. Lanes that did start end, as nobody sends to them.
                 return in_turn(&self.lanes[0], &reader, on_units);
             }
             for (number, lane) in lanes.iter().cycle().enumerate() {
@@ -108,7 +108,7 @@ impl ImageTokenizer {
 struct Batch {
     /// Whether each was read.
     read: Vec<Result<()>>,
-    /// Of those that were read, one after the other.
+    /// Values of those that were read, one image after the other.
     pixels: Vec<f32>,
 }
 
@@ -120,7 +120,8 @@ fn start_lane<'scope, 'a: 'scope>(
     scope: &'scope Scope<'scope, '_>,
     tokenize: &'a Tokenize,
 ) -> Option<(SyncSender<Batch>, Receiver<Tokenized>)> {
-    let ((queue, batches), (results, made)) = (sync_channel(1), sync_channel(1));
+    // One batch is read ahead for all lanes together.
+    let ((queue, batches), (results, made)) = (sync_channel(0), sync_channel(1));
     let work = move || {
         for batch in batches {
             let units = units(tokenize, &batch);
@@ -169,7 +170,7 @@ impl Reader<'_> {
         let own = |(place, out): (usize, &mut [f32])| {
             (self.images)(first + place).map(|image| image.map(|image| image.preprocess_into(self.config, out)))
         };
-        // All of them, in their order: while some are read, others are found to be beyond the last.
+        // In the order of the images; those beyond the last give `None`.
         let all: Vec<_> = pixels.par_chunks_mut(len.max(1)).enumerate().map(own).collect();
         let read: Vec<Result<()>> = all.into_iter().map_while(|image| image).collect();
         // Those that were read move together.

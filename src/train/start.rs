@@ -140,13 +140,18 @@ fn open_run(config: TrainConfig, options: &Options<'_>, place: Option<&Place>) -
 
 /// The configuration with paths that hold in any working directory, for a run that is resumed from another.
 fn with_absolute_paths(mut config: TrainConfig) -> Result<TrainConfig> {
-    let data = &mut config.data;
-    let paths = [&mut data.manifest, &mut data.coco, &mut data.spoken_coco, &mut data.flickr, &mut data.flickr_audio];
-    let others = [&mut data.splits, &mut data.image_units, &mut data.tokenizer, &mut config.init, &mut config.vocoder];
-    for path in paths.into_iter().chain(others).flatten() {
+    for path in paths(&mut config) {
         *path = std::path::absolute(&path).map_err(Error::io("find", path))?;
     }
     Ok(config)
+}
+
+/// All files and folders that a configuration names.
+fn paths(config: &mut TrainConfig) -> impl Iterator<Item = &mut PathBuf> {
+    let data = &mut config.data;
+    let paths = [&mut data.manifest, &mut data.coco, &mut data.spoken_coco, &mut data.flickr, &mut data.flickr_audio];
+    let others = [&mut data.splits, &mut data.image_units, &mut data.tokenizer, &mut config.init, &mut config.vocoder];
+    paths.into_iter().chain(others).flatten()
 }
 
 /// Makes the directory of a new run, or clears what a killed process left in that of an old one; its lock. Rank 0 does it for
@@ -284,12 +289,15 @@ fn communicator<B: Train>(
 
 /// Number that is the same for ranks which compute the same: of the configuration, the samples and the checkpoint.
 fn digest(config: &TrainConfig, samples: &[Sample], last: Option<&Path>) -> u64 {
-    let mut hash = Sha256::new();
-    hash.update(toml::to_string(config).unwrap_or_default());
+    let (mut hash, mut config) = (Sha256::new(), config.clone());
+    // Ranks on other machines have the files elsewhere.
+    for path in paths(&mut config) {
+        *path = path.file_name().unwrap_or_default().into();
+    }
+    hash.update(toml::to_string(&config).unwrap_or_default());
     for Sample { image, units } in samples {
         let length = |path| std::fs::metadata(path).map_or(0, |about| about.len());
         let units = match units {
-            // Ranks on other machines have the files elsewhere.
             UnitSource::File(path) => format!("{:?} {}", path.file_name(), length(path)),
             UnitSource::List(units) => format!("{units:?}"),
         };
@@ -547,7 +555,18 @@ fn fill<B: Train>(
 
 #[cfg(test)]
 mod tests {
-    use super::own_gpu;
+    use super::{Path, TrainConfig, digest, own_gpu};
+
+    #[test]
+    fn ranks_may_have_their_files_elsewhere() {
+        let of = |manifest: &str| {
+            let mut config = TrainConfig::default();
+            config.data.manifest = Some(manifest.into());
+            digest(&config, &[], Some(Path::new("run/step-00000010")))
+        };
+        assert_eq!(of("/data/a/all.jsonl"), of("/scratch/all.jsonl"));
+        assert_ne!(of("/data/all.jsonl"), of("/data/other.jsonl"));
+    }
 
     #[test]
     fn every_process_has_a_gpu_of_its_own() {

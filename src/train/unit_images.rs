@@ -61,6 +61,11 @@ impl UnitImages {
         if config.data.cache_features {
             return wrong("cache-features", "is for captioners that see pixels: leave it out");
         }
+        let changed = &config.data.augment_units;
+        if input.token_units > 1 && (changed.flip || changed.shift) {
+            let option = if changed.flip { "flip" } else { "unit-shift" };
+            return wrong(option, "is for tokenizers of one unit a token: here a square of units is one token's parts");
+        }
         let codes = store.iter().find(|(name, _)| *name == CODEBOOK).map(|(_, codes)| codes);
         let codes =
             codes.ok_or_else(|| Error::weights(store.path(), CODEBOOK, "is missing: convert the model again"))?;

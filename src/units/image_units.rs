@@ -31,6 +31,9 @@ pub const MAX_GRID: usize = 256;
 pub const MAX_CODES: usize = 1 << 16;
 /// Bytes that are looked through together.
 const WINDOW: usize = 1 << 22;
+/// Bytes of what turned out to be no record, for each byte of a file and besides, that are summed before it is given up: every
+/// mark in it may seem to begin a record.
+const SUMMED: [u64; 2] = [64, 1 << 26];
 
 /// Dimensions of the units of one file; all of its images share them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,30 +206,39 @@ impl ImageUnits {
     /// The units of image `index`.
     ///
     /// # Errors
-    /// If there is no such image, or it cannot be read any more.
+    /// If there is no such image, its units are none of the codebook, or it cannot be read any more.
     pub fn read(&self, index: usize) -> Result<ImageRecord> {
-        let absent = || wrong(&self.path, format!("holds no image {index}: there are {}", self.len()));
         match &self.content {
-            Content::Tokens(tokens) => tokens.read(index).ok_or_else(absent)?,
+            Content::Tokens(tokens) => tokens.read(index).ok_or_else(|| self.absent(index))?,
             Content::Records(file, records) => {
-                let &(at, name) = records.get(index).ok_or_else(absent)?;
-                let mut record = vec![0; RECORD_HEAD + usize::from(name) + self.grid.bytes()];
-                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                let read = file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut record));
-                read.map_err(Error::io("read", &self.path))?;
-                let changed = || wrong(&self.path, format!("image {index} has changed since the file was opened"));
-                whole_record(&record, &self.grid).and_then(|_| parse(&record, &self.grid)).ok_or_else(changed)
+                let record = self.record(file, records, index)?;
+                parse(&record, &self.grid).map_err(|problem| wrong(&self.path, format!("image {index} {problem}")))
             }
         }
     }
 
-    /// The name of image `index`.
+    /// The name of image `index`, whatever its units are.
     pub fn name(&self, index: usize) -> Result<String> {
         match &self.content {
-            // Damaged tokens have a name too.
             Content::Tokens(tokens) if index < tokens.len() => Ok(tokens.name(index)),
-            _ => self.read(index).map(|record| record.name),
+            Content::Tokens(_) => Err(self.absent(index)),
+            Content::Records(file, records) => self.record(file, records, index).map(|record| name_of(&record)),
         }
+    }
+
+    /// The bytes of a record.
+    fn record(&self, file: &Mutex<File>, records: &[(u64, u16)], index: usize) -> Result<Vec<u8>> {
+        let &(at, name) = records.get(index).ok_or_else(|| self.absent(index))?;
+        let mut record = vec![0; RECORD_HEAD + usize::from(name) + self.grid.bytes()];
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut record));
+        read.map_err(Error::io("read", &self.path))?;
+        let changed = || wrong(&self.path, format!("image {index} has changed since the file was opened"));
+        whole_record(&record, &self.grid).map(|_| record).ok_or_else(changed)
+    }
+
+    fn absent(&self, index: usize) -> Error {
+        wrong(&self.path, format!("holds no image {index}: there are {}", self.len()))
     }
 }
 
@@ -339,6 +351,7 @@ impl Scan {
         file.seek(SeekFrom::Start(HEAD as u64))?;
         let mut reader = BufReader::with_capacity(WINDOW, file);
         let (mut scan, mut held, mut at) = (Scan { records: Vec::new(), damage: Vec::new() }, Vec::new(), HEAD as u64);
+        let mut summed = 0;
         loop {
             let more =
                 (&mut reader).take((WINDOW + longest - held.len().min(longest)) as u64).read_to_end(&mut held)?;
@@ -352,6 +365,10 @@ impl Scan {
                         from += length;
                     }
                     None => {
+                        summed += marked(&held[from..]).map_or(0, |_| longest as u64);
+                        if summed > SUMMED[0] * (at + held.len() as u64) + SUMMED[1] {
+                            return Err(std::io::Error::other("too much of it is damaged: make it again"));
+                        }
                         let rest = &held[from + 1..];
                         let next = rest.windows(MARK.len()).position(|bytes| bytes == MARK);
                         // The last byte may begin a mark whose rest is not held yet.
@@ -379,21 +396,32 @@ impl Scan {
 
 /// Lengths of the name and of all of the record that `bytes` begin with, if it is whole.
 fn whole_record(bytes: &[u8], grid: &UnitGrid) -> Option<(u16, usize)> {
-    if !bytes.starts_with(&MARK) || bytes.len() < RECORD_HEAD {
-        return None;
-    }
-    let name = u16_at(bytes, 2);
+    let name = marked(bytes)?;
     let length = RECORD_HEAD + usize::from(name) + grid.bytes();
-    let record = bytes.get(..length).filter(|_| usize::from(name) <= MAX_NAME)?;
+    let record = bytes.get(..length)?;
+    std::str::from_utf8(&record[RECORD_HEAD..][..usize::from(name)]).ok()?;
     (checksum(&[&record[..4], &record[RECORD_HEAD..]]) == u32_at(record, 4)).then_some((name, length))
 }
 
-/// The content of a whole record.
-fn parse(record: &[u8], grid: &UnitGrid) -> Option<ImageRecord> {
-    let (name, packed) = record[RECORD_HEAD..].split_at_checked(usize::from(u16_at(record, 2)))?;
-    let units = unpack(packed, grid.bits(), grid.units());
-    let known = units.iter().all(|&unit| usize::from(unit) < grid.codes);
-    Some(ImageRecord { name: std::str::from_utf8(name).ok()?.to_owned(), units }).filter(|_| known)
+/// Length of the name of a record that seems to begin here.
+fn marked(bytes: &[u8]) -> Option<u16> {
+    let head = bytes.get(..RECORD_HEAD).filter(|head| head.starts_with(&MARK))?;
+    Some(u16_at(head, 2)).filter(|&name| usize::from(name) <= MAX_NAME)
+}
+
+/// The name in a whole record.
+fn name_of(record: &[u8]) -> String {
+    String::from_utf8_lossy(&record[RECORD_HEAD..][..usize::from(u16_at(record, 2))]).into_owned()
+}
+
+/// The content of a whole record, or what is wrong with it.
+fn parse(record: &[u8], grid: &UnitGrid) -> std::result::Result<ImageRecord, String> {
+    let name = name_of(record);
+    let units = unpack(&record[RECORD_HEAD + name.len()..], grid.bits(), grid.units());
+    match units.iter().find(|&&unit| usize::from(unit) >= grid.codes) {
+        Some(unit) => Err(format!("({name}) has unit {unit} of {} codes: make it again", grid.codes)),
+        None => Ok(ImageRecord { name, units }),
+    }
 }
 
 /// Unit i in bits `bits * i` and following; bit j is bit `j % 8` of byte `j / 8`.

@@ -158,8 +158,8 @@ thread_local! {
     static SCRATCH: RefCell<TaskScratch> = RefCell::default();
 }
 
-/// Calls `run` with every number below `tasks`, on all threads. It must not wait for other threads: one of their tasks could need
-/// the scratch that it holds.
+/// Calls `run` with every number below `tasks`, on all threads. `run` must not start parallel work: a task that this thread takes
+/// up meanwhile would find the scratch borrowed.
 pub(super) fn for_each_task(tasks: usize, run: impl Fn(usize, &mut TaskScratch) + Sync) {
     (0..tasks).into_par_iter().for_each(|task| SCRATCH.with_borrow_mut(|scratch| run(task, scratch)));
 }

@@ -51,6 +51,10 @@ pub fn convert_calibrated(
     let unrounded = ConvertOptions { quantize: None, output: wide.clone(), force: false, ..options.clone() };
     let mut report = convert(&unrounded, &mut |done, total| progress("convert", done >> 20, total >> 20))?;
     let mut files = ModelFiles::open(&wide)?;
+    if files.config.vision.units.is_some() {
+        let problem = "is for captioners that see pixels: quantize this one without it";
+        return Err(Error::Option { option: "calibrate", problem: problem.into() });
+    }
     let mut tensors: BTreeMap<String, HostTensor> =
         files.captioner.iter().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
     let (rounded, mut calibrated) = calibrate(&mut files, Weights(tensors.clone()), &listing.images, progress)?;

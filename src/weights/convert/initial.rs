@@ -110,7 +110,7 @@ fn initial(config: &ModelConfig, Mapped { name, shape, .. }: &Mapped, philox: Ph
         scaled(philox.values(len), deviation)
     } else if name == "vision.position_embedding" {
         let mut positions = scaled(philox.normals(len), EMBEDDING);
-        add_waves(&mut positions, config.vision.width, config.image.size / config.vision.patch);
+        add_waves(&mut positions, config.vision.width, (config.image_tokens() - 1).isqrt());
         positions
     } else if name.ends_with("embedding") {
         scaled(philox.normals(len), EMBEDDING)

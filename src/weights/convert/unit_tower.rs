@@ -60,6 +60,7 @@ pub(super) fn plan(
         stride: STRIDE,
         padding: PADDING,
         projection_eps: VISION_EPS,
+        token_units: 1,
     };
     let vision = VisionConfig {
         patch,

@@ -195,8 +195,8 @@ pub trait Driver: Send + Sync {
 /// A stream of work on a device: everything below happens in the order of the calls. Memory, too, is taken and freed in
 /// that order, so it belongs to a stream and not to the device.
 ///
-/// The `unsafe` methods take addresses. Their callers promise that the ranges lie in live allocations of this stream, and
-/// that a launched kernel stays inside of them.
+/// The `unsafe` methods take addresses. Their callers promise that the ranges lie in live allocations of this stream, or of
+/// another whose writes this one has waited for and which outlive its work, and that a launched kernel stays inside of them.
 pub trait Stream: Send + Sync {
     /// The device.
     fn driver(&self) -> Arc<dyn Driver>;

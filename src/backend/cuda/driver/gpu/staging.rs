@@ -17,9 +17,9 @@ const SLOT: usize = 4 << 20;
 /// One is filled while the others are on their way.
 const SLOTS: usize = 3;
 /// Bytes that one thread of the host copies. A single one took about 1.2 ms for the 9.6 MB of a batch's pixels, and the device
-/// waited (H200, training step at 86aee10); with several: not yet measured.
+/// waited (H200, training step at 86aee10). This size, and the two below, are estimates: not yet measured.
 const PIECE: usize = 256 << 10;
-/// From this many bytes on, a copy is shared by threads: waking them takes as long as copying a few hundred kilobytes.
+/// From this many bytes on, a copy is shared by threads.
 const SHARED_FROM: usize = 1 << 20;
 /// Most threads that copy.
 const MAX_COPIERS: usize = 4;
@@ -27,7 +27,8 @@ const MAX_COPIERS: usize = 4;
 const ALIGNMENT: usize = 256;
 
 /// Threads that do nothing but copy; none where the system gives none. Those of the pool may be in the middle of an image or a
-/// recording, and the device would wait for them.
+/// recording, and the device would wait for them. A thread of the pool that copies takes up other work of the pool while it
+/// waits, with the stream's staging memory locked: that work must not copy to the same stream.
 static COPIERS: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
     let threads = available_parallelism().map_or(1, usize::from).min(MAX_COPIERS);
     let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|_| "im2sp-copy".into());
