@@ -28,8 +28,9 @@ if [ ! -x "$py" ]; then
 fi
 device=${DEVICE:-$("$py" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
 out=$work/image_units
-# A shell runs it: paths may hold spaces.
-listener=${LISTENER:-$(printf '%q %q' "$py" "$PWD/hear.py")}
+# A shell runs it: whatever a path holds stands in quotes.
+quoted() { printf "'%s'" "${1//\'/\'\\\'\'}"; }
+listener=${LISTENER:-$(quoted "$py") $(quoted "$PWD/hear.py")}
 run=$out/run
 
 # shellcheck disable=SC2086 # several options

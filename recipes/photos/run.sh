@@ -30,8 +30,9 @@ device=${DEVICE:-$("$py" -c 'import torch; print("cuda" if torch.cuda.is_availab
 export OMP_WAIT_POLICY=PASSIVE
 list() { echo "$text/Flickr_8k.$1Images.txt"; }
 tokens=$text/Flickr8k.token.txt
-# A shell runs it: paths may hold spaces.
-listener=${LISTENER:-$(printf '%q %q' "$py" "$PWD/hear.py")}
+# A shell runs it: whatever a path holds stands in quotes.
+quoted() { printf "'%s'" "${1//\'/\'\\\'\'}"; }
+listener=${LISTENER:-$(quoted "$py") $(quoted "$PWD/hear.py")}
 
 "$py" speech.py --work "$work" --tokens "$tokens" --lists "$(list train)" "$(list dev)" --im2sp "$im2sp" \
     --captions "${CAPTIONS:-5}" --clusters "${CLUSTERS:-200}" --keep "${KEEP:-4000}" ${SPEAKER:+--speaker "$SPEAKER"}
