@@ -1,9 +1,10 @@
 //! Images to image units, many at a time: the tokenizer alone, without a captioner.
 
 use std::ops::ControlFlow;
+use std::panic::resume_unwind;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
-use std::thread::{Builder, Scope};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 use rayon::prelude::*;
 
@@ -77,6 +78,7 @@ impl ImageTokenizer {
         std::thread::scope(|scope| {
             let start = |lane| start_lane(scope, lane);
             let (queues, lanes): (Vec<_>, Vec<_>) = self.lanes.iter().map_while(start).unzip();
+            let (lanes, mut threads): (Vec<_>, Vec<_>) = lanes.into_iter().unzip();
             let (spare, spares) = channel();
             let reading = &reader;
             let read = move || {
@@ -87,21 +89,37 @@ impl ImageTokenizer {
                     }
                 }
             };
-            if lanes.is_empty() || Builder::new().name("im2sp-read".into()).spawn_scoped(scope, read).is_err() {
-                // A limit of threads: this one does everything. Lanes that did start end, as nobody sends to them.
-                return in_turn(&self.lanes[0], &reader, on_units);
+            match Builder::new().name("im2sp-read".into()).spawn_scoped(scope, read) {
+                Ok(thread) if !lanes.is_empty() => threads.push(thread),
+                // A limit of threads: this one does everything. Those that did start end with the channels of the others.
+                _ => return in_turn(&self.lanes[0], &reader, on_units),
             }
-            for (number, lane) in lanes.iter().cycle().enumerate() {
-                let Ok((batch, units)) = lane.recv() else { break };
-                if reader.deliver(number, batch.read, units?, on_units).is_break() {
-                    break;
-                }
-                // Whoever reads may have come to the end.
-                let _ = spare.send(batch.pixels);
-            }
-            Ok(())
+            let result = deliver_all(&lanes, &spare, &reader, on_units);
+            // Then all threads end.
+            drop(lanes);
+            // A panic is a mistake in `images`, whose it is.
+            threads.into_iter().for_each(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            result
         })
     }
+}
+
+/// Gives the units of all batches back in their order, and their memory to `spare`.
+fn deliver_all(
+    lanes: &[Receiver<Tokenized>],
+    spare: &Sender<Vec<f32>>,
+    reader: &Reader<'_>,
+    on_units: OnUnits<'_>,
+) -> Result<()> {
+    for (number, lane) in lanes.iter().cycle().enumerate() {
+        let Ok((batch, units)) = lane.recv() else { break };
+        if reader.deliver(number, batch.read, units?, on_units).is_break() {
+            break;
+        }
+        // Whoever reads may have come to the end.
+        let _ = spare.send(batch.pixels);
+    }
+    Ok(())
 }
 
 /// Images that go through the tokenizer together.
@@ -119,7 +137,7 @@ type Tokenized = (Batch, Result<Vec<Vec<u16>>>);
 fn start_lane<'scope, 'a: 'scope>(
     scope: &'scope Scope<'scope, '_>,
     tokenize: &'a Tokenize,
-) -> Option<(SyncSender<Batch>, Receiver<Tokenized>)> {
+) -> Option<(SyncSender<Batch>, (Receiver<Tokenized>, ScopedJoinHandle<'scope, ()>))> {
     // One batch is read ahead for all lanes together.
     let ((queue, batches), (results, made)) = (sync_channel(0), sync_channel(1));
     let work = move || {
@@ -130,7 +148,7 @@ fn start_lane<'scope, 'a: 'scope>(
             }
         }
     };
-    Builder::new().name("im2sp-units".into()).spawn_scoped(scope, work).ok().map(|_| (queue, made))
+    Builder::new().name("im2sp-units".into()).spawn_scoped(scope, work).ok().map(|thread| (queue, (made, thread)))
 }
 
 /// The units of a batch.

@@ -76,18 +76,17 @@ impl<T: Send> Model<T> {
             let (results, made) = sync_channel(2);
             let reader = Builder::new().spawn_scoped(scope, move || read_ahead(paths, &sounds));
             let runner = Builder::new().spawn_scoped(scope, move || self.run_all(&read, &results));
-            let (Ok(_), Ok(running)) = (reader, runner) else {
+            let (Ok(reading), Ok(running)) = (reader, runner) else {
                 // A limit of threads: a thread that did start ends with the channel of the other.
                 drop(made);
                 return self.in_turn(paths, on_results);
             };
-            for results in made {
-                if on_results(results).is_break() {
-                    // The other threads end with the channel.
-                    return Ok(());
-                }
-            }
-            running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            let stopped = made.iter().any(|results| on_results(results).is_break());
+            // The other threads end with the channel.
+            drop(made);
+            reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let result = running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            if stopped { Ok(()) } else { result }
         })
     }
 
