@@ -15,10 +15,10 @@
 // Roofline:  4 B T^2 H D operations; at 257 tokens the tensor cores are idle most of the time, latency counts
 // Measured:  by wgmma, with backward.cu: a training step of the 6 x 768 decoder, batch 16, 150 units, bf16, falls from 8.42 ms
 //            by mma.sync to 8.16 on cached features and from 15.42 to 14.83 behind a frozen encoder (H200, on a branch at
-//            5d9d656, benches/peers/train_step.rs; as merged: not yet measured). By mma.sync, NVIDIA H200, driver 580.159.04, commit 449c6ab: `im2sp doctor --op
-//            =attention` (cold L2, lightly contended), B x T x H x D: bf16 1x257x16x64 in 14.6 us, 64x257x16x64 in 184 (94
-//            TFLOP/s); f32 1x257x16x64 in 110, 64x257x16x64 in 11,830. ncu, `im2sp bench --random --dtype bf16 --units 50`:
-//            bf16 1x257x16x64 in 12.8 us, 1x257x12x64 in 13.0
+//            5d9d656, benches/peers/train_step.rs; as merged: not yet measured). By mma.sync, NVIDIA H200, driver
+//            580.159.04, commit 449c6ab: `im2sp doctor --op =attention` (cold L2, lightly contended), B x T x H x D: bf16
+//            1x257x16x64 in 14.6 us, 64x257x16x64 in 184 (94 TFLOP/s); f32 1x257x16x64 in 110, 64x257x16x64 in 11,830. ncu,
+//            `im2sp bench --random --dtype bf16 --units 50`: bf16 1x257x16x64 in 12.8 us, 1x257x12x64 in 13.0
 #include "attention/tiles.cuh"
 
 struct AttentionParams {
