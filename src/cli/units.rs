@@ -2,13 +2,13 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use im2sp::data::unit_file;
-use im2sp::files::write_atomically;
+use im2sp::files::{append_whole, write_atomically};
 use im2sp::weights::centres;
 use im2sp::weights::torch::IntegerLayout;
 use im2sp::{Error, OnRecordings, Recorded, Result};
@@ -229,10 +229,6 @@ impl Lines {
     /// Appends a line; what could not be written whole is taken back.
     fn append(&mut self, record: &Value) -> Result<()> {
         let Some(file) = &mut self.file else { return Err(Error::internal("a file of lines that is not open")) };
-        let start = file.metadata().map_err(Error::io("write", &self.path))?.len();
-        file.write_all(format!("{record}\n").as_bytes()).map_err(|error| {
-            let _ = file.set_len(start);
-            Error::io("write", &self.path)(error)
-        })
+        append_whole(file, &self.path, format!("{record}\n").as_bytes())
     }
 }

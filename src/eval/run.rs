@@ -10,7 +10,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -152,7 +151,7 @@ impl Run {
             let line = UnitLine { image: item.name.clone(), units: caption.units };
             let text = serde_json::to_string(&line).map_err(|error| Error::internal(error.to_string()))?;
             let (lines, captioned) = &mut *captioned.lock().unwrap_or_else(PoisonError::into_inner);
-            lines.write_all(format!("{text}\n").as_bytes()).map_err(Error::io("write", &path))?;
+            files::append_whole(lines, &path, format!("{text}\n").as_bytes())?;
             captioned.push((line.image, line.units));
             Ok(())
         };

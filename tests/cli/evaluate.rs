@@ -181,6 +181,24 @@ fn a_listener_that_fails_or_hangs_costs_its_file_alone() {
     assert_eq!(report["images"].as_array().unwrap().len(), 2);
 }
 
+/// A disk that is full in the middle of a line of units, as a limit of the size of files is.
+#[cfg(target_os = "linux")]
+#[test]
+fn half_a_line_of_units_is_taken_back() {
+    const LIMIT: usize = 400;
+    let folder = data_set();
+    succeeds(&run_in(folder.path(), &evaluate("sh listen.sh", &[])));
+    let units = folder.path().join("out/units.jsonl");
+    let line = |name: &str| format!("{{\"image\":\"{name}\",\"units\":[]}}\n");
+    // Images that this data set does not have leave ten bytes.
+    let others = line(&"x".repeat(LIMIT * 1024 - 10 - line("").len()));
+    std::fs::write(&units, &others).unwrap();
+    let words = evaluate("'sh listen.sh'", &[]).join(" ");
+    let output = shell(folder.path(), &format!("ulimit -f {LIMIT}; im2sp {words}"));
+    assert!(fails(&output).contains("units.jsonl"), "{}", text(&output.stderr));
+    assert_eq!(std::fs::read_to_string(&units).unwrap(), others);
+}
+
 #[test]
 fn what_cannot_be_evaluated_is_one_error() {
     let folder = data_set();
