@@ -25,7 +25,7 @@ use super::score::predictions::caption_of;
 use super::score::references::ReferenceImage;
 use super::writers::with_writers;
 use crate::train::lock;
-use crate::{Caption, CaptionOptions, Engine, Error, Image, Recognizer, Recorded, Result, audio, files};
+use crate::{Caption, CaptionOptions, Engine, Error, Image, Recognizer, Recorded, Result, Speech, audio, files};
 
 /// The configuration's name in a directory.
 const CONFIG: &str = "evaluation.json";
@@ -123,7 +123,7 @@ impl Run {
         (0..self.items.len()).filter(is_missing).partition(|&at| !self.units.contains_key(&self.items[at].name))
     }
 
-    /// Makes the units and waveforms that are missing, `in_flight` images at a time.
+    /// Makes the units and waveforms that are missing, `in_flight` images at a time. Units that cannot be spoken are reported.
     ///
     /// # Errors
     /// If the model or the device fails, or a result cannot be written: that ends the run.
@@ -135,12 +135,7 @@ impl Run {
         notice: &mut dyn FnMut(Notice),
     ) -> Result<()> {
         let (uncaptioned, unspoken) = self.unspoken();
-        for (done, at) in unspoken.iter().enumerate() {
-            let item = &self.items[*at];
-            let speech = engine.speak(&self.units[&item.name], options.speaker)?;
-            audio::write_wav(self.wav(item), &speech.samples, speech.sample_rate)?;
-            notice(Notice::Progress("speech", done + 1, unspoken.len()));
-        }
+        self.synthesise(engine, options.speaker, &unspoken, notice)?;
         let path = self.folder.join(UNITS);
         let lines = File::options().create(true).append(true).open(&path).map_err(Error::io("write", &path))?;
         let (run, captioned) = (&*self, Mutex::new((lines, Vec::new())));
@@ -180,10 +175,39 @@ impl Run {
         result
     }
 
-    /// Images with units and without a transcript.
+    /// Makes the waveforms of images with units, which an earlier run left.
+    fn synthesise(
+        &self,
+        engine: &Engine,
+        speaker: Option<u32>,
+        unspoken: &[usize],
+        notice: &mut dyn FnMut(Notice),
+    ) -> Result<()> {
+        let write =
+            |(item, speech): (&Item, Speech)| audio::write_wav(self.wav(item), &speech.samples, speech.sample_rate);
+        with_writers(write, |submit| {
+            for (done, &at) in unspoken.iter().enumerate() {
+                let item = &self.items[at];
+                match engine.speak(&self.units[&item.name], speaker) {
+                    Ok(speech) => submit((item, speech))?,
+                    // Every other image would fail like this one.
+                    Err(error @ (Error::Device { .. } | Error::Option { .. })) => return Err(error),
+                    Err(error) => {
+                        let problem = format!("{error}: remove its line, and it is made again");
+                        notice(Notice::Failed(Error::weights(&self.folder.join(UNITS), item.name.as_str(), problem)));
+                    }
+                }
+                notice(Notice::Progress("speech", done + 1, unspoken.len()));
+            }
+            Ok(())
+        })
+    }
+
+    /// Images with units and without a transcript, but for those whose units could not be spoken.
     pub fn unheard(&self) -> Vec<&Item> {
-        let unheard = |item: &&Item| self.units.contains_key(&item.name) && !self.transcript(item).exists();
-        self.items.iter().filter(unheard).collect()
+        let is_made =
+            |item: &Item| self.units.get(&item.name).is_some_and(|units| units.is_empty() || self.wav(item).exists());
+        self.items.iter().filter(|item| is_made(item) && !self.transcript(item).exists()).collect()
     }
 
     /// Makes the transcripts that are missing. An image of whose caption there is nothing to hear gets an empty one.

@@ -181,6 +181,31 @@ fn a_listener_that_fails_or_hangs_costs_its_file_alone() {
     assert_eq!(report["images"].as_array().unwrap().len(), 2);
 }
 
+#[test]
+fn units_that_cannot_be_spoken_cost_their_image_alone() {
+    let folder = data_set();
+    let run = || run_in(folder.path(), &evaluate("sh listen.sh", &[]));
+    succeeds(&run());
+    let units = folder.path().join("out/units.jsonl");
+    let whole = std::fs::read_to_string(&units).unwrap();
+    let others: String =
+        whole.lines().filter(|line| !line.contains("scene_1")).map(|line| format!("{line}\n")).collect();
+    std::fs::write(&units, format!("{{\"image\":\"scene_1\",\"units\":[1,99999]}}\n{others}")).unwrap();
+    for part in ["wavs/scene_0.wav", "wavs/scene_1.wav", "transcripts/scene_0.txt", "transcripts/scene_1.txt"] {
+        std::fs::remove_file(folder.path().join("out").join(part)).unwrap();
+    }
+    for _ in 0..2 {
+        let output = run();
+        let error = fails(&output);
+        assert!(error.contains("units.jsonl: scene_1: ") && error.contains("remove its line"), "{error}");
+        assert_eq!(report(&folder)["missing"], serde_json::json!(["scene_1"]));
+        assert_eq!(report(&folder)["images"].as_array().unwrap().len(), IMAGES - 1);
+    }
+    std::fs::write(&units, others).unwrap();
+    succeeds(&run());
+    assert_eq!(report(&folder)["images"].as_array().unwrap().len(), IMAGES);
+}
+
 /// A disk that is full in the middle of a line of units, as a limit of the size of files is.
 #[cfg(target_os = "linux")]
 #[test]
