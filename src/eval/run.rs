@@ -11,6 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::ops::ControlFlow;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
@@ -248,23 +249,36 @@ impl Run {
     fn ask(&self, program: &Program, items: &[&Item], notice: &mut dyn FnMut(Notice)) -> Result<()> {
         let (next, (sender, receiver)) = (AtomicUsize::new(0), channel());
         std::thread::scope(|scope| {
-            for _ in 0..program.jobs.max(1).min(items.len()) {
+            let start = || {
                 let (sender, next) = (sender.clone(), &next);
-                scope.spawn(move || {
+                let ask = move || {
                     while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
                         if sender.send((*item, program.text(&self.wav(item)))).is_err() {
                             return;
                         }
                     }
-                });
+                };
+                std::thread::Builder::new().name("im2sp-listen".into()).spawn_scoped(scope, ask)
+            };
+            let mut refused = None;
+            // A limit of threads leaves as many as it allows.
+            let threads: Vec<_> = (0..program.jobs.max(1).min(items.len()))
+                .map_while(|_| start().map_err(|error| refused = Some(error)).ok())
+                .collect();
+            if let (true, Some(error)) = (threads.is_empty(), refused) {
+                let problem = format!("the system gives no thread to listen ({error}): allow more of them (ulimit -u)");
+                return Err(Error::Device { device: "cpu".into(), problem });
             }
             drop(sender);
             // The receiver goes with an error, and the listeners end after the file they are at.
-            for (done, result) in receiver.into_iter().enumerate() {
+            let kept = receiver.into_iter().enumerate().try_for_each(|(done, result)| {
                 notice(Notice::Progress("listening", done + 1, items.len()));
-                self.keep_texts(vec![result], notice)?;
+                self.keep_texts(vec![result], notice)
+            });
+            for thread in threads {
+                thread.join().unwrap_or_else(|panic| resume_unwind(panic));
             }
-            Ok(())
+            kept
         })
     }
 

@@ -206,6 +206,34 @@ fn units_that_cannot_be_spoken_cost_their_image_alone() {
     assert_eq!(report(&folder)["images"].as_array().unwrap().len(), IMAGES);
 }
 
+/// A limit of threads and processes costs the files that it leaves no listener for.
+#[cfg(target_os = "linux")]
+#[test]
+fn listeners_are_as_many_as_there_may_be() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = data_set();
+    let out = folder.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    std::fs::set_permissions(&out, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let arguments = evaluate("echo A DOG #", &[("--asr-jobs", "5000")]);
+    let Some(whole) = failures::as_somebody(folder.path(), &[], &arguments) else { return };
+    succeeds(&whole);
+    let mut succeeded = 0;
+    for limit in [2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 100] {
+        std::fs::remove_dir_all(out.join("transcripts")).unwrap();
+        std::fs::set_permissions(&out, std::fs::Permissions::from_mode(0o777)).unwrap();
+        let limit_option = format!("--nproc={limit}");
+        let output = failures::as_somebody(folder.path(), &["prlimit", &limit_option], &arguments).unwrap();
+        let errors = text(&output.stderr);
+        assert!(!errors.contains("panicked") && !errors.contains("internal error"), "{limit}: {errors}");
+        match output.status.code() {
+            Some(0) => succeeded += 1,
+            code => assert!(code == Some(1) && errors.contains("error: ") && limit < 100, "{limit}: {code:?} {errors}"),
+        }
+    }
+    assert!(succeeded > 0);
+}
+
 /// A disk that is full in the middle of a line of units, as a limit of the size of files is.
 #[cfg(target_os = "linux")]
 #[test]
