@@ -1,6 +1,8 @@
 //! `im2sp evaluate`: a data set's images to units, waveforms, transcripts and scores.
 
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,6 +13,8 @@ use im2sp::eval::report::{Report, html, markdown};
 use im2sp::eval::run::{Item, Notice, Run, locate};
 use im2sp::eval::score::references::{ReferenceImage, References};
 use im2sp::eval::score::unit_error_rate;
+use im2sp::weights::directory::{CAPTIONER, CONFIG, TOKENIZER, TOKENIZER_CONFIG, VOCODER};
+use im2sp::weights::speech::SPEECH;
 use im2sp::{CaptionOptions, Error, Recognizer, Result, files};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -25,6 +29,8 @@ use super::{ModelArgs, vocoder_of};
 const MAX_LIST: u64 = 1 << 26;
 /// Maximum bytes of a file of captions.
 const MAX_CAPTIONS: u64 = 1 << 31;
+/// This program, whose model is embedded.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("IM2SP_COMMIT"), ")");
 
 /// Evaluate a model: images to units, waveforms, transcripts and scores
 ///
@@ -206,8 +212,8 @@ impl Evaluate {
         let absolute =
             |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string();
         let hash = |path: &PathBuf, max: u64| {
-            let digest = Sha256::digest(files::read_at_most(path, max)?);
-            Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+            let bytes = files::read_at_most(path, max)?;
+            Ok::<_, Error>(hexadecimal(Sha256::new_with_prefix(bytes)))
         };
         let listener = match (&self.asr, &self.asr_command) {
             (Some(directory), _) => absolute(directory),
@@ -215,7 +221,8 @@ impl Evaluate {
         };
         let config = json!({
             "weights": self.model.weights.as_deref().map_or("embedded".into(), absolute),
-            "weights_files": self.model.weights.as_deref().map(sizes).transpose()?,
+            "weights_sha256": self.model.weights.as_deref().map(model_hash).transpose()?,
+            "weights_version": self.model.weights.is_none().then_some(VERSION),
             "precision": self.model.options().dtype.map(|dtype| dtype.name()),
             "dataset": format!("{:?}", self.dataset).to_lowercase(),
             "images": absolute(&self.images),
@@ -227,6 +234,7 @@ impl Evaluate {
             "decoding": format!("{:?}", self.decoding.options()),
             "speaker": self.speaker,
             "listener": listener,
+            "listener_sha256": self.asr.as_deref().map(model_hash).transpose()?,
         });
         let Value::Object(mut config) = config else { return Ok(Map::new()) };
         config.retain(|_, value| !value.is_null());
@@ -245,17 +253,25 @@ impl Evaluate {
     }
 }
 
-/// Names and sizes of the files of a model: another model at the same place is another configuration.
-fn sizes(directory: &Path) -> Result<Value> {
-    let mut sizes = Map::new();
-    let entries = std::fs::read_dir(directory).map_err(Error::io("read", directory))?;
-    for entry in entries {
-        let entry = entry.map_err(Error::io("read", directory))?;
-        let about = entry.metadata().map_err(Error::io("read", directory))?;
-        sizes.insert(entry.file_name().to_string_lossy().into_owned(), about.len().into());
+/// Hash of the files of a model, without those that a training run keeps next to them: another model at the same place is
+/// another configuration.
+fn model_hash(directory: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    for name in [CONFIG, CAPTIONER, VOCODER, TOKENIZER_CONFIG, TOKENIZER, SPEECH] {
+        let path = directory.join(name);
+        let mut file = match File::open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound && name != CONFIG => continue,
+            file => file.map_err(Error::io("read", &path))?,
+        };
+        // The content of one file is not that of another.
+        hash.update(format!("{name}\n{}\n", file.metadata().map_err(Error::io("read", &path))?.len()));
+        io::copy(&mut file, &mut hash).map_err(Error::io("read", &path))?;
     }
-    sizes.sort_keys();
-    Ok(Value::Object(sizes))
+    Ok(hexadecimal(hash))
+}
+
+fn hexadecimal(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The images of a list, in its order.

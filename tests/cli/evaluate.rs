@@ -253,6 +253,36 @@ fn half_a_line_of_units_is_taken_back() {
 }
 
 #[test]
+fn another_model_at_the_same_place_is_another_configuration() {
+    let folder = data_set();
+    let model = folder.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    for name in ["config.json", "captioner.safetensors", "vocoder.safetensors"] {
+        std::fs::copy(common::scenes::directory().join(name), model.join(name)).unwrap();
+    }
+    let run = || run_in(folder.path(), &evaluate("sh listen.sh", &[("--limit", "1"), ("--weights", "model")]));
+    succeeds(&run());
+    // What a training run keeps next to it is not part of it.
+    std::fs::write(model.join("moments.safetensors"), "other").unwrap();
+    succeeds(&run());
+    for name in ["captioner.safetensors", "vocoder.safetensors"] {
+        let whole = std::fs::read(model.join(name)).unwrap();
+        let mut other = whole.clone();
+        *other.last_mut().unwrap() ^= 1;
+        std::fs::write(model.join(name), other).unwrap();
+        let error = fails(&run());
+        assert!(
+            error.contains("evaluation.json: weights_sha256: is") && error.contains("another directory"),
+            "{error}"
+        );
+        std::fs::write(model.join(name), whole).unwrap();
+    }
+    succeeds(&run());
+    let absent = fails(&run_in(folder.path(), &evaluate("sh listen.sh", &[("--weights", "no"), ("--output", "new")])));
+    assert!(absent.contains("no/config.json") && !folder.path().join("new").exists(), "{absent}");
+}
+
+#[test]
 fn what_cannot_be_evaluated_is_one_error() {
     let folder = data_set();
     let with = |options: &[(&str, &str)]| run_in(folder.path(), &evaluate("sh listen.sh", options));
