@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use im2sp::eval::listener::{Listener, Program};
-use im2sp::eval::report::{Report, html, markdown};
+use im2sp::eval::report::{self, Report, html, markdown};
 use im2sp::eval::run::{Item, Notice, Run, locate};
 use im2sp::eval::score::references::{ReferenceImage, References};
-use im2sp::eval::score::unit_error_rate;
+use im2sp::eval::score::unit_error_rate::{self, NamedUnits, Rate};
 use im2sp::weights::directory::{CAPTIONER, CONFIG, TOKENIZER, TOKENIZER_CONFIG, VOCODER};
 use im2sp::weights::speech::SPEECH;
 use im2sp::{CaptionOptions, Error, Recognizer, Result, files};
@@ -111,6 +111,7 @@ impl Evaluate {
     /// Runs the stages that are not done and writes the report. Images that fail are reported and left out.
     pub fn run(self) -> Result<ExitCode> {
         let config = self.config()?;
+        let truths = self.ref_units.as_deref().map(unit_error_rate::read).transpose()?;
         let mut run = Run::open(&self.output, &config, self.items()?)?;
         let (mut bar, mut failed) = (Bar::new(), false);
         let mut notice = |notice: Notice| match notice {
@@ -121,7 +122,10 @@ impl Evaluate {
             }
         };
         let (uncaptioned, unspoken) = run.unspoken();
-        if !(uncaptioned.is_empty() && unspoken.is_empty()) {
+        let all_spoken = uncaptioned.is_empty() && unspoken.is_empty();
+        // Opened first: nothing is made for a listener that cannot be.
+        let listener = (!all_spoken || !run.unheard().is_empty()).then(|| self.listener()).transpose()?;
+        if !all_spoken {
             let engine = self.model.load()?;
             vocoder_of(&engine)?;
             note(format_args!("device {}, weights {}", engine.device(), engine.dtype()));
@@ -133,11 +137,11 @@ impl Evaluate {
             let in_flight = self.in_flight.unwrap_or(IN_FLIGHT[usize::from(engine.memory().is_some())]);
             run.speak(&engine, &options, in_flight, &mut notice)?;
         }
-        if !run.unheard().is_empty() {
-            run.listen(&self.listener()?, &mut notice)?;
+        if let Some(listener) = listener {
+            run.listen(&listener, &mut notice)?;
         }
         drop(bar);
-        let rate = self.ref_units.as_deref().map(|truths| unit_error_rate_of(&run, truths)).transpose()?;
+        let rate = truths.map(|truths| self.unit_error_rate(&run, truths, &mut failed));
         let report = Report::new(&run, config, rate, |scored| self.external.score(&scored.tokens))?;
         self.write(&run, &report)?;
         if !report.missing.is_empty() {
@@ -145,6 +149,23 @@ impl Evaluate {
             note(format_args!("{missing} of {all} images are not scored: the same command tries them again"));
         }
         Ok(if failed || !report.missing.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+
+    /// The unit error rate of the images with true units. The others are reported.
+    fn unit_error_rate(&self, run: &Run, truths: NamedUnits, failed: &mut bool) -> Rate {
+        let units = run.items.iter().filter_map(|item| Some((item.name.clone(), run.units.get(&item.name)?.clone())));
+        let path = self.ref_units.as_deref().unwrap_or(Path::new(""));
+        let (mut rates, all) = (Vec::new(), unit_error_rate::rates(path, &units.collect(), truths));
+        for rate in all {
+            match rate {
+                Ok(rate) => rates.push(rate),
+                Err(error) => {
+                    print_error(error);
+                    *failed = true;
+                }
+            }
+        }
+        Rate::of(&rates)
     }
 
     /// Writes the report and prints the scores.
@@ -158,10 +179,7 @@ impl Evaluate {
             print_json(&json["scores"])?;
         } else {
             for (name, value) in &report.scores {
-                match value.as_f64() {
-                    Some(number) => print_line(format_args!("{name:<20} {number:.4}"))?,
-                    None => print_line(format_args!("{name:<20} {}", value.as_str().unwrap_or_default()))?,
-                }
+                print_line(format_args!("{name:<20} {}", report::shown(value)))?;
             }
         }
         note(format_args!("report in {} ({:.1} MB)", shown(&path), page.len() as f64 / 1e6));
@@ -291,10 +309,4 @@ fn listed<'a>(path: &Path, references: &'a References) -> Result<Vec<&'a Referen
         }
     };
     names.map(image).collect()
-}
-
-/// The unit error rate of a run.
-fn unit_error_rate_of(run: &Run, truths: &Path) -> Result<f64> {
-    let units = run.items.iter().filter_map(|item| Some((item.name.clone(), run.units.get(&item.name)?.clone())));
-    unit_error_rate::score(truths, &units.collect(), unit_error_rate::read(truths)?)
 }

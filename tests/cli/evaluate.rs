@@ -283,6 +283,43 @@ fn another_model_at_the_same_place_is_another_configuration() {
 }
 
 #[test]
+fn images_without_true_units_are_left_out_of_their_rate_alone() {
+    let folder = data_set();
+    let with = |truths: &str| {
+        std::fs::write(folder.path().join("true.txt"), truths).unwrap();
+        run_in(folder.path(), &evaluate("sh listen.sh", &[("--ref-units", "true.txt")]))
+    };
+    let output = with("scene_0_0|1 2 3\nscene_1_0|1 2 3\nscene_3_0|1 2 3\n");
+    let error = fails(&output);
+    assert!(error.contains("true.txt: units: scene_2 has no true units"), "{error}");
+    assert!(text(&output.stdout).contains("images of that rate  3\n"), "{}", text(&output.stdout));
+    let scores = report(&folder)["scores"].clone();
+    assert!(scores["unit error rate"].as_f64().unwrap() > 0.0 && scores["images of that rate"] == IMAGES - 1);
+    assert_eq!(report(&folder)["images"].as_array().unwrap().len(), IMAGES);
+    let output = with("another|1 2 3\n");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text(&output.stderr).matches("has no true units").count(), IMAGES);
+    assert_eq!(report(&folder)["scores"]["unit error rate"], "not computed: no image has true units");
+}
+
+/// Truths and recogniser are opened before any image is captioned.
+#[test]
+fn a_listener_that_cannot_be_opened_costs_no_caption() {
+    let folder = data_set();
+    let truths = fails(&run_in(folder.path(), &evaluate("sh listen.sh", &[("--ref-units", "nosuch")])));
+    assert!(truths.contains("nosuch") && !folder.path().join("out").exists(), "{truths}");
+    let model = common::scenes::directory();
+    for (asr, problem) in [("nosuch", "nosuch"), (path(&model), "captioner")] {
+        let mut arguments = evaluate("", &[("--asr", asr)]);
+        let at = arguments.iter().position(|word| *word == "--asr-command").unwrap();
+        arguments.drain(at..at + 2);
+        let error = fails(&run_in(folder.path(), &arguments));
+        assert!(error.contains(problem), "{error}");
+        assert!(!folder.path().join("out/units.jsonl").exists());
+    }
+}
+
+#[test]
 fn what_cannot_be_evaluated_is_one_error() {
     let folder = data_set();
     let with = |options: &[(&str, &str)]| run_in(folder.path(), &evaluate("sh listen.sh", options));
