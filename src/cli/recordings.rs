@@ -15,6 +15,7 @@ use im2sp::{Device, Error, FeatureExtractor, LoadOptions, OnRecordings, Recorded
 use rayon::prelude::*;
 
 use super::Precision;
+use super::output;
 use super::print::print_error;
 use super::progress::Bar;
 
@@ -130,13 +131,14 @@ pub fn seconds(samples: usize) -> f64 {
 }
 
 /// Takes all recordings through `many` of a model's. Files are written by `write`, several at a time; then each result comes to
-/// `finish`, in order. A recording that fails is reported and does not stop the others.
+/// `finish`, in order, which may end the whole. A recording that fails is reported and does not stop the others, unless there is
+/// no room for theirs.
 pub fn each<T: Send + Sync>(
     stage: &str,
     recordings: &[Recording],
     many: impl FnOnce(&[&Path], OnRecordings<'_, T>) -> Result<()>,
     write: &(dyn Fn(&Recording, &Recorded<T>) -> Result<()> + Sync),
-    finish: &mut dyn FnMut(&Recording, Recorded<T>) -> Result<()>,
+    finish: &mut dyn FnMut(&Recording, Recorded<T>) -> Result<ControlFlow<()>>,
 ) -> Result<ExitCode> {
     let mut status = ExitCode::SUCCESS;
     let mut bar = Bar::new();
@@ -147,19 +149,27 @@ pub fn each<T: Send + Sync>(
             .into_par_iter()
             .map(|(n, result)| (n, result.and_then(|result| write(&recordings[n], &result).map(|()| result))));
         let written: Vec<_> = written.collect();
+        let mut flow = ControlFlow::Continue(());
         for (n, result) in written {
             let recording = &recordings[n];
-            if let Err(error) = result.and_then(|result| finish(recording, result)) {
-                print_error(match error {
-                    // It is about the recording, which it does not name.
-                    Error::Shape { op: "speech", problem } => Error::audio(&recording.path, problem),
-                    error => error,
-                });
-                status = ExitCode::FAILURE;
+            match result.and_then(|result| finish(recording, result)) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(end) => flow = end,
+                Err(error) => {
+                    if output::is_full(&error) {
+                        flow = ControlFlow::Break(());
+                    }
+                    print_error(match error {
+                        // It is about the recording, which it does not name.
+                        Error::Shape { op: "speech", problem } => Error::audio(&recording.path, problem),
+                        error => error,
+                    });
+                    status = ExitCode::FAILURE;
+                }
             }
             bar.show(stage, n as u64 + 1, recordings.len() as u64);
         }
-        ControlFlow::Continue(())
+        flow
     })?;
     Ok(status)
 }
