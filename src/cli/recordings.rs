@@ -104,16 +104,25 @@ pub fn of(path: &Path) -> Result<Vec<Recording>> {
         Ok(inner) if !inner.as_os_str().is_empty() => inner.to_owned(),
         _ => PathBuf::from(file.file_name().unwrap_or_default()),
     };
-    let mut seen: HashMap<PathBuf, usize> = HashMap::new();
-    paths.iter().for_each(|file| *seen.entry(below(file).with_extension("")).or_default() += 1);
-    let recording = |file: PathBuf| {
-        let place = below(&file);
-        let stem = place.with_extension("");
-        // Of two that differ in their suffixes alone, both keep them.
-        let stem = if seen.get(&stem).is_some_and(|&count| count > 1) { place } else { stem };
-        Recording { path: file, stem }
-    };
-    Ok(paths.into_iter().map(recording).collect())
+    let places: Vec<PathBuf> = paths.iter().map(|file| below(file)).collect();
+    let stems = distinct(&places);
+    Ok(paths.into_iter().zip(stems).map(|(path, stem)| Recording { path, stem }).collect())
+}
+
+/// The places without suffix; those that would be the same keep theirs.
+fn distinct(places: &[PathBuf]) -> Vec<PathBuf> {
+    let mut stems: Vec<PathBuf> = places.iter().map(|place| place.with_extension("")).collect();
+    loop {
+        let mut counts: HashMap<&Path, usize> = HashMap::new();
+        stems.iter().for_each(|stem| *counts.entry(stem).or_default() += 1);
+        let is_taken = |&n: &usize| counts[stems[n].as_path()] > 1 && stems[n] != places[n];
+        let taken: Vec<usize> = (0..stems.len()).filter(is_taken).collect();
+        if taken.is_empty() {
+            return stems;
+        }
+        // A name that is kept whole may be the stem of another: x.wav, of x.flac and x.wav.wav.
+        taken.into_iter().for_each(|n| stems[n].clone_from(&places[n]));
+    }
 }
 
 impl Recording {

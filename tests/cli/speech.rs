@@ -99,6 +99,12 @@ fn folders_are_mirrored_and_resumed() {
     std::fs::copy(golden("recordings/tone.flac"), at.join("a.flac")).unwrap();
     succeeds(&units(at, &[".", "-o", "two/"]));
     assert_eq!(names_in(&at.join("two")), ["a.flac.unit", "a.wav.unit", "deep"]);
+    // So does one whose name without suffix is one of those.
+    std::fs::copy(at.join("deep/b.wav"), at.join("a.wav.wav")).unwrap();
+    succeeds(&units(at, &[".", "-o", "three/"]));
+    assert_eq!(names_in(&at.join("three")), ["a.flac.unit", "a.wav.unit", "a.wav.wav.unit", "deep"]);
+    let [own, other] = ["a.wav.unit", "a.wav.wav.unit"].map(|name| std::fs::read(at.join("three").join(name)).unwrap());
+    assert!(own == before && own != other);
 }
 
 /// Results that nobody reads are not made; files are.
