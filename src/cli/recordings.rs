@@ -139,15 +139,17 @@ pub fn seconds(samples: usize) -> f64 {
     samples as f64 / f64::from(SPEECH_RATE)
 }
 
+/// Callback for every result, in the order of the recordings; `Break` ends the whole.
+pub type Finish<'a, T> = &'a mut dyn FnMut(&Recording, Recorded<T>) -> Result<ControlFlow<()>>;
+
 /// Takes all recordings through `many` of a model's. Files are written by `write`, several at a time; then each result comes to
-/// `finish`, in order, which may end the whole. A recording that fails is reported and does not stop the others, unless there is
-/// no room for theirs.
+/// `finish`. A recording that fails is reported and does not stop the others, unless there is no room for theirs.
 pub fn each<T: Send + Sync>(
     stage: &str,
     recordings: &[Recording],
     many: impl FnOnce(&[&Path], OnRecordings<'_, T>) -> Result<()>,
     write: &(dyn Fn(&Recording, &Recorded<T>) -> Result<()> + Sync),
-    finish: &mut dyn FnMut(&Recording, Recorded<T>) -> Result<ControlFlow<()>>,
+    finish: Finish<'_, T>,
 ) -> Result<ExitCode> {
     let mut status = ExitCode::SUCCESS;
     let mut bar = Bar::new();
