@@ -48,6 +48,16 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     file.commit()
 }
 
+/// Appends `bytes` to the open file at `path`; what could not be written whole is taken back, so that the next begin where the
+/// last whole ones end.
+pub fn append_whole(file: &mut File, path: &Path, bytes: &[u8]) -> Result<()> {
+    let start = file.metadata().map_err(Error::io("write", path))?.len();
+    file.write_all(bytes).map_err(|error| {
+        let _ = file.set_len(start);
+        Error::io("write", path)(error)
+    })
+}
+
 fn too_large(path: &Path, max: u64) -> Error {
     let problem = format!("it holds more than the {max} bytes that are accepted here: give a smaller file");
     refused("read", path, io::ErrorKind::FileTooLarge, &problem)

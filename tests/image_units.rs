@@ -271,6 +271,57 @@ fn ends(output: &Output, code: i32) -> [String; 2] {
     [out, error]
 }
 
+/// Names that are no text are stored as different texts.
+#[cfg(target_os = "linux")]
+#[test]
+fn images_whose_names_are_no_text_are_all_stored() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let [model, photos, units] = ["model", "photos", "photos.units"].map(at);
+    let [tokenizer, codebook] = ["tokenizer.ckpt", "codebook.ckpt"].map(|name| data(name).to_str().unwrap().to_owned());
+    ends(&run(&["convert", "--tokenizer", &tokenizer, "--codebook", &codebook, "-o", &model]), 0);
+    std::fs::create_dir(&photos).unwrap();
+    for (n, name) in [b"a\xe8.jpg", b"a\xe9.jpg"].into_iter().enumerate() {
+        let name = std::ffi::OsStr::from_bytes(name);
+        std::fs::copy(golden(&format!("scenes/scene_000{n}.jpg")), Path::new(&photos).join(name)).unwrap();
+    }
+    let tokenize = ["tokenize", &photos, "--weights", &model, "-o", &units, "--device", "cpu"];
+    let [out, error] = ends(&run(&tokenize), 0);
+    assert!(out.contains("2 images") && !error.contains("skipping"), "{out}{error}");
+    let stored = ImageUnits::open(Path::new(&units)).unwrap();
+    assert!(stored.len() == 2 && stored.name(0).unwrap() != stored.name(1).unwrap());
+    let [out, error] = ends(&run(&tokenize), 0);
+    assert!(out.contains("0 images") && error.contains("skipping 2 images"), "{out}{error}");
+}
+
+/// Options that count for nothing are refused, whatever is converted.
+#[test]
+fn options_without_effect_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let source = |name: &str| data(name).to_str().unwrap().to_owned();
+    let [captioner, tokenizer, codebook] = ["captioner.ckpt", "tokenizer.ckpt", "codebook.ckpt"].map(source);
+    let (model, out) = (at("model"), at("out"));
+    let speech = golden("speech/hubert.pt").to_str().unwrap().to_owned();
+    ends(&run(&["convert", &captioner, "--codebook", &codebook, "-o", &model]), 0);
+    let image_units = ["--tokenizer", &tokenizer, "--codebook", &codebook];
+    for option in ["vocoder", "preprocessor", "quantize", "domain", "description"] {
+        let value = if option == "quantize" { "int8" } else { "x" };
+        let [_, error] =
+            ends(&run(&[&["convert"], &image_units[..], &[&format!("--{option}"), value, "-o", &out]].concat()), 2);
+        assert!(error.contains(&format!("option {option}: ")) && error.contains("SRC"), "{error}");
+    }
+    for (options, option) in [(&image_units[..], "tokenizer"), (&image_units[2..], "codebook")] {
+        let [_, error] = ends(&run(&[&["convert", &speech, "-o", &out], options].concat()), 2);
+        assert!(error.contains(&format!("option {option}: ")) && error.contains("speech model"), "{error}");
+    }
+    let [_, error] = ends(&run(&["convert", &model, "--codebook", &codebook, "-o", &out]), 2);
+    assert!(error.contains("option codebook: ") && error.contains("--tokenizer"), "{error}");
+    assert!(!Path::new(&out).exists());
+    ends(&run(&[&["convert", &model, "-o", &out], &image_units[..]].concat()), 0);
+}
+
 /// A folder of images through `convert`, `tokenize` and `caption`, an unreadable one among them.
 #[test]
 fn commands_store_units_and_caption_them() {

@@ -236,7 +236,7 @@ impl Caption {
             let mut full = false;
             let output = finished.map_err(|error| {
                 print_error(&error);
-                (failed, full) = (true, is_full(&error));
+                (failed, full) = (true, output::is_full(&error));
             });
             if unprinted.is_none() {
                 unprinted = match order.put(index, output.ok()) {
@@ -277,12 +277,6 @@ fn input<'a>(job: &'a Job, stored: Option<&'a ImageUnits>) -> impl FnOnce() -> R
 /// Reads the image at `path`, or from standard input for "-".
 fn open(path: &Path) -> Result<Image> {
     Image::decode(&output::read_input(path, image::MAX_FILE_BYTES)?, output::input_name(path))
-}
-
-/// Whether an error says that the next file could not be written either.
-fn is_full(error: &Error) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    matches!(error, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
 }
 
 fn show(bar: &mut Bar, progress: Progress) {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use im2sp::tensor::DType;
 use im2sp::weights::convert::{ConvertTokenizerReport, SpeechReport, convert_speech, is_speech};
+use im2sp::weights::directory::CAPTIONER;
 use im2sp::weights::store::list_names;
 use im2sp::weights::{ConvertOptions, convert, convert_tokenizer};
 use im2sp::{CalibrateReport, Error, Result, convert_calibrated};
@@ -127,6 +128,7 @@ impl Convert {
         if is_speech(&options.source) {
             return speech(&options, self.json);
         }
+        check_codebook(&options)?;
         let mut bar = Bar::new();
         let (report, calibrated) = match &self.calibrate {
             Some(folder) => {
@@ -169,17 +171,36 @@ impl Convert {
     }
 }
 
-/// Converts a speech model and says what was written.
-fn speech(options: &ConvertOptions, json: bool) -> Result<ExitCode> {
-    let unused = [
+/// An error for a codebook that a model directory would not take: it has its own, which goes with its tokenizer.
+fn check_codebook(options: &ConvertOptions) -> Result<()> {
+    let is_model = options.source.join(CAPTIONER).is_file();
+    let is_alone = options.codebook.is_some() && options.tokenizer.is_none();
+    let problem = "counts with --tokenizer only: SRC is a model directory, which has its own";
+    refuse(&[("codebook", is_model && is_alone)], problem)
+}
+
+/// The options that count for captioners alone, and whether they were given.
+fn of_captioners(options: &ConvertOptions) -> [(&'static str, bool); 4] {
+    [
         ("vocoder", options.vocoder.is_some()),
         ("preprocessor", options.preprocessor.is_some()),
         ("quantize", options.quantize.is_some()),
         ("domain", options.domain.is_some()),
-    ];
-    if let Some((option, _)) = unused.into_iter().find(|(_, given)| *given) {
-        return Err(Error::Option { option, problem: "is for captioners, but SRC is a speech model".into() });
+    ]
+}
+
+/// An error for the first of `unused` that was given.
+fn refuse(unused: &[(&'static str, bool)], problem: &str) -> Result<()> {
+    match unused.iter().find(|(_, given)| *given) {
+        Some(&(option, _)) => Err(Error::Option { option, problem: problem.into() }),
+        None => Ok(()),
     }
+}
+
+/// Converts a speech model and says what was written.
+fn speech(options: &ConvertOptions, json: bool) -> Result<ExitCode> {
+    let more = [("tokenizer", options.tokenizer.is_some()), ("codebook", options.codebook.is_some())];
+    refuse(&[&of_captioners(options)[..], &more].concat(), "is for captioners, but SRC is a speech model")?;
     let mut bar = Bar::new();
     let report = convert_speech(options, &mut |done, total| bar.show("convert", done >> 20, total >> 20))?;
     drop(bar);
@@ -189,6 +210,9 @@ fn speech(options: &ConvertOptions, json: bool) -> Result<ExitCode> {
 
 /// Converts a tokenizer without a captioner, and says what was written.
 fn tokenizer(options: &ConvertOptions, json: bool) -> Result<ExitCode> {
+    let more = [("description", options.description.is_some())];
+    let problem = "is for captioners, but a tokenizer alone is converted: name the captioner as SRC";
+    refuse(&[&of_captioners(options)[..], &more].concat(), problem)?;
     let report = convert_tokenizer(options, &mut |_, _| {})?;
     let ConvertTokenizerReport { config, tensors, parameters, bytes, left_aside } = report;
     say_written(options, &json!(config), (tensors, parameters, bytes), &left_aside, json)

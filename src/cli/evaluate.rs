@@ -1,16 +1,20 @@
 //! `im2sp evaluate`: a data set's images to units, waveforms, transcripts and scores.
 
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use im2sp::eval::listener::{Listener, Program};
-use im2sp::eval::report::{Report, html, markdown};
+use im2sp::eval::report::{self, Report, html, markdown};
 use im2sp::eval::run::{Item, Notice, Run, locate};
 use im2sp::eval::score::references::{ReferenceImage, References};
-use im2sp::eval::score::unit_error_rate;
+use im2sp::eval::score::unit_error_rate::{self, NamedUnits, Rate};
+use im2sp::weights::directory::{CAPTIONER, CONFIG, TOKENIZER, TOKENIZER_CONFIG, VOCODER};
+use im2sp::weights::speech::SPEECH;
 use im2sp::{CaptionOptions, Error, Recognizer, Result, files};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -25,6 +29,8 @@ use super::{ModelArgs, vocoder_of};
 const MAX_LIST: u64 = 1 << 26;
 /// Maximum bytes of a file of captions.
 const MAX_CAPTIONS: u64 = 1 << 31;
+/// This program, whose model is embedded.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("IM2SP_COMMIT"), ")");
 
 /// Evaluate a model: images to units, waveforms, transcripts and scores
 ///
@@ -105,6 +111,7 @@ impl Evaluate {
     /// Runs the stages that are not done and writes the report. Images that fail are reported and left out.
     pub fn run(self) -> Result<ExitCode> {
         let config = self.config()?;
+        let truths = self.ref_units.as_deref().map(unit_error_rate::read).transpose()?;
         let mut run = Run::open(&self.output, &config, self.items()?)?;
         let (mut bar, mut failed) = (Bar::new(), false);
         let mut notice = |notice: Notice| match notice {
@@ -115,7 +122,10 @@ impl Evaluate {
             }
         };
         let (uncaptioned, unspoken) = run.unspoken();
-        if !(uncaptioned.is_empty() && unspoken.is_empty()) {
+        let all_spoken = uncaptioned.is_empty() && unspoken.is_empty();
+        // Opened first: nothing is made for a listener that cannot be.
+        let listener = (!all_spoken || !run.unheard().is_empty()).then(|| self.listener()).transpose()?;
+        if !all_spoken {
             let engine = self.model.load()?;
             vocoder_of(&engine)?;
             note(format_args!("device {}, weights {}", engine.device(), engine.dtype()));
@@ -127,11 +137,11 @@ impl Evaluate {
             let in_flight = self.in_flight.unwrap_or(IN_FLIGHT[usize::from(engine.memory().is_some())]);
             run.speak(&engine, &options, in_flight, &mut notice)?;
         }
-        if !run.unheard().is_empty() {
-            run.listen(&self.listener()?, &mut notice)?;
+        if let Some(listener) = listener {
+            run.listen(&listener, &mut notice)?;
         }
         drop(bar);
-        let rate = self.ref_units.as_deref().map(|truths| unit_error_rate_of(&run, truths)).transpose()?;
+        let rate = truths.map(|truths| self.unit_error_rate(&run, truths, &mut failed));
         let report = Report::new(&run, config, rate, |scored| self.external.score(&scored.tokens))?;
         self.write(&run, &report)?;
         if !report.missing.is_empty() {
@@ -139,6 +149,23 @@ impl Evaluate {
             note(format_args!("{missing} of {all} images are not scored: the same command tries them again"));
         }
         Ok(if failed || !report.missing.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+
+    /// The unit error rate of the images with true units. The others are reported.
+    fn unit_error_rate(&self, run: &Run, truths: NamedUnits, failed: &mut bool) -> Rate {
+        let units = run.items.iter().filter_map(|item| Some((item.name.clone(), run.units.get(&item.name)?.clone())));
+        let path = self.ref_units.as_deref().unwrap_or(Path::new(""));
+        let (mut rates, all) = (Vec::new(), unit_error_rate::rates(path, &units.collect(), truths));
+        for rate in all {
+            match rate {
+                Ok(rate) => rates.push(rate),
+                Err(error) => {
+                    print_error(error);
+                    *failed = true;
+                }
+            }
+        }
+        Rate::of(&rates)
     }
 
     /// Writes the report and prints the scores.
@@ -152,10 +179,7 @@ impl Evaluate {
             print_json(&json["scores"])?;
         } else {
             for (name, value) in &report.scores {
-                match value.as_f64() {
-                    Some(number) => print_line(format_args!("{name:<20} {number:.4}"))?,
-                    None => print_line(format_args!("{name:<20} {}", value.as_str().unwrap_or_default()))?,
-                }
+                print_line(format_args!("{name:<20} {}", report::shown(value)))?;
             }
         }
         note(format_args!("report in {} ({:.1} MB)", shown(&path), page.len() as f64 / 1e6));
@@ -206,8 +230,8 @@ impl Evaluate {
         let absolute =
             |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string();
         let hash = |path: &PathBuf, max: u64| {
-            let digest = Sha256::digest(files::read_at_most(path, max)?);
-            Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+            let bytes = files::read_at_most(path, max)?;
+            Ok::<_, Error>(hexadecimal(Sha256::new_with_prefix(bytes)))
         };
         let listener = match (&self.asr, &self.asr_command) {
             (Some(directory), _) => absolute(directory),
@@ -215,7 +239,8 @@ impl Evaluate {
         };
         let config = json!({
             "weights": self.model.weights.as_deref().map_or("embedded".into(), absolute),
-            "weights_files": self.model.weights.as_deref().map(sizes).transpose()?,
+            "weights_sha256": self.model.weights.as_deref().map(model_hash).transpose()?,
+            "weights_version": self.model.weights.is_none().then_some(VERSION),
             "precision": self.model.options().dtype.map(|dtype| dtype.name()),
             "dataset": format!("{:?}", self.dataset).to_lowercase(),
             "images": absolute(&self.images),
@@ -227,6 +252,7 @@ impl Evaluate {
             "decoding": format!("{:?}", self.decoding.options()),
             "speaker": self.speaker,
             "listener": listener,
+            "listener_sha256": self.asr.as_deref().map(model_hash).transpose()?,
         });
         let Value::Object(mut config) = config else { return Ok(Map::new()) };
         config.retain(|_, value| !value.is_null());
@@ -245,17 +271,25 @@ impl Evaluate {
     }
 }
 
-/// Names and sizes of the files of a model: another model at the same place is another configuration.
-fn sizes(directory: &Path) -> Result<Value> {
-    let mut sizes = Map::new();
-    let entries = std::fs::read_dir(directory).map_err(Error::io("read", directory))?;
-    for entry in entries {
-        let entry = entry.map_err(Error::io("read", directory))?;
-        let about = entry.metadata().map_err(Error::io("read", directory))?;
-        sizes.insert(entry.file_name().to_string_lossy().into_owned(), about.len().into());
+/// Hash of the files of a model, without those that a training run keeps next to them: another model at the same place is
+/// another configuration. 1.5 GB take 1.4 s on one core.
+fn model_hash(directory: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    for name in [CONFIG, CAPTIONER, VOCODER, TOKENIZER_CONFIG, TOKENIZER, SPEECH] {
+        let path = directory.join(name);
+        let mut file = match File::open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound && name != CONFIG => continue,
+            file => file.map_err(Error::io("read", &path))?,
+        };
+        // The content of one file is not that of another.
+        hash.update(format!("{name}\n{}\n", file.metadata().map_err(Error::io("read", &path))?.len()));
+        io::copy(&mut file, &mut hash).map_err(Error::io("read", &path))?;
     }
-    sizes.sort_keys();
-    Ok(Value::Object(sizes))
+    Ok(hexadecimal(hash))
+}
+
+fn hexadecimal(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The images of a list, in its order.
@@ -275,10 +309,4 @@ fn listed<'a>(path: &Path, references: &'a References) -> Result<Vec<&'a Referen
         }
     };
     names.map(image).collect()
-}
-
-/// The unit error rate of a run.
-fn unit_error_rate_of(run: &Run, truths: &Path) -> Result<f64> {
-    let units = run.items.iter().filter_map(|item| Some((item.name.clone(), run.units.get(&item.name)?.clone())));
-    unit_error_rate::score(truths, &units.collect(), unit_error_rate::read(truths)?)
 }

@@ -1,5 +1,6 @@
 //! `im2sp kmeans`: centres of the features of recordings.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -59,7 +60,7 @@ impl KMeans {
             |paths: &[&Path], on_features: OnRecordings<'_, Vec<f32>>| extractor.features_of_many(paths, on_features);
         let status = recordings::each("features", &all, many, &|_, _| Ok(()), &mut |_, (features, _)| {
             sample.add(&features);
-            Ok(())
+            Ok(ControlFlow::Continue(()))
         })?;
         if sample.seen() == 0 {
             return Err(Error::audio(&self.audio, "no recording could be read: there is nothing to find centres of"));

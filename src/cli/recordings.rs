@@ -15,6 +15,7 @@ use im2sp::{Device, Error, FeatureExtractor, LoadOptions, OnRecordings, Recorded
 use rayon::prelude::*;
 
 use super::Precision;
+use super::output;
 use super::print::print_error;
 use super::progress::Bar;
 
@@ -103,16 +104,25 @@ pub fn of(path: &Path) -> Result<Vec<Recording>> {
         Ok(inner) if !inner.as_os_str().is_empty() => inner.to_owned(),
         _ => PathBuf::from(file.file_name().unwrap_or_default()),
     };
-    let mut seen: HashMap<PathBuf, usize> = HashMap::new();
-    paths.iter().for_each(|file| *seen.entry(below(file).with_extension("")).or_default() += 1);
-    let recording = |file: PathBuf| {
-        let place = below(&file);
-        let stem = place.with_extension("");
-        // Of two that differ in their suffixes alone, both keep them.
-        let stem = if seen.get(&stem).is_some_and(|&count| count > 1) { place } else { stem };
-        Recording { path: file, stem }
-    };
-    Ok(paths.into_iter().map(recording).collect())
+    let places: Vec<PathBuf> = paths.iter().map(|file| below(file)).collect();
+    let stems = distinct(&places);
+    Ok(paths.into_iter().zip(stems).map(|(path, stem)| Recording { path, stem }).collect())
+}
+
+/// The places without suffix; those that would be the same keep theirs.
+fn distinct(places: &[PathBuf]) -> Vec<PathBuf> {
+    let mut stems: Vec<PathBuf> = places.iter().map(|place| place.with_extension("")).collect();
+    loop {
+        let mut counts: HashMap<&Path, usize> = HashMap::new();
+        stems.iter().for_each(|stem| *counts.entry(stem).or_default() += 1);
+        let is_taken = |&n: &usize| counts[stems[n].as_path()] > 1 && stems[n] != places[n];
+        let taken: Vec<usize> = (0..stems.len()).filter(is_taken).collect();
+        if taken.is_empty() {
+            return stems;
+        }
+        // A name that is kept whole may be the stem of another: x.wav, of x.flac and x.wav.wav.
+        taken.into_iter().for_each(|n| stems[n].clone_from(&places[n]));
+    }
 }
 
 impl Recording {
@@ -129,14 +139,17 @@ pub fn seconds(samples: usize) -> f64 {
     samples as f64 / f64::from(SPEECH_RATE)
 }
 
+/// Callback for every result, in the order of the recordings; `Break` ends the whole.
+pub type Finish<'a, T> = &'a mut dyn FnMut(&Recording, Recorded<T>) -> Result<ControlFlow<()>>;
+
 /// Takes all recordings through `many` of a model's. Files are written by `write`, several at a time; then each result comes to
-/// `finish`, in order. A recording that fails is reported and does not stop the others.
+/// `finish`. A recording that fails is reported and does not stop the others, unless there is no room for theirs.
 pub fn each<T: Send + Sync>(
     stage: &str,
     recordings: &[Recording],
     many: impl FnOnce(&[&Path], OnRecordings<'_, T>) -> Result<()>,
     write: &(dyn Fn(&Recording, &Recorded<T>) -> Result<()> + Sync),
-    finish: &mut dyn FnMut(&Recording, Recorded<T>) -> Result<()>,
+    finish: Finish<'_, T>,
 ) -> Result<ExitCode> {
     let mut status = ExitCode::SUCCESS;
     let mut bar = Bar::new();
@@ -147,19 +160,27 @@ pub fn each<T: Send + Sync>(
             .into_par_iter()
             .map(|(n, result)| (n, result.and_then(|result| write(&recordings[n], &result).map(|()| result))));
         let written: Vec<_> = written.collect();
+        let mut flow = ControlFlow::Continue(());
         for (n, result) in written {
             let recording = &recordings[n];
-            if let Err(error) = result.and_then(|result| finish(recording, result)) {
-                print_error(match error {
-                    // It is about the recording, which it does not name.
-                    Error::Shape { op: "speech", problem } => Error::audio(&recording.path, problem),
-                    error => error,
-                });
-                status = ExitCode::FAILURE;
+            match result.and_then(|result| finish(recording, result)) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(end) => flow = end,
+                Err(error) => {
+                    if output::is_full(&error) {
+                        flow = ControlFlow::Break(());
+                    }
+                    print_error(match error {
+                        // It is about the recording, which it does not name.
+                        Error::Shape { op: "speech", problem } => Error::audio(&recording.path, problem),
+                        error => error,
+                    });
+                    status = ExitCode::FAILURE;
+                }
             }
             bar.show(stage, n as u64 + 1, recordings.len() as u64);
         }
-        ControlFlow::Continue(())
+        flow
     })?;
     Ok(status)
 }

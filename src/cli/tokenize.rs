@@ -87,7 +87,9 @@ impl Tokenize {
         let tokenizer = ImageTokenizer::load(weights, self.model.options())?;
         note(format_args!("device {}", tokenizer.device()));
         let (mut writer, mut held) = self.open(tokenizer.grid())?;
-        let (names, renamed) = names::distinct(&images);
+        // The file holds names as text: those of other bytes have to differ as text too.
+        let texts: Vec<_> = images.iter().map(|image| image.to_string_lossy().into_owned()).collect();
+        let (names, renamed) = names::distinct(&texts);
         if let Some(&first) = renamed.first() {
             let (count, image, name) = (renamed.len(), shown(&images[first]), names[first].to_string_lossy());
             note(format_args!("{count} images share a name with another: they get longer ones ({image} is {name})"));

@@ -7,7 +7,7 @@ use clap::Args;
 use im2sp::{OnRecordings, Recognizer, Result};
 use serde_json::json;
 
-use super::print::{print_json, print_line, shown};
+use super::print::{offer_json, offer_line, shown};
 use super::recordings::{self, SpeechArgs};
 
 /// Turn recordings into text
@@ -43,9 +43,9 @@ impl Transcribe {
             let path = &recording.path;
             if self.json {
                 let audio = path.to_string_lossy();
-                return print_json(&json!({ "audio": audio, "text": text, "duration": recordings::seconds(samples) }));
+                return offer_json(&json!({ "audio": audio, "text": text, "duration": recordings::seconds(samples) }));
             }
-            if self.audio.is_dir() { print_line(format_args!("{}\t{text}", shown(path))) } else { print_line(text) }
+            if self.audio.is_dir() { offer_line(format_args!("{}\t{text}", shown(path))) } else { offer_line(text) }
         })
     }
 }

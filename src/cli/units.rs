@@ -2,20 +2,21 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use im2sp::data::unit_file;
-use im2sp::files::write_atomically;
+use im2sp::files::{append_whole, write_atomically};
 use im2sp::weights::centres;
 use im2sp::weights::torch::IntegerLayout;
 use im2sp::{Error, OnRecordings, Recorded, Result};
 use serde_json::{Value, json};
 
 use super::output;
-use super::print::{note, print_json, print_line, shown};
+use super::print::{note, offer_json, offer_line, print_json, shown};
 use super::recordings::{self, FeatureArgs, Recording};
 
 /// Turn recordings into speech units
@@ -111,9 +112,20 @@ impl Units {
             Some(folder) => self.write(&recording.target(folder, SUFFIX), units),
             None => Ok(()),
         };
-        recordings::each("units", &all, many, &write, &mut |recording, (units, samples)| {
-            self.put(&mut target, recording, &units, recordings::seconds(samples), several)
-        })
+        let mut unprinted = Ok(());
+        let status = recordings::each("units", &all, many, &write, &mut |recording, (units, samples)| {
+            let record = record(recording, &units, recordings::seconds(samples));
+            if let Target::Printed = target {
+                return self.print(recording, &record, several);
+            }
+            self.put(&mut target, &units, &record)?;
+            // What cannot be printed costs no file.
+            if self.json && unprinted.is_ok() {
+                unprinted = print_json(&record);
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        unprinted.map(|()| status)
     }
 
     /// The target of the units. Recordings that have some already are removed from `all`.
@@ -150,28 +162,31 @@ impl Units {
         unit_file::write(path, units, layout)
     }
 
-    /// Prints units, or writes them to the one file of all.
-    fn put(
-        &self,
-        target: &mut Target,
-        recording: &Recording,
-        units: &[u32],
-        seconds: f64,
-        several: bool,
-    ) -> Result<()> {
-        let text = units.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
-        let record = json!({ "audio": recording.path.to_string_lossy(), "hubert": text, "duration": seconds });
-        match target {
-            Target::Printed if self.json => return print_json(&record),
-            Target::Printed if several => return print_line(format_args!("{}|{text}", shown(&recording.path))),
-            Target::Printed => return print_line(text),
-            // The file is there already.
-            Target::Folder(_) => {}
-            Target::File(path) => self.write(path, units)?,
-            Target::Lines(lines) => lines.append(&record)?,
+    /// Prints the units of a recording. Breaks where nobody reads them any more.
+    fn print(&self, recording: &Recording, record: &Value, several: bool) -> Result<ControlFlow<()>> {
+        let text = record["hubert"].as_str().unwrap_or_default();
+        match several {
+            _ if self.json => offer_json(record),
+            true => offer_line(format_args!("{}|{text}", shown(&recording.path))),
+            false => offer_line(text),
         }
-        if self.json { print_json(&record) } else { Ok(()) }
     }
+
+    /// Writes units to the one file of all.
+    fn put(&self, target: &mut Target, units: &[u32], record: &Value) -> Result<()> {
+        match target {
+            // The file is there already.
+            Target::Printed | Target::Folder(_) => Ok(()),
+            Target::File(path) => self.write(path, units),
+            Target::Lines(lines) => lines.append(record),
+        }
+    }
+}
+
+/// Units as JSON.
+fn record(recording: &Recording, units: &[u32], seconds: f64) -> Value {
+    let text = units.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+    json!({ "audio": recording.path.to_string_lossy(), "hubert": text, "duration": seconds })
 }
 
 /// Suffix of a file of units.
@@ -229,10 +244,6 @@ impl Lines {
     /// Appends a line; what could not be written whole is taken back.
     fn append(&mut self, record: &Value) -> Result<()> {
         let Some(file) = &mut self.file else { return Err(Error::internal("a file of lines that is not open")) };
-        let start = file.metadata().map_err(Error::io("write", &self.path))?.len();
-        file.write_all(format!("{record}\n").as_bytes()).map_err(|error| {
-            let _ = file.set_len(start);
-            Error::io("write", &self.path)(error)
-        })
+        append_whole(file, &self.path, format!("{record}\n").as_bytes())
     }
 }

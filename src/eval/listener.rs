@@ -2,9 +2,9 @@
 //! each file.
 
 use std::collections::BTreeSet;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -56,29 +56,16 @@ impl Program {
         command.args(["-c", &format!("{} \"$1\"", self.command), "im2sp"]).arg(&path);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         own_group(&mut command);
-        let mut child = start(&mut command).map_err(|error| fail(format!("a shell cannot be started: {error}")))?;
-        let output = [child.stdout.take().map(drain), child.stderr.take().map(drain)];
-        let began = Instant::now();
-        let status = loop {
-            match child.try_wait() {
-                Ok(Some(status)) => break status,
-                Ok(None) if began.elapsed() < self.timeout => thread::sleep(POLL),
-                Ok(None) => {
-                    end(&mut child);
-                    return Err(fail(format!(
-                        "took longer than {} s: --asr-timeout allows more",
-                        self.timeout.as_secs()
-                    )));
-                }
-                Err(error) => {
-                    end(&mut child);
-                    return Err(fail(error.to_string()));
-                }
-            }
-        };
+        let mut child = start(&mut command)
+            .map_err(|error| fail(format!("cannot be started: {error}: fewer --asr-jobs need fewer processes")))?;
+        let pipes = drain(child.stdout.take()).and_then(|output| Ok([output, drain(child.stderr.take())?]));
+        let pipes = pipes
+            .map_err(|error| format!("cannot be read: {error}: fewer --asr-jobs need fewer threads"))
+            .and_then(|pipes| self.wait(&mut child).map(|()| pipes));
         // Something that it left behind may hold its output open, and ends with it.
-        end(&mut child);
-        let [output, message] = output.map(|from| {
+        let status = end(&mut child);
+        let (pipes, status) = (pipes.map_err(fail)?, status.map_err(|error| fail(error.to_string()))?);
+        let [output, message] = pipes.map(|from| {
             let bytes = from.and_then(|from: Receiver<Vec<u8>>| from.recv_timeout(DRAIN).ok())?;
             Some(String::from_utf8_lossy(&bytes).into_owned())
         });
@@ -90,20 +77,33 @@ impl Program {
         }
         output.ok_or_else(|| fail("left something that holds its output open".into()))
     }
+
+    /// Waits for the end of a program; its number stays its own.
+    fn wait(&self, child: &mut Child) -> std::result::Result<(), String> {
+        let began = Instant::now();
+        while !has_ended(child).map_err(|error| error.to_string())? {
+            if began.elapsed() >= self.timeout {
+                return Err(format!("took longer than {} s: --asr-timeout allows more", self.timeout.as_secs()));
+            }
+            thread::sleep(POLL);
+        }
+        Ok(())
+    }
 }
 
-/// Reads a pipe on a thread of its own.
-fn drain(pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+/// Reads a pipe, if there is one, on a thread of its own.
+fn drain(pipe: Option<impl Read + Send + 'static>) -> io::Result<Option<Receiver<Vec<u8>>>> {
+    let Some(mut pipe) = pipe else { return Ok(None) };
     let (sender, receiver) = channel();
-    thread::spawn(move || {
-        let mut pipe = pipe;
+    let read = move || {
         let mut bytes = Vec::new();
         let _ = pipe.by_ref().take(MAX_OUTPUT).read_to_end(&mut bytes);
         // The rest is read, so that the program does not wait for it, and left.
-        let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+        let _ = io::copy(&mut pipe, &mut io::sink());
         let _ = sender.send(bytes);
-    });
-    receiver
+    };
+    thread::Builder::new().name("im2sp-drain".into()).spawn(read)?;
+    Ok(Some(receiver))
 }
 
 /// Gives the program a group of its own, which is ended with it.
@@ -115,20 +115,32 @@ fn own_group(command: &mut Command) {
 }
 
 /// Starts a program, to be ended with this process; an interruption comes before or after both.
-fn start(command: &mut Command) -> std::io::Result<Child> {
+fn start(command: &mut Command) -> io::Result<Child> {
     let mut running = running();
     let child = command.spawn()?;
     running.insert(child.id());
     Ok(child)
 }
 
-/// Ends a program and what it started.
-fn end(child: &mut Child) {
+/// Whether a program ended. It is not waited for: until then its number, which is that of its group, is no other's.
+fn has_ended(child: &mut Child) -> io::Result<bool> {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        Ok(waitid(WaitId::Pid(Pid::from_child(child)), options)?.is_some())
+    }
+    #[cfg(not(unix))]
+    child.try_wait().map(|status| status.is_some())
+}
+
+/// Ends a program and what it started, and waits for it.
+fn end(child: &mut Child) -> io::Result<ExitStatus> {
     end_group(child.id());
     let _ = child.kill();
-    // Its number may be that of another once nobody waits for it.
+    // It leaves the list while its number is its own: that of another would be ended by an interruption.
     running().remove(&child.id());
-    let _ = child.wait();
+    child.wait()
 }
 
 /// Ends all programs that listen, for a process that is about to end: whoever wants to start one after this waits for ever.

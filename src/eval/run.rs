@@ -10,8 +10,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
-use std::io::Write;
 use std::ops::ControlFlow;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
@@ -26,7 +26,7 @@ use super::score::predictions::caption_of;
 use super::score::references::ReferenceImage;
 use super::writers::with_writers;
 use crate::train::lock;
-use crate::{Caption, CaptionOptions, Engine, Error, Image, Recognizer, Recorded, Result, audio, files};
+use crate::{Caption, CaptionOptions, Engine, Error, Image, Recognizer, Recorded, Result, Speech, audio, files};
 
 /// The configuration's name in a directory.
 const CONFIG: &str = "evaluation.json";
@@ -124,7 +124,7 @@ impl Run {
         (0..self.items.len()).filter(is_missing).partition(|&at| !self.units.contains_key(&self.items[at].name))
     }
 
-    /// Makes the units and waveforms that are missing, `in_flight` images at a time.
+    /// Makes the units and waveforms that are missing, `in_flight` images at a time. Units that cannot be spoken are reported.
     ///
     /// # Errors
     /// If the model or the device fails, or a result cannot be written: that ends the run.
@@ -136,12 +136,7 @@ impl Run {
         notice: &mut dyn FnMut(Notice),
     ) -> Result<()> {
         let (uncaptioned, unspoken) = self.unspoken();
-        for (done, at) in unspoken.iter().enumerate() {
-            let item = &self.items[*at];
-            let speech = engine.speak(&self.units[&item.name], options.speaker)?;
-            audio::write_wav(self.wav(item), &speech.samples, speech.sample_rate)?;
-            notice(Notice::Progress("speech", done + 1, unspoken.len()));
-        }
+        self.synthesise(engine, options.speaker, &unspoken, notice)?;
         let path = self.folder.join(UNITS);
         let lines = File::options().create(true).append(true).open(&path).map_err(Error::io("write", &path))?;
         let (run, captioned) = (&*self, Mutex::new((lines, Vec::new())));
@@ -152,7 +147,7 @@ impl Run {
             let line = UnitLine { image: item.name.clone(), units: caption.units };
             let text = serde_json::to_string(&line).map_err(|error| Error::internal(error.to_string()))?;
             let (lines, captioned) = &mut *captioned.lock().unwrap_or_else(PoisonError::into_inner);
-            lines.write_all(format!("{text}\n").as_bytes()).map_err(Error::io("write", &path))?;
+            files::append_whole(lines, &path, format!("{text}\n").as_bytes())?;
             captioned.push((line.image, line.units));
             Ok(())
         };
@@ -181,10 +176,39 @@ impl Run {
         result
     }
 
-    /// Images with units and without a transcript.
+    /// Makes the waveforms of images with units, which an earlier run left.
+    fn synthesise(
+        &self,
+        engine: &Engine,
+        speaker: Option<u32>,
+        unspoken: &[usize],
+        notice: &mut dyn FnMut(Notice),
+    ) -> Result<()> {
+        let write =
+            |(item, speech): (&Item, Speech)| audio::write_wav(self.wav(item), &speech.samples, speech.sample_rate);
+        with_writers(write, |submit| {
+            for (done, &at) in unspoken.iter().enumerate() {
+                let item = &self.items[at];
+                match engine.speak(&self.units[&item.name], speaker) {
+                    Ok(speech) => submit((item, speech))?,
+                    // Every other image would fail like this one.
+                    Err(error @ (Error::Device { .. } | Error::Option { .. })) => return Err(error),
+                    Err(error) => {
+                        let problem = format!("{error}: remove its line, and it is made again");
+                        notice(Notice::Failed(Error::weights(&self.folder.join(UNITS), item.name.as_str(), problem)));
+                    }
+                }
+                notice(Notice::Progress("speech", done + 1, unspoken.len()));
+            }
+            Ok(())
+        })
+    }
+
+    /// Images with units and without a transcript, but for those whose units could not be spoken.
     pub fn unheard(&self) -> Vec<&Item> {
-        let unheard = |item: &&Item| self.units.contains_key(&item.name) && !self.transcript(item).exists();
-        self.items.iter().filter(unheard).collect()
+        let is_made =
+            |item: &Item| self.units.get(&item.name).is_some_and(|units| units.is_empty() || self.wav(item).exists());
+        self.items.iter().filter(|item| is_made(item) && !self.transcript(item).exists()).collect()
     }
 
     /// Makes the transcripts that are missing. An image of whose caption there is nothing to hear gets an empty one.
@@ -225,23 +249,36 @@ impl Run {
     fn ask(&self, program: &Program, items: &[&Item], notice: &mut dyn FnMut(Notice)) -> Result<()> {
         let (next, (sender, receiver)) = (AtomicUsize::new(0), channel());
         std::thread::scope(|scope| {
-            for _ in 0..program.jobs.max(1).min(items.len()) {
+            let start = || {
                 let (sender, next) = (sender.clone(), &next);
-                scope.spawn(move || {
+                let ask = move || {
                     while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
                         if sender.send((*item, program.text(&self.wav(item)))).is_err() {
                             return;
                         }
                     }
-                });
+                };
+                std::thread::Builder::new().name("im2sp-listen".into()).spawn_scoped(scope, ask)
+            };
+            let mut refused = None;
+            // A limit of threads leaves as many as it allows.
+            let threads: Vec<_> = (0..program.jobs.max(1).min(items.len()))
+                .map_while(|_| start().map_err(|error| refused = Some(error)).ok())
+                .collect();
+            if let (true, Some(error)) = (threads.is_empty(), refused) {
+                let problem = format!("the system gives no thread to listen ({error}): allow more of them (ulimit -u)");
+                return Err(Error::Device { device: "cpu".into(), problem });
             }
             drop(sender);
             // The receiver goes with an error, and the listeners end after the file they are at.
-            for (done, result) in receiver.into_iter().enumerate() {
+            let kept = receiver.into_iter().enumerate().try_for_each(|(done, result)| {
                 notice(Notice::Progress("listening", done + 1, items.len()));
-                self.keep_texts(vec![result], notice)?;
+                self.keep_texts(vec![result], notice)
+            });
+            for thread in threads {
+                thread.join().unwrap_or_else(|panic| resume_unwind(panic));
             }
-            Ok(())
+            kept
         })
     }
 

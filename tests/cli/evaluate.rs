@@ -182,6 +182,144 @@ fn a_listener_that_fails_or_hangs_costs_its_file_alone() {
 }
 
 #[test]
+fn units_that_cannot_be_spoken_cost_their_image_alone() {
+    let folder = data_set();
+    let run = || run_in(folder.path(), &evaluate("sh listen.sh", &[]));
+    succeeds(&run());
+    let units = folder.path().join("out/units.jsonl");
+    let whole = std::fs::read_to_string(&units).unwrap();
+    let others: String =
+        whole.lines().filter(|line| !line.contains("scene_1")).map(|line| format!("{line}\n")).collect();
+    std::fs::write(&units, format!("{{\"image\":\"scene_1\",\"units\":[1,99999]}}\n{others}")).unwrap();
+    for part in ["wavs/scene_0.wav", "wavs/scene_1.wav", "transcripts/scene_0.txt", "transcripts/scene_1.txt"] {
+        std::fs::remove_file(folder.path().join("out").join(part)).unwrap();
+    }
+    for _ in 0..2 {
+        let output = run();
+        let error = fails(&output);
+        assert!(error.contains("units.jsonl: scene_1: ") && error.contains("remove its line"), "{error}");
+        assert_eq!(report(&folder)["missing"], serde_json::json!(["scene_1"]));
+        assert_eq!(report(&folder)["images"].as_array().unwrap().len(), IMAGES - 1);
+    }
+    std::fs::write(&units, others).unwrap();
+    succeeds(&run());
+    assert_eq!(report(&folder)["images"].as_array().unwrap().len(), IMAGES);
+}
+
+/// A limit of threads and processes costs the files that it leaves no listener for.
+#[cfg(target_os = "linux")]
+#[test]
+fn listeners_are_as_many_as_there_may_be() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = data_set();
+    let out = folder.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    std::fs::set_permissions(&out, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let arguments = evaluate("echo A DOG #", &[("--asr-jobs", "5000")]);
+    let Some(whole) = failures::as_somebody(folder.path(), &[], &arguments) else { return };
+    succeeds(&whole);
+    let mut succeeded = 0;
+    for limit in [2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 100] {
+        std::fs::remove_dir_all(out.join("transcripts")).unwrap();
+        std::fs::set_permissions(&out, std::fs::Permissions::from_mode(0o777)).unwrap();
+        let limit_option = format!("--nproc={limit}");
+        let output = failures::as_somebody(folder.path(), &["prlimit", &limit_option], &arguments).unwrap();
+        let errors = text(&output.stderr);
+        assert!(!errors.contains("panicked") && !errors.contains("internal error"), "{limit}: {errors}");
+        match output.status.code() {
+            Some(0) => succeeded += 1,
+            code => assert!(code == Some(1) && errors.contains("error: ") && limit < 100, "{limit}: {code:?} {errors}"),
+        }
+    }
+    assert!(succeeded > 0);
+}
+
+/// A disk that is full in the middle of a line of units, as a limit of the size of files is.
+#[cfg(target_os = "linux")]
+#[test]
+fn half_a_line_of_units_is_taken_back() {
+    const LIMIT: usize = 400;
+    let folder = data_set();
+    succeeds(&run_in(folder.path(), &evaluate("sh listen.sh", &[])));
+    let units = folder.path().join("out/units.jsonl");
+    let line = |name: &str| format!("{{\"image\":\"{name}\",\"units\":[]}}\n");
+    // Images that this data set does not have leave ten bytes.
+    let others = line(&"x".repeat(LIMIT * 1024 - 10 - line("").len()));
+    std::fs::write(&units, &others).unwrap();
+    let words = evaluate("'sh listen.sh'", &[]).join(" ");
+    let output = shell(folder.path(), &format!("ulimit -f {LIMIT}; im2sp {words}"));
+    assert!(fails(&output).contains("units.jsonl"), "{}", text(&output.stderr));
+    assert_eq!(std::fs::read_to_string(&units).unwrap(), others);
+}
+
+#[test]
+fn another_model_at_the_same_place_is_another_configuration() {
+    let folder = data_set();
+    let model = folder.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    for name in ["config.json", "captioner.safetensors", "vocoder.safetensors"] {
+        std::fs::copy(common::scenes::directory().join(name), model.join(name)).unwrap();
+    }
+    let run = || run_in(folder.path(), &evaluate("sh listen.sh", &[("--limit", "1"), ("--weights", "model")]));
+    succeeds(&run());
+    // What a training run keeps next to it is not part of it.
+    std::fs::write(model.join("moments.safetensors"), "other").unwrap();
+    succeeds(&run());
+    for name in ["captioner.safetensors", "vocoder.safetensors"] {
+        let whole = std::fs::read(model.join(name)).unwrap();
+        let mut other = whole.clone();
+        *other.last_mut().unwrap() ^= 1;
+        std::fs::write(model.join(name), other).unwrap();
+        let error = fails(&run());
+        assert!(
+            error.contains("evaluation.json: weights_sha256: is") && error.contains("another directory"),
+            "{error}"
+        );
+        std::fs::write(model.join(name), whole).unwrap();
+    }
+    succeeds(&run());
+    let absent = fails(&run_in(folder.path(), &evaluate("sh listen.sh", &[("--weights", "no"), ("--output", "new")])));
+    assert!(absent.contains("no/config.json") && !folder.path().join("new").exists(), "{absent}");
+}
+
+#[test]
+fn images_without_true_units_are_left_out_of_their_rate_alone() {
+    let folder = data_set();
+    let with = |truths: &str| {
+        std::fs::write(folder.path().join("true.txt"), truths).unwrap();
+        run_in(folder.path(), &evaluate("sh listen.sh", &[("--ref-units", "true.txt")]))
+    };
+    let output = with("scene_0_0|1 2 3\nscene_1_0|1 2 3\nscene_3_0|1 2 3\n");
+    let error = fails(&output);
+    assert!(error.contains("true.txt: units: scene_2 has no true units"), "{error}");
+    assert!(text(&output.stdout).contains("images of that rate  3\n"), "{}", text(&output.stdout));
+    let scores = report(&folder)["scores"].clone();
+    assert!(scores["unit error rate"].as_f64().unwrap() > 0.0 && scores["images of that rate"] == IMAGES - 1);
+    assert_eq!(report(&folder)["images"].as_array().unwrap().len(), IMAGES);
+    let output = with("another|1 2 3\n");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text(&output.stderr).matches("has no true units").count(), IMAGES);
+    assert_eq!(report(&folder)["scores"]["unit error rate"], "not computed: no image has true units");
+}
+
+/// Truths and recogniser are opened before any image is captioned.
+#[test]
+fn a_listener_that_cannot_be_opened_costs_no_caption() {
+    let folder = data_set();
+    let truths = fails(&run_in(folder.path(), &evaluate("sh listen.sh", &[("--ref-units", "nosuch")])));
+    assert!(truths.contains("nosuch") && !folder.path().join("out").exists(), "{truths}");
+    let model = common::scenes::directory();
+    for (asr, problem) in [("nosuch", "nosuch"), (path(&model), "captioner")] {
+        let mut arguments = evaluate("", &[("--asr", asr)]);
+        let at = arguments.iter().position(|word| *word == "--asr-command").unwrap();
+        arguments.drain(at..at + 2);
+        let error = fails(&run_in(folder.path(), &arguments));
+        assert!(error.contains(problem), "{error}");
+        assert!(!folder.path().join("out/units.jsonl").exists());
+    }
+}
+
+#[test]
 fn what_cannot_be_evaluated_is_one_error() {
     let folder = data_set();
     let with = |options: &[(&str, &str)]| run_in(folder.path(), &evaluate("sh listen.sh", options));

@@ -5,7 +5,7 @@ use super::*;
 /// A command as a user without privileges, whose processes are counted apart from all others; `None` where this test may not
 /// become one.
 #[cfg(target_os = "linux")]
-fn as_somebody(directory: &Path, before: &[&str], arguments: &[&str]) -> Option<Output> {
+pub fn as_somebody(directory: &Path, before: &[&str], arguments: &[&str]) -> Option<Output> {
     use std::os::unix::fs::PermissionsExt;
     // Limits count the processes of this user, those of other tests too.
     static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());

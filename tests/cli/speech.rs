@@ -99,6 +99,67 @@ fn folders_are_mirrored_and_resumed() {
     std::fs::copy(golden("recordings/tone.flac"), at.join("a.flac")).unwrap();
     succeeds(&units(at, &[".", "-o", "two/"]));
     assert_eq!(names_in(&at.join("two")), ["a.flac.unit", "a.wav.unit", "deep"]);
+    // So does one whose name without suffix is one of those.
+    std::fs::copy(at.join("deep/b.wav"), at.join("a.wav.wav")).unwrap();
+    succeeds(&units(at, &[".", "-o", "three/"]));
+    assert_eq!(names_in(&at.join("three")), ["a.flac.unit", "a.wav.unit", "a.wav.wav.unit", "deep"]);
+    let [own, other] = ["a.wav.unit", "a.wav.wav.unit"].map(|name| std::fs::read(at.join("three").join(name)).unwrap());
+    assert!(own == before && own != other);
+}
+
+/// Results that nobody reads are not made; files are.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_reader_who_goes_away_or_a_full_disk_ends_a_folder() {
+    let folder = recordings();
+    let at = folder.path();
+    std::fs::write(at.join("last.wav"), b"RIFF").unwrap();
+    let (hubert, ctc, kmeans) = (models().join("hubert"), models().join("ctc_large"), golden("speech/km.bin"));
+    let units = ["units", ".", "--weights", path(&hubert), "--kmeans", path(&kmeans), "--layer", "2"];
+    let transcribe = ["transcribe", ".", "--weights", path(&ctc)];
+    let into = |arguments: &[&str], stdout: std::process::Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_im2sp"));
+        // On a CPU they are taken one by one.
+        command.args(arguments).args(["--device", "cpu"]).current_dir(at).stdout(stdout).output().unwrap()
+    };
+    let unread = |arguments: &[&str]| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        into(arguments, writer.into())
+    };
+    let full = |arguments: &[&str]| into(arguments, std::fs::File::create("/dev/full").unwrap().into());
+    for command in [&units[..], &transcribe] {
+        for more in [&[][..], &["--json"]] {
+            let arguments = [command, more].concat();
+            let output = unread(&arguments);
+            succeeds(&output);
+            assert!(!text(&output.stderr).contains("error"), "the last one is not reached");
+            assert!(fails(&full(&arguments)).contains("standard output"));
+        }
+    }
+    for (run, problem) in [(&unread as &dyn Fn(&[&str]) -> Output, "last.wav"), (&full, "standard output")] {
+        let output = run(&[&units[..], &["--json", "-o", "out/"]].concat());
+        let errors = text(&output.stderr);
+        assert!(output.status.code() == Some(1) && errors.contains("last.wav") && errors.contains(problem), "{errors}");
+        assert_eq!(errors.matches("error: ").count(), 1 + usize::from(problem == "standard output"), "{errors}");
+        assert_eq!(names_in(&at.join("out")), ["a.unit", "deep"]);
+        std::fs::remove_dir_all(at.join("out")).unwrap();
+    }
+    // One file more than there is room for.
+    std::fs::create_dir(at.join("out")).unwrap();
+    let mount = |program: &str, arguments: &[&str]| {
+        let done = Command::new(program).args(arguments).arg(at.join("out")).output();
+        done.is_ok_and(|output| output.status.success())
+    };
+    // Only root may mount, and not in every container.
+    if mount("mount", &["-t", "tmpfs", "-o", "size=4k", "tmpfs"]) {
+        for name in ["b.wav", "c.wav"] {
+            std::fs::copy(at.join("a.wav"), at.join(name)).unwrap();
+        }
+        let output = into(&[&units[..], &["-o", "out/"]].concat(), std::process::Stdio::piped());
+        assert!(mount("umount", &[]));
+        assert!(fails(&output).contains("cannot write"), "{}", text(&output.stderr));
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::run::Run;
 use super::score::external::External;
+use super::score::unit_error_rate::Rate;
 use super::score::{ImageScores, Pair, Scored};
 use crate::{Error, Result};
 
@@ -54,7 +55,7 @@ impl Report {
     pub fn new(
         run: &Run,
         config: Map<String, Value>,
-        unit_error_rate: Option<f64>,
+        unit_error_rate: Option<Rate>,
         external: impl FnOnce(&Scored) -> External,
     ) -> Result<Report> {
         let captions = run.captions()?;
@@ -84,7 +85,11 @@ impl Report {
                 outcome.map_or_else(|reason| format!("not computed: {reason}").into(), Value::from),
             ));
         }
-        scores.extend(unit_error_rate.map(|rate| ("unit error rate".into(), rate.into())));
+        if let Some(Rate { mean, captions }) = unit_error_rate {
+            let absent = "not computed: no image has true units";
+            scores.push(("unit error rate".into(), mean.map_or_else(|| absent.into(), Value::from)));
+            scores.push(("images of that rate".into(), captions.into()));
+        }
         let mut cases: Vec<Case> = captions
             .into_iter()
             .zip(&scored.images)
@@ -143,9 +148,10 @@ impl Report {
 }
 
 /// A score as people read it.
-fn shown(value: &Value) -> String {
+pub fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        other => other.as_f64().map_or_else(|| other.to_string(), |number| format!("{number:.4}")),
+        Value::Number(number) if number.is_f64() => format!("{:.4}", number.as_f64().unwrap_or_default()),
+        other => other.to_string(),
     }
 }

@@ -43,29 +43,48 @@ pub fn read(path: &Path) -> Result<NamedUnits> {
     files.par_iter().map(|file| Ok((stem(file), unit_file::read(file, KNOWN)?))).collect()
 }
 
-/// Mean over the predictions of the file or folder `path` of the distance to the true units, divided by their number;
-/// repetitions removed on both sides. The truth of `NAME` is that of the same name, or `NAME_0`: the first of several captions.
+/// Mean over captions.
+pub struct Rate {
+    /// The unit error rate; none of no captions.
+    pub mean: Option<f64>,
+    /// Number of the captions.
+    pub captions: usize,
+}
+
+impl Rate {
+    /// The mean of the captions' own rates.
+    pub fn of(rates: &[f64]) -> Rate {
+        let mean = rates.iter().sum::<f64>() / rates.len() as f64;
+        Rate { mean: (!rates.is_empty()).then_some(mean), captions: rates.len() }
+    }
+}
+
+/// Mean over the predictions of the file or folder `path` of their [`rates`].
 ///
 /// # Errors
 /// If there is no prediction, two have the same name, or one has no true units.
 pub fn score(path: &Path, predictions: &NamedUnits, truths: NamedUnits) -> Result<f64> {
     let fail = |problem: String| Error::weights(path, "units", problem);
-    let truths: HashMap<String, Vec<u32>> = truths.into_iter().collect();
     let mut names: Vec<&str> = predictions.iter().map(|(name, _)| &**name).collect();
     names.sort_unstable();
     if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(fail(format!("{} is there twice: leave one out", twice[0])));
     }
+    let rates = rates(path, predictions, truths).into_iter().collect::<Result<Vec<f64>>>()?;
+    Rate::of(&rates).mean.ok_or_else(|| fail("there are none to score".into()))
+}
+
+/// Distance of each prediction to its true units, divided by their number; repetitions removed on both sides. The truth of `NAME`
+/// is that of the same name, or `NAME_0`: the first of several captions. A prediction without true units gets an error, which
+/// names the file or folder `path`.
+pub fn rates(path: &Path, predictions: &NamedUnits, truths: NamedUnits) -> Vec<Result<f64>> {
+    let truths: HashMap<String, Vec<u32>> = truths.into_iter().collect();
     let rate = |(name, units): &(String, Vec<u32>)| {
         let truth = truths.get(name).or_else(|| truths.get(&format!("{name}_0")));
-        let missing = || fail(format!("{name} has no true units: is it of another data set?"));
+        let missing = || Error::weights(path, "units", format!("{name} has no true units: is it of another data set?"));
         let truth = truth.filter(|truth| !truth.is_empty()).ok_or_else(missing)?;
         let truth = deduplicated(truth);
         Ok(edit_distance(&deduplicated(units), &truth) as f64 / truth.len() as f64)
     };
-    let rates = predictions.par_iter().map(rate).collect::<Result<Vec<f64>>>()?;
-    if rates.is_empty() {
-        return Err(fail("there are none to score".into()));
-    }
-    Ok(rates.iter().sum::<f64>() / rates.len() as f64)
+    predictions.par_iter().map(rate).collect()
 }
