@@ -132,12 +132,14 @@ struct Batch {
 
 /// A batch with the units of the images that were read.
 type Tokenized = (Batch, Result<Vec<Vec<u16>>>);
+/// Where a lane's batches come out, and its thread.
+type Lane<'scope> = (Receiver<Tokenized>, ScopedJoinHandle<'scope, ()>);
 
 /// Starts a thread that tokenizes batches until no more come, or nobody wants their units; none if the system gives none.
 fn start_lane<'scope, 'a: 'scope>(
     scope: &'scope Scope<'scope, '_>,
     tokenize: &'a Tokenize,
-) -> Option<(SyncSender<Batch>, (Receiver<Tokenized>, ScopedJoinHandle<'scope, ()>))> {
+) -> Option<(SyncSender<Batch>, Lane<'scope>)> {
     // One batch is read ahead for all lanes together.
     let ((queue, batches), (results, made)) = (sync_channel(0), sync_channel(1));
     let work = move || {
