@@ -33,8 +33,8 @@ medians, in parentheses the minimum and the maximum. Earlier results and what ch
 
 The *published size* is a 24 x 1024 image encoder at 224 pixels, a 6 x 768 decoder with 203 tokens and a 512-channel
 vocoder, with random weights: the published checkpoints were not available. The *embedded model* is the one in the
-binary; the figures below are those of the model of drawn scenes that was in it until 2026-11-27 (now `tests/scenes`,
-then `weights/demo`).
+binary; where a table does not say otherwise, its figures are those of the model of drawn scenes that was in it until
+2026-11-27 (now `tests/scenes`, then `weights/demo`).
 """
 
 
