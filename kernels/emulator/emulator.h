@@ -1,5 +1,5 @@
 // The emulator's half of prelude.cuh: CUDA's words for a C++ compiler. Every CUDA thread is a coroutine of the runtime in
-// src/backend/cuda/driver/emulator; it stops wherever the hardware would let it wait, and the runtime decides who goes on.
+// src/backend/cuda/driver/emulator; it stops wherever the hardware would let it wait, and the runtime chooses the next.
 #pragma once
 
 #include "emulator/system.h"

@@ -104,7 +104,7 @@ impl ImageTokenizer {
     }
 }
 
-/// Gives the units of all batches back in their order, and their memory to `spare`.
+/// Calls `on_units` for all batches in their order; their memory goes to `spare`, to be used for later ones.
 fn deliver_all(
     lanes: &[Receiver<Tokenized>],
     spare: &Sender<Vec<f32>>,
@@ -116,7 +116,7 @@ fn deliver_all(
         if reader.deliver(number, batch.read, units?, on_units).is_break() {
             break;
         }
-        // Whoever reads may have come to the end.
+        // The thread that reads may have come to the end.
         let _ = spare.send(batch.pixels);
     }
     Ok(())
@@ -132,7 +132,7 @@ struct Batch {
 
 /// A batch with the units of the images that were read.
 type Tokenized = (Batch, Result<Vec<Vec<u16>>>);
-/// Where a lane's batches come out, and its thread.
+/// Receiver of a lane's batches, and its thread.
 type Lane<'scope> = (Receiver<Tokenized>, ScopedJoinHandle<'scope, ()>);
 
 /// Starts a thread that tokenizes batches until no more come, or nobody wants their units; none if the system gives none.

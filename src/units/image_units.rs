@@ -31,8 +31,8 @@ pub const MAX_GRID: usize = 256;
 pub const MAX_CODES: usize = 1 << 16;
 /// Bytes that are looked through together.
 const WINDOW: usize = 1 << 22;
-/// Bytes of what turned out to be no record, for each byte of a file and besides, that are summed before it is given up: every
-/// mark in it may seem to begin a record.
+/// Most bytes of checksums that fail: so many for each byte of a file, and so many in addition. Each mark may seem to begin a
+/// record, at any grid, and a file of nothing but marks would be summed many thousand times over.
 const SUMMED: [u64; 2] = [64, 1 << 26];
 
 /// Dimensions of the units of one file; all of its images share them.
