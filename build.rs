@@ -74,7 +74,8 @@ fn kernels() -> Result<(), String> {
     #[cfg(feature = "emulator")]
     {
         // Kernels with faults, for the tests of the emulator alone.
-        let faulty = write_table(folder, &[folder.join("emulator/faulty.cu")], &out.join("faulty.rs"))?;
+        let faulty = ["emulator/faulty.cu", "emulator/faulty_pair.cu"].map(|file| folder.join(file));
+        let faulty = write_table(folder, &faulty, &out.join("faulty.rs"))?;
         emulator::build(folder, &[sources.clone(), faulty].concat(), &out)?;
     }
     #[cfg(feature = "cuda")]

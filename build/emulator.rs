@@ -20,7 +20,7 @@ pub fn build(folder: &Path, sources: &[PathBuf], out: &Path) -> Result<(), Strin
         checked.flag(flag);
     });
     let wrapped = wrap(folder, sources, out)?;
-    let own = ["runtime.cpp", "checked.cpp", "trap.cpp"].map(|file| folder.join("emulator").join(file));
+    let own = ["runtime.cpp", "cluster.cpp", "checked.cpp", "trap.cpp"].map(|file| folder.join("emulator").join(file));
     for (mut build, files, name) in [
         (plain, sources.to_vec(), "im2sp_kernels_plain"),
         (checked, wrapped, "im2sp_kernels_checked"),

@@ -10,7 +10,12 @@ pub struct KernelLine {
     pub name: String,
     pub params: String,
     pub threads: u32,
+    /// Neighbouring blocks that run together.
+    pub cluster: u32,
 }
+
+/// Blocks of a PAIR_KERNEL that run together.
+const PAIR: u32 = 2;
 
 /// A TILE line.
 struct TileLine {
@@ -84,8 +89,7 @@ impl Table {
                 }
                 self.structs.push((format!("{name}Params"), fields));
             } else if let Some(rest) = line.strip_prefix("SIZE_OF(") {
-                let parts: Vec<&str> = rest.split(')').next().unwrap_or("").split(',').map(str::trim).collect();
-                let [name, bytes] = parts[..] else { return Err(at("expected SIZE_OF(Type, bytes);")) };
+                let [name, bytes] = words(rest)[..] else { return Err(at("expected SIZE_OF(Type, bytes);")) };
                 let bytes = bytes.parse().map_err(|_| at("the size must be a number"))?;
                 self.sizes.push((name.to_string(), bytes));
             } else if let Some(rest) = line.strip_prefix("TILE(") {
@@ -96,13 +100,15 @@ impl Table {
                 }
                 self.tiles.push(parse_tile(file, &declaration).map_err(|e| at(&e))?);
             } else if let Some(rest) = line.strip_prefix("KERNEL(") {
-                let parts: Vec<&str> = rest.split(')').next().unwrap_or("").split(',').map(str::trim).collect();
-                let [name, params, threads, _] = parts[..] else {
+                let [name, params, threads, _] = words(rest)[..] else {
                     return Err(at("expected KERNEL(name, Params, threads, blocks)"));
                 };
-                let threads = threads.parse().map_err(|_| at("the number of threads must be a number"))?;
-                let (name, params) = (name.to_string(), params.to_string());
-                self.kernels.push(KernelLine { file: file.to_string(), name, params, threads });
+                self.kernels.push(kernel(file, [name, params, threads], 1).map_err(|e| at(&e))?);
+            } else if let Some(rest) = line.strip_prefix("PAIR_KERNEL(") {
+                let [name, params, threads] = words(rest)[..] else {
+                    return Err(at("expected PAIR_KERNEL(name, Params, threads)"));
+                };
+                self.kernels.push(kernel(file, [name, params, threads], PAIR).map_err(|e| at(&e))?);
             }
         }
         Ok(())
@@ -148,7 +154,7 @@ impl Table {
             add(format!("    fn plain_{name}(params: *const u8);\n    fn checked_{name}(params: *const u8);\n"));
         }
         add("}\n".into());
-        for (index, KernelLine { file, name, params, threads }) in self.kernels.iter().enumerate() {
+        for (index, KernelLine { file, name, params, threads, cluster }) in self.kernels.iter().enumerate() {
             if !self.structs.iter().any(|(known, _)| known == params) {
                 return Err(format!("{file}: {name}: no struct {params} with its fields one a line"));
             }
@@ -159,7 +165,7 @@ impl Table {
                 .collect();
             add(format!(
                 "/// Kernel of {file}.\npub static {constant}: Kernel<{params}> = Kernel::new(KernelInfo {{ file: \"{file}\", name: \
-                 \"{name}\", threads: {threads}, index: {index}, #[cfg(feature = \"emulator\")] emulated: \
+                 \"{name}\", threads: {threads}, cluster: {cluster}, index: {index}, #[cfg(feature = \"emulator\")] emulated: \
                  EmulatedKernel {{ plain: plain_{name}, checked: checked_{name}, pointers: &[{pointers}] }} }});\n"
             ));
         }
@@ -210,6 +216,17 @@ impl Table {
             kernel.ok_or_else(|| format!("{}: TILE({}): no such KERNEL in this file", tile.file, tile.kernel))?;
         Ok(&kernel.params)
     }
+}
+
+/// What stands between the parentheses of a declaration, after the first.
+fn words(rest: &str) -> Vec<&str> {
+    rest.split(')').next().unwrap_or("").split(',').map(str::trim).collect()
+}
+
+fn kernel(file: &str, [name, params, threads]: [&str; 3], cluster: u32) -> Result<KernelLine, String> {
+    let threads = threads.parse().map_err(|_| "the number of threads must be a number")?;
+    let (file, name, params) = (file.to_string(), name.to_string(), params.to_string());
+    Ok(KernelLine { file, name, params, threads, cluster })
 }
 
 /// `linear_forward_64x128_bf16, Tile64x128, 64, 128, 73728, 144, "not yet measured");`
@@ -288,6 +305,7 @@ fn parse_field(line: &str) -> Result<Option<(String, String)>, String> {
         "unsigned" => "u32",
         "float" => "f32",
         "long long" => "i64",
+        "TensorMap" => "TensorMap",
         other => return Err(format!("no Rust type for {other}")),
     };
     match name.split_once('[') {

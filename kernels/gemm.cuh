@@ -45,15 +45,20 @@ template <typename Tile> DEVICE int tile_count(int rows, int columns) {
     return (rows + Tile::M - 1) / Tile::M * ((columns + Tile::N - 1) / Tile::N);
 }
 
-// Tile `number`, by default that of this block in a one-dimensional grid: groups of row tiles, in each of them column after
-// column.
-template <typename Tile> DEVICE TileCoord tile_coord(int rows, int columns, int number = blockIdx.x) {
-    const int down = (rows + Tile::M - 1) / Tile::M, across = (columns + Tile::N - 1) / Tile::N;
+// Place `number` of a grid of tiles, counted in tiles: groups of rows of them, in each column after column.
+DEVICE TileCoord grouped_coord(int down, int across, int number) {
     const int in_group = GROUP_ROWS * across;
     const int first = number / in_group * GROUP_ROWS;
     const int height = min(GROUP_ROWS, down - first);
     const int at = number % in_group;
-    return {(first + at % height) * Tile::M, at / height * Tile::N, rows};
+    return {first + at % height, at / height, 0};
+}
+
+// Tile `number`, by default that of this block in a one-dimensional grid.
+template <typename Tile> DEVICE TileCoord tile_coord(int rows, int columns, int number = blockIdx.x) {
+    const int down = (rows + Tile::M - 1) / Tile::M, across = (columns + Tile::N - 1) / Tile::N;
+    const TileCoord at = grouped_coord(down, across, number);
+    return {at.row * Tile::M, at.column * Tile::N, rows};
 }
 
 // ---- sources

@@ -2,7 +2,7 @@
 //
 // How a kernel is declared (build/table.rs reads these lines and makes the typed Rust table from them):
 //
-//   struct LayerNormParams {       one field a line: pointers, int, unsigned, float, long long; no implicit padding
+//   struct LayerNormParams {       one field a line: pointers, int, unsigned, float, long long, TensorMap; no implicit padding
 //       const float* x;
 //       int rows;
 //       int channels;
@@ -10,6 +10,8 @@
 //   SIZE_OF(LayerNormParams, 16);  asserted here and in Rust; also for shared-memory structs, as SIZE_OF_<NAME> in Rust
 //   KERNEL(layer_norm_forward_f32, LayerNormParams, 256, 1) { ... params.x ... }
 //                                  name, params, threads of a block, blocks wanted on each multiprocessor
+//   PAIR_KERNEL(linear_forward_128x256_pair_bf16, LinearParams, 384) { ... }
+//                                  the same, run by pairs of neighbouring blocks (cluster.cuh), one on each multiprocessor
 //   TILE(linear_forward_64x128_bf16, Tile64x128, 64, 128, 73728, 144, "not yet measured");
 //                                  a row of the tile table of an operation, here LINEAR_FORWARD_TILES in Rust: kernel, the
 //                                  type with M, N and Shared, rows and columns of a block, bytes of its shared memory, its
@@ -32,6 +34,13 @@
 
 #define KERNEL(name, Params, threads, blocks) \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params params)
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define PAIR_KERNEL(name, Params, threads) \
+    extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(threads, 1) name(const __grid_constant__ Params params)
+#else
+#define PAIR_KERNEL(name, Params, threads) KERNEL(name, Params, threads, 1)
+#endif
 
 using bf16 = __nv_bfloat16;
 

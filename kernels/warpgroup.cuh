@@ -20,72 +20,23 @@
 
 namespace {
 
-template <int M_, int N_, int STAGES, typename OperandA = ByRows, typename OperandB = ByRows> struct WarpgroupTile {
-    static constexpr int M = M_, N = N_;
-    static constexpr int THREADS = M / 64 * WARPGROUP;
-    static constexpr int ROWS = 16;             // of a warp
-    static constexpr int WIDTH = N / 8;         // fragments of a warp
-    static constexpr int AHEAD = STAGES - 2;    // k_tiles that are copied ahead
-    static constexpr int STEPS = K_TILE<bf16> / 16;
+// The sums of a warp: 16 rows of N columns.
+template <int N> struct WarpgroupSums {
+    static constexpr int ROWS = 16, WIDTH = N / 8;
     static constexpr int RUN = 8, PANEL = 32;
-    static constexpr bool COLUMNS_A = is_same<OperandA, ByColumns>, COLUMNS_B = is_same<OperandB, ByColumns>;
-    static_assert(M % 64 == 0 && AHEAD > 0, "whole warpgroups, and a stage to fill");
-    using Value = bf16;
-    struct alignas(WGMMA_GROUP) Stage {
-        unsigned char a[M * ROW_BYTES];
-        unsigned char b[N * ROW_BYTES];
-    };
-    struct Shared {
-        Stage stage[STAGES];
-        float sums[THREADS / WARP][ROWS * PANEL];
-    };
+    static constexpr int VALUES = ROWS * PANEL;  // of shared memory, to finish them
 
     float sums[WIDTH][4];
-
-    template <typename A, typename B>
-    DEVICE void prefetch(Shared& shared, const A& a, const B& b, const TileCoord& at, int k) const {
-        const int k_tiles = (k + K_TILE<bf16> - 1) / K_TILE<bf16>;
-#pragma unroll 1
-        for (int k_tile = 0; k_tile < AHEAD; k_tile++) copy(shared.stage[k_tile], a, b, at, k_tile, k_tiles);
-    }
 
     DEVICE void clear() {
 #pragma unroll
         for (int j = 0; j < WIDTH; j++) sums[j][0] = sums[j][1] = sums[j][2] = sums[j][3] = 0.0f;
     }
 
-    template <typename A, typename B>
-    DEVICE void mainloop(Shared& shared, const A& a, const B& b, const TileCoord& at, int k) {
-        const int k_tiles = (k + K_TILE<bf16> - 1) / K_TILE<bf16>;
-        const int own = warp_index() / 4 * WGMMA_PANEL;  // of both forms of A
-        int reading = 0, filling = AHEAD;
-#pragma unroll 1
-        for (int k_tile = 0; k_tile < k_tiles; k_tile++) {
-            cp_async_wait<AHEAD - 1>();
-            fence_async_proxy();
-            // The k_tile is there for all, and the products of all but the one before it have been added.
-            sync_block();
-            const Stage& stage = shared.stage[reading];
-            wgmma_fence();
-#pragma unroll
-            for (int step = 0; step < STEPS; step++) {
-                wgmma_m64k16<COLUMNS_A, COLUMNS_B>(
-                    sums, stage.a + own + step * WGMMA_STEP<COLUMNS_A>, stage.b + step * WGMMA_STEP<COLUMNS_B>);
-            }
-            wgmma_commit();
-            copy(shared.stage[filling], a, b, at, k_tile + AHEAD, k_tiles);
-            wgmma_wait<1>();
-            reading = reading + 1 == STAGES ? 0 : reading + 1;
-            filling = filling + 1 == STAGES ? 0 : filling + 1;
-        }
-        wgmma_wait<0>();
-    }
-
-    // Hands all sums to `out`. A warp has a part of the shared memory to itself, and a lane two runs of each panel.
-    template <typename Out> DEVICE void finish(Shared& shared, const TileCoord& at, const Out& out) const {
+    // Hands all sums to `out`. `panel` is memory of this warp's alone, VALUES of it; a lane has two runs of each panel.
+    template <typename Out> DEVICE void finish(float* panel, const TileCoord& at, const Out& out) const {
         constexpr int RUNS = PANEL / RUN;
         static_assert(ROWS * RUNS == 2 * WARP, "two runs a lane");
-        float* panel = shared.sums[warp_index()];
         const int row = lane_index() / RUNS, own = lane_index() % RUNS * RUN;
         const int first = at.row + warp_index() * ROWS + row, below = first + WARP / RUNS;
         typename Out::Read next = {};
@@ -136,7 +87,61 @@ template <int M_, int N_, int STAGES, typename OperandA = ByRows, typename Opera
             }
         }
     }
+};
 
+template <int M_, int N_, int STAGES, typename OperandA = ByRows, typename OperandB = ByRows>
+struct WarpgroupTile : WarpgroupSums<N_> {
+    static constexpr int M = M_, N = N_;
+    static constexpr int THREADS = M / 64 * WARPGROUP;
+    static constexpr int AHEAD = STAGES - 2;  // k_tiles that are copied ahead
+    static constexpr int STEPS = K_TILE<bf16> / 16;
+    static constexpr bool COLUMNS_A = is_same<OperandA, ByColumns>, COLUMNS_B = is_same<OperandB, ByColumns>;
+    static_assert(M % 64 == 0 && AHEAD > 0, "whole warpgroups, and a stage to fill");
+    using Value = bf16;
+    struct alignas(WGMMA_GROUP) Stage {
+        unsigned char a[M * ROW_BYTES];
+        unsigned char b[N * ROW_BYTES];
+    };
+    struct Shared {
+        Stage stage[STAGES];
+        float sums[THREADS / WARP][WarpgroupSums<N>::VALUES];
+    };
+
+    template <typename A, typename B>
+    DEVICE void prefetch(Shared& shared, const A& a, const B& b, const TileCoord& at, int k) const {
+        const int k_tiles = (k + K_TILE<bf16> - 1) / K_TILE<bf16>;
+#pragma unroll 1
+        for (int k_tile = 0; k_tile < AHEAD; k_tile++) copy(shared.stage[k_tile], a, b, at, k_tile, k_tiles);
+    }
+
+    template <typename A, typename B>
+    DEVICE void mainloop(Shared& shared, const A& a, const B& b, const TileCoord& at, int k) {
+        const int k_tiles = (k + K_TILE<bf16> - 1) / K_TILE<bf16>;
+        const int own = warp_index() / 4 * WGMMA_PANEL;  // of both forms of A
+        int reading = 0, filling = AHEAD;
+#pragma unroll 1
+        for (int k_tile = 0; k_tile < k_tiles; k_tile++) {
+            cp_async_wait<AHEAD - 1>();
+            fence_async_proxy();
+            // The k_tile is there for all, and the products of all but the one before it have been added.
+            sync_block();
+            const Stage& stage = shared.stage[reading];
+            wgmma_fence();
+#pragma unroll
+            for (int step = 0; step < STEPS; step++) {
+                wgmma_m64k16<COLUMNS_A, COLUMNS_B>(
+                    this->sums, stage.a + own + step * WGMMA_STEP<COLUMNS_A>, stage.b + step * WGMMA_STEP<COLUMNS_B>);
+            }
+            wgmma_commit();
+            copy(shared.stage[filling], a, b, at, k_tile + AHEAD, k_tiles);
+            wgmma_wait<1>();
+            reading = reading + 1 == STAGES ? 0 : reading + 1;
+            filling = filling + 1 == STAGES ? 0 : filling + 1;
+        }
+        wgmma_wait<0>();
+    }
+
+  private:
     template <typename A, typename B>
     DEVICE static void copy(Stage& stage, const A& a, const B& b, const TileCoord& at, int k_tile, int k_tiles) {
         if (k_tile < k_tiles) {
@@ -174,7 +179,7 @@ DEVICE void warpgroup_product(const A& a, const B& b, int rows, int columns, int
             at = tile_coord<Tile>(rows, columns, number + gridDim.x);
             tile.prefetch(shared, a, b, at, k);
         }
-        tile.finish(shared, done, out);
+        tile.finish(shared.sums[warp_index()], done, out);
     }
     cp_async_wait<0>();
 }

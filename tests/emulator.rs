@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
-use im2sp::backend::cuda::driver::emulator::faulty::{self, FaultyParams};
+use im2sp::backend::cuda::driver::emulator::faulty::{self, FaultyPairParams, FaultyParams};
 use im2sp::backend::cuda::driver::emulator::{EmulatedDriver, Order, Settings};
-use im2sp::backend::cuda::driver::{Driver, Kernel, Launch, Stream};
+use im2sp::backend::cuda::driver::{BoxedMatrix, Driver, Kernel, Launch, Stream};
 use im2sp::random::Random;
 
 type Faulty = Kernel<FaultyParams>;
@@ -466,4 +466,65 @@ fn speed_blocks() {
             println!("blocks checked {checked}: {:.2} ms", start.elapsed().as_secs_f64() * 1e3 / n as f64);
         }
     }
+}
+
+/// Sums of the pair's threads, or what was found, over boxes of a matrix of ones.
+fn run_pair(kernel: &'static Kernel<FaultyPairParams>, settings: Settings) -> Result<Vec<f32>, String> {
+    const LINES: usize = 5 * 64;
+    const ONE: u16 = 0x3f80;
+    let driver = EmulatedDriver::new(1 << 24);
+    let stream = driver.new_stream().expect("a stream");
+    driver.set(settings);
+    let matrix = stream.allocate(LINES * 128).expect("there is room");
+    let mut sums = vec![0.0f32; 2 * THREADS];
+    let y = stream.allocate(sums.len() * 4).expect("there is room");
+    // The last lines lie outside, and count as zeros.
+    let map = BoxedMatrix { pointer: matrix, rows: LINES - 40, columns: 64, box_rows: 32 };
+    let map = stream.tensor_map(map).expect("a map");
+    let params = FaultyPairParams { map, y, lines: LINES as i32, unused: [0; 29] };
+    let launch = Launch::blocks(2).shared_bytes(faulty::SIZE_OF_BOXES);
+    // SAFETY: as many bytes were allocated; the emulator ends kernels that leave them.
+    unsafe {
+        stream.copy_to_device(matrix, bytemuck::cast_slice(&[ONE; LINES * 64])).expect("the memory is the driver's");
+        stream.launch(&kernel.info, launch, bytemuck::bytes_of(&params)).expect("it can be launched");
+        stream.copy_to_host(y, bytemuck::cast_slice_mut(&mut sums)).map_err(|e| e.to_string())?;
+    }
+    Ok(sums)
+}
+
+#[test]
+fn pairs_of_blocks_share_boxes() {
+    // Five boxes of 64 lines, a thread for each half of a line; the last forty lines are zeros.
+    let expected: Vec<f32> =
+        (0..2 * THREADS).map(|n| if n % THREADS / 2 < 24 { 5.0 * 32.0 } else { 4.0 * 32.0 }).collect();
+    for settings in ORDERS.map(|order| Settings { order, checked: false }).into_iter().chain([CHECKED]) {
+        assert_eq!(run_pair(&faulty::FAULTY_PAIR_RIGHT, settings).as_deref(), Ok(&expected[..]), "{settings:?}");
+    }
+}
+
+#[test]
+fn mistakes_of_pairs_are_found() {
+    let not_waited = "access to what an asynchronous copy has not been waited for";
+    for (wrong, part) in [
+        // Of the box that is still on its way to the other block.
+        (&faulty::FAULTY_PAIR_OVERWRITTEN, not_waited),
+        (&faulty::FAULTY_PAIR_OVERWRITTEN, "of block (0, 0, 0)"),
+        (&faulty::FAULTY_PAIR_NOT_WAITED, not_waited),
+        (&faulty::FAULTY_PAIR_TOO_FEW_BYTES, not_waited),
+        (&faulty::FAULTY_PAIR_TOO_MANY, "more arrivals than a phase of the barrier counts"),
+        (&faulty::FAULTY_PAIR_LEFT, "a copy of a box arrives when the block that began it has ended"),
+    ] {
+        let found = run_pair(wrong, CHECKED).expect_err(wrong.info.name);
+        assert!(found.contains(part), "{}: {part:?} is missing in: {found}", wrong.info.name);
+    }
+    // Copies that arrive late show a wait too few by what was there before, those that arrive early an overwritten stage.
+    for wrong in [&faulty::FAULTY_PAIR_OVERWRITTEN, &faulty::FAULTY_PAIR_NOT_WAITED] {
+        let right = run_pair(&faulty::FAULTY_PAIR_RIGHT, Settings::default());
+        let differs = ORDERS.map(|order| run_pair(wrong, Settings { order, checked: false }) != right);
+        assert!(differs.contains(&true), "{}", wrong.info.name);
+    }
+    let driver = EmulatedDriver::new(1 << 24);
+    let stream = driver.new_stream().expect("a stream");
+    let map = BoxedMatrix { pointer: Default::default(), rows: 3, columns: 7, box_rows: 32 };
+    assert!(stream.tensor_map(map).is_err(), "rows of 14 bytes");
 }

@@ -20,6 +20,10 @@ const HGMMA: u64 = 0x9f0;
 const LDSM: u64 = 0x83b;
 /// cp.async.
 const LDGSTS: u64 = 0xfae;
+/// Copies of boxes, to both blocks of a pair and to one.
+const UTMALDG: [u64; 2] = [0x3b4, 0x5b4];
+/// Fences of memory.
+const MEMBAR: u64 = 0x992;
 /// Loads and stores of local memory: arrays that are no registers.
 const LDL: u64 = 0x983;
 const STL: u64 = 0x387;
@@ -161,8 +165,15 @@ fn products_use_tensor_cores_and_asynchronous_copies_in_little_code() {
                 continue;
             }
             checked += 1;
-            assert!(code.count(LDGSTS) > 0, "{kernel} on {architecture} copies through registers");
-            if kernel.contains("_wgmma_") {
+            let pair = kernel.contains("_pair_");
+            if pair {
+                // Of each operand; a fence would wait for all of the device in every k_tile.
+                let expected = if architecture == "sm_90a" { [2, 2] } else { [0, 0] };
+                assert_eq!(UTMALDG.map(|opcode| code.count(opcode)), expected, "{kernel} on {architecture}");
+                assert_eq!(code.count(MEMBAR), 0, "{kernel} on {architecture}");
+            }
+            assert_eq!(code.count(LDGSTS) > 0, !pair, "{kernel} on {architecture} copies through registers");
+            if pair || kernel.contains("_wgmma_") {
                 // Four steps of a k_tile; other architectures never launch them.
                 let expected = if architecture == "sm_90a" { 4 } else { 0 };
                 assert_eq!(code.count(HGMMA), expected, "{kernel} on {architecture}");

@@ -19,6 +19,7 @@
     static void name(const Params& params);                                                                  \
     extern "C" void EMULATED_NAME(name)(const void* bytes) { name(*static_cast<const Params*>(bytes)); } \
     static void name([[maybe_unused]] const Params& params)
+#define PAIR_KERNEL(name, Params, threads) KERNEL(name, Params, threads, 1)
 
 struct Index3 {
     unsigned x, y, z;
@@ -26,7 +27,7 @@ struct Index3 {
 
 // What a thread waits for. The runtime's `Wait` has the same order. The lanes of a warp meet in both of the first; only
 // the barrier orders their accesses to memory.
-enum EmulatorWait { WAIT_WARP, WAIT_BLOCK, WAIT_SPIN, WAIT_WARP_BARRIER };
+enum EmulatorWait { WAIT_WARP, WAIT_BLOCK, WAIT_SPIN, WAIT_WARP_BARRIER, WAIT_CLUSTER };
 
 // What the lanes of a warp hand to each other: two sets, used in turn, so that one wait per exchange is enough.
 struct EmulatorWarp {
@@ -76,6 +77,9 @@ struct EmulatorContext {
     uint64_t stack_bytes;
     uint64_t checked;  // whether accesses to memory are
     uint64_t spins;    // reads of flags since it last waited
+    unsigned char* const* cluster;  // shared memory of the blocks of its cluster; null of those that have ended
+    unsigned rank, cluster_size;    // its block's among them
+    uint64_t eager;                 // copies of boxes arrive as soon as they may, not as late
 };
 
 extern "C" {
@@ -93,6 +97,11 @@ void emulator_copies_wait(unsigned groups);
 void emulator_product(float* d, const unsigned char* a, const uint32_t* registers, const unsigned char* b, unsigned width,
                       bool a_columns, bool b_columns);
 void emulator_products_wait(unsigned groups, const char* file, int line);
+// And of cluster.cuh, in cluster.cpp.
+void emulator_barrier_init(uint64_t* barrier, unsigned arrivals);
+void emulator_barrier_arrive(uint64_t* barrier, unsigned rank, unsigned expected);
+bool emulator_barrier_ended(uint64_t* barrier, unsigned parity);
+void emulator_copy_box(void* to, const void* map, int line, int value, uint64_t* barrier, unsigned ranks);
 void emulator_fence_device();
 // A flag was read that another thread may be waited for to change.
 void emulator_flag_read();

@@ -12,9 +12,11 @@
 //            56.9 us and 13.5 for the sum of its parts, 4096x1024 over 4112 rows in 72.4
 #include "gemm.cuh"
 #include "linear/activation.cuh"
-#include "warpgroup.cuh"
+#include "pair.cuh"
 
 struct LinearBackwardParams {
+    TensorMap dy_map;      // of pairs of blocks alone
+    TensorMap weight_map;
     const void* dy;
     const void* weight;
     const void* input;     // of the activation; null: none
@@ -24,10 +26,14 @@ struct LinearBackwardParams {
     int columns;  // K
     int depth;    // N
     int activation;  // ACTIVATION_*
+    int pairing;     // PAIRING_*
+    int unused[17];
 };
-SIZE_OF(LinearBackwardParams, 56);
+SIZE_OF(LinearBackwardParams, 384);
 
 struct LinearBackwardWeightParams {
+    TensorMap dy_map;  // of pairs of blocks alone
+    TensorMap x_map;
     const void* dy;
     const void* x;
     float* out;   // dweight, or the parts (parts, N, K)
@@ -36,9 +42,10 @@ struct LinearBackwardWeightParams {
     int columns;  // K
     int share;    // terms of a part
     int adds;     // whether to add to what is there
-    int unused;
+    int pairing;  // PAIRING_*
+    int unused[20];
 };
-SIZE_OF(LinearBackwardWeightParams, 48);
+SIZE_OF(LinearBackwardWeightParams, 384);
 
 struct LinearBackwardBiasParams {
     const void* dy;
@@ -228,6 +235,20 @@ template <typename Tile> DEVICE void at_weight_wgmma(const LinearBackwardWeightP
     warpgroup_product<Tile>(dy, x, params.rows, params.columns, terms, WeightEpilogue{params, out});
 }
 
+// And by pairs of blocks.
+template <typename Tile> DEVICE void at_input_pair(const LinearBackwardParams& params) {
+    const Extent extent = {params.rows, params.columns, 0, params.depth};
+    const InputEpilogue<bf16> out = {params};
+    pair_product<Tile, ByRows, ByColumns>(params.dy_map, params.weight_map, extent, params.pairing, out);
+}
+
+template <typename Tile> DEVICE void at_weight_pair(const LinearBackwardWeightParams& params) {
+    const int first = blockIdx.y * params.share, terms = min(params.share, params.terms - first);
+    const Extent extent = {params.rows, params.columns, first, terms};
+    const WeightEpilogue out = {params, params.out + int64_t(blockIdx.y) * params.rows * params.columns};
+    pair_product<Tile, ByColumns, ByColumns>(params.dy_map, params.x_map, extent, params.pairing, out);
+}
+
 // bf16, as forward.cu's, of a weight by columns.
 using Input128x256 = MmaTile<128, 256, 2, 4, 3, Bf16Operand, ByColumns>;
 using Input128x128 = MmaTile<128, 128, 2, 2, 3, Bf16Operand, ByColumns>;
@@ -244,6 +265,9 @@ using Input64x64Wgmma = WarpgroupTile<64, 64, 6, ByRows, ByColumns>;
 using Weight128x256Wgmma = WarpgroupTile<128, 256, 4, ByColumns, ByColumns>;
 using Weight64x128Wgmma = WarpgroupTile<64, 128, 8, ByColumns, ByColumns>;
 using Weight64x64Wgmma = WarpgroupTile<64, 64, 6, ByColumns, ByColumns>;
+using Input128x256Pair = PairTile<128, 256, 4, ByRows, ByColumns>;
+using Input128x192Pair = PairTile<128, 192, 5, ByRows, ByColumns>;
+using Weight128x256Pair = PairTile<128, 256, 4, ByColumns, ByColumns>;
 // f32.
 using Tile128x128F32 = FmaTile<128, 128, 4, 2, 4, 2>;
 using Tile64x64F32 = FmaTile<64, 64, 2, 2, 8, 3>;
@@ -316,6 +340,10 @@ KERNEL(linear_backward_128x192_wgmma_bf16, LinearBackwardParams, 256, 1) { at_in
 KERNEL(linear_backward_64x128_wgmma_bf16, LinearBackwardParams, 128, 1) { at_input_wgmma<Input64x128Wgmma>(params); }
 KERNEL(linear_backward_64x64_wgmma_bf16, LinearBackwardParams, 128, 2) { at_input_wgmma<Input64x64Wgmma>(params); }
 
+// Grid: an even number of blocks up to twice that of pairs of tiles.
+PAIR_KERNEL(linear_backward_128x256_pair_bf16, LinearBackwardParams, 384) { at_input_pair<Input128x256Pair>(params); }
+PAIR_KERNEL(linear_backward_128x192_pair_bf16, LinearBackwardParams, 384) { at_input_pair<Input128x192Pair>(params); }
+
 // Grid: the tiles of dweight, in the order of tile_coord, for each part. Shared memory: Shared of the tile.
 KERNEL(linear_backward_weight_128x256_bf16, LinearBackwardWeightParams, 256, 1) { at_weight<Weight128x256, Aligned>(params); }
 KERNEL(linear_backward_weight_128x128_bf16, LinearBackwardWeightParams, 128, 2) { at_weight<Weight128x128, Aligned>(params); }
@@ -334,6 +362,9 @@ KERNEL(linear_backward_weight_64x64_unaligned_f32, LinearBackwardWeightParams, 1
 KERNEL(linear_backward_weight_128x256_wgmma_bf16, LinearBackwardWeightParams, 256, 1) { at_weight_wgmma<Weight128x256Wgmma>(params); }
 KERNEL(linear_backward_weight_64x128_wgmma_bf16, LinearBackwardWeightParams, 128, 1) { at_weight_wgmma<Weight64x128Wgmma>(params); }
 KERNEL(linear_backward_weight_64x64_wgmma_bf16, LinearBackwardWeightParams, 128, 2) { at_weight_wgmma<Weight64x64Wgmma>(params); }
+
+// Grid: an even number of blocks up to twice that of pairs of tiles, for each part.
+PAIR_KERNEL(linear_backward_weight_128x256_pair_bf16, LinearBackwardWeightParams, 384) { at_weight_pair<Weight128x256Pair>(params); }
 
 // Grid: 32 columns of dy, for each part. Shared memory: BiasSums.
 KERNEL(linear_backward_bias_bf16, LinearBackwardBiasParams, 256, 4) { bias_sums<bf16>(params); }
@@ -358,6 +389,8 @@ TILE(linear_backward_128x192_wgmma_bf16, Input128x192Wgmma, 128, 192, 180224, 16
      "H200 at 86aee10, ncu: 6512x2304x768 in 63.6 us");
 TILE(linear_backward_64x128_wgmma_bf16, Input64x128Wgmma, 64, 128, 204800, 84, "not yet measured");
 TILE(linear_backward_64x64_wgmma_bf16, Input64x64Wgmma, 64, 64, 106496, 43, "not yet measured");
+TILE(linear_backward_128x256_pair_bf16, Input128x256Pair, 128, 256, 214016, 153, "not yet measured");
+TILE(linear_backward_128x192_pair_bf16, Input128x192Pair, 128, 192, 222208, 120, "not yet measured");
 TILE(linear_backward_64x64_unaligned_bf16, Input64x64, 64, 64, 65536, 1000, "not yet measured");
 TILE(linear_backward_128x128_f32, Tile128x128F32, 128, 128, 65536, 2048, "not yet measured");
 TILE(linear_backward_64x64_f32, Tile64x64F32, 64, 64, 49152, 768, "not yet measured");
@@ -369,6 +402,7 @@ TILE(linear_backward_weight_128x256_wgmma_bf16, Weight128x256Wgmma, 128, 256, 21
      "H200 at 86aee10, ncu: 4096x1024 over 4112 rows in 72.4 us");
 TILE(linear_backward_weight_64x128_wgmma_bf16, Weight64x128Wgmma, 64, 128, 204800, 84, "not yet measured");
 TILE(linear_backward_weight_64x64_wgmma_bf16, Weight64x64Wgmma, 64, 64, 106496, 43, "not yet measured");
+TILE(linear_backward_weight_128x256_pair_bf16, Weight128x256Pair, 128, 256, 214016, 153, "not yet measured");
 TILE(linear_backward_weight_64x64_unaligned_bf16, Weight64x64, 64, 64, 65536, 1000, "not yet measured");
 TILE(linear_backward_weight_128x128_unaligned_f32, Tile128x128F32, 128, 128, 65536, 2048, "not yet measured");
 TILE(linear_backward_weight_64x64_unaligned_f32, Tile64x64F32, 64, 64, 49152, 768, "not yet measured");

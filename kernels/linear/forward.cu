@@ -17,11 +17,16 @@
 //            in 93, 4096x4096x4096 in 239 (576 TFLOP/s); f32: 257x1024x3072 in 77.3, 4112x1024x4096 in 923 (37 TFLOP/s). At
 //            449c6ab, bf16 by mma.sync, lightly contended: 14.9, 22.2, 42.4, 25.5, 150, 397 (346 TFLOP/s, 56 % of the peak
 //            of mma.sync there)
+// Predicted: by pairs of blocks (pair.cuh), not yet measured: 4096x4096x4096 takes four turns of 64 k_tiles of 1024 clocks, 132 us
+//            at 1980 MHz and what epilogues and power add to it; 4112x1024x4096 four turns of 16 k_tiles of 1170 clocks, 41 us with
+//            the first copies and the last epilogue. The main loop is 1.6 KB of code without a fence, the kernel 36 KB
 #include "gemm.cuh"
 #include "linear/activation.cuh"
-#include "warpgroup.cuh"
+#include "pair.cuh"
 
 struct LinearParams {
+    TensorMap x_map;       // of pairs of blocks alone
+    TensorMap weight_map;
     const void* x;
     const void* weight;
     const float* bias;
@@ -37,8 +42,10 @@ struct LinearParams {
     int prefix;
     int heads;
     int activation;  // ACTIVATION_*
+    int pairing;     // PAIRING_*
+    int unused[7];
 };
-SIZE_OF(LinearParams, 96);
+SIZE_OF(LinearParams, 384);
 
 namespace {
 
@@ -176,6 +183,11 @@ template <typename Tile> DEVICE void wgmma(const LinearParams& params) {
     warpgroup_product<Tile>(x, weight, params.rows, params.columns, params.k, LinearEpilogue<bf16>{params});
 }
 
+template <typename Tile> DEVICE void pair(const LinearParams& params) {
+    const Extent extent = {params.rows, params.columns, 0, params.k};
+    pair_product<Tile, ByRows, ByRows>(params.x_map, params.weight_map, extent, params.pairing, LinearEpilogue<bf16>{params});
+}
+
 // bf16: rows and columns of a tile, warps down and across, stages.
 using Tile128x256 = MmaTile<128, 256, 2, 4, 3>;  // large products: the least traffic to shared memory; one block each
 using Tile128x128 = MmaTile<128, 128, 2, 2, 3>;  // two blocks on a multiprocessor: one's epilogue overlaps the other's sums
@@ -190,6 +202,8 @@ using Tile128x256Wgmma = WarpgroupTile<128, 256, 4>;
 using Tile128x192Wgmma = WarpgroupTile<128, 192, 4>;
 using Tile64x128Wgmma = WarpgroupTile<64, 128, 8>;
 using Tile64x64Wgmma = WarpgroupTile<64, 64, 6>;
+using Tile128x256Pair = PairTile<128, 256, 4>;
+using Tile128x192Pair = PairTile<128, 192, 5>;
 
 }  // namespace
 
@@ -208,6 +222,10 @@ KERNEL(linear_forward_128x256_wgmma_bf16, LinearParams, 256, 1) { wgmma<Tile128x
 KERNEL(linear_forward_128x192_wgmma_bf16, LinearParams, 256, 1) { wgmma<Tile128x192Wgmma>(params); }
 KERNEL(linear_forward_64x128_wgmma_bf16, LinearParams, 128, 1) { wgmma<Tile64x128Wgmma>(params); }
 KERNEL(linear_forward_64x64_wgmma_bf16, LinearParams, 128, 2) { wgmma<Tile64x64Wgmma>(params); }
+
+// Grid: an even number of blocks up to twice that of pairs of tiles.
+PAIR_KERNEL(linear_forward_128x256_pair_bf16, LinearParams, 384) { pair<Tile128x256Pair>(params); }
+PAIR_KERNEL(linear_forward_128x192_pair_bf16, LinearParams, 384) { pair<Tile128x192Pair>(params); }
 
 // Grid and shared memory: as above, for any K.
 KERNEL(linear_forward_64x64_unaligned_bf16, LinearParams, 128, 3) { unaligned<Tile64x64>(params); }
@@ -230,6 +248,8 @@ TILE(linear_forward_64x128_wgmma_bf16, Tile64x128Wgmma, 64, 128, 204800, 84,
      "H200 at 00377bd, doctor: 257x1024x3072 in 13.1 us");
 TILE(linear_forward_64x64_wgmma_bf16, Tile64x64Wgmma, 64, 64, 106496, 43,
      "H200 at 00377bd, doctor: 257x1024x1024 in 10.3 us, 257x4096x1024 in 22.2 us");
+TILE(linear_forward_128x256_pair_bf16, Tile128x256Pair, 128, 256, 214016, 153, "not yet measured");
+TILE(linear_forward_128x192_pair_bf16, Tile128x192Pair, 128, 192, 222208, 120, "not yet measured");
 TILE(linear_forward_64x64_unaligned_bf16, Tile64x64, 64, 64, 65536, 1000, "not yet measured");
 TILE(linear_forward_128x128_f32, Tile128x128F32, 128, 128, 65536, 2048, "H200 at 449c6ab, doctor: 4112x1024x4096 in 847 us");
 TILE(linear_forward_64x64_f32, Tile64x64F32, 64, 64, 49152, 768, "H200 at 449c6ab, doctor: 257x1024x3072 in 72.7 us");

@@ -148,7 +148,7 @@ mod on_cuda {
                 .filter(|tile| {
                     tile.takes(Cuda::dtype(self), is_aligned(Cuda::dtype(self), depth)) && tile.makes(columns)
                 })
-                .filter(|tile| tile.shared_bytes <= self.stream().properties().shared_per_block)
+                .filter(|tile| tile.runs_on(self.stream().properties()))
                 .map(|tile| tile.name)
                 .collect()
         }

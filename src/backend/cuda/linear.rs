@@ -4,7 +4,7 @@ mod backward;
 
 pub(super) use backward::{add_columns, add_product, place};
 
-use super::driver::{DevicePtr, Launch, Properties};
+use super::driver::{BoxedMatrix, DevicePtr, Launch, Properties, TensorMap};
 use super::kernels::{self, LinearDecodeParams, LinearParams};
 use super::tiles::{self, Tile};
 use super::{Cuda, Layout, LinearWeights, Tensor, ensure, int, pointer_of};
@@ -174,7 +174,10 @@ fn launch(
     let Epilogue { activation, residual, saved, split } = epilogue;
     let residual = residual.map(|r| cuda.rows_of(r, dtype)).transpose()?;
     let y = cuda.empty([rows, columns], dtype, Layout::Rows)?;
+    let ([x_map, weight_map], pairing) = maps(cuda, tile, [rows, columns], [&x, weight])?;
     let params = LinearParams {
+        x_map,
+        weight_map,
         x: x.pointer(),
         weight: weight.pointer(),
         bias: bias.pointer(),
@@ -190,6 +193,8 @@ fn launch(
         prefix: int("linear", split.prefix)?,
         heads: int("linear", split.heads)?,
         activation: code(activation),
+        pairing,
+        unused: [0; 7],
     };
     let blocks = tile.blocks(rows, columns, cuda.stream.properties());
     let launch = Launch::blocks(blocks).shared_bytes(tile.shared_bytes);
@@ -198,6 +203,25 @@ fn launch(
     // 256 bytes, so that the rows of aligned kernels, and the vectors of rows of a multiple of eight columns, are aligned.
     unsafe { cuda.launch(tile.kernel, launch, params)? };
     Ok(y)
+}
+
+/// The maps of both operands of a product with so many rows and columns, and the pairing, where tiles are those of pairs.
+fn maps<P>(
+    cuda: &Cuda,
+    tile: &Tile<P>,
+    [rows, columns]: [usize; 2],
+    operands: [&Tensor; 2],
+) -> Result<([TensorMap; 2], i32)> {
+    if !tile.is_pair() {
+        return Ok(Default::default());
+    }
+    let pairing = tile.pairing(rows, columns, cuda.stream.properties());
+    let [left, right] = pairing.box_rows();
+    let map = |operand: &Tensor, box_rows| {
+        let (pointer, rows, columns) = (operand.pointer(), operand.rows, operand.columns);
+        cuda.stream.tensor_map(BoxedMatrix { pointer, rows, columns, box_rows })
+    };
+    Ok(([map(operands[0], left)?, map(operands[1], right)?], pairing as i32))
 }
 
 /// The same for the few rows of a decode step: f32 rows, weights read once.
@@ -256,6 +280,7 @@ mod tests {
     use super::*;
     use crate::backend::cuda::driver::emulator;
     use crate::backend::prelude::*;
+    use crate::random::Philox;
     use crate::tensor::HostTensor;
 
     fn cuda(dtype: DType) -> Cuda {
@@ -351,7 +376,9 @@ mod tests {
             tile_for(dtype, shape, &tiles::device(132, shared, capability)).unwrap().name
         };
         for (shape, ampere, hopper) in [
-            ([4096, 4096, 4096], "128x256", "128x256_wgmma"),
+            ([4096, 4096, 4096], "128x256", "128x256_pair"),
+            ([4112, 4096, 1024], "128x256", "128x256_pair"),
+            ([6512, 768, 3072], "128x128", "128x192_pair"),
             ([257, 3072, 1024], "64x128", "64x128_wgmma"),
             ([257, 1024, 4096], "64x64", "64x64_wgmma"),
             ([257, 768, 3072], "32x64", "64x64_wgmma"),
@@ -361,12 +388,39 @@ mod tests {
             assert_eq!(chosen(DType::BF16, shape, LARGE, HOPPER), hopper, "{shape:?}");
         }
         for capability in [AMPERE, HOPPER, (10, 0), (12, 0)] {
-            let wgmma = chosen(DType::BF16, [4096; 3], LARGE, capability).ends_with("wgmma");
+            let wgmma = chosen(DType::BF16, [4096; 3], LARGE, capability).ends_with("_pair");
             assert_eq!(wgmma, capability == HOPPER, "{capability:?}");
             assert_eq!(chosen(DType::F32, [4096; 3], LARGE, capability), "128x128");
             assert_eq!(chosen(DType::F32, [1, 1, 3], LARGE, capability), "64x64_unaligned");
         }
         assert_eq!(chosen(DType::BF16, [4096; 3], SMALL, AMPERE), "128x128");
+    }
+
+    /// What pairs of blocks share changes the time and nothing else, whichever way they are laid.
+    #[test]
+    fn pairs_give_what_single_blocks_give() {
+        for multiprocessors in [2, 3, 8] {
+            let driver = emulator::EmulatedDriver::with_multiprocessors(1 << 28, multiprocessors);
+            let cuda = Cuda::new(std::sync::Arc::new(driver), DType::BF16).unwrap();
+            let random = |shape: [usize; 2], stream| {
+                cuda.sequence(shape, &Philox::new(7, stream).values(shape[0] * shape[1])).unwrap()
+            };
+            for [rows, columns, k] in [[1, 8, 8], [129, 264, 72], [300, 520, 328], [514, 200, 64]] {
+                let (x, residual) = (random([rows, k], 0), random([rows, columns], 1));
+                let weight = HostTensor::from_f32(&[columns, k], Philox::new(7, 2).values(columns * k)).unwrap();
+                let bias = cuda.upload([1, columns], &Philox::new(7, 3).values(columns)).unwrap();
+                let layer = LinearWeights { weight: cuda.matrix(weight).unwrap(), bias };
+                let run = |tile: &ForwardTile| {
+                    let y = linear_tiled(&cuda, &x, &layer, Activation::Gelu, Some(&residual), tile).unwrap();
+                    (tile.name, cuda.download(&y).unwrap())
+                };
+                let results: Vec<_> = TILES.iter().filter(|tile| tile.is_wgmma()).map(run).collect();
+                assert!(results.iter().filter(|(name, _)| name.ends_with("_pair")).count() > 1);
+                for (name, y) in &results {
+                    assert!(y == &results[0].1, "{name}: {rows} x {columns} x {k} on {multiprocessors}");
+                }
+            }
+        }
     }
 
     /// The smallest block that takes all rows, or the largest that fits.

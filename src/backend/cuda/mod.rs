@@ -58,7 +58,7 @@ pub use parameters::Block;
 pub mod kernels {
     #[cfg(feature = "emulator")]
     use super::driver::EmulatedKernel;
-    use super::driver::{DevicePtr, Kernel, KernelInfo};
+    use super::driver::{DevicePtr, Kernel, KernelInfo, TensorMap};
     use super::tiles::Tile;
     use crate::tensor::DType;
 

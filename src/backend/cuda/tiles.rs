@@ -6,6 +6,39 @@ use crate::tensor::DType;
 /// Compute capability of the devices whose warpgroups multiply by wgmma. Later ones have other instructions in its place.
 const WGMMA_CAPABILITY: (u32, u32) = (9, 0);
 
+/// Blocks of a pair.
+const PAIR: usize = 2;
+
+/// The tiles of two blocks that share what they read: PAIRING_* of kernels/pair.cuh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pairing {
+    /// One below the other: they share columns.
+    Below = 0,
+    /// Side by side: they share rows.
+    Beside = 1,
+}
+
+impl Pairing {
+    /// Tiles down and across.
+    fn tiles(self) -> [usize; 2] {
+        match self {
+            Pairing::Below => [PAIR, 1],
+            Pairing::Beside => [1, PAIR],
+        }
+    }
+
+    /// Lines of the boxes of the left and the right operand: of what a pair shares, each block copies half a box.
+    pub(super) fn box_rows(self) -> [usize; 2] {
+        match self {
+            Pairing::Below => [BOX_ROWS, BOX_ROWS / PAIR],
+            Pairing::Beside => [BOX_ROWS / PAIR, BOX_ROWS],
+        }
+    }
+}
+
+/// Lines of a box that one block reads for itself.
+const BOX_ROWS: usize = 64;
+
 /// Whether warpgroups of this device multiply by wgmma.
 pub(super) fn has_wgmma(device: &Properties) -> bool {
     device.capability == WGMMA_CAPABILITY
@@ -45,9 +78,21 @@ impl<P> Tile<P> {
         columns.is_multiple_of(8) || !self.is_wgmma()
     }
 
+    /// Whether this device has the instructions and the shared memory of it.
+    pub(crate) fn runs_on(&self, device: &Properties) -> bool {
+        (!self.is_wgmma() || has_wgmma(device))
+            && (!self.is_pair() || device.clusters)
+            && self.shared_bytes <= device.shared_per_block
+    }
+
     /// Whether its products are those of warpgroups, which only sm_90a has.
-    fn is_wgmma(&self) -> bool {
-        self.name.ends_with("_wgmma")
+    pub(super) fn is_wgmma(&self) -> bool {
+        self.name.ends_with("_wgmma") || self.is_pair()
+    }
+
+    /// Whether two blocks share what they read.
+    pub(super) fn is_pair(&self) -> bool {
+        self.name.ends_with("_pair")
     }
 
     /// Tiles of a result.
@@ -55,9 +100,31 @@ impl<P> Tile<P> {
         rows.div_ceil(self.rows) * columns.div_ceil(self.columns)
     }
 
+    /// Pairs of tiles of a result.
+    fn pairs(&self, rows: usize, columns: usize, pairing: Pairing) -> usize {
+        let [down, across] = pairing.tiles();
+        rows.div_ceil(self.rows * down) * columns.div_ceil(self.columns * across)
+    }
+
+    /// The pairing of least time.
+    pub(super) fn pairing(&self, rows: usize, columns: usize, device: &Properties) -> Pairing {
+        let pairings = [Pairing::Below, Pairing::Beside].into_iter();
+        pairings.min_by_key(|&pairing| self.pair_time(rows, columns, pairing, device)).unwrap_or(Pairing::Below)
+    }
+
+    /// Time of the busiest pair of multiprocessors. Tiles beside each other ask an eighth more of L2, which then binds them.
+    fn pair_time(&self, rows: usize, columns: usize, pairing: Pairing, device: &Properties) -> usize {
+        let turns = self.pairs(rows, columns, pairing).div_ceil((device.multiprocessors / PAIR).max(1));
+        turns * self.time * if pairing == Pairing::Below { 7 } else { 8 } / 7
+    }
+
     /// Blocks of a launch: one for each tile; of wgmma's, whose blocks take one tile after the other, as many as the device
-    /// holds.
+    /// holds, in whole pairs where they share.
     pub(super) fn blocks(&self, rows: usize, columns: usize, device: &Properties) -> usize {
+        if self.is_pair() {
+            let pairs = self.pairs(rows, columns, self.pairing(rows, columns, device));
+            return PAIR * pairs.min((device.multiprocessors / PAIR).max(1));
+        }
         let count = self.count(rows, columns);
         if !self.is_wgmma() {
             return count;
@@ -68,7 +135,11 @@ impl<P> Tile<P> {
 
     /// Time of the busiest multiprocessor. Whole tiles take turns on all of them; the tiles of the last rows only multiply
     /// the rows there are, in 16s or a warpgroup's 64s, and first go where a turn was left over.
-    fn busy_time(&self, rows: usize, columns: usize, multiprocessors: usize) -> usize {
+    fn busy_time(&self, rows: usize, columns: usize, device: &Properties) -> usize {
+        if self.is_pair() {
+            return self.pair_time(rows, columns, self.pairing(rows, columns, device), device);
+        }
+        let multiprocessors = device.multiprocessors.max(1);
         let across = columns.div_ceil(self.columns);
         let (whole, rest) = (rows / self.rows * across, rows % self.rows);
         let turns = whole.div_ceil(multiprocessors);
@@ -88,14 +159,11 @@ pub(super) fn fastest<P>(
     [rows, columns]: [usize; 2],
     device: &Properties,
 ) -> Option<&'static Tile<P>> {
-    let usable = || {
-        tiles.iter().filter(|tile| {
-            tile.takes(dtype, aligned) && tile.makes(columns) && tile.shared_bytes <= device.shared_per_block
-        })
-    };
-    let wgmma = has_wgmma(device) && usable().any(Tile::is_wgmma);
+    let usable =
+        || tiles.iter().filter(|tile| tile.takes(dtype, aligned) && tile.makes(columns) && tile.runs_on(device));
+    let wgmma = usable().any(Tile::is_wgmma);
     let family = usable().filter(|tile| tile.is_wgmma() == wgmma);
-    family.min_by_key(|tile| tile.busy_time(rows, columns, device.multiprocessors.max(1)))
+    family.min_by_key(|tile| tile.busy_time(rows, columns, device))
 }
 
 /// Properties that the choice of tiles depends on, for tests.
@@ -109,5 +177,37 @@ pub(super) fn device(multiprocessors: usize, shared_per_block: usize, capability
         cooperative: true,
         l2: 50 << 20,
         shared_per_block,
+        clusters: true,
+    }
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::super::kernels::LINEAR_FORWARD_TILES;
+    use super::*;
+
+    /// Pairs lie so that the fewest turns are taken, below each other where that makes no difference; a device without clusters
+    /// takes single blocks.
+    #[test]
+    fn pairs_follow_the_shape() {
+        let hopper = device(132, 227 << 10, (9, 0));
+        let tile = |name| LINEAR_FORWARD_TILES.iter().find(|tile| tile.name == name).unwrap();
+        let pair = tile("128x256_pair");
+        for (rows, columns, pairing, blocks) in [
+            (4096, 4096, Pairing::Below, 132),
+            // 17 pairs of rows would leave one over for a fifth turn.
+            (4112, 4096, Pairing::Beside, 132),
+            (257, 3072, Pairing::Below, 48),
+            (1, 8, Pairing::Below, 2),
+        ] {
+            assert_eq!(pair.pairing(rows, columns, &hopper), pairing, "{rows} x {columns}");
+            assert_eq!(pair.blocks(rows, columns, &hopper), blocks, "{rows} x {columns}");
+        }
+        let single = Properties { clusters: false, ..hopper.clone() };
+        for (device, pairs) in [(&hopper, true), (&single, false)] {
+            let tile = fastest(&LINEAR_FORWARD_TILES, DType::BF16, true, [4096, 4096], device).unwrap();
+            assert_eq!((tile.is_pair(), tile.is_wgmma()), (pairs, true));
+        }
+        assert!(!tile("128x256_wgmma").runs_on(&device(108, 227 << 10, (8, 0))));
     }
 }

@@ -32,6 +32,25 @@ impl DevicePtr {
     }
 }
 
+/// How the device's copies of boxes read a matrix, for the params of a kernel (kernels/cluster.cuh). None of a matrix without
+/// values, which no kernel reads.
+#[repr(C, align(128))]
+#[derive(Clone, Copy, Debug, Default, NoUninit)]
+pub struct TensorMap(pub(super) [u64; 16]);
+
+/// A matrix of bf16 on a device, to be read in boxes of 64 columns.
+#[derive(Clone, Copy, Debug)]
+pub struct BoxedMatrix {
+    /// Its first element, at a multiple of 16 bytes.
+    pub pointer: DevicePtr,
+    /// Rows.
+    pub rows: usize,
+    /// Columns: a multiple of 8.
+    pub columns: usize,
+    /// Rows of a box.
+    pub box_rows: usize,
+}
+
 /// A kernel as the build found it.
 #[derive(Debug)]
 pub struct KernelInfo {
@@ -41,6 +60,8 @@ pub struct KernelInfo {
     pub name: &'static str,
     /// Threads of a block.
     pub threads: u32,
+    /// Neighbouring blocks that run at the same time and share what they read: 1 or 2. Grids are a multiple of it wide.
+    pub cluster: u32,
     /// Place in the kernel table.
     pub index: usize,
     /// The kernel built for the host: plain, and with every access to memory checked.
@@ -163,6 +184,8 @@ pub struct Properties {
     pub l2: usize,
     /// Most bytes of shared memory a block may ask for.
     pub shared_per_block: usize,
+    /// Whether blocks can run as clusters and copy boxes of a matrix: from sm_90 on.
+    pub clusters: bool,
 }
 
 /// Captured launches that can be replayed.
@@ -241,6 +264,11 @@ pub trait Stream: Send + Sync {
         // SAFETY: the caller's promise.
         unsafe { self.memset(to, 0xff, bytes) }
     }
+    /// The map by which kernels copy boxes of a matrix, where the device has such copies.
+    ///
+    /// # Errors
+    /// If the driver refuses the matrix, or has no such copies.
+    fn tensor_map(&self, matrix: BoxedMatrix) -> Result<TensorMap>;
     /// Starts a kernel.
     ///
     /// # Safety

@@ -7,7 +7,7 @@ use super::super::kernels::{
 };
 use super::super::tiles::{self, Tile};
 use super::super::{Cuda, Layout, Tensor, int, pointer_of};
-use super::{Epilogue, best_tile, code, is_aligned, launch};
+use super::{Epilogue, best_tile, code, is_aligned, launch, maps};
 use crate::backend::linear::{check, check_backward, check_weight_backward};
 use crate::backend::{Activation, Device as _, LinearBackward, LinearWeights, Parameter, WeightAndBias};
 use crate::tensor::DType;
@@ -126,7 +126,10 @@ fn at_input(
     let rows_of = |x: Option<&Tensor>| x.map(|x| cuda.rows_of(x, dtype)).transpose();
     let (dy, saved, residual) = (cuda.rows_of(dy, dtype)?, rows_of(input.map(|(_, saved)| saved))?, rows_of(residual)?);
     let dx = cuda.empty([rows, columns], dtype, Layout::Rows)?;
+    let ([dy_map, weight_map], pairing) = maps(cuda, tile, [rows, columns], [&dy, weight])?;
     let params = LinearBackwardParams {
+        dy_map,
+        weight_map,
         dy: dy.pointer(),
         weight: weight.pointer(),
         input: pointer_of(saved.as_ref()),
@@ -136,6 +139,8 @@ fn at_input(
         columns: int(OP, columns)?,
         depth: int(OP, depth)?,
         activation: code(input.map_or(Activation::None, |(activation, _)| activation)),
+        pairing,
+        unused: [0; 17],
     };
     let blocks = tile.blocks(rows, columns, cuda.stream.properties());
     let launch = Launch::blocks(blocks).shared_bytes(tile.shared_bytes);
@@ -159,7 +164,10 @@ fn add_weight(
     let (terms, rows, columns) = (dy.rows, dy.columns, x.columns);
     let parts = terms.div_ceil(share);
     let sums = if parts > 1 { Some(cuda.empty([parts, rows * columns], DType::F32, Layout::Rows)?) } else { None };
+    let ([dy_map, x_map], pairing) = maps(cuda, tile, [rows, columns], [dy, x])?;
     let params = LinearBackwardWeightParams {
+        dy_map,
+        x_map,
         dy: dy.pointer(),
         x: x.pointer(),
         out: sums.as_ref().map_or(dweight, Tensor::pointer),
@@ -168,7 +176,8 @@ fn add_weight(
         columns: int(OP, columns)?,
         share: int(OP, share)?,
         adds: sums.is_none().into(),
-        unused: 0,
+        pairing,
+        unused: [0; 20],
     };
     let blocks = tile.blocks(rows, columns, cuda.stream.properties());
     let grid = Launch::grid([blocks, parts, 1]).shared_bytes(tile.shared_bytes);

@@ -1,5 +1,5 @@
-//! Runs the threads of blocks and decides which continues: barriers of a warp and of a block, threads that wait for others in a
-//! loop, and the diagnosis when none can continue.
+//! Runs the threads of blocks and decides which continues: barriers of a warp, a block and a cluster, threads that wait for others
+//! in a loop, and the diagnosis when none can continue.
 
 use std::cell::RefCell;
 use std::ptr;
@@ -53,10 +53,14 @@ impl Order {
 pub(super) struct Task<'a> {
     entry: Entry,
     threads: usize,
+    cluster: usize,
     launch: Launch,
     params: &'a [u128],
     checked: bool,
-    blocks: Vec<usize>,
+    /// Copies of boxes arrive when they are begun.
+    eager: bool,
+    /// Blocks that run together.
+    groups: Vec<Vec<usize>>,
     warps: Vec<usize>,
     lanes: Vec<usize>,
 }
@@ -82,9 +86,11 @@ struct Block<'a> {
     number: u32,
     index: Index3,
     states: Vec<State>,
-    /// Threads of each warp that wait for the block, or have ended.
+    /// Threads of each warp that wait for the block or its cluster, or have ended.
     held: Vec<usize>,
     shared: *mut u8,
+    /// Where its cluster finds its shared memory.
+    peer: *mut *mut u8,
     scratch: Scratch,
 }
 
@@ -94,61 +100,51 @@ impl<'a> Task<'a> {
         let Settings { order, checked } = settings;
         let threads = kernel.threads as usize;
         let blocks: usize = launch.grid.iter().map(|&n| n as usize).product();
+        let cluster = kernel.cluster as usize;
+        let together = if launch.cooperative { blocks } else { cluster };
+        let groups = order.of(blocks / together.max(1)).into_iter();
+        let group = |group| order.of(together).into_iter().map(|block| group * together + block).collect();
         let emulated = kernel.emulated;
         Task {
             entry: if checked { emulated.checked } else { emulated.plain },
             threads,
+            cluster,
             launch,
             params,
             checked,
-            blocks: order.of(blocks),
+            eager: order == Order::Backward,
+            groups: groups.map(group).collect(),
             warps: order.of(threads.div_ceil(WARP)),
             lanes: order.of(WARP),
         }
     }
 
-    /// The blocks in the order in which they begin.
-    pub(super) fn blocks(&self) -> &[usize] {
-        &self.blocks
+    /// Blocks that may wait for each other, a cluster or all of a cooperative launch, in the order in which they begin.
+    pub(super) fn groups(&self) -> &[Vec<usize>] {
+        &self.groups
     }
 
-    /// Runs one block from its start to its end.
+    /// Runs the blocks of a group from their start to their end, on this host thread.
     ///
     /// # Safety
     /// The kernel may run with these params.
-    pub(super) unsafe fn run_block(&self, block: usize, checks: Checks<'_, '_>) -> Result<(), String> {
-        // SAFETY: the caller's promise.
-        let mut block = unsafe { self.start(block, checks)? };
-        let mut idle = 0;
-        while !block.finished() {
-            idle = if block.round(checks)? { 0 } else { idle + 1 };
-            if idle > MAX_IDLE_ROUNDS {
-                return Err(block.stuck());
-            }
-        }
-        block.end(checks)
-    }
-
-    /// Runs all blocks on this host thread: interleaved if they may wait for each other.
-    ///
-    /// # Safety
-    /// The kernel may run with these params.
-    pub(super) unsafe fn run_together(&self, checks: Checks<'_, '_>) -> Result<(), String> {
-        if !self.launch.cooperative {
-            // SAFETY: the caller's promise.
-            return self.blocks.iter().try_for_each(|&block| unsafe { self.run_block(block, checks) });
-        }
+    pub(super) unsafe fn run_group(&self, group: &[usize], checks: Checks<'_, '_>) -> Result<(), String> {
+        fiber::reset_boxes();
+        let mut memory = vec![ptr::null_mut(); self.cluster.max(1)];
+        let peers = memory.as_mut_ptr();
         let start = |&block: &usize| {
-            // SAFETY: the caller's promise.
-            unsafe { self.start(block, checks) }
+            // SAFETY: the caller's promise; of a cluster each block has its place in `memory`, which outlives them.
+            unsafe { self.start(block, peers, checks) }
         };
-        let mut blocks: Vec<Block<'_>> = self.blocks.iter().map(start).collect::<Result<_, _>>()?;
+        let mut blocks: Vec<Block<'_>> = group.iter().map(start).collect::<Result<_, _>>()?;
         let mut idle = 0;
         while !blocks.is_empty() {
             let mut progress = false;
             for block in &mut blocks {
                 progress |= block.round(checks)?;
+                block.leave_if_finished();
             }
+            progress |= self.open_clusters(&mut blocks, checks);
             for ended in blocks.extract_if(.., |block| block.finished()) {
                 ended.end(checks)?;
             }
@@ -158,17 +154,40 @@ impl<'a> Task<'a> {
                 return Err(stuck.join("; "));
             }
         }
-        Ok(())
+        match fiber::boxes_under_way() {
+            0 => Ok(()),
+            count => Err(format!("block {} ended before {count} copies of boxes arrived", group[0])),
+        }
+    }
+
+    /// Lets the blocks go on that wait for their cluster, if all of them do.
+    fn open_clusters(&self, blocks: &mut [Block<'_>], checks: Checks<'_, '_>) -> bool {
+        if self.cluster == 1 || blocks.len() < self.cluster || !blocks.iter().all(Block::waits_for_cluster) {
+            return false;
+        }
+        if let Some(checks) = checks {
+            let places = blocks.iter().map(|block| (block.number, block.scratch.fibers[0].place()));
+            checks.borrow_mut().cluster_barrier(&places.collect::<Vec<_>>());
+        }
+        for block in blocks {
+            block.open();
+        }
+        true
     }
 
     /// # Safety
     /// The kernel may run with these params.
-    unsafe fn start(&self, number: usize, checks: Checks<'_, '_>) -> Result<Block<'_>, String> {
+    /// `peers` has room for the shared memory of every block of the cluster, and outlives them.
+    unsafe fn start(&self, number: usize, peers: *mut *mut u8, checks: Checks<'_, '_>) -> Result<Block<'_>, String> {
         let [x, y, z] = self.launch.grid.map(|n| n as usize);
         let index = Index3 { x: (number % x) as u32, y: (number / x % y) as u32, z: (number / x / y) as u32 };
         let mut scratch = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
         let bytes = self.launch.shared_bytes as usize;
         let shared = prepare_shared(&mut scratch.shared, bytes);
+        let rank = number % self.cluster;
+        // SAFETY: the caller's promise.
+        let peer = unsafe { &mut *peers.add(rank) };
+        *peer = shared;
         let warp_bytes = fiber::warp_bytes();
         scratch.warps.resize(self.warps.len() * warp_bytes.div_ceil(16), 0);
         let warps = scratch.warps.as_mut_ptr().cast::<u8>();
@@ -191,6 +210,8 @@ impl<'a> Task<'a> {
             context.warp = unsafe { warps.add(thread / WARP * warp_bytes) };
             (context.entry, context.params) = (self.entry, self.params.as_ptr().cast());
             (context.number, context.checked) = (number as u32, u64::from(self.checked));
+            (context.cluster, context.eager) = (peers, u64::from(self.eager));
+            (context.rank, context.cluster_size) = (rank as u32, self.cluster as u32);
             context.watch = checks.map_or(ptr::null(), |checks| (&raw const *checks).cast());
             fiber.start();
         }
@@ -199,7 +220,8 @@ impl<'a> Task<'a> {
             checks.borrow_mut().start_block(number as u32, self.threads, shared as u64, bytes, warps);
         }
         let states = vec![State::Ready; self.threads];
-        Ok(Block { task: self, number: number as u32, index, states, held: vec![0; self.warps.len()], shared, scratch })
+        let held = vec![0; self.warps.len()];
+        Ok(Block { task: self, number: number as u32, index, states, held, shared, peer, scratch })
     }
 }
 
@@ -230,6 +252,14 @@ impl Block<'_> {
         self.held.iter().sum::<usize>() == self.states.len() && self.states.iter().all(|&state| state == State::Done)
     }
 
+    /// Once its last thread has ended its memory is nobody's.
+    fn leave_if_finished(&mut self) {
+        if self.finished() {
+            // SAFETY: the place outlives the block.
+            unsafe { *self.peer = ptr::null_mut() };
+        }
+    }
+
     /// After its last thread.
     fn end(&self, checks: Checks<'_, '_>) -> Result<(), String> {
         if let Some(checks) = checks {
@@ -244,6 +274,16 @@ impl Block<'_> {
         }
     }
 
+    fn waits_for_cluster(&self) -> bool {
+        self.states.iter().all(|&state| state == State::Cluster)
+    }
+
+    /// All threads go on behind a barrier.
+    fn open(&mut self) {
+        self.states.fill(State::Ready);
+        self.held.fill(0);
+    }
+
     /// Lets every thread go on as far as it can, then opens the block's barrier if all wait there. False if threads did
     /// nothing but wait in a loop.
     fn round(&mut self, checks: Checks<'_, '_>) -> Result<bool, String> {
@@ -256,12 +296,17 @@ impl Block<'_> {
             return Ok(progress);
         }
         let waiting = self.states.iter().filter(|&&state| state == State::Block).count();
+        if self.waits_for_cluster() {
+            return Ok(progress);
+        }
+        if self.states.contains(&State::Cluster) {
+            return Err(self.divergent("cluster", &[State::Cluster]));
+        }
         if waiting == self.states.len() {
             if let Some(checks) = checks {
                 checks.borrow_mut().block_barrier(self.number, self.scratch.fibers[0].place());
             }
-            self.states.fill(State::Ready);
-            self.held.fill(0);
+            self.open();
             return Ok(true);
         }
         if waiting > 0 {
@@ -293,7 +338,7 @@ impl Block<'_> {
                     self.states[thread] = state;
                     match state {
                         State::Fault => return Err(self.fault(thread)),
-                        State::Block | State::Done => self.held[warp] += 1,
+                        State::Block | State::Cluster | State::Done => self.held[warp] += 1,
                         _ => {}
                     }
                     progress |= state != State::Spin;

@@ -49,6 +49,10 @@ pub(super) struct Context {
     stack_bytes: u64,
     pub checked: u64,
     spins: u64,
+    pub cluster: *const *mut u8,
+    pub rank: u32,
+    pub cluster_size: u32,
+    pub eager: u64,
     // The runtime's own.
     pub entry: Entry,
     pub params: *const u8,
@@ -74,6 +78,8 @@ pub(super) enum State {
     /// At the warp's barrier.
     WarpBarrier,
     Block,
+    /// At the barrier of the blocks of a cluster.
+    Cluster,
     Spin,
     /// It did what no kernel may.
     Fault,
@@ -120,6 +126,27 @@ unsafe extern "C" {
     fn emulator_copies_bytes() -> c_uint;
     fn emulator_reset_warp(warp: *mut u8);
     fn emulator_reset_copies(copies: *mut u8);
+    fn emulator_reset_boxes();
+    fn emulator_boxes_under_way() -> c_uint;
+}
+
+/// Forgets copies of boxes that a launch left on this thread of the host.
+pub(super) fn reset_boxes() {
+    // SAFETY: sets a number of this thread's.
+    unsafe { emulator_reset_boxes() }
+}
+
+/// Copies of boxes that the running cluster has begun and nobody has waited for.
+pub(super) fn boxes_under_way() -> u32 {
+    // SAFETY: only returns a number of this thread's.
+    unsafe { emulator_boxes_under_way() }
+}
+
+/// Called by kernels: the place of the running block in the grid.
+#[unsafe(no_mangle)]
+extern "C" fn emulator_block_number() -> c_uint {
+    // SAFETY: only coroutines call this; the context of the one that runs lives.
+    unsafe { (*CURRENT.get()).number }
 }
 
 /// Bytes of what the lanes of a warp share.
@@ -144,7 +171,8 @@ extern "C" fn emulator_wait(wait: c_int, what: *const c_char, file: *const c_cha
         0 => State::Warp,
         1 => State::Block,
         2 => State::Spin,
-        _ => State::WarpBarrier,
+        3 => State::WarpBarrier,
+        _ => State::Cluster,
     };
     let context = CURRENT.get();
     // SAFETY: only coroutines call this; `resume` has named the context of the one that runs, which holds its yielder.
@@ -266,6 +294,10 @@ impl Fiber {
                 stack_bytes: (whole.base().get() - stack) as u64,
                 checked: 0,
                 spins: 0,
+                cluster: ptr::null(),
+                rank: 0,
+                cluster_size: 1,
+                eager: 0,
                 entry: no_kernel,
                 params: ptr::null(),
                 number: 0,

@@ -2,14 +2,18 @@
 //! each access and each atomic operation (kernels/emulator/checked.cpp).
 
 use std::cell::RefCell;
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_int, c_uint, c_void};
 use std::ops::Range;
 
 use super::fiber::{self, Place};
 use super::memory::{Found, Memory};
-use super::racecheck::{BlockSync, Kind, Order, Race, Shadow, Who};
+use super::racecheck::{BlockSync, Clock, Kind, Order, Race, Shadow, Who};
 use super::report::Finding;
 use crate::backend::cuda::driver::{KernelInfo, Launch};
+
+/// Bytes of a line of a box.
+const BOX_LINE: u64 = 128;
+const NOT_WAITED_FOR: &str = "access to what an asynchronous copy has not been waited for";
 
 /// State of a byte of shared memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -46,8 +50,8 @@ pub(super) struct Watch<'m> {
 /// Where an access goes.
 #[derive(Clone, Copy)]
 enum Target {
-    /// The block's shared memory.
-    Shared,
+    /// The shared memory of this block.
+    Shared(u32),
     Device(Found),
     /// Memory that needs no further check.
     Free,
@@ -91,6 +95,22 @@ impl<'m> Watch<'m> {
         }
     }
 
+    /// All blocks of a cluster met, each where it is said.
+    pub(super) fn cluster_barrier(&mut self, places: &[(u32, Place)]) {
+        let mut all = Clock::default();
+        for &(block, place) in places {
+            self.block_barrier(block, place);
+            if let Some(block) = &self.blocks[block as usize] {
+                all.join(&block.sync.since_start());
+            }
+        }
+        for &(block, _) in places {
+            if let Some(block) = &mut self.blocks[block as usize] {
+                block.sync.meets(&all);
+            }
+        }
+    }
+
     pub(super) fn warp_barrier(&mut self, block: u32, warp: u32) {
         if let Some(block) = &mut self.blocks[block as usize] {
             block.sync.warp_barrier(warp);
@@ -111,14 +131,57 @@ impl<'m> Watch<'m> {
         if kind.reads() {
             self.initialised(who, target, at, bytes, kind)?;
         }
-        let block = self.blocks[who.block as usize].as_mut().ok_or_else(|| gone(who))?;
-        let shadow = if let Target::Shared = target { &mut block.shadow } else { &mut self.shadow };
-        let raced = shadow.access(&mut block.sync, who, (at, bytes), kind, compress(place));
+        // The memory may be another block's than the thread.
+        let owner = if let Target::Shared(owner) = target { self.blocks[owner as usize].take() } else { None };
+        let raced = self.order(who, owner, (at, bytes), kind, place)?;
         raced.map_err(|race| self.race(who, target, (at, bytes), kind, race))?;
         if kind.writes() {
             self.written(who, target, at, bytes, kind)?;
         }
         Ok(())
+    }
+
+    /// Takes note of an access to the memory of `owner`, which gets back to its place, or of the device.
+    fn order(
+        &mut self,
+        who: Who,
+        owner: Option<Box<BlockWatch>>,
+        bytes: (u64, u64),
+        kind: Kind,
+        place: usize,
+    ) -> Result<Result<(), Race>, Finding> {
+        let place = compress(place);
+        let Some(mut owner) = owner else {
+            let block = self.blocks[who.block as usize].as_mut().ok_or_else(|| gone(who))?;
+            return Ok(self.shadow.access(&mut block.sync, who, bytes, kind, place));
+        };
+        let number = owner.sync.block() as usize;
+        let raced = if number == who.block as usize {
+            owner.shadow.access(&mut owner.sync, who, bytes, kind, place)
+        } else {
+            let block = self.blocks[who.block as usize].as_mut().ok_or_else(|| gone(who))?;
+            owner.shadow.access(&mut block.sync, who, bytes, kind, place)
+        };
+        self.blocks[number] = Some(owner);
+        Ok(raced)
+    }
+
+    /// The block of this cluster in whose shared memory an access lies.
+    fn owner(&self, who: Who, inside: impl Fn(u64, u64) -> bool) -> Option<u32> {
+        let cluster = self.kernel.cluster;
+        let first = who.block / cluster * cluster;
+        let holds = |&block: &u32| {
+            let block = self.blocks.get(block as usize).and_then(Option::as_ref);
+            block.is_some_and(|block| inside(block.shared, block.bytes.len() as u64))
+        };
+        (first..first + cluster).find(holds)
+    }
+
+    /// The bytes of shared memory of an access that lies in that of `owner`.
+    fn shared_bytes(&mut self, owner: u32, at: u64, bytes: u64) -> Option<&mut [Byte]> {
+        let block = self.blocks[owner as usize].as_mut()?;
+        let start = (at - block.shared) as usize;
+        block.bytes.get_mut(start..start + bytes as usize)
     }
 
     fn block(&self, who: Who) -> Result<&BlockWatch, Finding> {
@@ -129,8 +192,8 @@ impl<'m> Watch<'m> {
     fn locate(&self, who: Who, at: u64, bytes: u64, kind: Kind) -> Result<Target, Finding> {
         let block = self.block(who)?;
         let inside = |start: u64, length: u64| at >= start && at - start <= length && bytes <= length - (at - start);
-        if inside(block.shared, block.bytes.len() as u64) {
-            return Ok(Target::Shared);
+        if let Some(owner) = self.owner(who, inside) {
+            return Ok(Target::Shared(owner));
         }
         if let Some(found) = self.memory.find(at).filter(|found| inside(found.start, found.bytes as u64)) {
             return Ok(Target::Device(found));
@@ -155,19 +218,12 @@ impl<'m> Watch<'m> {
         let first = match target {
             Target::Free => None,
             Target::Device(found) => self.memory.first_unwritten(found, at, bytes),
-            Target::Shared => {
-                let block = self.block(who)?;
-                let range = (at - block.shared) as usize..(at - block.shared + bytes) as usize;
-                if block.bytes[range.clone()].contains(&Byte::Arriving) {
-                    return Err(self.finding(
-                        who,
-                        "access to what an asynchronous copy has not been waited for",
-                        at,
-                        bytes,
-                        kind,
-                    ));
+            Target::Shared(owner) => {
+                let states = self.shared_bytes(owner, at, bytes).unwrap_or_default();
+                if states.contains(&Byte::Arriving) {
+                    return Err(self.finding(who, NOT_WAITED_FOR, at, bytes, kind));
                 }
-                block.bytes[range].iter().position(|&byte| byte == Byte::Fresh).map(|n| at + n as u64)
+                states.iter().position(|&byte| byte == Byte::Fresh).map(|n| at + n as u64)
             }
         };
         if let Some(first) = first.filter(|_| self.held.is_none()) {
@@ -181,19 +237,12 @@ impl<'m> Watch<'m> {
         match target {
             Target::Free => {}
             Target::Device(found) => self.memory.mark_written(found, at, bytes),
-            Target::Shared => {
-                let Some(block) = &mut self.blocks[who.block as usize] else { return Ok(()) };
-                let range = (at - block.shared) as usize..(at - block.shared + bytes) as usize;
-                if block.bytes[range.clone()].contains(&Byte::Arriving) {
-                    return Err(self.finding(
-                        who,
-                        "access to what an asynchronous copy has not been waited for",
-                        at,
-                        bytes,
-                        kind,
-                    ));
+            Target::Shared(owner) => {
+                let states = self.shared_bytes(owner, at, bytes).unwrap_or_default();
+                if states.contains(&Byte::Arriving) {
+                    return Err(self.finding(who, NOT_WAITED_FOR, at, bytes, kind));
                 }
-                block.bytes[range].fill(Byte::Written);
+                states.fill(Byte::Written);
             }
         }
         Ok(())
@@ -220,11 +269,10 @@ impl<'m> Watch<'m> {
     }
 
     fn mark_shared(&mut self, who: Who, at: u64, bytes: u64, mark: Byte) {
-        let Some(block) = &mut self.blocks[who.block as usize] else { return };
-        let start = at.wrapping_sub(block.shared);
-        let range = start as usize..start.wrapping_add(bytes) as usize;
-        if let Some(bytes) = block.bytes.get_mut(range) {
-            bytes.fill(mark);
+        let inside = |start: u64, length: u64| at >= start && at - start + bytes <= length;
+        let owner = self.owner(who, inside);
+        if let Some(states) = owner.and_then(|owner| self.shared_bytes(owner, at, bytes)) {
+            states.fill(mark);
         }
     }
 
@@ -241,7 +289,7 @@ impl<'m> Watch<'m> {
             (true, Some(place)) => format!("; the block last met in {}", place.describe()),
         };
         let scope = match target {
-            Target::Shared => "shared",
+            Target::Shared(_) => "shared",
             _ => "device",
         };
         let what = format!(
@@ -278,6 +326,12 @@ impl<'m> Watch<'m> {
 
     /// Where an address lies, in words.
     fn name(&self, who: Who, at: u64) -> String {
+        let inside = |start: u64, length: u64| at >= start && at - start < length;
+        if let Some(peer) = self.owner(who, inside).filter(|&owner| owner != who.block)
+            && let Ok(block) = self.block(Who { block: peer, ..who })
+        {
+            return format!("shared memory + {} of block {}", at - block.shared, self.block_name(peer));
+        }
         let below = self.memory.find(at);
         let beyond = |start: u64, bytes: u64| start.saturating_sub(at).max(at.saturating_sub(start + bytes.max(1) - 1));
         let known = below.into_iter().chain(self.memory.find_behind(at));
@@ -341,12 +395,16 @@ fn with_watch(work: impl FnOnce(&mut Watch<'_>, Who) -> Result<(), Finding>) {
     if context.is_null() {
         return;
     }
+    // SAFETY: a thread runs, so its context lives.
+    let who = unsafe { Who { block: (*context).number, thread: (*context).thread.x } };
+    with_watch_as(who, work);
+}
+
+/// The same on behalf of another thread of the launch.
+fn with_watch_as(who: Who, work: impl FnOnce(&mut Watch<'_>, Who) -> Result<(), Finding>) {
     // SAFETY: a thread runs, so its context lives; the watch of a checked launch outlives all of its threads.
-    let (who, watch) = unsafe {
-        let context = &*context;
-        let watch = context.watch.cast::<RefCell<Watch<'_>>>().as_ref();
-        (Who { block: context.number, thread: context.thread.x }, watch)
-    };
+    let watch =
+        unsafe { fiber::current().as_ref().and_then(|context| context.watch.cast::<RefCell<Watch<'_>>>().as_ref()) };
     let Some(watch) = watch else { return };
     let result = work(&mut watch.borrow_mut(), who);
     if let Err(finding) = result {
@@ -390,4 +448,31 @@ extern "C" fn emulator_copy_begins(to: *const c_void, from: *const c_void, bytes
 #[unsafe(no_mangle)]
 extern "C" fn emulator_copy_arrives(to: *const c_void, from: *const c_void, bytes: u64, place: *const c_void) {
     with_watch(|watch, who| watch.copy_arrives(who, to as u64, from as u64, bytes, place as usize));
+}
+
+/// Called when a line of a box arrives that this thread began to copy: `bytes` of it from the matrix, the rest zeros.
+#[unsafe(no_mangle)]
+extern "C" fn emulator_box_line_arrives(
+    block: c_uint,
+    thread: c_uint,
+    to: *const c_void,
+    from: *const c_void,
+    bytes: u64,
+    place: *const c_void,
+) {
+    let place = place as usize;
+    with_watch_as(Who { block, thread }, |watch, who| {
+        if bytes > 0 {
+            watch.access(who, from as u64, bytes, Kind::Read, place)?;
+        }
+        watch.copy_arrives(who, to as u64, 0, BOX_LINE, place)
+    });
+}
+
+/// Called when the whole box is there, which its barrier then says.
+#[unsafe(no_mangle)]
+extern "C" fn emulator_box_arrives(block: c_uint, thread: c_uint, barrier: *const c_void, place: *const c_void) {
+    let order = Order { acquire: false, release: true };
+    let kind = Kind::Atomic { loads: true, stores: true, order };
+    with_watch_as(Who { block, thread }, |watch, who| watch.access(who, barrier as u64, 4, kind, place as usize));
 }

@@ -24,12 +24,19 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, MappedHostBuffer, Properties, Stream};
+use super::{
+    BoxedMatrix, DevicePtr, Driver, Event, Graph, KernelInfo, Launch, MappedHostBuffer, Properties, Stream, TensorMap,
+};
 use crate::{Error, Result};
 use memcheck::Watch;
 use memory::Memory;
 
 pub use block::Order;
+
+/// Alignment of a kernel's params: that of a `TensorMap`.
+const PARAMS_ALIGNMENT: usize = align_of::<TensorMap>();
+/// What a map says it is, as kernels/emulator/cluster.cpp expects it.
+const BOXES_OF_BF16: u64 = 0x626f_7865_7331_3662;
 
 /// The host as a CUDA device.
 #[derive(Clone)]
@@ -108,6 +115,7 @@ impl EmulatedDriver {
             cooperative: true,
             l2: 1 << 20,
             shared_per_block: 227 << 10,
+            clusters: true,
         };
         change(&mut properties);
         EmulatedDriver {
@@ -210,17 +218,24 @@ impl EmulatedStream {
         }
         let _running = lock(&self.machine.running);
         let settings = *lock(&self.machine.settings);
-        let mut aligned = vec![0u128; params.len().div_ceil(16)];
-        bytemuck::cast_slice_mut(&mut aligned)[..params.len()].copy_from_slice(params);
-        let task = block::Task::new(kernel, launch, &aligned, settings);
+        if x % u64::from(kernel.cluster) != 0 {
+            return problem(format!("{x} blocks, which is no multiple of a cluster's {}", kernel.cluster));
+        }
+        let mut memory = vec![0u128; (params.len() + PARAMS_ALIGNMENT).div_ceil(16)];
+        let start = memory.as_ptr().align_offset(PARAMS_ALIGNMENT);
+        let aligned = &mut memory[start..][..params.len().div_ceil(16)];
+        bytemuck::cast_slice_mut(aligned)[..params.len()].copy_from_slice(params);
+        let aligned = &*aligned;
+        let task = block::Task::new(kernel, launch, aligned, settings);
         let done = if settings.checked {
             if x * y * z > racecheck::MAX_BLOCKS as u64 {
                 return problem(format!("{:?} blocks are too many to check", launch.grid));
             }
             let mut memory = lock(&self.machine.memory);
-            let watch = RefCell::new(Watch::new(kernel, launch, &aligned, &mut memory));
+            let watch = RefCell::new(Watch::new(kernel, launch, aligned, &mut memory));
             // SAFETY: the caller's promise.
-            let done = unsafe { task.run_together(Some(&watch)) };
+            let mut run = |group: &Vec<usize>| unsafe { task.run_group(group, Some(&watch)) };
+            let done = task.groups().iter().try_for_each(&mut run);
             let earlier = watch.into_inner().finish();
             match (earlier, done) {
                 (Some(earlier), Err(fault)) => Err(format!("{earlier}; after that: {fault}")),
@@ -229,13 +244,8 @@ impl EmulatedStream {
             }
         } else {
             lock(&self.machine.memory).assume_written();
-            if launch.cooperative {
-                // SAFETY: the caller's promise.
-                unsafe { task.run_together(None) }
-            } else {
-                // SAFETY: the caller's promise; blocks of one launch do not wait for each other.
-                task.blocks().par_iter().try_for_each(|&block| unsafe { task.run_block(block, None) })
-            }
+            // SAFETY: the caller's promise; groups of one launch do not wait for each other.
+            task.groups().par_iter().try_for_each(|group| unsafe { task.run_group(group, None) })
         };
         let guards = lock(&self.machine.memory).check_guards();
         if let Err(fault) = done.and(guards) {
@@ -341,6 +351,23 @@ impl Stream for EmulatedStream {
             return Ok(());
         }
         lock(&self.machine.memory).poison(to, bytes)
+    }
+
+    fn tensor_map(&self, matrix: BoxedMatrix) -> Result<TensorMap> {
+        let BoxedMatrix { pointer, rows, columns, box_rows } = matrix;
+        if rows == 0 || columns == 0 {
+            return Ok(TensorMap::default());
+        }
+        let row_bytes = columns * size_of::<u16>();
+        if !pointer.0.is_multiple_of(16) || !row_bytes.is_multiple_of(16) || !(1..=256).contains(&box_rows) {
+            return Err(device_error(format!("a map of {matrix:?}")));
+        }
+        let mut map = TensorMap::default();
+        let words = [rows, columns, row_bytes, box_rows].map(|n| n as u64);
+        map.0[0] = pointer.0;
+        map.0[1..5].copy_from_slice(&words);
+        map.0[5] = BOXES_OF_BF16;
+        Ok(map)
     }
 
     unsafe fn launch(&self, kernel: &'static KernelInfo, launch: Launch, params: &[u8]) -> Result<()> {

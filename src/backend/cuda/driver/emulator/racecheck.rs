@@ -221,7 +221,7 @@ impl Clock {
         }
     }
 
-    fn join(&mut self, other: &Clock) {
+    pub(super) fn join(&mut self, other: &Clock) {
         for (block, &until) in other.blocks.iter().enumerate().filter(|(_, until)| **until > 0) {
             self.raise_block(block as u32, until);
         }
@@ -272,6 +272,11 @@ impl BlockSync {
         }
     }
 
+    /// Its block's place in the grid.
+    pub(super) fn block(&self) -> u32 {
+        self.block
+    }
+
     /// All threads of the block met.
     pub(super) fn block_barrier(&mut self, place: Place) {
         self.time += 1;
@@ -283,6 +288,18 @@ impl BlockSync {
         for warp in self.warps.iter_mut().filter(|warp| !warp.seen.is_empty()) {
             self.seen.join(&std::mem::take(&mut warp.seen));
         }
+    }
+
+    /// All that its threads did and saw until their last barrier.
+    pub(super) fn since_start(&self) -> Clock {
+        let mut clock = self.seen.clone();
+        clock.raise_block(self.block, self.barrier);
+        clock
+    }
+
+    /// Other blocks of its cluster met it at its last barrier, after all of this.
+    pub(super) fn meets(&mut self, others: &Clock) {
+        self.seen.join(others);
     }
 
     /// All lanes of a warp met.

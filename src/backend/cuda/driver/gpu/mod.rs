@@ -17,7 +17,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUmodule, CUresult, CUstreamCaptureMode};
 
-use super::{DevicePtr, Driver, Event, Graph, KernelInfo, Launch, MappedHostBuffer, Properties, Stream, Sums};
+use super::{
+    BoxedMatrix, DevicePtr, Driver, Event, Graph, KernelInfo, Launch, MappedHostBuffer, Properties, Stream, Sums,
+    TensorMap,
+};
 use crate::Result;
 use crate::backend::Peers;
 use crate::backend::cuda::kernels;
@@ -25,6 +28,9 @@ use context::{Context, GraphExec, Pinned, RawStream, StreamEvent, StreamPool};
 use staging::{Download, Upload};
 
 pub use library::probe;
+
+/// Columns of a box of bf16: 128 bytes, which chunk16s are exchanged in.
+const BOX_COLUMNS: u32 = 64;
 
 /// A GPU.
 #[derive(Clone)]
@@ -290,6 +296,37 @@ impl Stream for GpuStream {
         // SAFETY: the caller's promise.
         let result = unsafe { sys::cuMemsetD8Async(to.0, byte, bytes, self.stream.raw) };
         self.device.context.check("filling memory", result)
+    }
+
+    fn tensor_map(&self, matrix: BoxedMatrix) -> Result<TensorMap> {
+        let BoxedMatrix { pointer, rows, columns, box_rows } = matrix;
+        if rows == 0 || columns == 0 {
+            return Ok(TensorMap::default());
+        }
+        self.device.context.bind()?;
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        let (sizes, row_bytes) = ([columns as u64, rows as u64], columns as u64 * size_of::<u16>() as u64);
+        let (shape, steps) = ([BOX_COLUMNS, box_rows as u32], [1; 2]);
+        // SAFETY: reads two sizes, one distance, two sizes of a box and two steps; writes one map, and touches no memory of
+        // the device.
+        let result = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                sizes.len() as u32,
+                pointer.0 as *mut c_void,
+                sizes.as_ptr(),
+                &row_bytes,
+                shape.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        self.device.context.check(&format!("a map of {matrix:?}"), result)?;
+        Ok(TensorMap(map.opaque))
     }
 
     unsafe fn launch(&self, kernel: &'static KernelInfo, launch: Launch, params: &[u8]) -> Result<()> {
