@@ -152,6 +152,27 @@ fn tokens_do_not_depend_on_the_multiprocessors() {
     }
 }
 
+/// Captions and their sound are the same bits where pairs of blocks take the products, plainly and in graphs.
+#[test]
+fn pairs_of_blocks_change_no_caption() {
+    let images = images(2);
+    let options =
+        CaptionOptions { generate: GenerateOptions { max_length: 8, ..Default::default() }, ..Default::default() };
+    let [(single, none), (pairs, some)] = [false, true].map(|pairs| {
+        let driver = EmulatedDriver::with_properties(1 << 30, |properties| {
+            (properties.multiprocessors, properties.pairs) = (2, pairs);
+        });
+        let spy = Spy::new(Arc::new(driver));
+        let engine = engine_on(spy.clone(), DType::BF16);
+        let said = [(); 3].map(|()| captions(&engine, &images, &options));
+        (said, spy.tensor_maps.load(Ordering::Relaxed))
+    });
+    assert!(none == 0 && some > 0, "{none} and {some} maps");
+    for (single, pairs) in single.iter().flatten().zip(pairs.iter().flatten()) {
+        assert_eq!((&single.tokens, &single.samples), (&pairs.tokens, &pairs.samples));
+    }
+}
+
 /// Two engines with streams of work of their own on one device, each used by two threads that caption and stream.
 #[test]
 fn threads_and_engines_beside_each_other_say_what_each_alone_would() {

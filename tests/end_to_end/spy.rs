@@ -5,7 +5,7 @@ use std::sync::{Arc, MutexGuard};
 
 use im2sp::Result;
 use im2sp::backend::cuda::driver::{
-    DevicePtr, Driver, Event, Graph, KernelInfo, Launch, MappedHostBuffer, Properties, Stream,
+    BoxedMatrix, DevicePtr, Driver, Event, Graph, KernelInfo, Launch, MappedHostBuffer, Properties, Stream, TensorMap,
 };
 
 /// The driver, and what it counts on all of its streams.
@@ -18,6 +18,8 @@ pub struct Spy {
     pub capture_fuse: Arc<AtomicI64>,
     /// Pieces of mapped host memory so far.
     pub mapped: Arc<AtomicI64>,
+    /// Maps for copies of boxes so far.
+    pub tensor_maps: Arc<AtomicI64>,
 }
 
 struct SpiedStream {
@@ -30,7 +32,7 @@ impl Spy {
     /// Without a panic.
     pub fn new(driver: Arc<dyn Driver>) -> Arc<Spy> {
         let [fuse, capture_fuse] = [(); 2].map(|()| Arc::new(AtomicI64::new(i64::MAX)));
-        Arc::new(Spy { driver, fuse, capture_fuse, mapped: Arc::default() })
+        Arc::new(Spy { driver, fuse, capture_fuse, mapped: Arc::default(), tensor_maps: Arc::default() })
     }
 }
 
@@ -111,6 +113,10 @@ impl Stream for SpiedStream {
         assert_ne!(self.spy.fuse.fetch_sub(1, Ordering::Relaxed), 0, "a planted panic");
         // SAFETY: see above.
         unsafe { self.stream.replay(graph) }
+    }
+    fn tensor_map(&self, matrix: BoxedMatrix) -> Result<TensorMap> {
+        self.spy.tensor_maps.fetch_add(1, Ordering::Relaxed);
+        self.stream.tensor_map(matrix)
     }
     fn record_event(&self) -> Result<Event> {
         self.stream.record_event()

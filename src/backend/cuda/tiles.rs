@@ -78,11 +78,9 @@ impl<P> Tile<P> {
         columns.is_multiple_of(8) || !self.is_wgmma()
     }
 
-    /// Whether this device has the instructions and the shared memory of it.
+    /// Whether this device has the instructions and the shared memory for it. Devices with wgmma have clusters.
     pub(crate) fn runs_on(&self, device: &Properties) -> bool {
-        (!self.is_wgmma() || has_wgmma(device))
-            && (!self.is_pair() || device.clusters)
-            && self.shared_bytes <= device.shared_per_block
+        (!self.is_wgmma() || has_wgmma(device)) && self.shared_bytes <= device.shared_per_block
     }
 
     /// Whether its products are those of warpgroups, which only sm_90a has.
@@ -159,8 +157,10 @@ pub(super) fn fastest<P>(
     [rows, columns]: [usize; 2],
     device: &Properties,
 ) -> Option<&'static Tile<P>> {
-    let usable =
-        || tiles.iter().filter(|tile| tile.takes(dtype, aligned) && tile.makes(columns) && tile.runs_on(device));
+    let takes = |tile: &&Tile<P>| {
+        tile.takes(dtype, aligned) && tile.makes(columns) && tile.runs_on(device) && (device.pairs || !tile.is_pair())
+    };
+    let usable = || tiles.iter().filter(takes);
     let wgmma = usable().any(Tile::is_wgmma);
     let family = usable().filter(|tile| tile.is_wgmma() == wgmma);
     family.min_by_key(|tile| tile.busy_time(rows, columns, device))
@@ -177,7 +177,7 @@ pub(super) fn device(multiprocessors: usize, shared_per_block: usize, capability
         cooperative: true,
         l2: 50 << 20,
         shared_per_block,
-        clusters: true,
+        pairs: false,
     }
 }
 
@@ -186,8 +186,7 @@ mod tests {
     use super::super::kernels::LINEAR_FORWARD_TILES;
     use super::*;
 
-    /// Pairs lie so that the fewest turns are taken, below each other where that makes no difference; a device without clusters
-    /// takes single blocks.
+    /// Pairs lie so that the fewest turns are taken, below each other where that makes no difference; they are taken by request.
     #[test]
     fn pairs_follow_the_shape() {
         let hopper = device(132, 227 << 10, (9, 0));
@@ -203,10 +202,13 @@ mod tests {
             assert_eq!(pair.pairing(rows, columns, &hopper), pairing, "{rows} x {columns}");
             assert_eq!(pair.blocks(rows, columns, &hopper), blocks, "{rows} x {columns}");
         }
-        let single = Properties { clusters: false, ..hopper.clone() };
-        for (device, pairs) in [(&hopper, true), (&single, false)] {
-            let tile = fastest(&LINEAR_FORWARD_TILES, DType::BF16, true, [4096, 4096], device).unwrap();
-            assert_eq!((tile.is_pair(), tile.is_wgmma()), (pairs, true));
+        for pairs in [false, true] {
+            let device = Properties { pairs, ..hopper.clone() };
+            let chosen = |size| fastest(&LINEAR_FORWARD_TILES, DType::BF16, true, size, &device).unwrap().name;
+            let (large, narrow) =
+                if pairs { ("128x256_pair", "128x192_pair") } else { ("128x256_wgmma", "128x192_wgmma") };
+            assert_eq!([chosen([4096, 4096]), chosen([6512, 768])], [large, narrow]);
+            assert_eq!(chosen([257, 3072]), "64x128_wgmma");
         }
         assert!(!tile("128x256_wgmma").runs_on(&device(108, 227 << 10, (8, 0))));
     }

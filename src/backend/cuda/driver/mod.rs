@@ -184,8 +184,8 @@ pub struct Properties {
     pub l2: usize,
     /// Most bytes of shared memory a block may ask for.
     pub shared_per_block: usize,
-    /// Whether blocks can run as clusters and copy boxes of a matrix: from sm_90 on.
-    pub clusters: bool,
+    /// Whether pairs of blocks take large products, where the device has clusters and copies of boxes: by request.
+    pub pairs: bool,
 }
 
 /// Captured launches that can be replayed.

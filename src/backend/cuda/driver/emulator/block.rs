@@ -176,8 +176,7 @@ impl<'a> Task<'a> {
     }
 
     /// # Safety
-    /// The kernel may run with these params.
-    /// `peers` has room for the shared memory of every block of the cluster, and outlives them.
+    /// The kernel may run with these params. `peers` holds an address for every block of the cluster, and outlives them.
     unsafe fn start(&self, number: usize, peers: *mut *mut u8, checks: Checks<'_, '_>) -> Result<Block<'_>, String> {
         let [x, y, z] = self.launch.grid.map(|n| n as usize);
         let index = Index3 { x: (number % x) as u32, y: (number / x % y) as u32, z: (number / x / y) as u32 };

@@ -115,7 +115,7 @@ impl EmulatedDriver {
             cooperative: true,
             l2: 1 << 20,
             shared_per_block: 227 << 10,
-            clusters: true,
+            pairs: false,
         };
         change(&mut properties);
         EmulatedDriver {

@@ -14,9 +14,8 @@ const NEEDED: (c_int, &str) = (13_000, "580");
 /// The oldest compute capability that the kernels are compiled for.
 const CAPABILITY: (u32, u32) = (8, 0);
 
-/// When set, blocks share nothing: large products on Hopper then take the tiles of before, which other hardware than the
-/// emulator has run.
-const NO_PAIRS: &str = "IM2SP_NO_PAIRS";
+/// When 1, pairs of blocks take large products on Hopper: to measure what only the emulator has run.
+const PAIRS: &str = "IM2SP_PAIRS";
 
 /// Gets the library ready for use by this device.
 fn load(device: &str) -> Result<()> {
@@ -148,9 +147,7 @@ fn properties(name: &str, device: CUdevice) -> Result<Properties> {
         cooperative: number(CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
         l2: number(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
         shared_per_block: number(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
-        clusters: number(CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH)? != 0
-            && number(CU_DEVICE_ATTRIBUTE_TENSOR_MAP_ACCESS_SUPPORTED)? != 0
-            && std::env::var_os(NO_PAIRS).is_none(),
+        pairs: std::env::var_os(PAIRS).is_some_and(|value| value == "1"),
     })
 }
 
