@@ -2,7 +2,7 @@
 //! `y = act(conv(x) + bias) + residual`. With rows of channels a window of frames is a run of memory, so this is a matrix
 //! product whose left rows overlap.
 
-use super::{Activation, Device, LinearWeights, Sequences, ensure};
+use super::{Activation, Device, Gelu, LayerNorm, LayerNormWeights, LinearWeights, Sequences, ensure};
 use crate::Result;
 use crate::cost::Cost;
 
@@ -46,6 +46,28 @@ pub trait FrameConv: Device {
         residual: Option<&Self::Tensor>,
         sequences: Option<&Sequences>,
     ) -> Result<Self::Tensor>;
+
+    /// Convolution without activation or residual, then layer norm and GELU of each window, with the bits of these operations one
+    /// after another.
+    fn frame_conv_normed(
+        &self,
+        x: &Self::Tensor,
+        layer: &LinearWeights<Self>,
+        shape: FrameConvShape,
+        norm: &LayerNormWeights<Self>,
+    ) -> Result<Self::Tensor>
+    where
+        Self: LayerNorm + Gelu,
+    {
+        let y = self.frame_conv(x, layer, shape, Activation::None, None, None)?;
+        self.gelu(&self.layer_norm(&y, norm)?)
+    }
+
+    /// Windows that a device computes together, counted from the first. A part of the frames gives the bits of the whole where it
+    /// begins with such a group.
+    fn frame_conv_group(_shape: FrameConvShape) -> usize {
+        1
+    }
 }
 
 /// Sizes of a checked call.

@@ -101,10 +101,13 @@ impl<B: Backend> SpeechEncoder<B> {
         Ok((x, sequences))
     }
 
-    /// Recordings one after another, each from a multiple of the strides' product on: its windows in every convolution are those
-    /// it has alone. Windows in which two recordings meet belong to neither.
+    /// Recordings one after another, each from a multiple of the strides' product on, and where a group of windows begins: its
+    /// windows in every convolution are those it has alone. Windows in which two recordings meet belong to neither.
     fn arrange(&self, recordings: &[&[f32]]) -> Result<(Vec<f32>, Sequences)> {
-        let hop: usize = self.convolutions.iter().map(|convolution| convolution.shape.stride).product();
+        let (_, hop) = self.convolutions.iter().fold((1, 1), |(stride, hop), Convolution { shape, .. }| {
+            let stride = stride * shape.stride;
+            (stride, least_common_multiple(hop, stride * B::frame_conv_group(*shape)))
+        });
         let mut samples = Vec::with_capacity(recordings.iter().map(|recording| recording.len() + hop).sum());
         let mut parts = Vec::with_capacity(recordings.len());
         for recording in recordings {
@@ -154,12 +157,20 @@ impl<B: Backend> Convolution<B> {
         let Some(norm) = &self.norm else {
             return backend.frame_conv(x, &self.weights, self.shape, Activation::Gelu, None, None);
         };
-        let x = backend.frame_conv(x, &self.weights, self.shape, Activation::None, None, None)?;
-        if self.over_time {
-            return backend.instance_norm(&x, norm, sequences, Activation::Gelu);
+        if !self.over_time {
+            return backend.frame_conv_normed(x, &self.weights, self.shape, norm);
         }
-        backend.gelu(&backend.layer_norm(&x, norm)?)
+        let x = backend.frame_conv(x, &self.weights, self.shape, Activation::None, None, None)?;
+        backend.instance_norm(&x, norm, sequences, Activation::Gelu)
     }
+}
+
+fn least_common_multiple(a: usize, b: usize) -> usize {
+    let (mut divisor, mut rest) = (a, b);
+    while rest > 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    a / divisor.max(1) * b
 }
 
 /// Samples with zero mean and unit variance.

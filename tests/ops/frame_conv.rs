@@ -1,6 +1,6 @@
 use im2sp::backend::cpu::{Cpu, Matrix, Tensor};
 use im2sp::backend::prelude::*;
-use im2sp::backend::{Activation, FrameConvShape, LinearWeights, Sequences};
+use im2sp::backend::{Activation, FrameConvShape, LayerNormWeights, LinearWeights, Sequences};
 
 use crate::common::assert_close;
 use crate::{cases, coded, matrix, narrow_matrix, ops, random, row, tensor, values};
@@ -45,6 +45,9 @@ fn equals_the_definition() {
         (1, 1, 1, 1, 1, [0, 0], 1),
         (400, 1, 49, 10, 5, [0, 0], 1),
         (33, 17, 100, 3, 2, [0, 0], 1),
+        (3, 512, 512, 3, 2, [0, 0], 1),
+        (6, 520, 513, 3, 2, [0, 0], 1),
+        (11, 512, 550, 3, 2, [0, 0], 1),
         (70, 64, 48, 2, 2, [0, 0], 1),
         (50, 48, 96, 128, 1, [64, 63], 16),
         (9, 12, 6, 5, 4, [3, 1], 3),
@@ -87,6 +90,11 @@ fn edges_and_misfits() {
         let x = tensor(frames, 2, &vec![1.0; 2 * frames]);
         assert_eq!(conv(&x, &weights(4, 6), strided, None).unwrap(), ([0, 4], vec![]));
     }
+    for frames in [0, 1, 2] {
+        let (x, bias) = (tensor(frames, 512, &vec![1.0; 512 * frames]), vec![1.0; 512]);
+        let layer = layer(matrix(512, 1536, &vec![1.0; 512 * 1536]), &bias);
+        assert_eq!(conv(&x, &layer, strided, None).unwrap(), ([0, 512], vec![]));
+    }
     let same = FrameConvShape { taps: 4, stride: 1, padding: [2, 1], groups: 2 };
     assert_eq!(conv(&tensor(1, 2, &[3.0, 5.0]), &weights(2, 4), same, None).unwrap(), ([1, 2], vec![4.0, 6.0]));
     assert!(conv(&x, &weights(1, 5), strided, None).is_err());
@@ -127,4 +135,61 @@ fn sequences_are_convolved_by_themselves() {
     let whole = Sequences::one(52);
     let x = tensor(52, channels, &x);
     assert!(Cpu.frame_conv(&x, &layer, strided, Activation::Gelu, None, Some(&whole)).is_err());
+}
+
+/// Recordings one after another, each from a group of windows on, give the windows that each has alone, bit for bit.
+#[test]
+fn groups_of_windows_do_not_depend_on_others() {
+    let mut random = random(25);
+    for (channels, outputs, taps, stride) in
+        [(80, 70, 3, 2), (512, 512, 3, 2), (6, 9, 3, 2), (66, 130, 2, 2), (1, 64, 10, 5)]
+    {
+        let shape = FrameConvShape::strided(taps, stride);
+        let group = stride * Cpu::frame_conv_group(shape);
+        let x = random.values(401 * channels);
+        let layer =
+            layer(matrix(outputs, taps * channels, &random.values(outputs * taps * channels)), &vec![0.5; outputs]);
+        let convolve = |at: std::ops::Range<usize>| {
+            let x = tensor(at.len(), channels, &x[at.start * channels..at.end * channels]);
+            values(&Cpu.frame_conv(&x, &layer, shape, Activation::Gelu, None, None).unwrap())
+        };
+        let all = convolve(0..401);
+        for (first, frames) in [(0, taps), (0, 399), (3 * group, taps + stride), (10 * group, 150), (20 * group, 151)] {
+            let alone = convolve(first..first + frames);
+            let at = first / stride * outputs;
+            assert_eq!(alone, all[at..at + alone.len()], "{channels} {outputs} {shape:?} {first} {frames}");
+        }
+    }
+}
+
+/// The norm of windows gives the bits of the operations one after another.
+#[test]
+fn norms_of_windows_equal_those_afterwards() {
+    let mut random = random(26);
+    for (frames, channels, outputs, taps, stride) in [
+        (9, 1, 12, 10, 5),
+        (700, 1, 512, 10, 5),
+        (900, 512, 512, 3, 2),
+        (300, 128, 96, 2, 2),
+        (3, 64, 64, 3, 2),
+        (66, 7, 9, 3, 1),
+    ] {
+        let shape = FrameConvShape::strided(taps, stride);
+        let x = tensor(frames, channels, &random.values(frames * channels));
+        let weight = random.values(outputs * taps * channels);
+        let [weights, bias] = [(); 2].map(|()| row(&random.values(outputs)));
+        let norm = LayerNormWeights { weight: weights, bias, eps: 1e-5 };
+        for weight in [matrix(outputs, taps * channels, &weight), narrow_matrix(outputs, taps * channels, &weight)] {
+            let layer = layer(weight, &random.values(outputs));
+            let y = Cpu.frame_conv_normed(&x, &layer, shape, &norm).unwrap();
+            let sums = Cpu.frame_conv(&x, &layer, shape, Activation::None, None, None).unwrap();
+            let expected = Cpu.gelu(&Cpu.layer_norm(&sums, &norm).unwrap()).unwrap();
+            assert_eq!((Cpu.shape(&y), values(&y)), (Cpu.shape(&expected), values(&expected)), "{channels} {shape:?}");
+            let short = LayerNormWeights { weight: row(&[1.0]), bias: row(&[1.0]), eps: 1e-5 };
+            assert!(Cpu.frame_conv_normed(&x, &layer, shape, &short).is_err());
+        }
+        let eight =
+            layer(Cpu.matrix(coded(outputs, taps * channels, &vec![1.0; weight.len()])).unwrap(), &vec![0.0; outputs]);
+        assert!(frames < taps || Cpu.frame_conv_normed(&x, &eight, shape, &norm).is_err(), "eight bits");
+    }
 }

@@ -33,12 +33,13 @@ impl Attention for Cpu {
         let _span = trace::span("attention");
         let size = attention::check_ragged(self, qkv, heads, sequences)?;
         let width = heads * size;
-        let mut y = Buffer::zeros(qkv.rows * width);
+        let len = qkv.rows * width;
+        let mut y = if sequences.cover_all() { Buffer::any(len) } else { Buffer::zeros(len) };
         for rows in sequences.parts() {
             let tokens = rows.len();
             let shape = AttentionShape { batch: 1, tokens, heads, prefix: tokens };
             let part = &qkv.data[rows.start * 3 * width..rows.end * 3 * width];
-            y[rows.start * width..rows.end * width].copy_from_slice(&attend(part, shape, size, None).0.data);
+            attend_to(part, shape, size, None, &mut y[rows.start * width..rows.end * width]);
         }
         Ok(Tensor::new(qkv.rows, width, y))
     }
@@ -89,15 +90,23 @@ fn first_block(row: usize, tokens: usize) -> u64 {
 
 /// Attention with heads of `size` values, and the log-sum-exp of each query's scores.
 fn attend(qkv: &[f32], shape: AttentionShape, size: usize, dropout: Option<DropoutMask>) -> (Tensor, Tensor) {
+    let (rows, width) = (shape.batch * shape.tokens, shape.heads * size);
+    let mut out = Buffer::any(rows * width);
+    let saved = attend_to(qkv, shape, size, dropout, &mut out);
+    (Tensor::new(rows, width, out), saved)
+}
+
+/// [`attend`] with the result in `out`; the log-sum-exp.
+fn attend_to(qkv: &[f32], shape: AttentionShape, size: usize, dropout: Option<DropoutMask>, out: &mut [f32]) -> Tensor {
     let AttentionShape { batch, tokens, heads, prefix } = shape;
     let width = heads * size;
     let blocks = tokens.div_ceil(QUERY_BLOCK);
-    let (mut out, mut saved) = (Buffer::any(batch * tokens * width), Buffer::any(batch * heads * tokens));
+    let mut saved = Buffer::any(batch * heads * tokens);
     if out.is_empty() {
         saved.fill(0.0);
-        return (Tensor::new(batch * tokens, width, out), Tensor::new(batch * heads, tokens, saved));
+        return Tensor::new(batch * heads, tokens, saved);
     }
-    let (target, log_sum_exp) = (Disjoint::new(&mut out), Disjoint::new(&mut saved));
+    let (target, log_sum_exp) = (Disjoint::new(out), Disjoint::new(&mut saved));
     for_each_task(batch * heads * blocks, |task, [scores, scratch]| {
         let (sequence, head, block) = (task / blocks / heads, task / blocks % heads, task % blocks);
         let first = block * QUERY_BLOCK;
@@ -126,7 +135,7 @@ fn attend(qkv: &[f32], shape: AttentionShape, size: usize, dropout: Option<Dropo
         // SAFETY: these columns of these rows of the result are touched by no other task.
         unsafe { gemm::serial(left, value, Target::plain(out, width, size), scratch) };
     });
-    (Tensor::new(batch * tokens, width, out), Tensor::new(batch * heads, tokens, saved))
+    Tensor::new(batch * heads, tokens, saved)
 }
 
 /// Takes from queries `first..` the keys that they must not see: of units, those after them; of an image, all units.

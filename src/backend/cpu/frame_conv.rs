@@ -1,20 +1,30 @@
 //! frame_conv: y = act(conv(x) + bias) + residual over frames x (T, C), one a row, with stride, zero padding and groups.
 //!
 //! Without padding and groups the left-hand matrix is x itself: row m begins `stride` frames after the row before, and the
-//! next row's values follow in place. Otherwise each group's channels are copied, with their padding, to such a sequence of
-//! their own. Operations: 2 * windows * N * K.
+//! next row's values follow in place. Three taps with stride 2 have a form with fewer multiplications, [`paired`]. Otherwise
+//! each group's channels are copied, with their padding, to such a sequence of their own. Where a task makes whole rows, a norm
+//! follows while they are in its cache. Operations: 2 * windows * N * K.
+
+mod paired;
+
+use rayon::prelude::*;
 
 use super::buffer::{Buffer, for_each_task};
 use super::disjoint::Disjoint;
 use super::gemm::{self, Left, Panel, Right, Target};
+use super::layer_norm::normalise_and_activate;
 use super::linear::Element;
 use super::{Activation, Cpu, Elements, Tensor};
 use crate::backend::frame_conv::{self, FrameConvShape, FrameConvSizes};
-use crate::backend::{FrameConv, LinearWeights, Sequences};
+use crate::backend::{FrameConv, LayerNormWeights, LinearWeights, Sequences, layer_norm};
 use crate::{Error, Result, trace};
 
 /// Windows of a task: so many that packing their weights costs little, and so few that a layer has tasks for all threads.
 const BLOCK: usize = 1024;
+/// Weights that are packed for each task, so that it makes whole rows, [`ROWS`] of them: those of the first convolution, of a
+/// single channel.
+const FEW_WEIGHTS: usize = 1 << 13;
+const ROWS: usize = 128;
 
 impl FrameConv for Cpu {
     fn frame_conv(
@@ -40,15 +50,34 @@ impl FrameConv for Cpu {
             }
             let frames = Frames { values: &x.data[from..frames.end * x.columns], channels: x.columns };
             let (sizes, residual) = (FrameConvSizes { rows, ..sizes }, residual.map_or(&[][..], |r| &r.data[to..]));
-            let out = Out { y: target.offset(to), residual, activation };
-            match layer.weight.elements()? {
-                Elements::F32(weight) => convolve(frames, weight, &layer.bias.data, shape, sizes, out),
-                Elements::Bf16(weight) => convolve(frames, weight, &layer.bias.data, shape, sizes, out),
-                Elements::Int8(_) => return Err(Error::shape("frame_conv", "weights must be f32 or bf16")),
-            }
+            convolve(frames, layer, shape, sizes, Out { y: target.offset(to), residual, activation, norm: None })?;
         }
         layer.weight.release_after_first_use();
         Ok(Tensor::new(sizes.rows, sizes.outputs, y))
+    }
+
+    fn frame_conv_normed(
+        &self,
+        x: &Tensor,
+        layer: &LinearWeights<Cpu>,
+        shape: FrameConvShape,
+        norm: &LayerNormWeights<Cpu>,
+    ) -> Result<Tensor> {
+        let _span = trace::span("frame_conv");
+        let sizes = frame_conv::check(self, x, layer, shape, None, None)?;
+        layer_norm::check(self, &Tensor::new(0, sizes.outputs, Buffer::any(0)), norm)?;
+        let mut y = Buffer::any(sizes.rows * sizes.outputs);
+        if !y.is_empty() {
+            let frames = Frames { values: &x.data, channels: x.columns };
+            let (y, norm) = (Disjoint::new(&mut y), Some(norm));
+            convolve(frames, layer, shape, sizes, Out { y, residual: &[], activation: Activation::None, norm })?;
+        }
+        layer.weight.release_after_first_use();
+        Ok(Tensor::new(sizes.rows, sizes.outputs, y))
+    }
+
+    fn frame_conv_group(shape: FrameConvShape) -> usize {
+        if paired::fits(shape) { paired::WINDOWS } else { 1 }
     }
 }
 
@@ -65,6 +94,8 @@ struct Out<'a> {
     y: Disjoint,
     residual: &'a [f32],
     activation: Activation,
+    /// A layer norm of each row, with GELU.
+    norm: Option<&'a LayerNormWeights<Cpu>>,
 }
 
 impl<'a> Out<'a> {
@@ -75,9 +106,37 @@ impl<'a> Out<'a> {
         let residual = if self.residual.is_empty() { self.residual } else { &self.residual[at..] };
         Target { bias: &bias[first..first + columns], residual, activation: self.activation, ..plain }
     }
+
+    /// The norm of rows whose sums are there; they belong to this call alone.
+    fn normalise(&self, first: usize, rows: usize, outputs: usize) {
+        let Some(norm) = self.norm else { return };
+        // SAFETY: rows of the result that no other task has, by the promise of the caller.
+        let y = unsafe { self.y.slice(first * outputs, rows * outputs) };
+        normalise_and_activate(y, &norm.weight.data, &norm.bias.data, norm.eps);
+    }
 }
 
-fn convolve<'a, E: Element + Sync>(
+/// The convolution in the form that is the fastest; there are windows and outputs.
+fn convolve(
+    x: Frames<'_>,
+    layer: &LinearWeights<Cpu>,
+    shape: FrameConvShape,
+    sizes: FrameConvSizes,
+    out: Out<'_>,
+) -> Result<()> {
+    let (weight, bias) = (layer.weight.elements()?, &layer.bias.data[..]);
+    match weight {
+        Elements::Int8(_) => return Err(Error::shape("frame_conv", "weights must be f32 or bf16")),
+        _ if paired::fits(shape) && paired::pays(x.channels, sizes.outputs) => {
+            paired::convolve(x, weight, bias, sizes, out);
+        }
+        Elements::F32(weight) => direct(x, weight, bias, shape, sizes, out),
+        Elements::Bf16(weight) => direct(x, weight, bias, shape, sizes, out),
+    }
+    Ok(())
+}
+
+fn direct<'a, E: Element + Sync>(
     x: Frames<'a>,
     weight: &'a [E],
     bias: &'a [f32],
@@ -92,15 +151,23 @@ fn convolve<'a, E: Element + Sync>(
     if groups == 1 && padding == [0, 0] {
         let row_stride = stride * channels;
         let right = Right { values: weight, depth_stride: 1, column_stride: depth };
-        let panels = outputs.div_ceil(gemm::COLUMNS);
-        for_each_task(rows.div_ceil(BLOCK) * panels, |task, [scratch, _]| {
-            let (row, column) = (task / panels * BLOCK, task % panels * gemm::COLUMNS);
-            let left = Left { values: &x.values[row * row_stride..], row_stride, rows: BLOCK.min(rows - row), depth };
+        let whole_rows = outputs * depth <= FEW_WEIGHTS;
+        let (block, columns) = if whole_rows { (ROWS, outputs) } else { (BLOCK, gemm::COLUMNS) };
+        let panels = outputs.div_ceil(columns);
+        for_each_task(rows.div_ceil(block) * panels, |task, [scratch, _]| {
+            let (row, column) = (task / panels * block, task % panels * columns);
+            let left = Left { values: &x.values[row * row_stride..], row_stride, rows: block.min(rows - row), depth };
             let target = out.part(row * outputs, 0, outputs, outputs, bias);
             // SAFETY: the result has `rows` rows of `outputs` elements and is borrowed for the whole call; each task writes
             // its own block.
-            unsafe { gemm::panel(left, right, target, column, gemm::COLUMNS.min(outputs - column), scratch) };
+            unsafe { gemm::panel(left, right, target, column, columns.min(outputs - column), scratch) };
+            if whole_rows {
+                out.normalise(row, left.rows, outputs);
+            }
         });
+        if !whole_rows {
+            normalise_all(rows, outputs, out);
+        }
         return;
     }
     for_each_task(groups, |group, [frames, scratch]| {
@@ -117,4 +184,13 @@ fn convolve<'a, E: Element + Sync>(
         // SAFETY: as above; each task writes the columns of its own group.
         unsafe { gemm::serial(left, right, target, scratch) };
     });
+    normalise_all(rows, outputs, out);
+}
+
+/// The norm of a result that is there as a whole.
+fn normalise_all(rows: usize, outputs: usize, out: Out<'_>) {
+    if out.norm.is_some() {
+        let blocks = rows.div_ceil(ROWS);
+        (0..blocks).into_par_iter().for_each(|n| out.normalise(n * ROWS, ROWS.min(rows - n * ROWS), outputs));
+    }
 }

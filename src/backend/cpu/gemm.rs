@@ -350,7 +350,7 @@ fn part_of(depth: usize) -> usize {
 
 /// [`panels`] in tiles of M rows and W registers, with a left-hand matrix in groups of G rows.
 #[inline(always)]
-fn panels_of<S: Simd, R: Pack, const M: usize, const W: usize, const G: usize>(
+pub(super) fn panels_of<S: Simd, R: Pack, const M: usize, const W: usize, const G: usize>(
     l: Left<'_>,
     r: R,
     t: Target<'_>,

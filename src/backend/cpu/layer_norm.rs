@@ -6,8 +6,9 @@
 use rayon::prelude::*;
 
 use super::buffer::Buffer;
+use super::linear::finish;
 use super::simd::{Simd, dispatch};
-use super::{Cpu, Tensor};
+use super::{Activation, Cpu, Tensor};
 use crate::backend::{LayerNorm, LayerNormBackward, LayerNormWeights, WeightAndBias, layer_norm};
 use crate::{Result, trace};
 
@@ -86,14 +87,37 @@ dispatch! {
 fn rows_body<S: Simd>(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, y: &mut [f32], saved: &mut [f32]) {
     let columns = weight.len();
     for ((x, y), saved) in x.chunks_exact(columns).zip(y.chunks_exact_mut(columns)).zip(saved.chunks_exact_mut(2)) {
-        let mean = sum(x, |v| v) / columns as f32;
-        let variance = sum(x, |v| (v - mean) * (v - mean)) / columns as f32;
-        let rstd = 1.0 / (variance + eps).sqrt();
+        let [mean, rstd] = moments(x, eps);
         for (((y, x), weight), bias) in y.iter_mut().zip(x).zip(weight).zip(bias) {
             *y = S::mul_add1((x - mean) * rstd, *weight, *bias);
         }
         saved.copy_from_slice(&[mean, rstd]);
     }
+}
+
+dispatch! {
+    /// Layer norm and GELU of rows in place, with the bits of both operations.
+    pub(super) fn normalise_and_activate(rows: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) =
+        normalise_and_activate_body;
+}
+
+#[inline(always)]
+fn normalise_and_activate_body<S: Simd>(rows: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    for row in rows.chunks_exact_mut(weight.len().max(1)) {
+        let [mean, rstd] = moments(row, eps);
+        for ((v, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
+            *v = S::mul_add1((*v - mean) * rstd, *weight, *bias);
+        }
+        finish::<S>(row, &mut [], [&[]; 4], Activation::Gelu);
+    }
+}
+
+/// Mean and rstd of a row.
+#[inline(always)]
+fn moments(x: &[f32], eps: f32) -> [f32; 2] {
+    let mean = sum(x, |v| v) / x.len() as f32;
+    let variance = sum(x, |v| (v - mean) * (v - mean)) / x.len() as f32;
+    [mean, 1.0 / (variance + eps).sqrt()]
 }
 
 /// Lanes of a sum over a row.

@@ -277,15 +277,26 @@ pub(super) fn finish<S: Simd>(
     [scales, bias, input, residual]: [&[f32]; 4],
     activation: Activation,
 ) {
-    if activation == Activation::Relu6
-        && bias.len() == y.len()
-        && [scales, &*saved, input, residual].iter().all(|side| side.is_empty())
-    {
-        // After the short sums of a convolutional tower each pass shows.
-        for (y, b) in y.iter_mut().zip(bias) {
-            *y = relu6(*y + b);
+    if bias.len() == y.len() && [scales, &*saved, input].iter().all(|side| side.is_empty()) {
+        // Over such short pieces of rows each pass shows.
+        let is_done = match activation {
+            Activation::Relu6 => {
+                y.iter_mut().zip(bias).for_each(|(y, b)| *y = relu6(*y + b));
+                true
+            }
+            Activation::Gelu => {
+                for (y, b) in y.iter_mut().zip(bias) {
+                    let sum = *y + b;
+                    *y = sum * normal::<S>(sum);
+                }
+                true
+            }
+            _ => false,
+        };
+        if is_done {
+            y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
+            return;
         }
-        return;
     }
     y.iter_mut().zip(scales).for_each(|(y, s)| *y *= s);
     y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);

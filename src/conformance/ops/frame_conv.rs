@@ -27,6 +27,7 @@ const SHAPES: &[(Sizes, FrameConvShape, Size)] = &[
     ([5, 6, 9], grouped(8, 1, [4, 3], 3), Size::Small),
     ([700, 1, 64], grouped(10, 5, [0, 0], 1), Size::Ragged),
     ([131, 40, 72], grouped(3, 2, [0, 0], 1), Size::Ragged),
+    ([12, 520, 513], grouped(3, 2, [0, 0], 1), Size::Ragged),
     ([66, 64, 136], grouped(2, 2, [0, 0], 1), Size::Ragged),
     ([77, 96, 96], grouped(16, 1, [8, 7], 4), Size::Ragged),
     ([65, 20, 33], grouped(5, 3, [1, 4], 1), Size::Ragged),
