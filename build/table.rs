@@ -218,7 +218,7 @@ impl Table {
     }
 }
 
-/// What stands between the parentheses of a declaration, after the first.
+/// The words between the parentheses of a declaration.
 fn words(rest: &str) -> Vec<&str> {
     rest.split(')').next().unwrap_or("").split(',').map(str::trim).collect()
 }

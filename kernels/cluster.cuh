@@ -4,10 +4,10 @@
 // bf16 to the shared memory of one or of both: lines of 64 values, 128 bytes, whose chunk16s are exchanged by the line's last
 // three bits, as wgmma.cuh reads them; zeros where the matrix has no values. Barriers say when they are there:
 //   - a barrier counts arrivals and bytes of copies; its phase ends when both have come, and the next begins by itself
-//   - who waits names the parity of the phase: 0 for the first; a wait for the phase before the first ends at once
+//   - a wait names the parity of its phase, 0 for the first; a wait for the phase before the first has ended already
 #pragma once
 
-#include "prelude.cuh"
+#include "mma.cuh"
 
 // How to read boxes of a matrix, made by the driver: the launchers fill it in.
 struct alignas(128) TensorMap {
@@ -16,9 +16,8 @@ struct alignas(128) TensorMap {
 
 namespace {
 
-constexpr int PAIR = 2;                     // blocks
-constexpr int LINE_VALUES = 64;             // of a line of a box
-constexpr int LINE_BYTES = 2 * LINE_VALUES;
+constexpr int PAIR = 2;                                     // blocks
+constexpr int LINE_VALUES = ROW_BYTES / int(sizeof(bf16));  // of a box
 
 #ifndef IM2SP_EMULATOR
 
@@ -29,9 +28,7 @@ constexpr int LINE_BYTES = 2 * LINE_VALUES;
 #define CLUSTER_ASM(...) __trap()
 #endif
 
-DEVICE uint32_t cluster_address(const void* at) { return uint32_t(__cvta_generic_to_shared(at)); }
-
-// Which of the pair this block is.
+// The place of this block in the pair: 0 or 1.
 DEVICE unsigned block_rank() {
     unsigned rank = 0;
     CLUSTER_ASM("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -45,12 +42,12 @@ DEVICE void sync_pair() {
 
 // Readies a barrier for phases of `arrivals`. Then fence_barriers, and sync_pair before anybody uses it.
 DEVICE void barrier_init(uint64_t* barrier, unsigned arrivals) {
-    CLUSTER_ASM("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(cluster_address(barrier)), "r"(arrivals) : "memory");
+    CLUSTER_ASM("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
 DEVICE void fence_barriers() { CLUSTER_ASM("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 // Arrives, and has the phase wait for so many bytes of copies too.
 DEVICE void barrier_expect(uint64_t* barrier, unsigned bytes) {
-    CLUSTER_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(cluster_address(barrier)), "r"(bytes) : "memory");
+    CLUSTER_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
 }
 // Arrives at the barrier that block `rank` of the pair has in this place. Says that products and copies of this thread have
 // ended; stores are ordered for its own block alone, since a release to the other is a fence of the whole device.
@@ -58,7 +55,7 @@ DEVICE void barrier_arrive(uint64_t* barrier, unsigned rank) {
     CLUSTER_ASM(
         "{\n\t.reg .b32 there;\n\t"
         "mapa.shared::cluster.u32 there, %0, %1;\n\t"
-        "mbarrier.arrive.shared::cluster.b64 _, [there];\n\t}" ::"r"(cluster_address(barrier)),
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n\t}" ::"r"(shared_address(barrier)),
         "r"(rank)
         : "memory");
 }
@@ -71,7 +68,7 @@ DEVICE void barrier_wait(uint64_t* barrier, unsigned parity) {
             "mbarrier.try_wait.parity.shared::cta.b64 ended, [%1], %2;\n\t"
             "selp.u32 %0, 1, 0, ended;\n\t}"
             : "=r"(done)
-            : "r"(cluster_address(barrier)), "r"(parity)
+            : "r"(shared_address(barrier)), "r"(parity)
             : "memory");
     }
 }
@@ -84,16 +81,17 @@ DEVICE void prefetch_map(const TensorMap& map) {
 DEVICE void copy_box(void* to, const TensorMap& map, int line, int value, uint64_t* barrier) {
     CLUSTER_ASM(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
-            cluster_address(to)),
-        "l"(reinterpret_cast<uint64_t>(&map)), "r"(cluster_address(barrier)), "r"(value), "r"(line)
+            shared_address(to)),
+        "l"(reinterpret_cast<uint64_t>(&map)), "r"(shared_address(barrier)), "r"(value), "r"(line)
         : "memory");
 }
 // The same to this place of both blocks, for the barriers in that place of both.
 DEVICE void copy_box_to_pair(void* to, const TensorMap& map, int line, int value, uint64_t* barrier) {
     CLUSTER_ASM(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-        "[%0], [%1, {%4, %5}], [%2], %3;" ::"r"(cluster_address(to)),
-        "l"(reinterpret_cast<uint64_t>(&map)), "r"(cluster_address(barrier)), "h"(uint16_t((1 << PAIR) - 1)), "r"(value), "r"(line)
+        "[%0], [%1, {%4, %5}], [%2], %3;" ::"r"(shared_address(to)),
+        "l"(reinterpret_cast<uint64_t>(&map)), "r"(shared_address(barrier)), "h"(uint16_t((1 << PAIR) - 1)), "r"(value),
+        "r"(line)
         : "memory");
 }
 
@@ -106,9 +104,12 @@ template <int COUNT> DEVICE void take_registers() { CLUSTER_ASM("setmaxnreg.inc.
 #else
 
 DEVICE unsigned block_rank() { return emulator_context->rank; }
-DEVICE void sync_pair(PLACE) { emulator_wait(WAIT_CLUSTER, "sync_pair", file, line); }
+DEVICE void sync_pair(PLACE) {
+    emulator_require(!emulator_context->copies->unfenced_barriers, "sync_pair after barrier_init without fence_barriers");
+    emulator_wait(WAIT_CLUSTER, "sync_pair", file, line);
+}
 DEVICE void barrier_init(uint64_t* barrier, unsigned arrivals) { emulator_barrier_init(barrier, arrivals); }
-DEVICE void fence_barriers() {}
+DEVICE void fence_barriers() { emulator_context->copies->unfenced_barriers = false; }
 DEVICE void barrier_expect(uint64_t* barrier, unsigned bytes) { emulator_barrier_arrive(barrier, emulator_context->rank, bytes); }
 DEVICE void barrier_arrive(uint64_t* barrier, unsigned rank) { emulator_barrier_arrive(barrier, rank, 0); }
 DEVICE void barrier_wait(uint64_t* barrier, unsigned parity, PLACE) {

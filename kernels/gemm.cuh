@@ -21,7 +21,7 @@
 // costs more than it computes. Either way results are the same.
 //
 // Numerics: the sum of each element of C runs over k in one fixed order, whatever the tile, so results depend neither on
-// the shape of the tile nor on where in it a row stands. warpgroup.cuh has tiles of wgmma (sm_90a).
+// the shape of the tile nor on where in it a row stands. warpgroup.cuh and pair.cuh have tiles of wgmma (sm_90a).
 #pragma once
 
 #include "columns.cuh"

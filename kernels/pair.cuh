@@ -3,7 +3,7 @@
 //   PairTile<M, N, STAGES, OperandA, OperandB>      operands ByRows or ByColumns
 //   pair_product<Tile>(a, b, extent, pairing, out)  a and b: maps of the operands, with boxes of box_lines lines
 //
-// A large product asks more of L2 than it has: a tile of 128 x 256 takes 48 KB every 1024 clocks of its tensor cores, 47
+// A large product asks more of L2 than it has: a tile of 128 x 256 takes 48 KB every 1024 clocks of its tensor cores, 48
 // bytes a clock, where L2 has 35 for each multiprocessor when all ask. So two blocks take neighbouring tiles, and each fetches
 // half of the operand that both need for both: 32 KB of two tiles below each other, 40 KB of two side by side.
 //
@@ -19,10 +19,11 @@
 
 namespace {
 
-// Which tiles a pair takes. Values of the params of its kernels, PAIRING_* in the launcher.
-enum { PAIRING_BELOW = 0, PAIRING_BESIDE = 1 };
+// Two tiles of a pair: values of the params of its kernels, Pairing in the launcher.
+enum { PAIRING_BELOW = 0, PAIRING_ACROSS = 1 };
 
-// C has `rows` and `columns`; the sums run over `k` values from `first` on, a multiple of a k_tile.
+// C has `rows` and `columns`; the sums run over `k` values from `first` on. Both are multiples of a k_tile, k unless the operands
+// end there: whole k_tiles are read.
 struct Extent {
     int rows, columns, first, k;
 };
@@ -34,10 +35,13 @@ struct PairTile : WarpgroupSums<N_> {
     static constexpr int WARPS = 4 * WARPGROUPS;
     static constexpr int STEPS = K_TILE<bf16> / 16;
     static constexpr bool COLUMNS_A = is_same<OperandA, ByColumns>, COLUMNS_B = is_same<OperandB, ByColumns>;
+    static_assert(M % 64 == 0 && N % 64 == 0, "whole warpgroups and boxes");
     using Value = bf16;
+    using A = OperandA;
+    using B = OperandB;
     struct alignas(WGMMA_GROUP) Stage {
-        unsigned char a[M * LINE_BYTES];
-        unsigned char b[N * LINE_BYTES];
+        unsigned char a[M * ROW_BYTES];
+        unsigned char b[N * ROW_BYTES];
     };
     struct Shared {
         Stage stage[STAGES];
@@ -46,8 +50,9 @@ struct PairTile : WarpgroupSums<N_> {
         uint64_t empty[STAGES];  // and read by all warps of both blocks
     };
 
-    // Registers of 384 threads: 168 each, as the kernel begins, are as many as these.
+    // Of the 168 that the compiler gives each of 384 threads.
     static constexpr int REGISTERS_TO_COPY = 40, REGISTERS_TO_MULTIPLY = 232;
+    static_assert(WARPGROUPS * REGISTERS_TO_MULTIPLY + REGISTERS_TO_COPY <= (WARPGROUPS + 1) * 168, "as many as there are");
 };
 
 // Where in the ring a warp is.
@@ -81,13 +86,13 @@ template <typename Tile, typename F> DEVICE void each_tile(const Extent& extent,
 // for both.
 template <typename Operand, int LINES>
 DEVICE void copy_lines(unsigned char* to, const TensorMap& map, int first, int k, bool shared, unsigned rank, uint64_t* full) {
-    constexpr int BOX = WGMMA_PANEL / LINE_BYTES;
+    constexpr int BOX = WGMMA_PANEL / ROW_BYTES;
     const int half = shared ? int(rank) * (BOX / PAIR) : 0;
 #pragma unroll 1
     for (int number = 0; number < LINES / BOX; number++) {
         const int at = first + number * BOX;
         const int line = (is_same<Operand, ByColumns> ? k : at) + half, value = is_same<Operand, ByColumns> ? at : k;
-        unsigned char* box = to + number * WGMMA_PANEL + half * LINE_BYTES;
+        unsigned char* box = to + number * WGMMA_PANEL + half * ROW_BYTES;
         if (shared) {
             copy_box_to_pair(box, map, line, value, full);
         } else {
@@ -97,12 +102,13 @@ DEVICE void copy_lines(unsigned char* to, const TensorMap& map, int first, int k
 }
 
 // One thread asks for all k_tiles of all tiles.
-template <typename Tile, typename OperandA, typename OperandB>
+template <typename Tile>
 DEVICE void copy_tiles(typename Tile::Shared& shared, const TensorMap& a, const TensorMap& b, const Extent& extent, int pairing) {
     const unsigned rank = block_rank();
     const bool below = pairing == PAIRING_BELOW;
     const int end = extent.first + extent.k;
     Ring<Tile::STAGES> ring;
+    if (extent.k == 0) return;  // there are no maps
     prefetch_map(a);
     prefetch_map(b);
     each_tile<Tile>(extent, pairing, rank, [&](const TileCoord& at) {
@@ -112,8 +118,8 @@ DEVICE void copy_tiles(typename Tile::Shared& shared, const TensorMap& a, const 
             uint64_t* full = &shared.full[ring.stage];
             barrier_wait(&shared.empty[ring.stage], ring.parity ^ 1);
             barrier_expect(full, sizeof(stage.a) + sizeof(stage.b));
-            copy_lines<OperandA, Tile::M>(stage.a, a, at.row, k, !below, rank, full);
-            copy_lines<OperandB, Tile::N>(stage.b, b, at.column, k, below, rank, full);
+            copy_lines<typename Tile::A, Tile::M>(stage.a, a, at.row, k, !below, rank, full);
+            copy_lines<typename Tile::B, Tile::N>(stage.b, b, at.column, k, below, rank, full);
             ring.advance();
         }
     });
@@ -162,15 +168,16 @@ DEVICE void multiply_tiles(typename Tile::Shared& shared, const Extent& extent, 
             reading = ring.stage;
             ring.advance();
         }
+        const auto first = Tile::read_first(at, out);
         wgmma_wait<0>();
         if (k_tiles > 0) release(reading);
-        if (!empty) tile.finish(shared.sums[warp_index()], at, out);
+        if (!empty) tile.finish(shared.sums[warp_index()], at, out, first);
     });
 }
 
-// The tiles of this pair, in a grid of any even length. `pairing` is PAIRING_BELOW or PAIRING_BESIDE; boxes have 32 lines of
+// The tiles of this pair, in a grid of any even length. `pairing` is PAIRING_BELOW or PAIRING_ACROSS; boxes have 32 lines of
 // the operand that a pair shares, of the other 64.
-template <typename Tile, typename OperandA, typename OperandB, typename Out>
+template <typename Tile, typename Out>
 DEVICE void pair_product(const TensorMap& a, const TensorMap& b, const Extent& extent, int pairing, const Out& out) {
     typename Tile::Shared& shared = shared_memory<typename Tile::Shared>();
     if (threadIdx.x == 0) {
@@ -187,7 +194,7 @@ DEVICE void pair_product(const TensorMap& a, const TensorMap& b, const Extent& e
         multiply_tiles<Tile>(shared, extent, pairing, out);
     } else {
         give_registers<Tile::REGISTERS_TO_COPY>();
-        if (threadIdx.x == Tile::WARPS * WARP) copy_tiles<Tile, OperandA, OperandB>(shared, a, b, extent, pairing);
+        if (threadIdx.x == Tile::WARPS * WARP) copy_tiles<Tile>(shared, a, b, extent, pairing);
     }
 }
 

@@ -3,7 +3,7 @@
 //   WarpgroupTile<M, N, STAGES, OperandA, OperandB>    operands ByRows or ByColumns
 //   warpgroup_product<Tile>(a, b, rows, columns, k, out)
 //
-// A warpgroup owns 64 rows of a tile and all of its columns. Copies are cp.async, as everywhere: one k_tile is being
+// A warpgroup owns 64 rows of a tile and all of its columns. Copies are cp.async: one k_tile is being
 // multiplied and the next waits, while the other stages are filled. Blocks take one tile after the other, as far apart as the
 // grid is long; the first k_tiles of the next are on their way while the sums of the last are finished.
 //
@@ -33,31 +33,51 @@ template <int N> struct WarpgroupSums {
         for (int j = 0; j < WIDTH; j++) sums[j][0] = sums[j][1] = sums[j][2] = sums[j][3] = 0.0f;
     }
 
-    // Hands all sums to `out`. `panel` is memory of this warp's alone, VALUES of it; a lane has two runs of each panel.
-    template <typename Out> DEVICE void finish(float* panel, const TileCoord& at, const Out& out) const {
-        constexpr int RUNS = PANEL / RUN;
-        static_assert(ROWS * RUNS == 2 * WARP, "two runs a lane");
-        const int row = lane_index() / RUNS, own = lane_index() % RUNS * RUN;
-        const int first = at.row + warp_index() * ROWS + row, below = first + WARP / RUNS;
-        typename Out::Read next = {};
-        next.load(out, first, below, at.column + own);
+    // The first of what `finish` needs of device memory, for a tile at `at`.
+    template <typename Out> DEVICE static typename Out::Read read_first(const TileCoord& at, const Out& out) {
+        typename Out::Read first = {};
+        const LaneRuns runs(at);
+        first.load(out, runs.high, runs.low, runs.column);
+        return first;
+    }
+
+    // Hands all sums to `out`. `panel` is memory of this warp's alone, VALUES of it; a lane has two runs of each panel, and asks
+    // a panel ahead for what they need.
+    template <typename Out>
+    DEVICE void finish(float* panel, const TileCoord& at, const Out& out, const typename Out::Read& first) const {
+        constexpr int PANELS = N / PANEL;
+        const LaneRuns runs(at);
+        typename Out::Read next = first;
 #pragma unroll 1
-        for (int number = 0; number < N / PANEL; number++) {
-            const int column = at.column + number * PANEL + own;
+        for (int number = 0; number < PANELS; number++) {
+            const int column = runs.column + number * PANEL;
             sync_warp();
             store_panel(panel, number);
             sync_warp();
             float high[RUN], low[RUN];
-            load_run(high, panel, row, own);
-            load_run(low, panel, row + WARP / RUNS, own);
+            load_run(high, panel, runs.row, runs.own);
+            load_run(low, panel, runs.row + ROWS / 2, runs.own);
             const typename Out::Read read = next;
-            if (number + 1 < N / PANEL) next.load(out, first, below, column + PANEL);
-            out.finish(first, column, high, read, 0);
-            out.finish(below, column, low, read, 1);
+            if (number + 1 < PANELS) next.load(out, runs.high, runs.low, column + PANEL);
+            out.finish(runs.high, column, high, read, 0);
+            out.finish(runs.low, column, low, read, 1);
         }
     }
 
   private:
+    // The two runs of a lane in the first panel of a tile: rows of C, and where in the panel.
+    struct LaneRuns {
+        int row, own, high, low, column;
+
+        DEVICE explicit LaneRuns(const TileCoord& at) {
+            constexpr int RUNS = PANEL / RUN;
+            static_assert(ROWS * RUNS == 2 * WARP, "two runs a lane");
+            row = lane_index() / RUNS, own = lane_index() % RUNS * RUN;
+            high = at.row + warp_index() * ROWS + row, low = high + ROWS / 2;
+            column = at.column + own;
+        }
+    };
+
     // Where chunk16 `chunk` of a row of a panel lies: neither the lanes that hold two sums of eight rows nor those that read
     // four runs of eight rows conflict in a bank.
     DEVICE static int place(int row, int chunk) { return row * PANEL + (chunk ^ (row & 7)) * 4; }
@@ -174,12 +194,14 @@ DEVICE void warpgroup_product(const A& a, const B& b, int rows, int columns, int
         tile.clear();
         tile.mainloop(shared, a, b, at, k);
         const TileCoord done = at;
+        // Ahead of the copies, which would be in its way.
+        const auto first = Tile::read_first(done, out);
         if (number + int(gridDim.x) < count) {
             sync_block();  // all have read the stages
             at = tile_coord<Tile>(rows, columns, number + gridDim.x);
             tile.prefetch(shared, a, b, at, k);
         }
-        tile.finish(shared.sums[warp_index()], done, out);
+        tile.finish(shared.sums[warp_index()], done, out, first);
     }
     cp_async_wait<0>();
 }

@@ -163,10 +163,11 @@ if [ -x train_step ]; then
     alone "train-$model" 30 ./train_step "$model" 16 150 20 cuda bf16
   done
 fi
-# Large products by pairs of blocks, to compare.
-alone timing-pairs 30 env IM2SP_PAIRS=1 ./im2sp doctor --op =linear --size "$size" --timing-only --json
+# Large products by pairs of blocks: right, and how fast?
+alone pairs-doctor 75 env IM2SP_PAIRS=1 ./im2sp doctor --op =linear --size "$size" --no-timing --json
+alone pairs-timing 30 env IM2SP_PAIRS=1 ./im2sp doctor --op =linear --size "$size" --timing-only --json
 if [ -x train_step ]; then
-  alone train-pairs 30 env IM2SP_PAIRS=1 ./train_step full 16 150 20 cuda bf16
+  alone pairs-train 30 env IM2SP_PAIRS=1 ./train_step full 16 150 20 cuda bf16
 fi
 alone bulk 60 ./im2sp bench --random --device cuda --dtype bf16 --units 100 --in-flight 64 --json
 

@@ -167,7 +167,7 @@ fn products_use_tensor_cores_and_asynchronous_copies_in_little_code() {
             checked += 1;
             let pair = kernel.contains("_pair_");
             if pair {
-                // Of each operand; a fence would wait for all of the device in every k_tile.
+                // One of each kind for both operands; a fence would wait for all of the device in every k_tile.
                 let expected = if architecture == "sm_90a" { [2, 2] } else { [0, 0] };
                 assert_eq!(UTMALDG.map(|opcode| code.count(opcode)), expected, "{kernel} on {architecture}");
                 assert_eq!(code.count(MEMBAR), 0, "{kernel} on {architecture}");
@@ -184,6 +184,9 @@ fn products_use_tensor_cores_and_asynchronous_copies_in_little_code() {
         }
         assert!(checked > 0 || gemm.exempt.len() > 1, "{} has no kernel without an exemption", gemm.op);
     }
+    // The opcode that pairs must not have is that of fences.
+    let bias = sass.iter().filter(|code| code.kernel.starts_with("linear_backward_bias"));
+    assert!(bias.map(|code| code.count(MEMBAR)).min().is_some_and(|fences| fences > 0));
     // Decode steps split bf16 products over the tensor cores too, with weights past L1 and shared memory.
     for code in sass.iter().filter(|code| code.kernel.starts_with("linear_decode") && code.kernel.ends_with("_bf16")) {
         assert!(code.count(HMMA) >= 16, "{} on {} leaves the tensor cores idle", code.kernel, code.architecture);

@@ -1,6 +1,7 @@
 // The emulated halves of cluster.cuh: barriers that count arrivals and bytes, and copies of boxes. All blocks of a cluster run
 // on one thread of the host. A copy arrives when somebody waits for its barrier, as late as it may; or eagerly, when it is
-// begun: results have to be the same.
+// begun: results have to be the same. Arrivals at the other block and sync_pair order more here than on a GPU, where plain
+// stores to device memory are not covered: pairs must not hand each other any.
 #include "emulator.h"
 
 extern "C" {
@@ -8,7 +9,8 @@ extern "C" {
 void emulator_access(const void* at, uint64_t bytes, int kind, const void* place);
 void emulator_atomic(const void* at, uint64_t bytes, int kind, int order, const void* place);
 void emulator_copy_begins(const void* to, const void* from, uint64_t bytes, const void* place);
-void emulator_box_line_arrives(unsigned block, unsigned thread, const void* to, const void* from, uint64_t bytes, const void* place);
+void emulator_box_line_arrives(unsigned block, unsigned thread, const void* to, const void* from, uint64_t bytes,
+                               const void* place);
 void emulator_box_arrives(unsigned block, unsigned thread, const void* barrier, const void* place);
 unsigned emulator_block_number();
 }
@@ -25,7 +27,7 @@ struct Barrier {
 };
 static_assert(sizeof(Barrier) == sizeof(uint64_t), "a barrier is a word of 8 bytes");
 
-// What the emulated driver puts into a TensorMap.
+// A TensorMap, as the emulated driver makes it.
 struct Map {
     const unsigned char* address;
     uint64_t rows, columns, row_bytes, box_lines, kind;
@@ -41,8 +43,8 @@ struct Copy {
     const void* place;
 };
 
-constexpr unsigned MOST = 512;
-thread_local Copy under_way[MOST];
+constexpr unsigned MAX_COPIES = 512;
+thread_local Copy under_way[MAX_COPIES];
 thread_local unsigned count;
 
 void end_phase(Barrier& barrier) {
@@ -59,6 +61,7 @@ unsigned char* in_block(const void* at, uint64_t bytes, unsigned rank, const cha
     const uint64_t offset = static_cast<const unsigned char*>(at) - self.shared;
     emulator_require(offset <= self.shared_bytes && bytes <= self.shared_bytes - offset, what);
     emulator_require(rank < self.cluster_size, "there is no such block in the cluster");
+    emulator_require(self.cluster[self.rank] == self.shared, "a barrier or a box of a block without a cluster");
     emulator_require(self.cluster[rank], "access to the memory of a block that has ended");
     return self.cluster[rank] + offset;
 }
@@ -107,7 +110,9 @@ void emulator_barrier_init(uint64_t* barrier, unsigned arrivals) {
     emulator_require(reinterpret_cast<uint64_t>(barrier) % sizeof *barrier == 0, "a misaligned barrier");
     if (emulator_context->checked) emulator_access(barrier, sizeof *barrier, 1, __builtin_return_address(0));
     in_block(barrier, sizeof *barrier, emulator_context->rank, "a barrier that is not in shared memory");
-    *reinterpret_cast<Barrier*>(barrier) = {0, arrivals & 0x7fff, arrivals & 0xffff, 0};
+    emulator_require(arrivals > 0 && arrivals <= 0x7fff, "a barrier for no arrivals, or too many");
+    *reinterpret_cast<Barrier*>(barrier) = {0, arrivals & 0x7fff, arrivals & 0x7fff, 0};
+    emulator_context->copies->unfenced_barriers = true;
 }
 
 void emulator_barrier_arrive(uint64_t* own, unsigned rank, unsigned expected) {
@@ -122,7 +127,8 @@ void emulator_barrier_arrive(uint64_t* own, unsigned rank, unsigned expected) {
 
 bool emulator_barrier_ended(uint64_t* own, unsigned parity) {
     EmulatorContext& self = *emulator_context;
-    Barrier& barrier = *reinterpret_cast<Barrier*>(in_block(own, sizeof *own, self.rank, "a barrier that is not in shared memory"));
+    unsigned char* at = in_block(own, sizeof *own, self.rank, "a barrier that is not in shared memory");
+    Barrier& barrier = *reinterpret_cast<Barrier*>(at);
     // The youngest copy first: nothing orders them.
     for (unsigned i = count; barrier.phase == parity && i-- > 0;) {
         if (under_way[i].barrier != &barrier) continue;
@@ -138,6 +144,11 @@ bool emulator_barrier_ended(uint64_t* own, unsigned parity) {
 void emulator_copy_box(void* own, const void* map, int line, int value, uint64_t* barrier, unsigned ranks) {
     const EmulatorContext& self = *emulator_context;
     Copy copy = {};
+    emulator_require(reinterpret_cast<uint64_t>(map) % 64 == 0, "a misaligned map");
+    // It has to lie in the params.
+    if (self.checked) emulator_access(map, sizeof copy.map, 0, __builtin_return_address(0));
+    emulator_require(uint64_t(static_cast<const unsigned char*>(map) - self.shared) >= self.shared_bytes,
+                     "a map in shared memory");
     __builtin_memcpy(&copy.map, map, sizeof copy.map);
     emulator_require(copy.map.kind == BOXES_OF_BF16, "a copy of a box by a map that the launcher has not made");
     const uint64_t bytes = copy.map.box_lines * LINE;
@@ -159,7 +170,7 @@ void emulator_copy_box(void* own, const void* map, int line, int value, uint64_t
         if (self.eager) {
             arrive(copy);
         } else {
-            emulator_require(count < MOST, "more copies of boxes under way than the emulator holds");
+            emulator_require(count < MAX_COPIES, "more copies of boxes under way than the emulator holds");
             under_way[count++] = copy;
         }
     }

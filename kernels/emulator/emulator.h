@@ -61,7 +61,8 @@ struct EmulatorCopies {
         unsigned group, width;  // fragments of d
         bool a_columns, b_columns;
     } products[MOST_PRODUCTS];
-    bool unfenced;  // copies arrived since the last fence_async_proxy
+    bool unfenced;           // copies arrived since the last fence_async_proxy
+    bool unfenced_barriers;  // barriers were readied since the last fence_barriers
 };
 
 // What a thread knows of itself. The runtime's `Context` has the same layout, and more behind it.

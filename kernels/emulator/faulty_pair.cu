@@ -19,7 +19,7 @@ struct Boxes {
 };
 SIZE_OF(Boxes, 8208);
 
-enum Mistake { NONE, OVERWRITTEN, NOT_WAITED, TOO_MANY, TOO_FEW_BYTES, LEFT };
+enum Mistake { NONE, UNFENCED, OVERWRITTEN, NOT_WAITED, TOO_MANY, TOO_FEW_BYTES, LEFT };
 
 // Each block copies every second box to both; a thread adds up half of each line that is its own.
 template <Mistake MISTAKE> DEVICE void boxes(const FaultyPairParams& params) {
@@ -28,7 +28,7 @@ template <Mistake MISTAKE> DEVICE void boxes(const FaultyPairParams& params) {
     if (threadIdx.x == 0) {
         barrier_init(&shared.full, 1);
         barrier_init(&shared.empty, PAIR * THREADS / WARP);
-        fence_barriers();
+        if (MISTAKE != UNFENCED) fence_barriers();
     }
     sync_pair();
     unsigned parity = 0;
@@ -42,7 +42,7 @@ template <Mistake MISTAKE> DEVICE void boxes(const FaultyPairParams& params) {
         }
         if (MISTAKE != NOT_WAITED) barrier_wait(&shared.full, parity);
         for (int i = 0; i < LINE_VALUES / 2; i++) {
-            // Which of the line's values does not matter: the chunks have changed places.
+            // In any order, for the chunks have changed places.
             sum += to_float(shared.at[threadIdx.x / 2][threadIdx.x % 2 * (LINE_VALUES / 2) + i]);
         }
         sync_warp();
@@ -56,6 +56,7 @@ template <Mistake MISTAKE> DEVICE void boxes(const FaultyPairParams& params) {
 }  // namespace
 
 // Grid: a pair. Shared memory: Boxes.
+PAIR_KERNEL(faulty_pair_unfenced, FaultyPairParams, 128) { boxes<UNFENCED>(params); }
 PAIR_KERNEL(faulty_pair_overwritten, FaultyPairParams, 128) { boxes<OVERWRITTEN>(params); }
 PAIR_KERNEL(faulty_pair_not_waited, FaultyPairParams, 128) { boxes<NOT_WAITED>(params); }
 PAIR_KERNEL(faulty_pair_too_many, FaultyPairParams, 128) { boxes<TOO_MANY>(params); }

@@ -23,7 +23,7 @@ unsigned emulator_copies_bytes() { return sizeof(EmulatorCopies); }
 void emulator_reset_warp(EmulatorWarp* warp) { warp->set[0].arrived = warp->set[1].arrived = 0; }
 void emulator_reset_copies(EmulatorCopies* copies) {
     copies->count = copies->group = copies->product_count = copies->product_group = 0;
-    copies->unfenced = false;
+    copies->unfenced = copies->unfenced_barriers = false;
 }
 
 // Where the binary's constants lie: what the linker put between its start and the end of its data.

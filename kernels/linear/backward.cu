@@ -6,7 +6,8 @@
 //            the shape alone, each added up in order by itself, then part after part. Of dbias each warp adds every eighth
 //            row of a part, then the warps are added in order, and by the last block to come the parts
 // Requires:  rows of dy, x and weight of a multiple of 16 bytes, or the unaligned kernels; dweight at a multiple of 16 bytes
-// Tiling:    gemm.cuh; operands whose rows are the terms of the sums are transposed on the way to the products (columns.cuh)
+// Tiling:    gemm.cuh; on sm_90a warpgroup.cuh, and by request pair.cuh. Operands whose rows are the terms of the sums are
+//            transposed on the way to the products (columns.cuh)
 // Roofline:  2 M N K operations each for dx and dweight, as the forward pass
 // Measured:  H200 at 86aee10, ncu, by wgmma: dx 6512x2304x768 with a residual in 63.6 us; dweight 2304x768 over 6512 rows in
 //            56.9 us and 13.5 for the sum of its parts, 4096x1024 over 4112 rows in 72.4
@@ -239,14 +240,14 @@ template <typename Tile> DEVICE void at_weight_wgmma(const LinearBackwardWeightP
 template <typename Tile> DEVICE void at_input_pair(const LinearBackwardParams& params) {
     const Extent extent = {params.rows, params.columns, 0, params.depth};
     const InputEpilogue<bf16> out = {params};
-    pair_product<Tile, ByRows, ByColumns>(params.dy_map, params.weight_map, extent, params.pairing, out);
+    pair_product<Tile>(params.dy_map, params.weight_map, extent, params.pairing, out);
 }
 
 template <typename Tile> DEVICE void at_weight_pair(const LinearBackwardWeightParams& params) {
     const int first = blockIdx.y * params.share, terms = min(params.share, params.terms - first);
     const Extent extent = {params.rows, params.columns, first, terms};
     const WeightEpilogue out = {params, params.out + int64_t(blockIdx.y) * params.rows * params.columns};
-    pair_product<Tile, ByColumns, ByColumns>(params.dy_map, params.x_map, extent, params.pairing, out);
+    pair_product<Tile>(params.dy_map, params.x_map, extent, params.pairing, out);
 }
 
 // bf16, as forward.cu's, of a weight by columns.
@@ -390,7 +391,7 @@ TILE(linear_backward_128x192_wgmma_bf16, Input128x192Wgmma, 128, 192, 180224, 16
 TILE(linear_backward_64x128_wgmma_bf16, Input64x128Wgmma, 64, 128, 204800, 84, "not yet measured");
 TILE(linear_backward_64x64_wgmma_bf16, Input64x64Wgmma, 64, 64, 106496, 43, "not yet measured");
 TILE(linear_backward_128x256_pair_bf16, Input128x256Pair, 128, 256, 214016, 153, "not yet measured");
-TILE(linear_backward_128x192_pair_bf16, Input128x192Pair, 128, 192, 222208, 120, "not yet measured");
+TILE(linear_backward_128x192_pair_bf16, Input128x192Pair, 128, 192, 222208, 113, "not yet measured");
 TILE(linear_backward_64x64_unaligned_bf16, Input64x64, 64, 64, 65536, 1000, "not yet measured");
 TILE(linear_backward_128x128_f32, Tile128x128F32, 128, 128, 65536, 2048, "not yet measured");
 TILE(linear_backward_64x64_f32, Tile64x64F32, 64, 64, 49152, 768, "not yet measured");

@@ -9,7 +9,7 @@
 // Requires:  rows of x and weight of a multiple of 16 bytes, or the unaligned kernels
 // Tiling:    gemm.cuh; the launcher takes the tile of least time from the TILE table at the end. Each block walks K in
 //            k_tiles of 128 bytes through a ring of stages in shared memory; fragments are loaded a step ahead of the
-//            products. The activation is a parameter, not a kernel
+//            products. The activation is a parameter, not a kernel. On sm_90a warpgroup.cuh, and by request pair.cuh
 // Roofline:  2 M N K operations. Bound by the tensor cores once both M and N are some hundreds; mma.sync reaches about
 //            62 % of the rate of wgmma on sm_90
 // Measured:  NVIDIA H200, driver 580.159.04, `im2sp doctor`, cold L2, rows x K x columns. At 00377bd, bf16 by wgmma:
@@ -17,9 +17,6 @@
 //            in 93, 4096x4096x4096 in 239 (576 TFLOP/s); f32: 257x1024x3072 in 77.3, 4112x1024x4096 in 923 (37 TFLOP/s). At
 //            449c6ab, bf16 by mma.sync, lightly contended: 14.9, 22.2, 42.4, 25.5, 150, 397 (346 TFLOP/s, 56 % of the peak
 //            of mma.sync there)
-// Predicted: by pairs of blocks (pair.cuh), not yet measured: 4096x4096x4096 takes four turns of 64 k_tiles of 1024 clocks, 132 us
-//            at 1980 MHz and what epilogues and power add to it; 4112x1024x4096 four turns of 16 k_tiles of 1170 clocks, 41 us with
-//            the first copies and the last epilogue. The main loop is 1.6 KB of code without a fence, the kernel 36 KB
 #include "gemm.cuh"
 #include "linear/activation.cuh"
 #include "pair.cuh"
@@ -185,7 +182,7 @@ template <typename Tile> DEVICE void wgmma(const LinearParams& params) {
 
 template <typename Tile> DEVICE void pair(const LinearParams& params) {
     const Extent extent = {params.rows, params.columns, 0, params.k};
-    pair_product<Tile, ByRows, ByRows>(params.x_map, params.weight_map, extent, params.pairing, LinearEpilogue<bf16>{params});
+    pair_product<Tile>(params.x_map, params.weight_map, extent, params.pairing, LinearEpilogue<bf16>{params});
 }
 
 // bf16: rows and columns of a tile, warps down and across, stages.
@@ -249,7 +246,7 @@ TILE(linear_forward_64x128_wgmma_bf16, Tile64x128Wgmma, 64, 128, 204800, 84,
 TILE(linear_forward_64x64_wgmma_bf16, Tile64x64Wgmma, 64, 64, 106496, 43,
      "H200 at 00377bd, doctor: 257x1024x1024 in 10.3 us, 257x4096x1024 in 22.2 us");
 TILE(linear_forward_128x256_pair_bf16, Tile128x256Pair, 128, 256, 214016, 153, "not yet measured");
-TILE(linear_forward_128x192_pair_bf16, Tile128x192Pair, 128, 192, 222208, 120, "not yet measured");
+TILE(linear_forward_128x192_pair_bf16, Tile128x192Pair, 128, 192, 222208, 113, "not yet measured");
 TILE(linear_forward_64x64_unaligned_bf16, Tile64x64, 64, 64, 65536, 1000, "not yet measured");
 TILE(linear_forward_128x128_f32, Tile128x128F32, 128, 128, 65536, 2048, "H200 at 449c6ab, doctor: 4112x1024x4096 in 847 us");
 TILE(linear_forward_64x64_f32, Tile64x64F32, 64, 64, 49152, 768, "H200 at 449c6ab, doctor: 257x1024x3072 in 72.7 us");

@@ -143,12 +143,18 @@ mod on_cuda {
         }
 
         fn linear_tiles(&self, columns: usize, depth: usize) -> Vec<&'static str> {
+            // A GPU runs them by request alone.
+            #[cfg(feature = "emulator")]
+            let emulated = self.stream().driver().emulator().is_some();
+            #[cfg(not(feature = "emulator"))]
+            let emulated = false;
+            let pairs = emulated || self.stream().properties().pairs;
             TILES
                 .iter()
                 .filter(|tile| {
                     tile.takes(Cuda::dtype(self), is_aligned(Cuda::dtype(self), depth)) && tile.makes(columns)
                 })
-                .filter(|tile| tile.runs_on(self.stream().properties()))
+                .filter(|tile| tile.runs_on(self.stream().properties()) && (pairs || !tile.is_pair()))
                 .map(|tile| tile.name)
                 .collect()
         }

@@ -7,10 +7,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
-use im2sp::backend::cuda::driver::gpu;
+use im2sp::backend::cuda::driver::{BoxedMatrix, gpu};
 
 /// Each function of the driver library that is used and may fail.
-const FUNCTIONS: [&str; 46] = [
+const FUNCTIONS: [&str; 47] = [
     "cuInit",
     "cuDeviceGetCount",
     "cuDeviceGet",
@@ -55,6 +55,7 @@ const FUNCTIONS: [&str; 46] = [
     "cuModuleUnload",
     "cuModuleGetFunction",
     "cuFuncGetAttribute",
+    "cuTensorMapEncodeTiled",
     "cuLaunchKernel",
     "cuLaunchCooperativeKernel",
 ];
@@ -132,7 +133,7 @@ fn child() {
             assert!(excludes(&driver, &again, SHORT), "one device, one lock");
             assert!(!excludes(&driver, &another, LONG), "devices have nothing to do with each other");
         }
-        let ended = goes_through(&stream, false);
+        let ended = goes_through(&stream, false).and_then(|()| maps(&stream));
         // Whatever happened, the device still answers, with the same words if it is lost.
         let after = stream.synchronize();
         let lost = |result: &Result<()>| result.as_ref().is_err_and(|e| e.to_string().contains("the GPU failed"));
@@ -153,6 +154,18 @@ fn child() {
     if let Err(error) = ended {
         println!("ERROR {error}");
     }
+}
+
+/// Maps of matrices, and of none. The fake refuses those that no GPU would take.
+fn maps(stream: &Arc<dyn Stream>) -> Result<()> {
+    let memory = Memory::new(stream, 3 * 16)?;
+    for rows in [3, 1, 2] {
+        let map = stream.tensor_map(BoxedMatrix { pointer: memory.1, rows, columns: 8, box_rows: 64 })?;
+        assert_eq!(bytemuck::bytes_of(&map)[..8], memory.1.0.to_ne_bytes());
+    }
+    let none = stream.tensor_map(BoxedMatrix { pointer: memory.1, rows: 0, columns: 8, box_rows: 64 })?;
+    assert!(bytemuck::bytes_of(&none).iter().all(|&byte| byte == 0));
+    Ok(())
 }
 
 #[test]

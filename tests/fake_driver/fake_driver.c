@@ -276,7 +276,7 @@ int cuTensorMapEncodeTiled(uint64_t* map, int type, uint32_t rank, void* address
                            const uint32_t* box, const uint32_t* steps, int interleave, int swizzle, int promotion, int fill) {
     CALL_IN_CONTEXT();
     (void)promotion, (void)interleave;
-    if ((uintptr_t)map % 64 || (uintptr_t)address % 16 || strides[0] % 16) violation("a misaligned tensor map");
+    if ((uintptr_t)map % 64 || (uintptr_t)address % 16 || strides[0] % 16 || strides[0] != 2 * sizes[0]) violation("a misaligned tensor map");
     if (type != 9 || rank != 2 || swizzle != 3 || fill != 0) violation("a tensor map of another form");
     if (!sizes[0] || !sizes[1] || box[0] * 2 != 128 || !box[1] || box[1] > 256 || steps[0] != 1 || steps[1] != 1) {
         violation("a tensor map of impossible sizes");

@@ -394,16 +394,17 @@ mod tests {
         assert_eq!(chosen(DType::BF16, [4096; 3], SMALL, AMPERE), "128x128");
     }
 
-    /// What pairs of blocks share changes the time and nothing else, whichever way they are laid.
+    /// Pairs of blocks have the bits of single ones, whichever way they are laid.
     #[test]
     fn pairs_give_what_single_blocks_give() {
+        let mut pairings = Vec::new();
         for multiprocessors in [2, 3, 8] {
             let driver = emulator::EmulatedDriver::with_multiprocessors(1 << 28, multiprocessors);
             let cuda = Cuda::new(std::sync::Arc::new(driver), DType::BF16).unwrap();
             let random = |shape: [usize; 2], stream| {
                 cuda.sequence(shape, &Philox::new(7, stream).values(shape[0] * shape[1])).unwrap()
             };
-            for [rows, columns, k] in [[1, 8, 8], [129, 264, 72], [300, 520, 328], [514, 200, 64]] {
+            for [rows, columns, k] in [[1, 8, 8], [129, 264, 72], [300, 520, 328], [100, 520, 328], [514, 200, 64]] {
                 let (x, residual) = (random([rows, k], 0), random([rows, columns], 1));
                 let weight = HostTensor::from_f32(&[columns, k], Philox::new(7, 2).values(columns * k)).unwrap();
                 let bias = cuda.upload([1, columns], &Philox::new(7, 3).values(columns)).unwrap();
@@ -414,10 +415,16 @@ mod tests {
                 };
                 let results: Vec<_> = TILES.iter().filter(|tile| tile.is_wgmma()).map(run).collect();
                 assert!(results.iter().filter(|(name, _)| name.ends_with("_pair")).count() > 1);
+                let pairs = TILES.iter().filter(|tile| tile.is_pair());
+                pairings.extend(pairs.map(|tile| (tile.name, tile.pairing(rows, columns, cuda.stream.properties()))));
                 for (name, y) in &results {
                     assert!(y == &results[0].1, "{name}: {rows} x {columns} x {k} on {multiprocessors}");
                 }
             }
+        }
+        for tile in TILES.iter().filter(|tile| tile.is_pair()) {
+            let all = [tiles::Pairing::Below, tiles::Pairing::Across].map(|pairing| (tile.name, pairing));
+            assert!(all.iter().all(|one| pairings.contains(one)), "{pairings:?}");
         }
     }
 

@@ -238,6 +238,7 @@ fn add_parts(cuda: &Cuda, parts: &Tensor, gradient: DevicePtr) -> Result<()> {
 #[cfg(all(test, feature = "emulator"))]
 mod tests {
     use super::super::super::driver::emulator;
+    use super::super::super::tiles::Pairing;
     use super::*;
     use crate::backend::parameters::{Parameter, TrainedParameters as _};
     use crate::random::Philox;
@@ -254,30 +255,40 @@ mod tests {
         cuda.sequence(shape, &Philox::new(1, stream).values(shape[0] * shape[1])).unwrap()
     }
 
-    /// The tile changes the time and nothing else.
+    /// The tile changes the time and nothing else, and so does the way in which pairs are laid.
     #[test]
     fn all_tiles_give_the_same() {
-        for dtype in [DType::F32, DType::BF16] {
-            let cuda = cuda(dtype);
-            let [rows, n, k] = SHAPE;
-            let (dy, weight, x) = (random(&cuda, [130, n], 0), random(&cuda, [n, k], 1), random(&cuda, [130, k], 2));
+        let wide = [600, 104, 520];
+        for (dtype, multiprocessors, size, rows, pairing) in [
+            (DType::F32, 4, SHAPE, 130, Pairing::Below),
+            (DType::BF16, 4, SHAPE, 130, Pairing::Below),
+            (DType::BF16, 2, wide, 100, Pairing::Across),
+        ] {
+            let driver = emulator::EmulatedDriver::with_multiprocessors(1 << 28, multiprocessors);
+            let cuda = Cuda::new(std::sync::Arc::new(driver), dtype).unwrap();
+            let [terms, n, k] = size;
+            let (dy, weight, x) = (random(&cuda, [rows, n], 0), random(&cuda, [n, k], 1), random(&cuda, [rows, k], 2));
             let input = Some((Activation::Gelu, &x));
             let run = |tile: &&Tile<_>| {
                 cuda.download(&at_input(&cuda, &dy, &weight, input, Some(&x), tile).unwrap()).unwrap()
             };
-            let results: Vec<_> =
-                kernels::LINEAR_BACKWARD_TILES.iter().filter(|tile| tile.takes(dtype, true)).map(|t| run(&t)).collect();
+            let tiles = kernels::LINEAR_BACKWARD_TILES.iter().filter(|tile| tile.takes(dtype, true));
+            let results: Vec<_> = tiles.clone().map(|t| run(&t)).collect();
             assert!(results.len() > 2 && results.iter().all(|result| result == &results[0]));
+            let laid = |tile: &Tile<_>| tile.pairing(rows, k, cuda.stream.properties()) == pairing;
+            assert!(tiles.filter(|tile| tile.is_pair()).all(laid));
 
-            let (dy, x) = (random(&cuda, [rows, n], 0), random(&cuda, [rows, k], 2));
+            let (dy, x) = (random(&cuda, [terms, n], 0), random(&cuda, [terms, k], 2));
             let run = |tile: &Tile<_>| {
                 let gradient = cuda.gradients(n * k).unwrap();
                 add_weight(&cuda, &dy, &x, SHARE_MIN, gradient.pointer(), tile).unwrap();
                 cuda.download(&gradient).unwrap()
             };
             let tiles = kernels::LINEAR_BACKWARD_WEIGHT_TILES.iter().filter(|tile| tile.takes(dtype, true));
-            let results: Vec<_> = tiles.map(run).collect();
+            let results: Vec<_> = tiles.clone().map(run).collect();
             assert!(results.len() > 1 && results.iter().all(|result| result == &results[0]));
+            let laid = |tile: &Tile<_>| tile.pairing(n, k, cuda.stream.properties()) == pairing;
+            assert!(tiles.filter(|tile| tile.is_pair()).all(laid));
         }
     }
 

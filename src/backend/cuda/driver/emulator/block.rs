@@ -185,8 +185,10 @@ impl<'a> Task<'a> {
         let shared = prepare_shared(&mut scratch.shared, bytes);
         let rank = number % self.cluster;
         // SAFETY: the caller's promise.
-        let peer = unsafe { &mut *peers.add(rank) };
-        *peer = shared;
+        let peer = unsafe {
+            peers.add(rank).write(shared);
+            peers.add(rank)
+        };
         let warp_bytes = fiber::warp_bytes();
         scratch.warps.resize(self.warps.len() * warp_bytes.div_ceil(16), 0);
         let warps = scratch.warps.as_mut_ptr().cast::<u8>();

@@ -416,7 +416,13 @@ fn with_watch_as(who: Who, work: impl FnOnce(&mut Watch<'_>, Who) -> Result<(), 
 #[unsafe(no_mangle)]
 extern "C" fn emulator_access(at: *const c_void, bytes: u64, kind: c_int, place: *const c_void) {
     let kind = if kind == 0 { Kind::Read } else { Kind::Write };
-    with_watch(|watch, who| watch.access(who, at as u64, bytes, kind, place as usize));
+    with_watch(|watch, who| {
+        let inside = |start: u64, length: u64| at as u64 >= start && at as u64 - start < length;
+        if watch.owner(who, inside).is_some_and(|owner| owner != who.block) {
+            return Err(watch.finding(who, "access to another block's memory", at as u64, bytes, kind));
+        }
+        watch.access(who, at as u64, bytes, kind, place as usize)
+    });
 }
 
 /// Called before an atomic operation: bits of `kind` are 1 for loads and 2 for stores, `order` is C++'s.

@@ -35,7 +35,7 @@ pub use block::Order;
 
 /// Alignment of a kernel's params: that of a `TensorMap`.
 const PARAMS_ALIGNMENT: usize = align_of::<TensorMap>();
-/// What a map says it is, as kernels/emulator/cluster.cpp expects it.
+/// The last word of a map, as kernels/emulator/cluster.cpp expects it.
 const BOXES_OF_BF16: u64 = 0x626f_7865_7331_3662;
 
 /// The host as a CUDA device.
@@ -218,6 +218,9 @@ impl EmulatedStream {
         }
         let _running = lock(&self.machine.running);
         let settings = *lock(&self.machine.settings);
+        if launch.cooperative && kernel.cluster > 1 {
+            return problem("clusters of a cooperative launch".into());
+        }
         if x % u64::from(kernel.cluster) != 0 {
             return problem(format!("{x} blocks, which is no multiple of a cluster's {}", kernel.cluster));
         }

@@ -1,4 +1,4 @@
-//! Order of memory accesses: by barriers of a block or a warp, and between any threads by what one released
+//! Order of memory accesses: by barriers of a warp, a block or a cluster, and between any threads by what one released
 //! and another acquired. Two accesses to a byte that are not ordered, of which one writes and not both are atomic, race.
 //!
 //! Every block has a time that moves on at each of its barriers and releases. An access is known by its thread and the
