@@ -1,7 +1,7 @@
 // pair: products C = A B^T in tiles as gemm.cuh's, for pairs of blocks that share an operand (sm_90a), of bf16.
 //
 //   PairTile<M, N, STAGES, OperandA, OperandB>      operands ByRows or ByColumns
-//   pair_product<Tile>(a, b, extent, pairing, out)  a and b: maps of the operands, with boxes of box_lines lines
+//   pair_product<Tile>(a, b, extent, pairing, out)  a and b: maps of the operands
 //
 // A large product asks more of L2 than it has: a tile of 128 x 256 takes 48 KB every 1024 clocks of its tensor cores, 48
 // bytes a clock, where L2 has 35 for each multiprocessor when all ask. So two blocks take neighbouring tiles, and each fetches
