@@ -28,24 +28,14 @@ struct Extent {
     int rows, columns, first, k;
 };
 
-template <int M_, int N_, int STAGES_, typename OperandA = ByRows, typename OperandB = ByRows>
-struct PairTile : WarpgroupSums<N_> {
-    static constexpr int M = M_, N = N_, STAGES = STAGES_;
+template <int M, int N, int STAGES_, typename OperandA = ByRows, typename OperandB = ByRows>
+struct PairTile : WarpgroupSums<M, N, OperandA, OperandB> {
+    using Sums = WarpgroupSums<M, N, OperandA, OperandB>;
+    static constexpr int STAGES = STAGES_;
     static constexpr int WARPGROUPS = M / 64;  // that multiply
-    static constexpr int WARPS = 4 * WARPGROUPS;
-    static constexpr int STEPS = K_TILE<bf16> / 16;
-    static constexpr bool COLUMNS_A = is_same<OperandA, ByColumns>, COLUMNS_B = is_same<OperandB, ByColumns>;
-    static_assert(M % 64 == 0 && N % 64 == 0, "whole warpgroups and boxes");
-    using Value = bf16;
-    using A = OperandA;
-    using B = OperandB;
-    struct alignas(WGMMA_GROUP) Stage {
-        unsigned char a[M * ROW_BYTES];
-        unsigned char b[N * ROW_BYTES];
-    };
     struct Shared {
-        Stage stage[STAGES];
-        float sums[WARPS][WarpgroupSums<N>::VALUES];
+        typename Sums::Stage stage[STAGES];
+        float sums[Sums::WARPS][Sums::VALUES];
         uint64_t full[STAGES];   // the stage has been copied
         uint64_t empty[STAGES];  // and read by all warps of both blocks
     };
@@ -135,7 +125,6 @@ DEVICE void copy_tiles(typename Tile::Shared& shared, const TensorMap& a, const 
 template <typename Tile, typename Out>
 DEVICE void multiply_tiles(typename Tile::Shared& shared, const Extent& extent, int pairing, const Out& out) {
     const int k_tiles = (extent.k + K_TILE<bf16> - 1) / K_TILE<bf16>;
-    const int own = warp_index() / 4 * WGMMA_PANEL;  // of both forms of A
     Ring<Tile::STAGES> ring;
     // A lane for each block that may write to the stage again.
     const auto release = [&](int stage) {
@@ -150,17 +139,9 @@ DEVICE void multiply_tiles(typename Tile::Shared& shared, const Extent& extent, 
         tile.clear();
 #pragma unroll 1
         for (int k_tile = 0; k_tile < k_tiles; k_tile++) {
-            const typename Tile::Stage& stage = shared.stage[ring.stage];
             barrier_wait(&shared.full[ring.stage], ring.parity);
             if (!empty) {
-                wgmma_fence();
-#pragma unroll
-                for (int step = 0; step < Tile::STEPS; step++) {
-                    wgmma_m64k16<Tile::COLUMNS_A, Tile::COLUMNS_B>(
-                        tile.sums, stage.a + own + step * WGMMA_STEP<Tile::COLUMNS_A>,
-                        stage.b + step * WGMMA_STEP<Tile::COLUMNS_B>);
-                }
-                wgmma_commit();
+                tile.multiply(shared.stage[ring.stage]);
                 wgmma_wait<1>();
             }
             // The products of the k_tile before have been added.

@@ -20,8 +20,19 @@
 
 namespace {
 
-// The sums of a warp: 16 rows of N columns.
-template <int N> struct WarpgroupSums {
+// A k_tile of a tile of M x N in shared memory, and the sums of a warp: 16 rows of N columns. Warpgroups share out the rows.
+template <int M_, int N_, typename A_, typename B_> struct WarpgroupSums {
+    static constexpr int M = M_, N = N_, WARPS = M / 16;
+    static constexpr int STEPS = K_TILE<bf16> / 16;
+    static constexpr bool COLUMNS_A = is_same<A_, ByColumns>, COLUMNS_B = is_same<B_, ByColumns>;
+    static_assert(M % 64 == 0 && N % 64 == 0, "whole warpgroups, and panels of columns");
+    using Value = bf16;
+    using A = A_;
+    using B = B_;
+    struct alignas(WGMMA_GROUP) Stage {
+        unsigned char a[M * ROW_BYTES];
+        unsigned char b[N * ROW_BYTES];
+    };
     static constexpr int ROWS = 16, WIDTH = N / 8;
     static constexpr int RUN = 8, PANEL = 32;
     static constexpr int VALUES = ROWS * PANEL;  // of shared memory, to finish them
@@ -31,6 +42,18 @@ template <int N> struct WarpgroupSums {
     DEVICE void clear() {
 #pragma unroll
         for (int j = 0; j < WIDTH; j++) sums[j][0] = sums[j][1] = sums[j][2] = sums[j][3] = 0.0f;
+    }
+
+    // Begins the products of a k_tile, as a group.
+    DEVICE void multiply(const Stage& stage) {
+        const int own = warp_index() / 4 * WGMMA_PANEL;  // of both forms of A
+        wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+            wgmma_m64k16<COLUMNS_A, COLUMNS_B>(
+                sums, stage.a + own + step * WGMMA_STEP<COLUMNS_A>, stage.b + step * WGMMA_STEP<COLUMNS_B>);
+        }
+        wgmma_commit();
     }
 
     // The first of what `finish` needs of device memory, for a tile at `at`.
@@ -109,22 +132,16 @@ template <int N> struct WarpgroupSums {
     }
 };
 
-template <int M_, int N_, int STAGES, typename OperandA = ByRows, typename OperandB = ByRows>
-struct WarpgroupTile : WarpgroupSums<N_> {
-    static constexpr int M = M_, N = N_;
-    static constexpr int THREADS = M / 64 * WARPGROUP;
+template <int M, int N, int STAGES, typename OperandA = ByRows, typename OperandB = ByRows>
+struct WarpgroupTile : WarpgroupSums<M, N, OperandA, OperandB> {
+    using Sums = WarpgroupSums<M, N, OperandA, OperandB>;
+    using Stage = typename Sums::Stage;
+    static constexpr int THREADS = Sums::WARPS * WARP;
     static constexpr int AHEAD = STAGES - 2;  // k_tiles that are copied ahead
-    static constexpr int STEPS = K_TILE<bf16> / 16;
-    static constexpr bool COLUMNS_A = is_same<OperandA, ByColumns>, COLUMNS_B = is_same<OperandB, ByColumns>;
-    static_assert(M % 64 == 0 && AHEAD > 0, "whole warpgroups, and a stage to fill");
-    using Value = bf16;
-    struct alignas(WGMMA_GROUP) Stage {
-        unsigned char a[M * ROW_BYTES];
-        unsigned char b[N * ROW_BYTES];
-    };
+    static_assert(AHEAD > 0, "a stage to fill");
     struct Shared {
         Stage stage[STAGES];
-        float sums[THREADS / WARP][WarpgroupSums<N>::VALUES];
+        float sums[Sums::WARPS][Sums::VALUES];
     };
 
     template <typename A, typename B>
@@ -137,7 +154,6 @@ struct WarpgroupTile : WarpgroupSums<N_> {
     template <typename A, typename B>
     DEVICE void mainloop(Shared& shared, const A& a, const B& b, const TileCoord& at, int k) {
         const int k_tiles = (k + K_TILE<bf16> - 1) / K_TILE<bf16>;
-        const int own = warp_index() / 4 * WGMMA_PANEL;  // of both forms of A
         int reading = 0, filling = AHEAD;
 #pragma unroll 1
         for (int k_tile = 0; k_tile < k_tiles; k_tile++) {
@@ -145,14 +161,7 @@ struct WarpgroupTile : WarpgroupSums<N_> {
             fence_async_proxy();
             // The k_tile is there for all, and the products of all but the one before it have been added.
             sync_block();
-            const Stage& stage = shared.stage[reading];
-            wgmma_fence();
-#pragma unroll
-            for (int step = 0; step < STEPS; step++) {
-                wgmma_m64k16<COLUMNS_A, COLUMNS_B>(
-                    this->sums, stage.a + own + step * WGMMA_STEP<COLUMNS_A>, stage.b + step * WGMMA_STEP<COLUMNS_B>);
-            }
-            wgmma_commit();
+            this->multiply(shared.stage[reading]);
             copy(shared.stage[filling], a, b, at, k_tile + AHEAD, k_tiles);
             wgmma_wait<1>();
             reading = reading + 1 == STAGES ? 0 : reading + 1;

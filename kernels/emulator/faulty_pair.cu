@@ -1,4 +1,5 @@
-// planted: as faulty.cu, of pairs of blocks that share what they read.
+// faulty_pair: kernels with one mistake each in how a pair of blocks shares what it reads, and one without (`_right`), for
+// tests/emulator.rs. Built for the emulator alone.
 #include "cluster.cuh"
 
 struct FaultyPairParams {

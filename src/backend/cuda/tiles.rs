@@ -93,7 +93,7 @@ impl<P> Tile<P> {
 
     /// Whether two blocks share what they read.
     pub(crate) fn is_pair(&self) -> bool {
-        self.name.ends_with("_pair")
+        self.kernel.info.cluster as usize == PAIR
     }
 
     /// Tiles of a result.
