@@ -104,7 +104,7 @@ impl ImageTokenizer {
     }
 }
 
-/// Calls `on_units` for all batches in their order; their memory goes to `spare`, to be used for later ones.
+/// Hands the units of all batches to `on_units`, in their order, and the memory of batches back to `spare`, for later ones.
 fn deliver_all(
     lanes: &[Receiver<Tokenized>],
     spare: &Sender<Vec<f32>>,

@@ -7,12 +7,11 @@
 //! ```
 //!
 //! That makes 5 products where the definition has 6: F(2, 2) on the even frames. A window needs no frame outside of itself, so
-//! the last of an odd number, which has no second one, is computed with the same bits. With random values in 512 channels a sum's
-//! rounding error is 1.15 times that of the direct form (root of the mean square). Source: Winograd, "Arithmetic Complexity of
-//! Computations" (1980).
+//! the last of an odd number, which has no second one, is computed with the same bits. Rounding is that of sums of the same
+//! length, and of a difference and a sum before them. Source: Winograd, "Arithmetic Complexity of Computations" (1980).
 //!
 //! The weights are packed once a call, in panels with C lines each of w0 + w2, w0, w1 and w2. A task takes some pairs through
-//! all panels, so that their frames and differences stay in its L2. Operations: 5/3 * windows * N * C * 2.
+//! all panels, so that their frames and differences stay in its L2. Operations: 5 * windows * N * C; directly 6.
 
 use rayon::prelude::*;
 
@@ -33,8 +32,7 @@ const PARTS: usize = 4;
 /// 1.2 MB.
 const PAIRS: usize = 96;
 const ROWS: usize = 24;
-/// Channels and outputs from which this form is the faster one: 4000 windows took 0.87 times as long as in the direct form with
-/// 512 of each, but 1.28 times with 256, on two cores that had other work too.
+/// Channels and outputs from which this form is the faster one, as those of HuBERT and wav2vec 2.0 are (docs/decisions.md).
 const FROM: usize = 512;
 
 /// Whether there is this form of a convolution.

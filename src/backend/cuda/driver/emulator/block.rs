@@ -89,7 +89,7 @@ struct Block<'a> {
     /// Threads of each warp that wait for the block or its cluster, or have ended.
     held: Vec<usize>,
     shared: *mut u8,
-    /// Where its cluster finds its shared memory.
+    /// The place in which its cluster finds the address of its shared memory.
     peer: *mut *mut u8,
     scratch: Scratch,
 }

@@ -14,7 +14,7 @@ const NEEDED: (c_int, &str) = (13_000, "580");
 /// The oldest compute capability that the kernels are compiled for.
 const CAPABILITY: (u32, u32) = (8, 0);
 
-/// When 1, pairs of blocks take large products on Hopper: to measure what only the emulator has run.
+/// An environment variable: 1 lets pairs of blocks take large products on Hopper, to measure what only the emulator has run.
 const PAIRS: &str = "IM2SP_PAIRS";
 
 /// Gets the library ready for use by this device.
